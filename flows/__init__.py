@@ -1,0 +1,1 @@
+"""Flows, the operator API and the command line: what a user runs."""

@@ -1,0 +1,1 @@
+"""The model: endpoints, the client that asks them, the server that answers."""

@@ -1,0 +1,1 @@
+"""A tiny vision-language model of our own, and the scenes it was trained on."""

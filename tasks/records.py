@@ -1,0 +1,153 @@
+"""What travels between the steps: plain, frozen, no I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ..serving.types import Message
+
+Record = Mapping[str, Any]
+"""One input record: column name -> value, as the dataset holds it."""
+
+
+class Kind(StrEnum):
+    """Why a row was quarantined. The first group is the row's own fault."""
+
+    BAD_ROW = "bad_row"
+    NO_IMAGE = "no_image"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_REFUSED = "image_refused"
+    NOT_AN_IMAGE = "not_an_image"
+    IMAGE_BROKEN = "image_broken"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_TOO_SMALL = "image_too_small"
+    BAD_REQUEST = "bad_request"
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    UNPARSED = "unparsed"
+    # what may pass when it is tried again
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    SERVER_ERROR = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row cannot be answered: the kind, and one line that says what and what to do."""
+
+    kind: Kind
+    message: str
+    status: int | None = None
+
+
+class RowError(Exception):
+    """Raised while one row is worked on; costs that row only."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(kind, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input record.
+
+    Attributes:
+        index: position in the dataset, from 0.
+        record: its columns; empty where the line could not be read.
+        where: the place a person can find it: "data.jsonl:17".
+        problem: set where the record itself could not be read.
+    """
+
+    index: int
+    record: Record
+    where: str
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where an image is; nothing is opened yet.
+
+    Attributes:
+        path: a local path or `s3://` URI, absolute or already resolved; None for embedded bytes.
+        data: the encoded image where the dataset embeds it.
+    """
+
+    path: str | None = None
+    data: bytes | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.path is not None else f"{len(self.data or b'')} embedded bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row as it will be asked: rendered messages with image references, and the row key.
+
+    In `messages` an image is a part `{"type": "image", "image": i}`, i into `images`.
+    """
+
+    row: int
+    key: str
+    where: str
+    messages: tuple[Message, ...] = ()
+    images: tuple[ImageRef, ...] = ()
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QAPair:
+    """A question and its answer, both stripped and not empty."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A finished row.
+
+    Attributes:
+        key: the row key.
+        text: the completion as it came.
+        pairs: what was parsed from it; may be empty where no pairs are required.
+        model: the name the server answered under.
+        prompt_tokens: tokens read, images included.
+        completion_tokens: tokens written.
+        latency: seconds.
+    """
+
+    key: str
+    text: str
+    pairs: tuple[QAPair, ...]
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A row that could not be answered, with the reason.
+
+    Attributes:
+        key: the row key.
+        row: position in the dataset when it was asked.
+        where: the place a person can find it.
+        kind: why.
+        message: one line.
+        status: the server's HTTP status, where there was one.
+        attempts: requests sent for it in this run.
+        text: the raw reply, where there was one.
+    """
+
+    key: str
+    row: int
+    where: str
+    kind: Kind
+    message: str
+    status: int | None = None
+    attempts: int = 0
+    text: str | None = None
