@@ -1,0 +1,87 @@
+"""What a server's reply, or its silence, means: pure decisions, no network."""
+
+import aiohttp
+import orjson
+
+from .types import Completion, Failure, FailureKind, Outcome
+
+MAX_MESSAGE = 300
+"""Characters of a server's error message that are kept."""
+
+ATTEMPTS = {
+    FailureKind.CONNECTION: 4,
+    FailureKind.RATE_LIMITED: 6,
+    # vLLM answers some bad images with 500, for ever: try a few times, then blame the row.
+    FailureKind.SERVER_ERROR: 3,
+}
+"""Requests sent at most per failure kind; a kind that is not listed cannot pass by asking again.
+
+Timeouts are not among them: a request that was given up after minutes would be queued behind
+itself. They are retryable, but by the next run.
+"""
+
+RETRYABLE = {*ATTEMPTS, FailureKind.TIMEOUT}
+
+
+def may_pass(outcome: Outcome) -> bool:
+    """Whether to send the request again now."""
+    return isinstance(outcome, Failure) and outcome.attempts < ATTEMPTS.get(outcome.kind, 1)
+
+
+def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcome:
+    """Turn an HTTP reply into an outcome."""
+    if status != 200:
+        return failure(
+            _kind_of_status(status), f"HTTP {status}: {_error_message(data)}", attempt, status
+        )
+    try:
+        reply = orjson.loads(data)
+        choice = reply["choices"][0]
+        usage = reply.get("usage") or {}
+        return Completion(
+            text=choice["message"]["content"] or "",
+            finish_reason=choice["finish_reason"] or "",
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            completion_tokens=int(usage.get("completion_tokens") or 0),
+            latency=latency,
+            model=str(reply.get("model", "")),
+            attempts=attempt,
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return failure(
+            FailureKind.BAD_REPLY, "the server's reply is not a chat completion", attempt, status
+        )
+
+
+def _kind_of_status(status: int) -> FailureKind:
+    if status in {401, 403}:
+        return FailureKind.AUTH
+    if status == 404:
+        return FailureKind.NOT_FOUND
+    if status in {408, 429, 503}:
+        return FailureKind.RATE_LIMITED
+    if status >= 500:
+        return FailureKind.SERVER_ERROR
+    return FailureKind.BAD_REQUEST if status >= 400 else FailureKind.BAD_REPLY
+
+
+def failure(kind: FailureKind, message: str, attempt: int, status: int | None = None) -> Failure:
+    return Failure(kind, message, status, kind in RETRYABLE, attempt)
+
+
+def _error_message(data: bytes) -> str:
+    """The server's own words, in one bounded line."""
+    try:
+        reply = orjson.loads(data)
+        error = reply.get("error", reply)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        text = data[: 4 * MAX_MESSAGE].decode("utf-8", "replace")
+    return " ".join(text.split())[:MAX_MESSAGE] or "no message"
+
+
+def reason(error: BaseException) -> str:
+    """Name what went wrong on the wire, without the URL that may carry a password."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return str(error.os_error.strerror or error.os_error)
+    return type(error).__name__
