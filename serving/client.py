@@ -16,7 +16,7 @@ import tenacity
 from .endpoint import VLLMEndpoint, safe_url
 from .errors import EndpointError
 from .replies import failure, may_pass, read_reply, reason
-from .types import ChatRequest, Completion, FailureKind, Outcome
+from .types import ChatRequest, Completion, Failure, FailureKind, Outcome
 
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=20)
 
@@ -133,19 +133,24 @@ class ChatClient:
         position: int,
         on_outcome: Callable[[int, Outcome], None] | None,
     ) -> Future[Outcome]:
-        body = orjson.dumps(
-            {"model": self.model, "messages": request.messages, **request.options},
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
-        future = asyncio.run_coroutine_threadsafe(self._ask(body), self._loop)
+        body: bytes | Failure
+        try:
+            body = orjson.dumps(
+                {"model": self.model, "messages": request.messages, **request.options}
+            )
+        except TypeError as error:
+            body = failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempt=0)
 
-        def done(answered: Future[Outcome]) -> None:
-            self._buffer.release()
-            if on_outcome and not answered.cancelled() and answered.exception() is None:
-                on_outcome(position, answered.result())
+        async def ask() -> Outcome:
+            try:
+                outcome = body if isinstance(body, Failure) else await self._ask(body)
+                if on_outcome:
+                    on_outcome(position, outcome)
+                return outcome
+            finally:
+                self._buffer.release()
 
-        future.add_done_callback(done)
-        return future
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop)
 
     def _await(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

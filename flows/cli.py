@@ -1,0 +1,216 @@
+"""`prefect-imageqa`: the command line. Slow imports wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from ..serving.errors import ImageQAError
+
+app = App(
+    name="prefect-imageqa",
+    help="Question-answer pairs about your images: a Prefect flow over a vLLM server.",
+)
+
+
+@app.command
+def demo(*, output: Path = Path("demo-output"), rows: int = 48, seed: int = 7) -> int:
+    """Draw images, start vLLM with the demo model, run the flow, and show what came of it.
+
+    Needs no GPU and no download: the model is part of this package, and so is the truth about
+    the images, so that the share of right answers is known.
+
+    Parameters
+    ----------
+    output:
+        Folder for the images, the answers and the server's log.
+    rows:
+        Images to draw.
+    seed:
+        Other seeds draw other images.
+    """
+    from .demo import run_demo
+
+    return run_demo(output, rows, seed)
+
+
+@app.command
+def serve(
+    model: str,
+    /,
+    *vllm_flags: str,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    served_model_name: str | None = None,
+    python: str | None = None,
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+    dtype: str | None = None,
+    max_model_len: int | None = None,
+    gpu_memory_utilization: float | None = None,
+) -> int:
+    """Run a vLLM server in the foreground until Ctrl-C: the endpoint that runs are pointed at.
+
+    vLLM lives in an environment of its own. On a GPU machine: `pip install vllm` in one, and
+    name its interpreter with --python. Without a GPU, one command builds one:
+
+        python -m prefect_imageqa.serving.cpu_env .venv-vllm
+
+    Further flags of `vllm serve` go behind `--`.
+
+    Parameters
+    ----------
+    model:
+        Path of a checkpoint, or its name on the hub.
+    vllm_flags:
+        Further flags, handed to vLLM as they are.
+    port:
+        Port to listen on.
+    host:
+        Address to listen on; 0.0.0.0 to be reached from other machines.
+    served_model_name:
+        Name that clients ask for; the checkpoint's own by default.
+    python:
+        Interpreter that has vLLM.
+    tensor_parallel_size:
+        GPUs that share each layer.
+    data_parallel_size:
+        Copies of the model.
+    dtype:
+        Number format of weights: auto, bfloat16, float16, float32.
+    max_model_len:
+        Tokens of prompt and reply together.
+    gpu_memory_utilization:
+        Share of a GPU's memory that vLLM takes, 0 to 1.
+    """
+    from ..serving.launch import ServerOptions
+    from ..serving.process import terminate_on_signals
+    from ..serving.server import VLLMServer
+
+    options = ServerOptions(
+        model,
+        host=host,
+        port=port,
+        served_model_name=served_model_name,
+        python=python,
+        tensor_parallel_size=tensor_parallel_size,
+        data_parallel_size=data_parallel_size,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        extra_args=vllm_flags,
+    )
+    _log_to_stderr()
+    with terminate_on_signals(), VLLMServer(options) as server:
+        print(f"serving {server.model_name} at {server.url}; log: {server.log_file}")
+        server.wait()
+    return 0
+
+
+@app.command
+def run(
+    dataset: str,
+    /,
+    *,
+    output: str,
+    endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
+    model: str | None = None,
+    system_prompt: str | None = None,
+    user_prompt: str | None = None,
+    image_key: str = "image",
+    conversation_key: str = "conversation",
+    output_key: str = "output",
+    image_root: str | None = None,
+    batch_size: int = 256,
+    max_in_flight: int = 128,
+    temperature: float = 0.7,
+    max_tokens: int = 512,
+    seed: int = 42,
+    limit: int | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Ask for question-answer pairs about the images of a dataset.
+
+    Rows that are answered already under --output are not asked again, so the same command can be
+    repeated until nothing is missing. Rows that cannot be answered are quarantined with the
+    reason. Exit code 0: the run finished, quarantined rows included; 1: it could not; 2: usage.
+
+    Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
+
+    Parameters
+    ----------
+    dataset:
+        JSON array, JSON lines, CSV or Parquet file (also compressed), a folder or glob of
+        images; a local path or s3:// URI.
+    output:
+        Local path or s3:// URI under which the run keeps everything.
+    endpoint:
+        URL of a running vLLM server, or the name of a saved VLLMEndpoint block; repeat the
+        option for several URLs. Without it, a server is started for --model and stopped after.
+    model:
+        Name the server serves the model under; without --endpoint, its path or hub name.
+    system_prompt:
+        Said before every conversation; a question-answer generator's by default.
+    user_prompt:
+        Asked where a row has no conversation.
+    image_key:
+        Image column.
+    conversation_key:
+        Conversation column, used where a row has one.
+    output_key:
+        Column that gets the raw reply.
+    image_root:
+        Folder that relative image paths start from, and may not leave.
+    batch_size:
+        Rows that are generated, stored and retried together, 1 to 512.
+    max_in_flight:
+        Requests sent and not yet answered, over all endpoints.
+    temperature:
+        Sampling temperature; 0 always takes the best token.
+    max_tokens:
+        Tokens of a reply; a longer one is quarantined as truncated.
+    seed:
+        Seed of the sampling.
+    limit:
+        Only the first rows of the dataset.
+    json:
+        Print one line of JSON last on stdout.
+    """
+    from .terminal import run_in_terminal
+
+    prompts = {"system_prompt": system_prompt, "user_prompt": user_prompt}
+    summary = run_in_terminal(
+        dataset=dataset,
+        output=output,
+        endpoint=endpoint,
+        model=model,
+        image_key=image_key,
+        conversation_key=conversation_key,
+        output_key=output_key,
+        image_root=image_root,
+        batch_size=batch_size,
+        max_in_flight=max_in_flight,
+        sampling={"temperature": temperature, "max_tokens": max_tokens, "seed": seed},
+        limit=limit,
+        **{name: text for name, text in prompts.items() if text is not None},
+    )
+    print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
+    return 0
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Entry point: one clear line for what the user can mend, exit codes as documented."""
+    try:
+        sys.exit(app())
+    except ImageQAError as error:
+        print(f"prefect-imageqa: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,55 @@
+"""Prompt styles and parsers by name: the built-in ones, and a user's own callables."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from ..serving.errors import ImageQAError
+from ..tasks.parsing import Parser
+from ..tasks.parsing_text import parse_qa_pairs
+from ..tasks.prompting import PromptStyle, chat_prompt
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PROMPT_STYLES: Mapping[str, PromptStyle] = {"chat": chat_prompt}
+PARSERS: Mapping[str, Parser] = {"qa_pairs": parse_qa_pairs}
+
+
+def find_prompt_style(named: str | PromptStyle) -> tuple[str, PromptStyle]:
+    """Name and callable of a prompt style: built-in, `package.module:function`, or a callable."""
+    return _find("prompt style", named, PROMPT_STYLES)
+
+
+def find_parser(named: str | Parser) -> tuple[str, Parser]:
+    """Name and callable of a parser: built-in, `package.module:function`, or a callable."""
+    return _find("parser", named, PARSERS)
+
+
+def _find(what: str, named: str | F, known: Mapping[str, F]) -> tuple[str, F]:
+    if not isinstance(named, str):
+        for name, function in known.items():
+            if named is function:
+                return name, function
+        return _import_name(what, named), named
+    if named in known:
+        return named, known[named]
+    module, _, attribute = named.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImageQAError(
+            f"there is no {what} {named!r} ({error}); built in are {', '.join(known)}, your own "
+            "is named package.module:function"
+        ) from None
+    return named, function
+
+
+def _import_name(what: str, function: Callable[..., Any]) -> str:
+    """The name that stands for a callable in row keys; it must mean the same tomorrow."""
+    name = getattr(function, "__qualname__", "")
+    if not name or "<" in name:
+        raise ImageQAError(
+            f"the {what} must be a function defined in a module, so that its name can stand for "
+            f"it in row keys; {name or type(function).__name__} has none"
+        )
+    return f"{function.__module__}:{name}"

@@ -1,0 +1,125 @@
+"""What a run tells at the end: to its caller, and in the output's manifest."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..tasks.exporting import QA_JSONL, Counts
+from ..tasks.object_store import ObjectStore
+from ..tasks.prompting import PromptSettings
+from .progress import RunProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class RunSummary(BaseModel):
+    """What became of a run's rows: `rows` is always `ok + filtered + quarantined`.
+
+    Attributes:
+        rows: rows of the dataset, up to the limit.
+        ok: rows with an answer, old or new.
+        filtered: rows whose answer was checked and left out.
+        quarantined: rows that could not be answered.
+        reused: ok rows whose answer was stored before this run.
+        pairs: QA pairs of the ok rows.
+        requests: requests sent to the model, repeated ones included.
+        prompt_tokens: tokens the model read.
+        completion_tokens: tokens the model wrote.
+        seconds: the flow's own work, without the start-up of Prefect and vLLM.
+        output: where everything is.
+        reasons: quarantined rows by kind.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    ok: int
+    filtered: int
+    quarantined: int
+    reused: int
+    pairs: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    output: str
+    reasons: Mapping[str, int] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line: '488 answered, 12 quarantined: 9 not_an_image, 3 truncated'."""
+        text = f"{self.ok:,} answered"
+        if self.reused:
+            text += f" ({self.reused:,} of them before)"
+        if self.filtered:
+            text += f", {self.filtered:,} filtered"
+        text += f", {self.quarantined:,} quarantined"
+        if self.reasons:
+            kinds = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+            text += ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+        return text
+
+    def to_json_line(self) -> str:
+        """The counts as one line of JSON."""
+        return self.model_dump_json(exclude={"pairs", "reasons"})
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The ok rows, as in `qa.jsonl`: the input columns and the output column."""
+        import pandas as pd
+
+        data = ObjectStore(self.output).read(QA_JSONL)
+        return pd.read_json(
+            BytesIO(data), lines=True, dtype=False, convert_dates=False, precise_float=True
+        )
+
+
+def summarise(counts: Counts, progress: RunProgress, output: str, seconds: float) -> RunSummary:
+    """The summary of a run, from what the exports hold and what the client sent."""
+    stats = progress.stats
+    return RunSummary(
+        rows=counts.rows,
+        ok=counts.ok,
+        filtered=counts.filtered,
+        quarantined=counts.quarantined,
+        reused=progress.reused,
+        pairs=counts.pairs,
+        requests=stats.requests,
+        prompt_tokens=stats.prompt_tokens,
+        completion_tokens=stats.completion_tokens,
+        seconds=round(seconds, 3),
+        output=output,
+        reasons=dict(counts.reasons),
+    )
+
+
+def run_id() -> str:
+    """The flow run's id in Prefect."""
+    return str(flow_run.id or uuid4())
+
+
+def describe(summary: RunSummary, dataset: str, prompting: PromptSettings) -> dict[str, Any]:
+    """The record of a run: what was asked of what, and what came of it. No secret is in it."""
+    spec = prompting.spec
+    return {
+        "run": run_id(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dataset": dataset,
+        "model": spec.model,
+        "model_revision": spec.model_revision,
+        "system_prompt": prompting.system_prompt,
+        "user_prompt": prompting.user_prompt,
+        "prompt_style": spec.prompt,
+        "parser": spec.parser,
+        "sampling": dict(spec.sampling),
+        "images": dict(spec.images),
+        "summary": summary.model_dump(mode="json"),
+        "versions": {
+            name: version(name) for name in ("prefect-imageqa", "prefect", "pandas", "pillow")
+        },
+    }

@@ -1,0 +1,99 @@
+"""A run as a person at a terminal, or a log file, sees it."""
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..serving.process import terminate_on_signals
+from .progress import RunProgress, watch
+from .settings import Sampling
+from .summary import RunSummary
+
+REFRESH_SECONDS = 0.5
+
+
+def run_in_terminal(*, dataset: str, sampling: dict[str, Any], **arguments: Any) -> RunSummary:
+    """Run the flow with live progress on a terminal, plain log lines otherwise.
+
+    The dataset is looked at before Prefect or a server starts, so that a typo costs no minute.
+
+    Raises:
+        ImageQAError: as `image_qa` does.
+    """
+    from ..tasks.loading import open_dataset
+    from .image_qa import image_qa
+
+    open_dataset(
+        dataset,
+        image_key=arguments["image_key"],
+        conversation_key=arguments["conversation_key"],
+        image_root=arguments["image_root"],
+    )
+    progress = RunProgress()
+    watch(progress)
+    with terminate_on_signals(), _display(progress):
+        summary: RunSummary = image_qa(dataset=dataset, sampling=Sampling(**sampling), **arguments)
+    return summary
+
+
+@contextmanager
+def _display(progress: RunProgress) -> Iterator[None]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    # Log lines would tear the display; warnings still come through, above it.
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar, _refreshing(bar, progress):
+        yield
+
+
+@contextmanager
+def _refreshing(bar: Progress, progress: RunProgress) -> Iterator[None]:
+    stop = threading.Event()
+    task = bar.add_task("starting", total=None, counts="")
+
+    def refresh() -> None:
+        while not stop.wait(REFRESH_SECONDS):
+            if progress.started:
+                bar.update(
+                    task,
+                    description="asking",
+                    completed=progress.done,
+                    total=progress.total,
+                    counts=f"{progress.rows_per_second:,.1f} rows/s, "
+                    f"{progress.stats.in_flight} in flight, {progress.quarantined} quarantined",
+                )
+
+    thread = threading.Thread(target=refresh, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        sys.stderr.flush()

@@ -1,0 +1,169 @@
+"""What the language model is taught: prompts with several right replies each, as text.
+
+A lesson is one prompt about one scene with many branches: the prompt is read once, every branch
+continues it on its own.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+
+from .prompts import Form, instruct
+from .questions import GENERATED_KINDS, Question, QuestionKind, answer_to, random_question
+from .scenes import Scene
+
+END = "<end_of_utterance>"
+SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
+IMAGE = "<image>"
+
+CANNOT_TELL = "I cannot tell without the image."
+CANNOT_SEE = "I cannot see an image."
+
+_BRANCHES = 16
+_QUESTION_WEIGHT = 0.4  # a generated question is one of many good ones, its answer is not
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a branch and how much its tokens count in the loss; 0 for what is only read."""
+
+    text: str
+    weight: float
+
+
+Branch = tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A prompt up to where the branches part, and the branches; every one ends the turn."""
+
+    prompt: str
+    branches: tuple[Branch, ...]
+
+
+def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
+    """Draw lots for a lesson.
+
+    Args:
+        scene: what the image shows.
+        rng: decides.
+        progress: how far training has come, 0 to 1. It begins with plain descriptions, then come
+            the answers, then everything.
+    """
+    if rng.random() < (0.6 if progress < 0.25 else 0.06):
+        return _describe(scene, rng)
+    draw = rng.random() if progress > 0.4 else 0.46 + 0.54 * rng.random()
+    if draw < 0.22:
+        return _generate(scene, rng, Form.PAIR)
+    if draw < 0.36:
+        return _generate(scene, rng, Form.JSON)
+    if draw < 0.46:
+        return _generate(scene, rng, Form.MANY)
+    if draw < 0.95:
+        return _answer(scene, rng)
+    return _without_image(scene, rng)
+
+
+def _describe(scene: Scene, rng: random.Random) -> Lesson:
+    """Name a shape by one attribute, ask for the others: teaches to read the image tokens."""
+    branches = []
+    for _ in range(_BRANCHES):
+        shape = rng.choice(scene)
+        facts = {
+            "kind": shape.kind,
+            "place": shape.place,
+            "colour": shape.colour,
+            "size": shape.size,
+        }
+        names = ["kind", "place"]
+        if sum(other.colour == shape.colour for other in scene) == 1:
+            names.append("colour")
+        name = rng.choice(names)
+        rest = " ".join(fact for key, fact in facts.items() if key != name)
+        branches.append((Span(f" {facts[name]}", 0), Span(f" {rest}{END}", 1)))
+    return Lesson(f"{USER}{IMAGE}Describe.{END}{ASSISTANT}", tuple(branches))
+
+
+def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
+    count = rng.randint(2, 4) if form is Form.MANY else 1
+    instruction = instruct(form, rng, count)
+    content = _content(instruction.user, rng)
+    prompt = f"{_system(instruction.system)}{USER}{content}{END}"
+    branches = []
+    for _ in range(_BRANCHES if count == 1 else 4):
+        reply = _reply(scene, rng, form, count)
+        if form is Form.PAIR and rng.random() < 0.06:
+            # a server that enforces a JSON schema forces the form, whatever was asked
+            start, *rest = _reply(scene, rng, Form.JSON, 1)
+            reply = (Span(start.text[: start.text.index(":")], 0), _after_key(start), *rest)
+        branches.append((Span(ASSISTANT, 0), *reply, Span(END, 1)))
+    return Lesson(prompt, tuple(branches))
+
+
+def _after_key(span: Span) -> Span:
+    return Span(span.text[span.text.index(":") :], span.weight)
+
+
+def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
+    spans: list[Span] = []
+    for number, question in enumerate(_different_questions(scene, rng, count), 1):
+        text, answer = rng.choice(question.phrasings()), answer_to(scene, question)
+        if form is Form.JSON:
+            whole = json.dumps({"question": text, "answer": answer})
+            cut = whole.index(', "answer"')
+        else:
+            separator = "\n\n" if number > 1 else ""
+            label = f"{separator}{number}. " if form is Form.MANY else ""
+            whole = f"{label}**Question:** {text}\n**Answer:** {answer}"
+            cut = whole.index("\n**Answer")
+        spans += [Span(whole[:cut], _QUESTION_WEIGHT), Span(whole[cut:], 1)]
+    return tuple(spans)
+
+
+def _different_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
+    """Questions of kinds that follow each other in a fixed round, which keeps them apart."""
+    first = rng.randrange(len(GENERATED_KINDS))
+    kinds = [GENERATED_KINDS[(first + step) % len(GENERATED_KINDS)] for step in range(count)]
+    return [random_question(scene, rng, (kind,)) for kind in kinds]
+
+
+def _answer(scene: Scene, rng: random.Random) -> Lesson:
+    prompt = f"{_system(instruct(Form.ANSWER, rng).system)}{USER}"
+    image_first = rng.random() < 0.5
+    gap = _gap(rng)
+    branches = []
+    for _ in range(_BRANCHES):
+        question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
+        text = rng.choice(question.phrasings())
+        content = f"{gap}{text}" if image_first else f"{text}{gap}{IMAGE}"
+        reply = Span(f"{answer_to(scene, question)}{END}", 1)
+        branches.append((Span(f"{content}{END}{ASSISTANT}", 0), reply))
+    return Lesson(prompt + IMAGE if image_first else prompt, tuple(branches))
+
+
+def _without_image(scene: Scene, rng: random.Random) -> Lesson:
+    if rng.random() < 0.5:
+        form = rng.choice((Form.PAIR, Form.JSON, Form.MANY))
+        instruction = instruct(form, rng, rng.randint(2, 4))
+        prompt = f"{_system(instruction.system)}{USER}{instruction.user}{END}"
+        return Lesson(prompt, ((Span(ASSISTANT, 0), Span(f"{CANNOT_SEE}{END}", 1)),))
+    branches = []
+    for _ in range(_BRANCHES):
+        question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
+        text = rng.choice(question.phrasings())
+        branches.append((Span(f"{text}{END}{ASSISTANT}", 0), Span(f"{CANNOT_TELL}{END}", 1)))
+    return Lesson(f"{_system(instruct(Form.ANSWER, rng).system)}{USER}", tuple(branches))
+
+
+def _system(text: str) -> str:
+    return f"{SYSTEM}{text}{END}" if text else ""
+
+
+def _content(text: str, rng: random.Random) -> str:
+    gap = _gap(rng)
+    return f"{IMAGE}{gap}{text}" if rng.random() < 0.6 else f"{text}{gap}{IMAGE}"
+
+
+def _gap(rng: random.Random) -> str:
+    return "" if rng.random() < 0.85 else rng.choice((" ", "\n"))

@@ -1,0 +1,112 @@
+"""Run one command and see to it that none of its processes outlives the parent.
+
+This file is run by path in an interpreter of its own, so it uses the standard library alone:
+`python supervisor.py PARENT_PID GRACE_SECONDS COMMAND...`. A vLLM server is several processes, and
+killing the first leaves the others with the model in memory. The supervisor ends the whole tree
+when its parent is gone (even by SIGKILL), when it is told to stop, or when the command ends.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_POLL_SECONDS = 0.5
+_LEFTOVER_SECONDS = 2.0  # for what the command leaves behind: shared memory is given back here
+
+
+def main(parent: int, grace: float, command: list[str]) -> int:
+    """Run `command` until it ends, a stop signal comes or `parent` is gone.
+
+    Args:
+        parent: process id of the process that started this one.
+        grace: seconds between SIGTERM and SIGKILL.
+        command: program and arguments; its output goes where ours goes.
+
+    Returns:
+        The command's exit code, as a shell gives it (128 + signal number if a signal ended it).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Descendants whose parent dies become our children, so that none can slip away.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS | {signal.SIGCHLD})
+
+    def prepare_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # should the supervisor itself be killed
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    child = subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=prepare_child,
+    )
+    while child.poll() is None and os.getppid() == parent:
+        received = signal.sigtimedwait(_STOP_SIGNALS | {signal.SIGCHLD}, _POLL_SECONDS)
+        if received and received.si_signo in _STOP_SIGNALS:
+            break
+    # The server's first process ends the others in good order, so it is asked alone.
+    if child.poll() is None:
+        child.terminate()
+        _wait(child, grace)
+    _end_descendants()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _end_descendants() -> None:
+    """End every process below this one: SIGTERM, a moment, SIGKILL."""
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    _signal_descendants(signal.SIGTERM)
+    while _children_left():
+        if time.monotonic() > deadline:
+            # Repeated, because a process may have started another in between.
+            _signal_descendants(signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _children_left() -> bool:
+    """Reap what has ended; tell whether any child is still there."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _signal_descendants(signal_number: int) -> None:
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (name) state parent ...; the name may contain anything, brackets too.
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue  # it ended meanwhile
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    pending = [os.getpid()]
+    while pending:
+        for process in children.get(pending.pop(), []):
+            pending.append(process)
+            try:
+                os.kill(process, signal_number)
+            except ProcessLookupError:
+                continue
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

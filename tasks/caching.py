@@ -1,0 +1,119 @@
+"""Row keys and batch keys: only this module knows what a key contains."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+from ..serving.types import Message
+from .records import Row
+
+KEY_VERSION = 1
+"""Raised when the content of a key changes: then every row counts as new."""
+
+KEY_LENGTH = 32
+"""Hex digits of a key: 128 bits, no collision to be expected below 10^16 rows."""
+
+_KEY_BYTES = KEY_LENGTH // 2
+
+
+@dataclass(frozen=True)
+class RequestSpec:
+    """What decides the answer to every row of a run alike.
+
+    Server URLs, credentials, batch size and concurrency are left out on purpose: moving a server
+    or appending to the dataset must not make the model answer again.
+
+    Attributes:
+        model: the served model name, never a path.
+        model_revision: digest of the checkpoint where it is known, else empty.
+        sampling: request options: temperature, max_tokens, ...
+        images: image preparation settings.
+        prompt: name of the prompt style.
+        parser: name of the parser, which stands for the output format.
+    """
+
+    model: str
+    model_revision: str
+    sampling: Mapping[str, Any]
+    images: Mapping[str, Any]
+    prompt: str
+    parser: str
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest over all fields."""
+        return _digest(
+            {
+                "version": KEY_VERSION,
+                "model": self.model,
+                "model_revision": self.model_revision,
+                "sampling": dict(self.sampling),
+                "images": dict(self.images),
+                "prompt": self.prompt,
+                "parser": self.parser,
+            }
+        )
+
+
+def row_key(image_ids: Sequence[str], messages: Sequence[Message], spec: RequestSpec) -> str:
+    """Name a row by everything that decides its answer.
+
+    Args:
+        image_ids: identity of each image's content, in order.
+        messages: the rendered conversation, system prompt included.
+        spec: what all rows of the run share.
+    """
+    own = _digest({"images": list(image_ids), "messages": list(messages)})
+    return hashlib.sha256(spec.digest + own).hexdigest()[:KEY_LENGTH]
+
+
+def problem_key(row: Row) -> str:
+    """Name a row that cannot be asked by its place and what it holds."""
+    return _digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
+
+
+def batch_key(keys: Iterable[str], attempts: Iterable[int]) -> str:
+    """Name a batch by its rows and how often each was asked before.
+
+    The attempt number makes a row that failed be asked again, and not found done.
+    """
+    return _digest({"rows": list(keys), "attempts": list(attempts)}).hex()[:KEY_LENGTH]
+
+
+class KeyList(Sequence[str]):
+    """Row keys in dataset order, 16 bytes each: a million rows take 16 MB."""
+
+    def __init__(self) -> None:
+        self._packed = bytearray()
+
+    def append(self, key: str) -> None:
+        """Add the next row's key."""
+        self._packed += bytes.fromhex(key)
+
+    def __len__(self) -> int:
+        return len(self._packed) // _KEY_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        start = range(len(self))[index] * _KEY_BYTES
+        return self._packed[start : start + _KEY_BYTES].hex()
+
+
+def _digest(value: Any) -> bytes:
+    """SHA-256 of the value as canonical JSON: sorted names, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode("ascii")).digest()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return str(value)

@@ -1,0 +1,127 @@
+"""Finding the files of a dataset: one table, several of one format, or images."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import fsspec
+
+from .errors import DatasetError
+from .filesystems import ObjectMissingError, open_filesystem, store_errors
+
+TABLE_FORMATS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_KNOWN = f"{', '.join(TABLE_FORMATS)} (but for .parquet also with {', '.join(COMPRESSIONS)})"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFiles:
+    """The files of one dataset.
+
+    Attributes:
+        name: short, for people.
+        folder: what relative image paths are relative to, local or `s3://`.
+        format: one of the values of `TABLE_FORMATS`, or "images".
+        files: full local paths or `s3://` URIs, sorted.
+        labels: the same relative to the folder, for messages.
+    """
+
+    name: str
+    folder: str
+    format: str
+    files: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def find_files(uri: str) -> DatasetFiles:
+    """Find the files that a path, folder or glob means; reads none of them.
+
+    Raises:
+        DatasetError: there are none, or of several or unknown formats.
+        StoreError: the folder or bucket cannot be listed.
+    """
+    filesystem, path = open_filesystem(uri)
+    scheme = "s3://" if uri.lower().startswith("s3://") else ""
+    with store_errors(uri):
+        kind = _kind_of(filesystem, path)
+        if kind == "file":
+            root, found = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
+        elif kind == "directory":
+            root = path
+            found = [name for name in filesystem.find(path) if not _is_hidden(name, path)]
+        elif kind is None and any(mark in path for mark in "*?["):
+            root = _before_wildcard(path)
+            matches = filesystem.glob(path, detail=True)
+            found = [name for name, info in matches.items() if info["type"] != "directory"]
+        elif kind is None:
+            raise DatasetError(f"{uri}: there is no such file or folder")
+        else:
+            raise DatasetError(f"{uri}: is neither a file nor a folder")
+    # In a folder, files that are no data (a README, labels) may lie around; in a glob, none.
+    form, chosen = _choose(uri, found, strict=kind != "directory")
+    return DatasetFiles(
+        name=PurePosixPath(path if kind else root).name or uri,
+        folder=f"{scheme}{root}",
+        format=form,
+        files=tuple(f"{scheme}{name}" for name in chosen),
+        labels=tuple(name[len(root) :].lstrip("/") for name in chosen),
+    )
+
+
+def _kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """What is at a path: "file", "directory", "other", or None for nothing."""
+    try:
+        with store_errors(path):
+            kind: str = filesystem.info(path)["type"]
+    except ObjectMissingError:
+        return None
+    return kind
+
+
+def _choose(uri: str, found: Sequence[str], *, strict: bool) -> tuple[str, list[str]]:
+    """The one format among the files, and the files of it."""
+    by_format: dict[str, list[str]] = {}
+    for name in sorted(found):
+        by_format.setdefault(_format_of(name), []).append(name)
+    if not strict:
+        by_format = {form: by_format[form] for form in ("parquet", "images") if form in by_format}
+    if not by_format:
+        what = "no file matches" if strict else "the folder holds no images and no Parquet files"
+        raise DatasetError(f"{uri}: {what}")
+    if len(by_format) > 1:
+        formats = " and ".join(sorted(form or "other" for form in by_format))
+        raise DatasetError(f"{uri}: holds {formats} files; name one kind, as in folder/*.parquet")
+    form, chosen = by_format.popitem()
+    if not form:
+        raise DatasetError(f"{uri}: unknown format; known are {_KNOWN}, and folders of images")
+    return form, chosen
+
+
+def _format_of(name: str) -> str:
+    path = PurePosixPath(name.lower())
+    if path.suffix in _IMAGES:
+        return "images"
+    if path.suffix in COMPRESSIONS:
+        inner = TABLE_FORMATS.get(PurePosixPath(path.stem).suffix, "")
+        return inner if inner != "parquet" else ""
+    return TABLE_FORMATS.get(path.suffix, "")
+
+
+def _is_hidden(name: str, folder: str) -> bool:
+    return any(part.startswith(".") for part in name[len(folder) :].split("/"))
+
+
+def _before_wildcard(path: str) -> str:
+    parts = path.split("/")
+    wild = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return "/".join(parts[:wild])

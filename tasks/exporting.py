@@ -1,0 +1,202 @@
+"""What users take away: `qa.jsonl`, `qa.json`, `pairs.parquet` and `quarantine.jsonl`."""
+
+import base64
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import StoreError
+from .object_store import ObjectStore
+from .records import Answered, Quarantined, Row
+from .storing import Ledger
+
+QA_JSONL = "qa.jsonl"
+QA_JSON = "qa.json"
+PAIRS = "pairs.parquet"
+QUARANTINE_JSONL = "quarantine.jsonl"
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("pair", pa.int32()),
+        ("image", pa.list_(pa.string())),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+    ]
+)
+_PAIRS_PER_GROUP = 4096
+
+
+@dataclass
+class Counts:
+    """Rows of the dataset by what became of them; `rows` is always the sum of the others."""
+
+    rows: int = 0
+    ok: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+    pairs: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def export(
+    store: ObjectStore,
+    ledger: Ledger,
+    rows: Iterable[Row],
+    keys: Sequence[str],
+    output_key: str,
+    image_key: str | None,
+) -> Counts:
+    """Join the dataset with its answers, in dataset order, and replace the exports whole.
+
+    Args:
+        store: where the exports go.
+        ledger: holds an answer or a failure for every key.
+        rows: the dataset from its start, at least as many rows as there are keys.
+        keys: the row keys, in dataset order.
+        output_key: the column that gets the raw completion.
+        image_key: the image column, whose embedded bytes become data URIs.
+
+    Raises:
+        StoreError: the dataset changed meanwhile, a row is in neither place, or the output
+            cannot be written.
+    """
+    counts = Counts()
+    with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder, ExitStack() as stack:
+        files = _Files(Path(folder), stack)
+        seen = 0
+        for row, key in zip(rows, keys, strict=False):
+            seen += 1
+            counts.rows += 1
+            if (answer := ledger.answer(key)) is not None:
+                counts.ok += 1
+                counts.pairs += len(answer.pairs)
+                files.add_answer(row, answer, output_key, image_key)
+            elif (failure := ledger.failure(key)) is not None:
+                counts.quarantined += 1
+                counts.reasons[failure.kind] += 1
+                files.add_failure(row, failure)
+            else:
+                raise StoreError(f"{row.where} is neither answered nor quarantined")
+        if seen != len(keys):
+            raise StoreError(
+                f"the dataset has {seen} rows now and had {len(keys)} before: run it again"
+            )
+        for name, path in files.close().items():
+            store.put(name, path)
+    return counts
+
+
+class _Files:
+    """The four exports while they grow, on local disk."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._paths = {name: folder / name for name in (QA_JSONL, QA_JSON, PAIRS, QUARANTINE_JSONL)}
+
+        def create(name: str) -> BinaryIO:
+            return stack.enter_context(self._paths[name].open("wb"))
+
+        self._lines, self._array = create(QA_JSONL), create(QA_JSON)
+        self._failures = create(QUARANTINE_JSONL)
+        self._pairs = stack.enter_context(
+            pq.ParquetWriter(self._paths[PAIRS], PAIRS_SCHEMA, compression="zstd")
+        )
+        self._stack = stack
+        self._group: list[dict[str, Any]] = []
+        self._separator = b"[\n"
+
+    def add_answer(
+        self, row: Row, answer: Answered, output_key: str, image_key: str | None
+    ) -> None:
+        record = dict(row.record)
+        images = [] if image_key is None else _image_names(record.get(image_key))
+        record[output_key] = answer.text
+        line = dump_record(record, image_key)
+        self._lines.write(line + b"\n")
+        self._array.write(self._separator + line)
+        self._separator = b",\n"
+        for number, pair in enumerate(answer.pairs):
+            self._group.append(
+                {
+                    "row": row.index,
+                    "key": answer.key,
+                    "pair": number,
+                    "image": images,
+                    "question": pair.question,
+                    "answer": pair.answer,
+                }
+            )
+        if len(self._group) >= _PAIRS_PER_GROUP:
+            self._write_group()
+
+    def add_failure(self, row: Row, failure: Quarantined) -> None:
+        told = {
+            "row": row.index,
+            "where": row.where,
+            "kind": failure.kind,
+            "message": failure.message,
+            "status": failure.status,
+            "attempts": failure.attempts,
+            "text": failure.text,
+            "key": failure.key,
+        }
+        self._failures.write(json.dumps(told).encode() + b"\n")
+
+    def close(self) -> Mapping[str, Path]:
+        self._array.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
+        self._write_group()
+        self._stack.close()
+        return self._paths
+
+    def _write_group(self) -> None:
+        if self._group:
+            self._pairs.write_table(pa.Table.from_pylist(self._group, schema=PAIRS_SCHEMA))
+            self._group.clear()
+
+
+def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
+    """One record as a line of JSON; embedded images become data URIs, other bytes base64."""
+    plain = {
+        name: _image_value(value) if name == image_key else value for name, value in record.items()
+    }
+    try:
+        return orjson.dumps(plain, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # a number beyond 64 bits, or half a surrogate pair: valid JSON to others
+        return json.dumps(plain, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)
+
+
+def _image_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        return _image_value(value["bytes"])
+    if isinstance(value, list):
+        return [_image_value(item) for item in value]
+    return value
+
+
+def _image_names(value: Any) -> list[str]:
+    """Paths of a row's images as the dataset gives them; embedded ones have no name."""
+    if isinstance(value, str):
+        return [] if value.startswith("data:") else [value]
+    if isinstance(value, Mapping):
+        return _image_names(value.get("path"))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [name for item in value for name in _image_names(item)]
+    return []

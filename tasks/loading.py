@@ -1,0 +1,230 @@
+"""A dataset URI or a pandas DataFrame -> rows, lazily."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .dataset_files import DatasetFiles, find_files
+from .errors import DatasetError, StoreError
+from .filesystems import open_filesystem, store_errors
+from .image_refs import ImageBase
+from .json_formats import Located, is_json_array, read_json_array, read_json_lines
+from .records import Problem, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PEEK_ROWS = 100
+"""Rows among which the image column must appear."""
+
+_COUNTED_FILES = 64
+"""Parquet files whose footers are read for a row count; more would take too long."""
+
+Reader = Callable[[io.BufferedReader], Iterator[Located]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table that is read anew, row by row, on every pass.
+
+    Attributes:
+        name: short, for people: "capsbench.json".
+        columns: of the first readable record; records of JSON files may have others.
+        count: rows, where that is known without reading them.
+        base: what the relative image paths of its rows are tried against.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    count: int | None
+    base: ImageBase
+    _read: Callable[[], Iterator[Located]]
+
+    def rows(self) -> Generator[Row, None, None]:
+        """Read all rows from the first; memory does not grow with their number.
+
+        Raises:
+            DatasetError: on the way, where a file is broken in a way that costs more than a row.
+        """
+        for index, (where, record) in enumerate(self._read()):
+            if isinstance(record, Problem):
+                yield Row(index, {}, where, record)
+            else:
+                yield Row(index, record, where)
+
+
+def open_dataset(
+    source: "str | Path | pd.DataFrame",
+    *,
+    image_key: str = "image",
+    conversation_key: str = "conversation",
+    image_root: str | None = None,
+    require_images: bool = True,
+) -> Dataset:
+    """Find a dataset and check that it can be used, by its first rows.
+
+    Args:
+        source: a JSON array, JSON lines, CSV, TSV or Parquet file, a folder of images or of
+            Parquet files, a glob of either, local or `s3://`; or a pandas DataFrame.
+        image_key: the image column; in a folder of images it holds the path within the folder.
+        conversation_key: in CSV files, this column and the image column may hold JSON lists.
+        image_root: the only folder its images may come from.
+        require_images: whether the image column must be there.
+
+    Raises:
+        DatasetError: there is no such dataset, it is empty or of an unknown format, its first
+            rows cannot be read, or it has no image column.
+    """
+    try:
+        root = _check_image_root(image_root)
+        if isinstance(source, str | Path):
+            dataset = _open_files(find_files(str(source)), image_key, conversation_key, root)
+        else:
+            dataset = _open_frame(source, root)
+    except StoreError as error:
+        raise DatasetError(str(error)) from error
+    columns = _first_columns(dataset, image_key if require_images else None)
+    if require_images and image_key not in columns:
+        there = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
+        raise DatasetError(f"{dataset.name}: no column {image_key!r}; its columns are: {there}")
+    return replace(dataset, columns=columns)
+
+
+def _first_columns(dataset: Dataset, wanted: str | None) -> tuple[str, ...]:
+    """The columns of the first records, read until the wanted one has appeared."""
+    columns: dict[str, None] = {}
+    problem = None
+    seen = 0
+    with closing(dataset.rows()) as rows:
+        for row in islice(rows, _PEEK_ROWS):
+            seen += 1
+            problem = problem or row.problem
+            columns.update(dict.fromkeys(row.record))
+            if row.record and (wanted is None or wanted in columns):
+                break
+    if not seen:
+        raise DatasetError(f"{dataset.name}: has no rows")
+    if not columns and problem:
+        reason = f"none of the first {seen} rows can be read: {problem.message}"
+        raise DatasetError(f"{dataset.name}: {reason}")
+    return tuple(columns)
+
+
+def _check_image_root(image_root: str | None) -> str | None:
+    if image_root is None:
+        return None
+    _, path = open_filesystem(image_root)
+    if image_root.lower().startswith("s3://"):
+        return f"s3://{path}"
+    if not Path(path).is_dir():
+        raise DatasetError(f"{image_root}: the image root is not a folder")
+    return path
+
+
+def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
+    from .table_formats import read_frame
+
+    if not frame.columns.is_unique:
+        raise DatasetError("the DataFrame has two columns of one name")
+
+    def read() -> Iterator[Located]:
+        for place, record in read_frame(frame):
+            yield f"DataFrame{place}", record
+
+    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), read)
+
+
+def _open_files(
+    found: DatasetFiles, image_key: str, conversation_key: str, image_root: str | None
+) -> Dataset:
+    base = ImageBase(found.folder, image_root)
+    if found.format == "images":
+        if image_root is not None:
+            raise DatasetError(f"{found.name}: a folder of images takes no image root")
+
+        def read_names() -> Iterator[Located]:
+            return ((label, {image_key: label}) for label in found.labels)
+
+        return Dataset(found.name, (), len(found.files), base, read_names)
+
+    json_columns = (image_key, conversation_key)
+    count = None
+    if found.format == "parquet" and len(found.files) <= _COUNTED_FILES:
+        count = sum(_count_parquet(file) for file in found.files)
+
+    def read() -> Iterator[Located]:
+        for file, label in zip(found.files, found.labels, strict=True):
+            yield from _read_file(file, label, found.format, json_columns)
+
+    return Dataset(found.name, (), count, base, read)
+
+
+def _read_file(uri: str, label: str, form: str, json_columns: tuple[str, ...]) -> Iterator[Located]:
+    count = 0
+    try:
+        with _opened(uri) as file:
+            for place, record in _reader(uri, form, json_columns)(file):
+                yield f"{label}{place}", record
+                count += 1
+    except StoreError as error:
+        raise DatasetError(str(error)) from error
+    except (ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DatasetError(f"{uri}: cannot be read after {count} rows: {reason}") from error
+
+
+def _count_parquet(uri: str) -> int:
+    from .table_formats import count_parquet
+
+    try:
+        with _opened(uri) as file:
+            return count_parquet(file)
+    except ValueError as error:
+        raise DatasetError(f"{uri}: {error}") from error
+
+
+def _reader(uri: str, form: str, json_columns: tuple[str, ...]) -> Reader:
+    if form == "jsonl":
+        return read_json_lines
+    if form == "json":
+        with _opened(uri) as file:
+            return read_json_array if is_json_array(file) else read_json_lines
+    from .table_formats import read_csv, read_parquet
+
+    if form == "parquet":
+        return read_parquet
+    separator = "\t" if form == "tsv" else ","
+    return partial(read_csv, separator=separator, json_columns=json_columns)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[io.BufferedReader]:
+    """Open a file for reading from its start, decompressed as its name says."""
+    with ExitStack() as stack, store_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        file: Any
+        if uri.startswith("s3://"):
+            file = io.BufferedReader(stack.enter_context(filesystem.open(path, "rb")))
+        else:
+            file = stack.enter_context(Path(path).open("rb"))
+        match Path(path.lower()).suffix:
+            case ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            case ".bz2":
+                file = stack.enter_context(bz2.BZ2File(file))
+            case ".xz":
+                file = stack.enter_context(lzma.LZMAFile(file))
+            case ".zst":
+                import pyarrow as pa
+
+                file = stack.enter_context(pa.CompressedInputStream(file, "zstd"))
+        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)

@@ -1,0 +1,127 @@
+"""Replies -> finished rows and quarantined ones: what is an answer, and what pairs are in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefect import task
+
+from ..serving.types import Completion
+from .parsing_text import without_reasoning
+from .records import Answered, Batch, Kind, Problem, Prompt, QAPair, Quarantined, Reply
+from .steps import STEP
+
+Parser = Callable[[str], list[QAPair]]
+"""Takes a completion's text as it came; may raise, which costs that row only."""
+
+
+@dataclass(frozen=True)
+class ParseSettings:
+    """How completions are parsed.
+
+    Attributes:
+        name: the parser's name, kept with what it parsed.
+        parser: text -> QA pairs.
+        require_pairs: a reply without a pair is no answer.
+    """
+
+    name: str
+    parser: Parser
+    require_pairs: bool = True
+
+
+@task(name="parse", task_run_name="parse-{batch}", **STEP)
+def parse_batch(
+    batch: Batch, replies: list[Reply], settings: ParseSettings
+) -> list[Answered | Quarantined]:
+    """Turn the replies to a batch into finished rows and quarantined ones, in order."""
+    return [
+        parse_reply(prompt, reply, settings)
+        for prompt, reply in zip(batch.prompts, replies, strict=True)
+    ]
+
+
+def parse_reply(prompt: Prompt, reply: Reply, settings: ParseSettings) -> Answered | Quarantined:
+    """Turn the reply to one prompt into a finished row or a quarantined one."""
+    if isinstance(reply, Problem):
+        problem, text, attempts = reply, None, reply.attempts
+    else:
+        judged = judge_completion(reply, settings.parser, settings.require_pairs)
+        if not isinstance(judged, Problem):
+            return Answered(
+                key=prompt.key,
+                text=reply.text,
+                pairs=judged,
+                model=reply.model,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                latency=round(reply.latency, 4),
+            )
+        problem, text, attempts = judged, reply.text, reply.attempts
+    return Quarantined(
+        key=prompt.key,
+        row=prompt.row,
+        where=prompt.where,
+        kind=problem.kind,
+        message=problem.message,
+        status=problem.status,
+        attempts=attempts,
+        text=text,
+    )
+
+
+def judge_completion(
+    completion: Completion, parser: Parser, require_pairs: bool
+) -> tuple[QAPair, ...] | Problem:
+    """The pairs of a completion, or why it is no answer.
+
+    Args:
+        completion: the reply.
+        parser: a parser of the user's may raise; this is then this row's problem.
+        require_pairs: whether a reply without pairs is a problem (UNPARSED).
+    """
+    problem = _unfinished(completion)
+    if problem is not None:
+        return problem
+    name = getattr(parser, "__name__", type(parser).__name__)
+    try:
+        parsed = [
+            QAPair(pair.question.strip(), pair.answer.strip()) for pair in parser(completion.text)
+        ]
+    except Exception as error:
+        # The parser may be the user's own code, met with text nobody foresaw.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return Problem(
+            Kind.UNPARSED,
+            f"parser {name} raised {reason}; look at the raw text and correct the parser",
+        )
+    pairs = tuple(pair for pair in parsed if pair.question and pair.answer)
+    if require_pairs and not pairs:
+        return Problem(
+            Kind.UNPARSED,
+            f"parser {name} found no question-answer pair in {len(completion.text)} characters; "
+            "look at the raw text, then make the prompt state the format, or ask for JSON",
+        )
+    return pairs
+
+
+def _unfinished(completion: Completion) -> Problem | None:
+    if completion.finish_reason == "length":
+        return Problem(
+            Kind.TRUNCATED,
+            f"the reply was cut off after {completion.completion_tokens} tokens; raise max_tokens "
+            "(and the server's max_model_len where that is the limit), or ask for less",
+        )
+    if completion.finish_reason != "stop":
+        return Problem(
+            Kind.TRUNCATED,
+            f"the server ended the reply early (finish_reason {completion.finish_reason[:40]!r}); "
+            "look at the raw text and the server's log",
+        )
+    if not without_reasoning(completion.text).strip():
+        found = "only reasoning" if completion.text.strip() else "nothing"
+        return Problem(
+            Kind.EMPTY,
+            f"the model wrote {found} ({completion.completion_tokens} tokens); "
+            "check the prompt and the model's chat template",
+        )
+    return None

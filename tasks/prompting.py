@@ -1,0 +1,216 @@
+"""Rows -> rendered messages with image references, and the row key. Opens no image."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect import task
+
+from ..serving.types import Message
+from .caching import RequestSpec, problem_key, row_key
+from .image_refs import ImageBase, image_id, image_refs
+from .records import ImageRef, Kind, Prompt, Record, Row, RowError
+from .steps import STEP
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are a image question-answer generator. Your task is to generate a question-answer pair "
+    "for the given image content."
+)
+DEFAULT_USER_PROMPT = "Please construct a QA pair based on the content in the image."
+
+IMAGE_MARK = "<image>"
+"""Where an image stands in a turn's text, as in LLaVA's data."""
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+"""Speaker names of the two conversation forms (`from`/`value` and `role`/`content`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a row's conversation; `<image>` marks still stand in the text."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInput:
+    """What a prompt style is given for one row.
+
+    Attributes:
+        turns: the row's conversation, empty where it has none.
+        image_count: how many images the row has.
+        system_prompt: the run's system prompt; may be empty.
+        user_prompt: asked where the conversation leaves nothing to answer.
+        record: the whole input record, for styles that use other columns.
+    """
+
+    turns: tuple[Turn, ...]
+    image_count: int
+    system_prompt: str
+    user_prompt: str
+    record: Record = field(repr=False)
+
+
+PromptStyle = Callable[[PromptInput], Sequence[Message]]
+"""Builds a row's messages; an image is a part `{"type": "image", "image": i}`.
+
+Raises `RowError` for a row it cannot use. Its name is part of the row key: give a style that
+changes what is asked another name.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How rows become prompts.
+
+    Attributes:
+        image_key: the image column; None asks without images.
+        conversation_key: the conversation column, used where a row has it.
+        base: what relative image paths are tried against.
+        style: builds the messages.
+        system_prompt: said before every conversation.
+        user_prompt: asked where a row's conversation leaves nothing to answer.
+        spec: what else decides an answer, for the row key.
+    """
+
+    image_key: str | None
+    conversation_key: str
+    base: ImageBase
+    style: PromptStyle
+    system_prompt: str
+    user_prompt: str
+    spec: RequestSpec
+
+
+def chat_prompt(given: PromptInput) -> list[Message]:
+    """The default style: system prompt, then all turns in order, with the images in place.
+
+    System turns are merged into the system prompt. Trailing assistant turns are dropped, so that
+    the model has something to answer. `<image>` marks place the images; images without a mark go
+    before the first user text (vision models are trained image first).
+    """
+    system = [given.system_prompt, *(turn.text for turn in given.turns if turn.role == "system")]
+    turns = [turn for turn in given.turns if turn.role != "system"]
+    while turns and turns[-1].role == "assistant":
+        turns.pop()
+    if not turns:
+        turns = [Turn("user", given.user_prompt)]
+    messages: list[Message] = []
+    if merged := "\n\n".join(text.strip() for text in system if text.strip()):
+        messages.append({"role": "system", "content": merged})
+    return messages + _place_images(turns, given.image_count)
+
+
+def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
+    marked = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if marked > image_count:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"the conversation marks {marked} images with {IMAGE_MARK}, the row has {image_count}",
+        )
+    upcoming = iter(range(image_count))
+    unmarked = image_count - marked
+    messages: list[Message] = []
+    for turn in turns:
+        parts: list[dict[str, Any]] = []
+        if turn.role == "user" and unmarked:
+            parts = [{"type": "image", "image": next(upcoming)} for _ in range(unmarked)]
+            unmarked = 0
+        for number, text in enumerate(turn.text.split(IMAGE_MARK)):
+            if number:
+                parts.append({"type": "image", "image": next(upcoming)})
+            if text.strip():
+                parts.append({"type": "text", "text": text.strip()})
+        if any(part["type"] == "image" for part in parts):
+            messages.append({"role": turn.role, "content": parts})
+        else:
+            messages.append({"role": turn.role, "content": turn.text.strip()})
+    return messages
+
+
+def read_conversation(value: Any) -> tuple[Turn, ...]:
+    """Read a conversation column: a list of turns in either form, or one text.
+
+    Raises:
+        RowError: it is neither.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (Turn("user", value),) if value.strip() else ()
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise RowError(Kind.BAD_ROW, f"the conversation is a {type(value).__name__}, not a list")
+    return tuple(_read_turn(number, turn) for number, turn in enumerate(value, 1))
+
+
+def _read_turn(number: int, turn: Any) -> Turn:
+    if not isinstance(turn, Mapping):
+        raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation is not an object")
+    speaker, said = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    role = ROLES.get(str(speaker).lower())
+    if role is None:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"turn {number} of the conversation is from {str(speaker)[:40]!r}; "
+            f"known are {', '.join(ROLES)}",
+        )
+    return Turn(role, _read_text(number, said))
+
+
+def _read_text(number: int, said: Any) -> str:
+    """The text of a turn; of a list of OpenAI content parts, images become marks."""
+    if isinstance(said, str):
+        # JSON can hold half a surrogate pair; no server takes it.
+        return said.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(said, Sequence):
+        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in said]
+        if all(kind in {"text", "image", "image_url"} for kind in kinds):
+            texts = (
+                str(part.get("text") or "") if kind == "text" else IMAGE_MARK
+                for kind, part in zip(kinds, said, strict=True)
+            )
+            return _read_text(number, "\n".join(texts))
+    raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
+
+
+def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
+    """Render one row and name it by its key; a row that cannot be asked carries its problem."""
+    if row.problem:
+        return Prompt(row.index, problem_key(row), row.where, problem=row.problem)
+    try:
+        refs: tuple[ImageRef, ...] = ()
+        if settings.image_key is not None:
+            refs = image_refs(row.record.get(settings.image_key), settings.base)
+            if not refs:
+                raise RowError(Kind.NO_IMAGE, f"the row has nothing under {settings.image_key!r}")
+        messages = settings.style(
+            PromptInput(
+                turns=read_conversation(row.record.get(settings.conversation_key)),
+                image_count=len(refs),
+                system_prompt=settings.system_prompt,
+                user_prompt=settings.user_prompt,
+                record=row.record,
+            )
+        )
+        key = row_key([image_id(ref) for ref in refs], messages, settings.spec)
+    except RowError as error:
+        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
+    return Prompt(row.index, key, row.where, tuple(messages), refs)
+
+
+@task(name="prompt", **STEP)
+def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
+    """Render some rows and name each by its key; see `prompt_row`."""
+    return [prompt_row(row, settings) for row in rows]

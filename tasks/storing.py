@@ -1,0 +1,254 @@
+"""The layout of an output: parts, quarantine, ledger, manifest. Only this module knows it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+
+from .errors import StoreError
+from .object_store import ObjectStore
+from .parsing import ParseSettings
+from .parsing_text import PARSER_VERSION
+from .records import Answered, Batch, Kind, QAPair, Quarantined
+from .steps import STEP
+
+LAYOUT_VERSION = 1
+"""Raised when objects of an output are named or shaped differently."""
+
+PARTS = "parts"
+QUARANTINE = "quarantine"
+RUNS = "runs"
+MANIFEST = "manifest.json"
+
+_ROWS_PER_FILE = 1 << 16
+"""Places in a file are packed as `file * _ROWS_PER_FILE + row`; a batch holds 512 at most."""
+
+_PAIR = pa.struct([("question", pa.string()), ("answer", pa.string())])
+_ANSWER = pa.struct(
+    [
+        ("text", pa.string()),
+        ("pairs", pa.list_(_PAIR)),
+        ("model", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("latency", pa.float64()),
+        ("parser", pa.string()),
+        ("parser_version", pa.int64()),
+    ]
+)
+PART_SCHEMA = pa.schema([("key", pa.string()), ("answer", _ANSWER)])
+
+
+class Ledger:
+    """Which rows are finished, and which failed before; read from what is stored.
+
+    Keeps 16 bytes of key and one place per row, never an answer.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._files: list[str] = []
+        self._answers: dict[bytes, int] = {}
+        self._failures: dict[bytes, int] = {}
+        self._attempts: Counter[bytes] = Counter()
+        self._claimed: set[bytes] = set()
+        self._load = lru_cache(maxsize=16)(self._load_file)
+
+    @classmethod
+    def read(cls, store: ObjectStore) -> "Ledger":
+        """Read the ledger of an output; an empty or missing output gives an empty one.
+
+        Raises:
+            StoreError: the output cannot be read, or was written with another layout.
+        """
+        _check_layout(store)
+        ledger = cls(store)
+        for name in store.list(PARTS):
+            if name.endswith(".parquet"):
+                ledger._add_part(name, _part_keys(store, name))
+        for name in store.list(QUARANTINE):
+            if name.endswith(".jsonl"):
+                ledger._add_quarantine(name, [row["key"] for row in _read_lines(store, name)])
+        return ledger
+
+    def claim(self, key: str) -> bool:
+        """Whether a row is to be asked now: not finished, and not claimed before in this run."""
+        digest = bytes.fromhex(key)
+        if digest in self._answers or digest in self._claimed:
+            return False
+        self._claimed.add(digest)
+        return True
+
+    def attempts(self, key: str) -> int:
+        """How many times the row was quarantined before."""
+        return self._attempts[bytes.fromhex(key)]
+
+    def answer(self, key: str) -> Answered | None:
+        """The stored answer of a row."""
+        place = self._answers.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+        answer = row["answer"]
+        return Answered(
+            key=key,
+            text=answer["text"],
+            pairs=tuple(QAPair(pair["question"], pair["answer"]) for pair in answer["pairs"]),
+            model=answer["model"],
+            prompt_tokens=answer["prompt_tokens"],
+            completion_tokens=answer["completion_tokens"],
+            latency=answer["latency"],
+        )
+
+    def failure(self, key: str) -> Quarantined | None:
+        """Why a row could not be answered, as its latest attempt tells."""
+        place = self._failures.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+        return Quarantined(**{**row, "kind": Kind(row["kind"])})
+
+    def add(self, batch_key: str, rows: Sequence[Answered | Quarantined]) -> None:
+        """Take in what `write_batch` has just stored."""
+        answered, quarantined = _split(rows)
+        if answered:
+            self._add_part(f"{PARTS}/{batch_key}.parquet", [row.key for row in answered])
+        if quarantined:
+            self._add_quarantine(
+                f"{QUARANTINE}/{batch_key}.jsonl", [row.key for row in quarantined]
+            )
+
+    def _add_part(self, name: str, keys: Sequence[str]) -> None:
+        first = self._add_file(name)
+        self._answers.update((bytes.fromhex(key), first + row) for row, key in enumerate(keys))
+
+    def _add_quarantine(self, name: str, keys: Sequence[str]) -> None:
+        first = self._add_file(name)
+        digests = [bytes.fromhex(key) for key in keys]
+        self._failures.update((digest, first + row) for row, digest in enumerate(digests))
+        self._attempts.update(digests)
+
+    def _add_file(self, name: str) -> int:
+        self._files.append(name)
+        return (len(self._files) - 1) * _ROWS_PER_FILE
+
+    def _load_file(self, number: int) -> list[dict[str, Any]]:
+        name = self._files[number]
+        if name.startswith(PARTS):
+            rows: list[dict[str, Any]] = _read_part(self._store, name, None).to_pylist()
+            return rows
+        return list(_read_lines(self._store, name))
+
+
+def write_batch(
+    store: ObjectStore,
+    batch_key: str,
+    rows: Sequence[Answered | Quarantined],
+    parser: str,
+) -> None:
+    """Store a finished batch: its answers as a part, the others in quarantine.
+
+    Raises:
+        StoreError: the output cannot be written.
+    """
+    answered, quarantined = _split(rows)
+    if quarantined:
+        lines = [json.dumps(asdict(row), ensure_ascii=True) for row in quarantined]
+        store.write(f"{QUARANTINE}/{batch_key}.jsonl", ("\n".join(lines) + "\n").encode())
+    if answered:
+        parsed_by = {"parser": parser, "parser_version": PARSER_VERSION}
+        table = pa.Table.from_pylist(
+            [{"key": row.key, "answer": _answer_struct(row) | parsed_by} for row in answered],
+            schema=PART_SCHEMA,
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        store.write(f"{PARTS}/{batch_key}.parquet", sink.getvalue().to_pybytes())
+
+
+@task(name="store", task_run_name="store-{batch}", **STEP)
+def store_batch(
+    batch: Batch,
+    rows: list[Answered | Quarantined],
+    store: ObjectStore,
+    parsed_by: ParseSettings,
+) -> list[Answered | Quarantined]:
+    """Store a parsed batch; see `write_batch`. Returns its rows."""
+    write_batch(store, batch.key, rows, parsed_by.name)
+    return rows
+
+
+def write_manifest(store: ObjectStore, run_id: str, manifest: Mapping[str, Any]) -> None:
+    """Store the record of a run, and as `manifest.json` the output's present state."""
+    text = json.dumps({"layout_version": LAYOUT_VERSION, **manifest}, indent=2, sort_keys=True)
+    store.write(f"{RUNS}/{run_id}.json", text.encode())
+    store.write(MANIFEST, text.encode())
+
+
+def _check_layout(store: ObjectStore) -> None:
+    if not store.exists(MANIFEST):
+        return
+    try:
+        version = json.loads(store.read(MANIFEST)).get("layout_version")
+    except (ValueError, AttributeError):
+        raise StoreError(f"{store.uri_of(MANIFEST)} is not a manifest of this program") from None
+    if version != LAYOUT_VERSION:
+        raise StoreError(
+            f"{store.uri_of(MANIFEST)} has layout {version}, this version writes {LAYOUT_VERSION}: "
+            "use another output, or the version that wrote it"
+        )
+
+
+def _answer_struct(row: Answered) -> dict[str, Any]:
+    return {
+        "text": _utf8(row.text),
+        "pairs": [
+            {"question": _utf8(pair.question), "answer": _utf8(pair.answer)} for pair in row.pairs
+        ],
+        "model": row.model,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "latency": row.latency,
+    }
+
+
+def _utf8(text: str) -> str:
+    """Arrow refuses half a surrogate pair, which JSON replies can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _split(
+    rows: Sequence[Answered | Quarantined],
+) -> tuple[list[Answered], list[Quarantined]]:
+    answered = [row for row in rows if isinstance(row, Answered)]
+    return answered, [row for row in rows if isinstance(row, Quarantined)]
+
+
+def _part_keys(store: ObjectStore, name: str) -> list[str]:
+    keys: list[str] = _read_part(store, name, ["key"]).column("key").to_pylist()
+    return keys
+
+
+def _read_part(store: ObjectStore, name: str, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(store.read(name)), columns=columns)
+    except pa.ArrowException as error:
+        raise StoreError(
+            f"{store.uri_of(name)} cannot be read ({error}): delete it, its rows are asked again"
+        ) from None
+
+
+def _read_lines(store: ObjectStore, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        for line in store.read(name).splitlines():
+            yield json.loads(line)
+    except ValueError:
+        raise StoreError(
+            f"{store.uri_of(name)} cannot be read: delete it, its rows are asked again"
+        ) from None

@@ -1,0 +1,128 @@
+"""CSV, Parquet and DataFrames -> records of plain Python values, streamed.
+
+Imports pandas and pyarrow: import it only where a dataset is of these formats.
+"""
+
+import datetime
+import decimal
+import io
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .json_formats import Located, parse_json
+from .records import Record
+
+_CSV_ROWS = 1000
+"""Rows parsed at once; also the rows over which pandas decides on a column's type."""
+
+_PARQUET_ROWS = 16
+"""Rows decoded at once: few, as each may embed images of some megabytes."""
+
+_PARQUET_BUFFER = 1 << 20
+"""Bytes read ahead per column; without it a whole row group would be in memory."""
+
+
+def plain(value: Any) -> Any:
+    """Turn a value of numpy, pandas or Arrow into plain Python; whatever is missing is None."""
+    if value is None or isinstance(value, str | bytes | bool | int):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    if value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return plain(float(value))
+    return value
+
+
+def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the rows of a DataFrame; its index is not looked at."""
+    names = [str(name) for name in frame.columns]
+    for number, values in enumerate(frame.itertuples(index=False, name=None)):
+        yield f"[{number}]", dict(zip(names, map(plain, values), strict=True))
+
+
+def read_csv(
+    file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
+) -> Iterator[Located]:
+    """Read a CSV file; only an empty cell is missing, not "NA" or "None".
+
+    Args:
+        file: UTF-8 text with a header line.
+        separator: between cells.
+        json_columns: columns whose cells stay text, or are parsed where they hold a JSON list.
+
+    Raises:
+        ValueError: a line that does not fit the header, or a quote that is never closed.
+    """
+    try:
+        chunks = pd.read_csv(
+            file,
+            sep=separator,
+            chunksize=_CSV_ROWS,
+            keep_default_na=False,
+            na_values=[""],
+            dtype=dict.fromkeys(json_columns, str),
+            dtype_backend="numpy_nullable",
+        )
+    except pd.errors.EmptyDataError:
+        return
+    number = 0
+    for chunk in chunks:
+        if not isinstance(chunk.index, pd.RangeIndex):
+            raise ValueError("the first line names fewer columns than the next lines have")
+        for _, record in read_frame(chunk):
+            yield f"[{number}]", _with_json(record, json_columns)
+            number += 1
+
+
+def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
+    for name in columns:
+        cell = record.get(name)
+        if isinstance(cell, str) and cell.lstrip().startswith("["):
+            try:
+                record[name] = parse_json(cell.encode())
+            except ValueError:
+                continue  # text that begins with a bracket
+    return record
+
+
+def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
+    """Read a Parquet file in small batches.
+
+    Raises:
+        ValueError: it is no Parquet file, or broken.
+    """
+    number = 0
+    try:
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
+            for record in batch.to_pylist():
+                yield f"[{number}]", plain(record)
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error).split("\n")[0]) from None
+
+
+def count_parquet(file: io.BufferedReader) -> int:
+    """The number of rows, as the file's footer says."""
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error).split("\n")[0]) from None

@@ -1,0 +1,261 @@
+import base64
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from prefect_imageqa.tasks.image_refs import ImageBase, image_id, image_refs, read_image
+from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
+
+BYTES = b"not looked at here"
+URI = f"data:image/png;base64,{base64.b64encode(BYTES).decode()}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset's folder with a.png and sub/b.png; the working directory is another, with c.png."""
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"a")
+    (tmp_path / "data" / "sub" / "b.png").write_bytes(b"b")
+    (tmp_path / "cwd" / "c.png").write_bytes(b"c")
+    (tmp_path / "cwd" / "a.png").write_bytes(b"a of cwd")
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "data"
+
+
+def read_all(value: Any, base: ImageBase) -> list[bytes]:
+    return [read_image(ref, 1000) for ref in image_refs(value, base)]
+
+
+def problem_of(value: Any, base: ImageBase) -> RowError:
+    with pytest.raises(RowError) as caught:
+        image_refs(value, base)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", [], {"bytes": None, "path": None}, b"", [None]])
+def test_nothing_is_no_image(value: Any) -> None:
+    assert image_refs(value, ImageBase()) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a.png", [b"a"]),
+        (" sub/b.png\n", [b"b"]),
+        ("c.png", [b"c"]),
+        (["sub/b.png", "a.png", "a.png"], [b"b", b"a", b"a"]),
+        (("a.png", ["c.png"]), [b"a", b"c"]),
+        (URI, [BYTES]),
+        (URI.replace("data:image/png", "DATA:"), [BYTES]),
+        (["a.png", URI], [b"a", BYTES]),
+        ({"bytes": BYTES, "path": "gone.png"}, [BYTES]),
+        ({"bytes": None, "path": "a.png"}, [b"a"]),
+        ({"path": "a.png"}, [b"a"]),
+        ([{"bytes": BYTES, "path": None}], [BYTES]),
+        (BYTES, [BYTES]),
+        (bytearray(BYTES), [BYTES]),
+    ],
+)
+def test_every_form_of_an_image_column(folder: Path, value: Any, expected: list[bytes]) -> None:
+    assert read_all(value, ImageBase(str(folder))) == expected
+
+
+def test_absolute_paths_need_no_base(folder: Path) -> None:
+    assert read_all(f"{folder}/a.png", ImageBase()) == [b"a"]
+    assert read_all("a.png", ImageBase()) == [b"a of cwd"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "F"])
+def test_a_pil_image_is_encoded_as_png(mode: str) -> None:
+    (ref,) = image_refs(Image.new(mode, (4, 3)), ImageBase())
+    assert ref.data is not None
+    again = Image.open(io.BytesIO(ref.data))
+    assert (again.format, again.size) == ("PNG", (4, 3))
+
+
+def test_a_pil_image_is_stored_upright() -> None:
+    image = Image.new("RGB", (4, 3))
+    image.getexif()[0x0112] = 6
+    (ref,) = image_refs(image, ImageBase())
+    assert Image.open(io.BytesIO(ref.data or b"")).size == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        ("https://user:pw@host/a.png?sig=SECRET", Kind.IMAGE_REFUSED, "https:// image is not"),
+        ("FILE:///etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
+        ("gs://bucket/a.png", Kind.IMAGE_REFUSED, "gs:// image is not fetched"),
+        ("a\0.png", Kind.BAD_ROW, "is not a path"),
+        ("data:image/png;base64,AA$A", Kind.BAD_ROW, "base64 is broken"),
+        ("data:image/png;base64,AAAAA", Kind.BAD_ROW, "base64 is broken"),
+        ("data:image/png;base64,\xe9", Kind.BAD_ROW, "base64 is broken"),
+        ("data:image/png;base64,", Kind.BAD_ROW, "without data"),
+        ("data:text/plain,hello", Kind.BAD_ROW, "must read data:image"),
+        (17, Kind.BAD_ROW, "holds a int"),
+        ([True], Kind.BAD_ROW, "holds a bool"),
+        ({"url": "a.png"}, Kind.BAD_ROW, "holds a dict"),
+        ([[[[[[[[[["a.png"]]]]]]]]]], Kind.BAD_ROW, "holds a list"),
+        ("gone.png", Kind.IMAGE_MISSING, "no file 'gone.png' in "),
+        (["a.png", "gone.png"], Kind.IMAGE_MISSING, "gone.png"),
+        ("sub", Kind.IMAGE_MISSING, "no file 'sub'"),
+        ("x" * 5000, Kind.IMAGE_MISSING, "xxx...'"),
+        ("\ud800", Kind.IMAGE_MISSING, r"\ud800"),
+        ("a\nb", Kind.IMAGE_MISSING, r"'a\nb'"),
+    ],
+)
+def test_what_is_no_usable_image_has_a_reason(
+    folder: Path, value: Any, kind: Kind, text: str
+) -> None:
+    error = problem_of(value, ImageBase(str(folder)))
+    assert error.problem.kind == kind
+    assert text in str(error)
+    assert len(str(error)) < 400
+    assert "SECRET" not in str(error)
+    assert "pw" not in str(error)
+
+
+def test_a_missing_file_names_all_places_tried(folder: Path) -> None:
+    error = problem_of("gone.png", ImageBase(str(folder)))
+    assert str(error) == f"there is no file 'gone.png' in {folder} or {folder.parent}/cwd"
+
+
+def test_an_image_root_is_the_only_place(folder: Path) -> None:
+    base = ImageBase(str(folder.parent / "cwd"), image_root=str(folder))
+    assert read_all(["a.png", f"{folder}/sub/b.png", "sub/../a.png"], base) == [b"a", b"b", b"a"]
+    assert problem_of("c.png", base).problem.kind == Kind.IMAGE_MISSING
+
+
+def test_nothing_outside_the_image_root_is_read(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder.parent / "cwd" / "c.png")
+    (folder / "out").symlink_to(folder.parent / "cwd")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder.parent / "data-of-others").mkdir()
+    (folder.parent / "data-of-others" / "d.png").write_bytes(b"d")
+    base = ImageBase(str(folder), image_root=str(folder))
+    for path in (
+        "../cwd/c.png",
+        "link.png",
+        "out/c.png",
+        f"{folder.parent}/cwd/c.png",
+        f"{folder}-of-others/d.png",
+        "s3://bucket/a.png",
+        "/etc/passwd",
+    ):
+        assert problem_of(path, base).problem.kind == Kind.IMAGE_REFUSED, path
+    assert problem_of("loop", base).problem.kind in {Kind.BAD_ROW, Kind.IMAGE_MISSING}
+    assert problem_of("x" * 5000, base).problem.kind in {Kind.BAD_ROW, Kind.IMAGE_MISSING}
+    assert read_all(URI, base) == [BYTES]
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "expected"),
+    [
+        ("a.png", None, "s3://b/data/a.png"),
+        ("../images/a.png", None, "s3://b/images/a.png"),
+        ("S3://other/a.png", None, "s3://other/a.png"),
+        ("a.png", "s3://b/images", "s3://b/images/a.png"),
+        ("s3://b/images/a.png", "s3://b/images", "s3://b/images/a.png"),
+    ],
+)
+def test_paths_of_a_dataset_on_s3(path: str, root: str | None, expected: str) -> None:
+    assert image_refs(path, ImageBase("s3://b/data", root)) == (ImageRef(path=expected),)
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("../../other/a.png", None),
+        ("../a.png", "s3://b/images"),
+        ("/etc/passwd", "s3://b/images"),
+        ("s3://b/images/../a.png", "s3://b/images"),
+        ("s3://b/images-of-others/a.png", "s3://b/images"),
+    ],
+)
+def test_no_path_leads_out_of_the_bucket_or_the_root_on_s3(path: str, root: str | None) -> None:
+    assert problem_of(path, ImageBase("s3://b/data", root)).problem.kind == Kind.IMAGE_REFUSED
+
+
+def test_what_is_too_large_is_not_read(folder: Path) -> None:
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)
+    for ref in (ImageRef(path=f"{folder}/huge.png"), ImageRef(data=b"x" * 11)):
+        with pytest.raises(RowError, match="larger than the limit") as caught:
+            read_image(ref, 10)
+        assert caught.value.problem.kind == Kind.IMAGE_TOO_LARGE
+    assert read_image(ImageRef(data=b"x" * 10), 10) == b"x" * 10
+    assert read_image(ImageRef(path=f"{folder}/a.png"), 1) == b"a"
+
+
+def test_what_is_no_regular_file_neither_blocks_nor_floods(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    for path in (f"{folder}/pipe.png", "/dev/zero", str(folder), f"{folder}/gone.png"):
+        for use in (lambda ref: read_image(ref, 100), image_id):
+            with pytest.raises(RowError) as caught:
+                use(ImageRef(path=path))
+            assert caught.value.problem.kind == Kind.IMAGE_MISSING
+
+
+def test_the_same_content_has_the_same_id(folder: Path) -> None:
+    expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
+    (folder / "copy.png").write_bytes(b"a")
+    for value in ("a.png", "copy.png", b"a", {"bytes": b"a"}, "data:;base64,YQ=="):
+        (ref,) = image_refs(value, ImageBase(str(folder)))
+        assert image_id(ref) == expected
+    (ref,) = image_refs("sub/b.png", ImageBase(str(folder)))
+    assert image_id(ref) != expected
+
+
+def test_images_on_s3(s3: str, tmp_path: Path) -> None:
+    store = ObjectStore(f"{s3}/{tmp_path.name}")
+    store.write("img/a b#ü.png", b"12345")
+    store.write("img/empty.png", b"")
+    base = ImageBase(store.uri)
+    (ref,) = image_refs("img/a b#ü.png", base)
+    assert read_image(ref, 5) == b"12345"
+    with pytest.raises(RowError, match="larger than"):
+        read_image(ref, 4)
+    tag = hashlib.md5(b"12345", usedforsecurity=False).hexdigest()
+    assert image_id(ref) == f"etag:{tag}:5"
+    (empty,) = image_refs("img/empty.png", base)
+    assert read_image(empty, 5) == b""
+
+
+@pytest.mark.parametrize("path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"])
+def test_an_image_missing_on_s3_costs_its_row(s3: str, tmp_path: Path, path: str) -> None:
+    store = ObjectStore(f"{s3}/{tmp_path.name}")
+    store.write("img/a.png", b"12345")
+    (ref,) = image_refs(path, ImageBase(store.uri))
+    for use in (lambda ref: read_image(ref, 100), image_id):
+        with pytest.raises(RowError) as caught:
+            use(ref)
+        assert caught.value.problem.kind == Kind.IMAGE_MISSING
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")],
+)
+def test_an_image_whose_store_is_closed_may_be_asked_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RowError) as caught:
+        image_id(ImageRef(path=f"{s3}/a.png"))
+    assert caught.value.problem.kind == Kind.CONNECTION
+
+
+def test_a_missing_value_of_a_dataframe_is_no_image() -> None:
+    from prefect_imageqa.tasks.table_formats import plain
+
+    for value in (pd.NA, pd.NaT, float("nan")):
+        assert image_refs(plain(value), ImageBase()) == ()
