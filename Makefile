@@ -4,6 +4,10 @@ BIN := .venv/bin
 FLOW_ENV := .venv/.installed
 SERVER_ENV := .venv-vllm/.lock-digest
 
+# Nothing is told to anyone, and a slow first start of Prefect's own server is no failure.
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
 .PHONY: help demo test check format lock demo-model demo-accuracy bench
 
 help: ## Show this help

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from PIL import Image
+from PIL import Image, ImageChops
 from prefect_imageqa.serving.demo_model.scenes import draw_scene, random_scene
 from prefect_imageqa.serving.launch import ServerOptions
 from prefect_imageqa.serving.server import VLLMServer
@@ -40,11 +40,13 @@ def draw_images(folder: Path, count: int, seed: int, noise: int) -> list[Path]:
     """Draw `count` JPEGs of 640x480; noise makes them as large as photographs are."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
+    grain = Image.effect_noise(SIZE, noise).convert("RGB")
     paths = []
     for number in range(count):
         image = draw_scene(random_scene(rng), *SIZE, rng)
         if noise:
-            image = Image.blend(image, Image.effect_noise(SIZE, noise).convert("RGB"), 0.3)
+            shifted = ImageChops.offset(grain, rng.randrange(SIZE[0]), rng.randrange(SIZE[1]))
+            image = Image.blend(image, shifted, 0.3)
         paths.append(folder / f"{number:05}.jpg")
         image.save(paths[-1], quality=85)
     return paths

@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from ..serving.errors import ImageQAError
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 
 app = App(
     name="prefect-imageqa",
@@ -15,7 +18,7 @@ app = App(
 
 
 @app.command
-def demo(*, output: Path = Path("demo-output"), rows: int = 48, seed: int = 7) -> int:
+def demo(*, output: Path = Path("demo-output"), rows: Count = 48, seed: int = 7) -> int:
     """Draw images, start vLLM with the demo model, run the flow, and show what came of it.
 
     Needs no GPU and no download: the model is part of this package, and so is the truth about
@@ -122,12 +125,12 @@ def run(
     conversation_key: str = "conversation",
     output_key: str = "output",
     image_root: str | None = None,
-    batch_size: int = 256,
-    max_in_flight: int = 128,
-    temperature: float = 0.7,
-    max_tokens: int = 512,
+    batch_size: Annotated[int, Parameter(validator=Number(gte=1, lte=512))] = 256,
+    max_in_flight: Count = 128,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0, lte=2))] = 0.7,
+    max_tokens: Count = 512,
     seed: int = 42,
-    limit: int | None = None,
+    limit: Count | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Ask for question-answer pairs about the images of a dataset.
@@ -177,6 +180,9 @@ def run(
     json:
         Print one line of JSON last on stdout.
     """
+    if not endpoint and model is None:
+        print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
+        return 2
     from .terminal import run_in_terminal
 
     prompts = {"system_prompt": system_prompt, "user_prompt": user_prompt}
@@ -206,11 +212,17 @@ def _log_to_stderr() -> None:
 
 
 def main() -> None:
-    """Entry point: one clear line for what the user can mend, exit codes as documented."""
+    """Entry point: one clear line for what the user can mend.
+
+    Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 130 interrupted.
+    """
     try:
-        sys.exit(app())
+        sys.exit(app(exit_on_error=False))
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has said what was wrong
     except ImageQAError as error:
         print(f"prefect-imageqa: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        print("prefect-imageqa: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

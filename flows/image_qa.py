@@ -22,8 +22,7 @@ from ..tasks.caching import KeyList, RequestSpec, batch_key
 from ..tasks.exporting import export
 from ..tasks.generating import GenerationSettings, generate_batch
 from ..tasks.images import ImageSettings
-from ..tasks.load_step import load_dataset
-from ..tasks.loading import Dataset
+from ..tasks.loading import Dataset, load_dataset
 from ..tasks.object_store import ObjectStore
 from ..tasks.parsing import ParseSettings, parse_batch
 from ..tasks.prompting import (

@@ -22,7 +22,10 @@ class Sampling(BaseModel):
     top_p: float = Field(default=0.9, gt=0, le=1, description="Probability mass sampled from.")
     top_k: int = Field(default=40, ge=-1, description="Tokens sampled from; 0 or -1 is all.")
     repetition_penalty: float = Field(default=1.0, gt=0, description="1 is no penalty.")
-    seed: int | None = Field(default=42, description="Seed of the sampling; empty is random.")
+    seed: int | None = Field(
+        default=42,
+        description="Each row's own seed derives from it and the row key; empty is random.",
+    )
     max_tokens: int = Field(
         default=512, ge=1, description="Tokens of a reply; a longer one is quarantined."
     )

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from ..serving.process import terminate_on_signals
+from .endpoints import asked_model
 from .progress import RunProgress, watch
 from .settings import Sampling
 from .summary import RunSummary
@@ -26,10 +27,17 @@ from .summary import RunSummary
 REFRESH_SECONDS = 0.5
 
 
-def run_in_terminal(*, dataset: str, sampling: dict[str, Any], **arguments: Any) -> RunSummary:
+def run_in_terminal(
+    *,
+    dataset: str,
+    endpoint: list[str] | None,
+    model: str | None,
+    sampling: dict[str, Any],
+    **arguments: Any,
+) -> RunSummary:
     """Run the flow with live progress on a terminal, plain log lines otherwise.
 
-    The dataset is looked at before Prefect or a server starts, so that a typo costs no minute.
+    Dataset and endpoint are looked at before Prefect or a server starts: a typo costs no minute.
 
     Raises:
         ImageQAError: as `image_qa` does.
@@ -43,10 +51,21 @@ def run_in_terminal(*, dataset: str, sampling: dict[str, Any], **arguments: Any)
         conversation_key=arguments["conversation_key"],
         image_root=arguments["image_root"],
     )
+    urls = [url for url in endpoint or [] if "://" in url]
+    if urls:
+        with asked_model(urls, model, max_in_flight=1):
+            pass
     progress = RunProgress()
     watch(progress)
     with terminate_on_signals(), _display(progress):
-        summary: RunSummary = image_qa(dataset=dataset, sampling=Sampling(**sampling), **arguments)
+        summary: RunSummary = image_qa(
+            dataset=dataset,
+            # A single name may be that of a block.
+            endpoint=endpoint[0] if endpoint and len(endpoint) == 1 else endpoint,
+            model=model,
+            sampling=Sampling(**sampling),
+            **arguments,
+        )
     return summary
 
 

@@ -155,7 +155,7 @@ class VLLMServer:
                 )
             if now > next_report:
                 next_report += _PROGRESS_SECONDS
-                last = self.process.last_line()
+                last = self.process.last_line() or "importing vLLM"
                 _LOGGER.info("starting vLLM for %s: %.0f s, %s", self.model_name, now - began, last)
             time.sleep(_POLL_SECONDS)
         self.check()  # not some other server's health

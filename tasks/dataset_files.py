@@ -1,9 +1,10 @@
 """Finding the files of a dataset: one table, several of one format, or images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import fsspec
 
@@ -58,11 +59,11 @@ def find_files(uri: str) -> DatasetFiles:
             root, found = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
         elif kind == "directory":
             root = path
-            found = [name for name in filesystem.find(path) if not _is_hidden(name, path)]
+            names = filesystem.find(path, detail=True)
+            found = [name for name in _files(names) if not _is_hidden(name, path)]
         elif kind is None and any(mark in path for mark in "*?["):
             root = _before_wildcard(path)
-            matches = filesystem.glob(path, detail=True)
-            found = [name for name, info in matches.items() if info["type"] != "directory"]
+            found = _files(filesystem.glob(path, detail=True))
         elif kind is None:
             raise DatasetError(f"{uri}: there is no such file or folder")
         else:
@@ -82,10 +83,22 @@ def _kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
     """What is at a path: "file", "directory", "other", or None for nothing."""
     try:
         with store_errors(path):
-            kind: str = filesystem.info(path)["type"]
+            info = filesystem.info(path)
     except ObjectMissingError:
         return None
-    return kind
+    if info.get("islink"):
+        # The local file system calls a link neither file nor folder, whatever it leads to.
+        return "directory" if os.path.isdir(path) else "file"  # noqa: PTH112
+    return str(info["type"])
+
+
+def _files(infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What may be a file; a link may, unless it leads to a folder: those can go in circles."""
+    return [
+        name
+        for name, info in infos.items()
+        if info["type"] == "file" or (info.get("islink") and not os.path.isdir(name))  # noqa: PTH112
+    ]
 
 
 def _choose(uri: str, found: Sequence[str], *, strict: bool) -> tuple[str, list[str]]:

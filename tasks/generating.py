@@ -130,9 +130,18 @@ def build_request(prompt: Prompt, settings: GenerationSettings) -> ChatRequest:
         prepare_image(read_image(ref, settings.images.max_file_bytes), settings.images).data_uri()
         for ref in prompt.images
     ]
-    return ChatRequest(
-        [_with_images(message, uris) for message in prompt.messages], settings.options
-    )
+    messages = [_with_images(message, uris) for message in prompt.messages]
+    return ChatRequest(messages, _with_row_seed(settings.options, prompt.key))
+
+
+def _with_row_seed(options: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Give the row a seed of its own, always the same one.
+
+    With one seed for all rows, all would be drawn alike: every first question about a color.
+    """
+    if options.get("seed") is None:
+        return options
+    return {**options, "seed": (int(options["seed"]) + int(key[:8], 16)) % 2**31}
 
 
 def _with_images(message: Message, uris: list[str]) -> Message:

@@ -13,12 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect import task
+
 from .dataset_files import DatasetFiles, find_files
 from .errors import DatasetError, StoreError
 from .filesystems import open_filesystem, store_errors
 from .image_refs import ImageBase
 from .json_formats import Located, is_json_array, read_json_array, read_json_lines
 from .records import Problem, Row
+from .steps import STEP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +63,26 @@ class Dataset:
                 yield Row(index, {}, where, record)
             else:
                 yield Row(index, record, where)
+
+
+@task(name="load", **STEP)
+def load_dataset(
+    dataset: "str | Path | pd.DataFrame",
+    image_key: str | None = "image",
+    conversation_key: str = "conversation",
+    image_root: str | None = None,
+) -> Dataset:
+    """Find a dataset and check that it can be used; its rows are read later, lazily.
+
+    `image_key` None asks without images; see `open_dataset` for the rest.
+    """
+    return open_dataset(
+        dataset,
+        image_key=image_key or "",
+        conversation_key=conversation_key,
+        image_root=image_root,
+        require_images=image_key is not None,
+    )
 
 
 def open_dataset(

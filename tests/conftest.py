@@ -1,13 +1,17 @@
 """What the tests of several rooms share."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -18,7 +22,7 @@ BUCKET = "imageqa-tests"
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     for _ in range(200):
-        assert server.poll() is None, "the S3 server died"
+        assert server.poll() is None, "the server died"
         try:
             urlopen(url, timeout=1)  # noqa: S310
         except HTTPError:
@@ -27,7 +31,7 @@ def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
             time.sleep(0.05)
         else:
             return
-    raise AssertionError("the S3 server did not start")
+    raise AssertionError("the server did not start")
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +60,61 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+STUB_SERVER = Path(__file__).resolve().parent.parent / "benchmarks" / "stub_server.py"
+
+
+@dataclass(frozen=True)
+class StubServer:
+    """A running stub of vLLM; user texts that start with STUB tell it what to do."""
+
+    url: str
+    api_key: str
+    process: "subprocess.Popen[bytes]"
+
+    def stats(self) -> dict[str, Any]:
+        """How many completions were asked for, and the last requests without their images."""
+        with urlopen(f"{self.url}/stats", timeout=5) as response:  # noqa: S310
+            stats: dict[str, Any] = json.load(response)
+        return stats
+
+
+StartStub = Callable[..., StubServer]
+
+
+@pytest.fixture(scope="session")
+def start_stub() -> Iterator[StartStub]:
+    """Starts stubs of vLLM: `start_stub(latency=0.0, slots=256, api_key="", model="stub")`."""
+    with ExitStack() as running:
+
+        def start(
+            *, latency: float = 0.0, slots: int = 256, api_key: str = "", model: str = "stub"
+        ) -> StubServer:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            options = {"port": port, "latency": latency, "slots": slots, "model": model}
+            command = [sys.executable, str(STUB_SERVER)]
+            command += [
+                word for name, value in options.items() for word in (f"--{name}", str(value))
+            ]
+            server = subprocess.Popen([*command, f"--api-key={api_key}"])
+            running.callback(server.wait, 10)
+            running.callback(server.terminate)
+            _wait_until_up(server, f"http://127.0.0.1:{port}/health")
+            return StubServer(f"http://127.0.0.1:{port}", api_key, server)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stub(start_stub: StartStub) -> StubServer:
+    """A stub of vLLM that answers at once."""
+    return start_stub()
+
+
+@pytest.fixture(scope="session")
+def keyed_stub(start_stub: StartStub) -> StubServer:
+    """A stub of vLLM that wants an API key."""
+    return start_stub(api_key="stub-api-key-5f2c")

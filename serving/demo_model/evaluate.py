@@ -15,7 +15,8 @@ from pathlib import Path
 from ..client import ChatClient
 from ..endpoint import load_endpoint
 from ..errors import ImageQAError
-from ..server import ServerOptions, VLLMServer
+from ..launch import ServerOptions
+from ..server import VLLMServer
 from ..types import Completion, Outcome
 from .probes import IMAGE_FIRST, PROBES, TEXT_FIRST, Mark, Probe, Trial, scene_image
 from .questions import QuestionKind

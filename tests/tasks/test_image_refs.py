@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 from PIL import Image
-
 from prefect_imageqa.tasks.image_refs import ImageBase, image_id, image_refs, read_image
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
@@ -230,7 +229,9 @@ def test_images_on_s3(s3: str, tmp_path: Path) -> None:
     assert read_image(empty, 5) == b""
 
 
-@pytest.mark.parametrize("path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"])
+@pytest.mark.parametrize(
+    "path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"]
+)
 def test_an_image_missing_on_s3_costs_its_row(s3: str, tmp_path: Path, path: str) -> None:
     store = ObjectStore(f"{s3}/{tmp_path.name}")
     store.write("img/a.png", b"12345")

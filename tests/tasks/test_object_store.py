@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.filesystems import (
     AccessDeniedError,
@@ -63,7 +62,7 @@ def test_put_moves_a_file(store: ObjectStore, tmp_path: Path) -> None:
     assert not export.exists()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", "a//b", "a/", "./a", "\0"])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", "a//b", "a/", "./a", "\0"])
 def test_names_stay_inside_the_store(store: ObjectStore, name: str) -> None:
     with pytest.raises(StoreError, match="not the name of an object"):
         store.write(name, b"x")
@@ -183,9 +182,7 @@ def test_a_wrong_key_is_told_without_the_key(s3: str, monkeypatch: pytest.Monkey
         assert "\n" not in str(caught.value)
 
 
-def test_no_credentials_are_told(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_credentials_are_told(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))

@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_imageqa.serving.types import Completion
-from prefect_imageqa.tasks.parsing import (
-    judge_completion,
-    parse_qa_pairs,
-    without_reasoning,
-)
+from prefect_imageqa.tasks.parsing import judge_completion
+from prefect_imageqa.tasks.parsing_text import parse_qa_pairs, without_reasoning
 from prefect_imageqa.tasks.records import Kind, Problem, QAPair
 
 ONE = [("What is it?", "A cat.")]
