@@ -11,6 +11,7 @@ from ..tasks.errors import StoreError
 from ..tasks.exporting import dump_record
 from ..tasks.loading import open_dataset
 from ..tasks.object_store import ObjectStore
+from ..tasks.table_formats import plain
 
 CacheType = Literal["json", "jsonl", "csv", "parquet"]
 
@@ -63,7 +64,7 @@ class FileStorage:
 
     def work_folder(self) -> str:
         """Path or URI of a folder for what the step keeps besides its table."""
-        return self._path(self._name(self.operator_step + 1))
+        return self._path(self._next_name())
 
     def read(self, output_type: Literal["dataframe", "dict"] = "dataframe") -> Any:
         """The current table, as a DataFrame or a list of records.
@@ -72,7 +73,7 @@ class FileStorage:
         read. A line that is not JSON becomes a row of nulls: rows stay as many as they were.
 
         Raises:
-            DatasetError: the table is missing or unreadable.
+            DatasetError: the table is missing, empty or unreadable.
         """
         source = open_dataset(self.current(), require_images=False)
         records = [dict(row.record) for row in source.rows()]
@@ -88,19 +89,24 @@ class FileStorage:
         Raises:
             StoreError: it cannot be written, or does not fit the format.
         """
-        frame = pd.DataFrame(table) if isinstance(table, list) else table
-        name = f"{self._name(self.operator_step + 1)}.{self.cache_type}"
+        # Without a type, pandas would turn whole numbers beside a missing one into floats.
+        frame = pd.DataFrame(table, dtype=object) if isinstance(table, list) else table
+        name = f"{self._next_name()}.{self.cache_type}"
         try:
             data = _encode(frame, self.cache_type)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
             raise StoreError(f"{name}: the table does not fit {self.cache_type}: {error}") from None
         ObjectStore(self.cache_path).write(name, data)
         return self._path(name)
 
     def write_quarantine(self, lines: bytes) -> None:
         """Write why rows of the next step have no answer, beside its table."""
-        name = f"{self._name(self.operator_step + 1)}.quarantine.jsonl"
+        name = f"{self._next_name()}.quarantine.jsonl"
         ObjectStore(self.cache_path).write(name, lines)
+
+    def _next_name(self) -> str:
+        self.current()  # step() must have been called
+        return self._name(self.operator_step + 1)
 
     def _name(self, step: int) -> str:
         return f"{self.file_name_prefix}_step{step}"
@@ -115,12 +121,13 @@ def _encode(frame: pd.DataFrame, cache_type: CacheType) -> bytes:
     if cache_type == "parquet":
         return frame.to_parquet(index=False)
     records = [
-        {str(name): value for name, value in record.items()}
+        {str(name): plain(value) for name, value in record.items()}
         for record in frame.to_dict(orient="records")
     ]
     if cache_type == "csv":
         cells = [{name: _cell(value) for name, value in record.items()} for record in records]
-        return pd.DataFrame(cells, columns=frame.columns).to_csv(index=False).encode()
+        columns = [str(name) for name in frame.columns]
+        return pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False).encode()
     lines = [dump_record(record, None) for record in records]
     if cache_type == "jsonl":
         return b"".join(line + b"\n" for line in lines)

@@ -36,7 +36,9 @@ def _find(what: str, named: str | F, known: Mapping[str, F]) -> tuple[str, F]:
     module, _, attribute = named.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        if not callable(function):
+            raise TypeError("it is not a function")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ImageQAError(
             f"there is no {what} {named!r} ({error}); built in are {', '.join(known)}, your own "
             "is named package.module:function"

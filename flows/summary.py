@@ -1,9 +1,9 @@
 """What a run tells at the end: to its caller, and in the output's manifest."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -73,10 +73,9 @@ class RunSummary(BaseModel):
         """The ok rows, as in `qa.jsonl`: the input columns and the output column."""
         import pandas as pd
 
-        data = ObjectStore(self.output).read(QA_JSONL)
-        return pd.read_json(
-            BytesIO(data), lines=True, dtype=False, convert_dates=False, precise_float=True
-        )
+        # pandas' own reader would make numbers of column names, and fails on large numbers.
+        lines = ObjectStore(self.output).read(QA_JSONL).splitlines()
+        return pd.DataFrame([json.loads(line) for line in lines])
 
 
 def summarise(counts: Counts, progress: RunProgress, output: str, seconds: float) -> RunSummary:

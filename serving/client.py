@@ -3,11 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import orjson
@@ -18,7 +18,12 @@ from .errors import EndpointError
 from .replies import failure, may_pass, read_reply, reason
 from .types import ChatRequest, Completion, Failure, FailureKind, Outcome
 
+T = TypeVar("T")
+
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=20)
+
+_REST_SECONDS = 5.0
+"""How long a server that could not be reached is passed over."""
 
 
 @dataclass(slots=True)
@@ -39,7 +44,8 @@ class ChatClient:
     Threads share one client: connections are reused, and `max_in_flight` holds across all of them.
 
     Args:
-        endpoint: the servers; requests go to the one with the fewest in flight.
+        endpoint: the servers; requests go to the one with the fewest in flight. One that cannot
+            be reached gets none for some seconds, as long as there is another.
         max_in_flight: requests sent and not yet answered, at most.
     """
 
@@ -48,10 +54,13 @@ class ChatClient:
         self.stats = ClientStats()
         self._urls = endpoint.api_urls()
         self._load = dict.fromkeys(self._urls, 0)
+        self._resting_until = dict.fromkeys(self._urls, 0.0)
         self._max_in_flight = max_in_flight
         # Bounds requests that hold their image bytes, sent or about to be.
         self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
         self._model = endpoint.model
+        self._running = False
+        self._gate = threading.Lock()
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -59,6 +68,7 @@ class ChatClient:
             target=self._loop.run_forever, name="chat-client", daemon=True
         )
         self._thread.start()
+        self._running = True
         self._await(self._open())
         return self
 
@@ -68,7 +78,10 @@ class ChatClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._await(self._close())
+        with self._gate:
+            self._running = False
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        closing.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -111,6 +124,9 @@ class ChatClient:
 
         `requests` is consumed lazily as slots come free, so that only requests in flight hold
         their images. `on_outcome` is called with position and outcome, on the client's thread.
+
+        Raises:
+            EndpointError: the client was closed meanwhile, or is not open.
         """
         futures: list[Future[Outcome]] = []
         iterator = iter(requests)
@@ -118,14 +134,19 @@ class ChatClient:
             self._buffer.acquire()
             try:
                 request = next(iterator, None)
+                if request is None:
+                    self._buffer.release()
+                    break
+                future = self._submit(request, len(futures), on_outcome)
             except BaseException:
                 self._buffer.release()
                 raise
-            if request is None:
-                self._buffer.release()
-                break
-            futures.append(self._submit(request, len(futures), on_outcome))
-        return [future.result() for future in futures]
+            future.add_done_callback(lambda _: self._buffer.release())
+            futures.append(future)
+        try:
+            return [future.result() for future in futures]
+        except CancelledError:
+            raise EndpointError("the client was closed before the server had answered") from None
 
     def _submit(
         self,
@@ -142,18 +163,23 @@ class ChatClient:
             body = failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempt=0)
 
         async def ask() -> Outcome:
-            try:
-                outcome = body if isinstance(body, Failure) else await self._ask(body)
-                if on_outcome:
-                    on_outcome(position, outcome)
-                return outcome
-            finally:
-                self._buffer.release()
+            outcome = body if isinstance(body, Failure) else await self._ask(body)
+            if on_outcome:
+                on_outcome(position, outcome)
+            return outcome
 
-        return asyncio.run_coroutine_threadsafe(ask(), self._loop)
+        return self._start(ask())
 
-    def _await(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        # What is started before the client closes is ended by it; nothing is started after.
+        with self._gate:
+            if self._running:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise EndpointError("the client is closed: use it inside its `with` block")
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._start(coroutine).result()
 
     # Everything below runs on the background loop.
 
@@ -232,7 +258,7 @@ class ChatClient:
         )(attempt)
 
     async def _send(self, body: bytes, started: float, attempt: int) -> Outcome:
-        url = min(self._urls, key=self._load.__getitem__)
+        url = self._pick()
         self._load[url] += 1
         self.stats.requests += 1
         self.stats.in_flight += 1
@@ -242,15 +268,19 @@ class ChatClient:
             ) as response:
                 data = await response.read()
                 return read_reply(response.status, data, time.perf_counter() - started, attempt)
-        except (aiohttp.ServerTimeoutError, TimeoutError) as error:
-            kind = (
-                FailureKind.CONNECTION
-                if isinstance(error, aiohttp.ConnectionTimeoutError)
-                else FailureKind.TIMEOUT
-            )
-            return failure(kind, f"{safe_url(url)}: {reason(error)}", attempt)
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # A server that is gone fails at once: with the least load, it would get everything.
+            self._resting_until[url] = time.monotonic() + _REST_SECONDS
             return failure(FailureKind.CONNECTION, f"{safe_url(url)}: {reason(error)}", attempt)
+        except (aiohttp.ClientError, OSError) as error:
+            waited = isinstance(error, TimeoutError)
+            kind = FailureKind.TIMEOUT if waited else FailureKind.CONNECTION
+            return failure(kind, f"{safe_url(url)}: {reason(error)}", attempt)
         finally:
             self._load[url] -= 1
             self.stats.in_flight -= 1
+
+    def _pick(self) -> str:
+        now = time.monotonic()
+        up = [url for url in self._urls if self._resting_until[url] <= now]
+        return min(up or self._urls, key=self._load.__getitem__)

@@ -1,11 +1,11 @@
 """`VLLMEndpoint`: where a running vLLM server is, as a Prefect block."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import Field, SecretStr, field_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from .errors import EndpointError
 
@@ -19,6 +19,9 @@ class VLLMEndpoint(Block):
         image_qa(dataset="qas.json", output="s3://bucket/qa", endpoint="qwen")
         ```
     """
+
+    # A URL that is refused may hold a password.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str | None] = "vLLM Endpoint"
     _block_type_slug: ClassVar[str | None] = "vllm-endpoint"
@@ -53,10 +56,26 @@ class VLLMEndpoint(Block):
     @classmethod
     def _check_urls(cls, urls: list[str]) -> list[str]:
         for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
+            try:
+                parts = urlsplit(url)
+                complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            except ValueError:  # its text may hold the password
+                complete = False
+            if not complete:
                 raise ValueError(f"{safe_url(url)!r} is not an http:// or https:// URL")
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError(
+                    f"{safe_url(url)!r} must be given without user, query and fragment: "
+                    "api_key and extra_headers are kept secret, a URL is not"
+                )
         return urls
+
+    @model_validator(mode="after")
+    def _check_headers(self) -> Self:
+        for name, value in self.headers().items():
+            if not f"{name}{value}".isprintable():
+                raise ValueError(f"the {name!r} header has a line break or control character")
+        return self
 
     def api_urls(self) -> list[str]:
         """The URLs of the OpenAI API: each ends with `/v1`."""
@@ -68,14 +87,17 @@ class VLLMEndpoint(Block):
         headers = {
             str(name): str(value) for name, value in self.extra_headers.get_secret_value().items()
         }
-        if key := self.api_key.get_secret_value():
+        if key := self.api_key.get_secret_value().strip():
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
 
 def safe_url(url: str) -> str:
     """The URL without user, password, query and fragment: fit for messages."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(malformed)"
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 

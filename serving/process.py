@@ -105,7 +105,7 @@ class OwnedProcess:
         return _PREFIX.sub("", lines[-1]) if lines else ""
 
     def log_tail(self, count: int = 15) -> str:
-        """The log's last lines that tell why it ended; routine lines only if there are no others."""
+        """The log's last lines that tell why it ended; routine lines if there are no others."""
         lines = _read_tail(self.log_file)
         telling = [line for line in lines if not _ROUTINE.search(line)]
         return "\n".join((telling or lines)[-count:])

@@ -37,10 +37,13 @@ def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcom
     try:
         reply = orjson.loads(data)
         choice = reply["choices"][0]
+        text = choice["message"]["content"] or ""
+        if not isinstance(text, str):
+            raise TypeError
         usage = reply.get("usage") or {}
         return Completion(
-            text=choice["message"]["content"] or "",
-            finish_reason=choice["finish_reason"] or "",
+            text=text,
+            finish_reason=str(choice["finish_reason"] or ""),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
             latency=latency,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,13 @@ from typing import Any, BinaryIO
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from .errors import StoreError
+from .image_refs import png_of
+from .images import sniff
 from .object_store import ObjectStore
-from .records import Answered, Quarantined, Row
+from .records import Answered, Quarantined, Row, RowError
 from .storing import Ledger
 
 QA_JSONL = "qa.jsonl"
@@ -165,25 +169,37 @@ class _Files:
 
 
 def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
-    """One record as a line of JSON; embedded images become data URIs, other bytes base64."""
+    """One record as a line of strict JSON; bytes become data URIs, which loading reads back."""
     plain = {
         name: _image_value(value) if name == image_key else value for name, value in record.items()
     }
     try:
         return orjson.dumps(plain, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # a number beyond 64 bits, or half a surrogate pair: valid JSON to others
-        return json.dumps(plain, default=_plain).encode()
+        return json.dumps(_without_nan(plain), default=_plain).encode()
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, bytes | bytearray):
+        return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
     return str(value)
 
 
+def _without_nan(value: Any) -> Any:
+    """The value as orjson writes it: NaN and infinity are null."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _image_value(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        value = png_of(value)
     if isinstance(value, bytes):
-        return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
+        encoded = base64.b64encode(value).decode("ascii")
+        return f"data:{_mime(value)};base64,{encoded}"
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         return _image_value(value["bytes"])
     if isinstance(value, list):
@@ -191,10 +207,18 @@ def _image_value(value: Any) -> Any:
     return value
 
 
+def _mime(data: bytes) -> str:
+    try:
+        return f"image/{sniff(data)[0].lower()}"
+    except RowError:
+        return "application/octet-stream"
+
+
 def _image_names(value: Any) -> list[str]:
     """Paths of a row's images as the dataset gives them; embedded ones have no name."""
     if isinstance(value, str):
-        return [] if value.startswith("data:") else [value]
+        # The name of a file need not be UTF-8; Arrow's strings must be.
+        return [] if value.startswith("data:") else [value.encode(errors="replace").decode()]
     if isinstance(value, Mapping):
         return _image_names(value.get("path"))
     if isinstance(value, Sequence) and not isinstance(value, bytes):

@@ -73,7 +73,7 @@ def _refs(value: Any, base: ImageBase, depth: int) -> list[ImageRef]:
     if isinstance(value, bytes | bytearray):
         return [ImageRef(data=bytes(value))] if value else []
     if isinstance(value, Image.Image):
-        return [ImageRef(data=_png(value))]
+        return [ImageRef(data=png_of(value))]
     if isinstance(value, Mapping) and not {"bytes", "path"}.isdisjoint(value):
         return _refs(value.get("bytes") or value.get("path"), base, depth + 1)
     if isinstance(value, Sequence) and depth < _MAX_NESTING:
@@ -175,7 +175,7 @@ def _data_uri_bytes(uri: str) -> bytes:
     return data
 
 
-def _png(image: Image.Image) -> bytes:
+def png_of(image: Image.Image) -> bytes:
     """Encode a PIL image without loss; upright, as its EXIF orientation would not be kept."""
     encoded = io.BytesIO()
     try:

@@ -104,7 +104,7 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
             f"the file has {len(data):,} bytes, over the {settings.max_file_bytes:,} of "
             "max_file_bytes; shrink it or raise the limit",
         )
-    name, decoder = _sniff(data)
+    name, decoder = sniff(data)
     try:
         return _prepare(decoder, data, settings)
     except RowError:
@@ -148,7 +148,12 @@ _SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
 )
 
 
-def _sniff(data: bytes) -> tuple[str, Decoder]:
+def sniff(data: bytes) -> tuple[str, Decoder]:
+    """Name of an encoded image's format, by its first bytes, and what opens it.
+
+    Raises:
+        RowError: NOT_AN_IMAGE.
+    """
     for offset, signature, name, decoder in _SIGNATURES:
         if data.startswith(signature, offset):
             return name, decoder

@@ -96,15 +96,17 @@ def chat_prompt(given: PromptInput) -> list[Message]:
     """The default style: system prompt, then all turns in order, with the images in place.
 
     System turns are merged into the system prompt. Trailing assistant turns are dropped, so that
-    the model has something to answer. `<image>` marks place the images; images without a mark go
-    before the first user text (vision models are trained image first).
+    the model has something to answer; where the last turn says nothing, the user prompt does.
+    `<image>` marks place the images; images without a mark go before the first user text (vision
+    models are trained image first).
     """
     system = [given.system_prompt, *(turn.text for turn in given.turns if turn.role == "system")]
     turns = [turn for turn in given.turns if turn.role != "system"]
     while turns and turns[-1].role == "assistant":
         turns.pop()
-    if not turns:
-        turns = [Turn("user", given.user_prompt)]
+    said = turns[-1].text if turns else ""
+    if not said.replace(IMAGE_MARK, "").strip():
+        turns[-1:] = [Turn("user", said + given.user_prompt)]
     messages: list[Message] = []
     if merged := "\n\n".join(text.strip() for text in system if text.strip()):
         messages.append({"role": "system", "content": merged})
@@ -147,7 +149,7 @@ def read_conversation(value: Any) -> tuple[Turn, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return (Turn("user", value),) if value.strip() else ()
+        return (Turn("user", _read_text(1, value)),)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence):
@@ -158,7 +160,9 @@ def read_conversation(value: Any) -> tuple[Turn, ...]:
 def _read_turn(number: int, turn: Any) -> Turn:
     if not isinstance(turn, Mapping):
         raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation is not an object")
-    speaker, said = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    # A Parquet file that holds both forms has both names in every turn.
+    speaker = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
+    said = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
     role = ROLES.get(str(speaker).lower())
     if role is None:
         raise RowError(

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -71,10 +72,12 @@ class Ledger:
         ledger = cls(store)
         for name in store.list(PARTS):
             if name.endswith(".parquet"):
-                ledger._add_part(name, _part_keys(store, name))
+                with _damage_named(store, name):
+                    ledger._add_part(name, _part_keys(store, name))
         for name in store.list(QUARANTINE):
             if name.endswith(".jsonl"):
-                ledger._add_quarantine(name, [row["key"] for row in _read_lines(store, name)])
+                with _damage_named(store, name):
+                    ledger._add_quarantine(name, [row["key"] for row in _read_lines(store, name)])
         return ledger
 
     def claim(self, key: str) -> bool:
@@ -94,25 +97,27 @@ class Ledger:
         place = self._answers.get(bytes.fromhex(key))
         if place is None:
             return None
-        row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
-        answer = row["answer"]
-        return Answered(
-            key=key,
-            text=answer["text"],
-            pairs=tuple(QAPair(pair["question"], pair["answer"]) for pair in answer["pairs"]),
-            model=answer["model"],
-            prompt_tokens=answer["prompt_tokens"],
-            completion_tokens=answer["completion_tokens"],
-            latency=answer["latency"],
-        )
+        with _damage_named(self._store, self._files[place // _ROWS_PER_FILE]):
+            row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+            answer = row["answer"]
+            return Answered(
+                key=key,
+                text=answer["text"],
+                pairs=tuple(QAPair(pair["question"], pair["answer"]) for pair in answer["pairs"]),
+                model=answer["model"],
+                prompt_tokens=answer["prompt_tokens"],
+                completion_tokens=answer["completion_tokens"],
+                latency=answer["latency"],
+            )
 
     def failure(self, key: str) -> Quarantined | None:
         """Why a row could not be answered, as its latest attempt tells."""
         place = self._failures.get(bytes.fromhex(key))
         if place is None:
             return None
-        row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
-        return Quarantined(**{**row, "kind": Kind(row["kind"])})
+        with _damage_named(self._store, self._files[place // _ROWS_PER_FILE]):
+            row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+            return Quarantined(**{**row, "kind": Kind(row["kind"])})
 
     def add(self, batch_key: str, rows: Sequence[Answered | Quarantined]) -> None:
         """Take in what `write_batch` has just stored."""
@@ -143,7 +148,7 @@ class Ledger:
         if name.startswith(PARTS):
             rows: list[dict[str, Any]] = _read_part(self._store, name, None).to_pylist()
             return rows
-        return list(_read_lines(self._store, name))
+        return _read_lines(self._store, name)
 
 
 def write_batch(
@@ -236,19 +241,20 @@ def _part_keys(store: ObjectStore, name: str) -> list[str]:
 
 
 def _read_part(store: ObjectStore, name: str, columns: list[str] | None) -> pa.Table:
-    try:
-        return pq.read_table(pa.BufferReader(store.read(name)), columns=columns)
-    except pa.ArrowException as error:
-        raise StoreError(
-            f"{store.uri_of(name)} cannot be read ({error}): delete it, its rows are asked again"
-        ) from None
+    return pq.read_table(pa.BufferReader(store.read(name)), columns=columns)
 
 
-def _read_lines(store: ObjectStore, name: str) -> Iterator[dict[str, Any]]:
+def _read_lines(store: ObjectStore, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.read(name).splitlines()]
+
+
+@contextmanager
+def _damage_named(store: ObjectStore, name: str) -> Iterator[None]:
+    """Say which object is damaged, and what to do, where it does not hold what was written."""
     try:
-        for line in store.read(name).splitlines():
-            yield json.loads(line)
-    except ValueError:
+        yield
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(
-            f"{store.uri_of(name)} cannot be read: delete it, its rows are asked again"
+            f"{store.uri_of(name)} is damaged ({type(error).__name__}): "
+            "delete it, its rows are asked again"
         ) from None

@@ -25,7 +25,7 @@ _PARQUET_ROWS = 16
 """Rows decoded at once: few, as each may embed images of some megabytes."""
 
 _PARQUET_BUFFER = 1 << 20
-"""Bytes read ahead per column; without it a whole row group would be in memory."""
+"""Bytes read ahead per column."""
 
 
 def plain(value: Any) -> Any:
@@ -104,13 +104,14 @@ def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
 
 
 def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
-    """Read a Parquet file in small batches.
+    """Read a Parquet file in small batches; memory is bounded by its pages, not by its size.
 
     Raises:
         ValueError: it is no Parquet file, or broken.
     """
     number = 0
     try:
+        # With pre_buffer, pyarrow keeps every row group it has passed.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
             for record in batch.to_pylist():

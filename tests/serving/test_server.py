@@ -7,13 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
-
 from prefect_imageqa.serving import interpreter
 from prefect_imageqa.serving.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.errors import ServerError
@@ -160,7 +159,7 @@ def test_folder_named_vllm_is_not_taken_for_vllm(
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        pytest.param(lambda path: None, "not a working Python", id="missing"),
+        pytest.param(lambda _path: None, "not a working Python", id="missing"),
         pytest.param(lambda path: path.touch(mode=0o755), "not a working Python", id="broken"),
         pytest.param(lambda path: path.symlink_to(sys.executable), "no vLLM", id="without vLLM"),
     ],
@@ -235,7 +234,7 @@ def test_gpu_command_and_environment_are_plain(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
 def test_hidden_gpu_is_no_gpu(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "exists", lambda _self: True)
     assert interpreter.has_gpu()
     monkeypatch.setenv(variable, "")
     assert not interpreter.has_gpu()
@@ -275,9 +274,7 @@ def test_healthy_server_is_stopped_with_all_its_processes(
     server.stop()
 
 
-def test_taken_port_is_refused_at_once(
-    options: Callable[..., ServerOptions], stand_in: Path
-) -> None:
+def test_taken_port_is_refused_at_once(stand_in: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = VLLMServer(ServerOptions(DEMO_MODEL, port=port, python=stand_in))
@@ -389,7 +386,7 @@ def test_digest_of_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_vllm_serves_refuses_a_second_and_dies_whole(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with VLLMServer(ServerOptions(DEMO_MODEL, max_model_len=1024, log_file=log)) as server:
-        with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as reply:
+        with urlopen(f"{server.url}/v1/models", timeout=10) as reply:  # noqa: S310
             assert [model["id"] for model in json.load(reply)["data"]] == ["checkpoint"]
         port = int(server.url.rpartition(":")[2])
         began = time.monotonic()

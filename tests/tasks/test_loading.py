@@ -506,7 +506,7 @@ def write_big(folder: Path, form: str, rows: int) -> Path:
     record = {"image": "folder/a.png", "text": "x" * 900, "conversation": TURNS}
     if form == "parquet":
         image = [{"bytes": os.urandom(60_000), "path": None} for _ in range(rows // 60)]
-        pa.parquet.write_table(pa.table({"image": image}), path)
+        pa.parquet.write_table(pa.table({"image": image}), path, row_group_size=100)
     elif form == "csv":
         path.write_text("image,text\n" + f"a.png,{'x' * 900}\n" * rows)
     elif form == "jsonl":

@@ -1,0 +1,157 @@
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from prefect_imageqa.serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
+from prefect_imageqa.serving.errors import EndpointError
+from pydantic import ValidationError
+
+KEY = "sk-secret-0a1b2c"
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["http://gpu:8000", "http://gpu:8000/", "http://gpu:8000/v1", "http://gpu:8000/v1/"],
+)
+def test_a_url_may_be_given_with_or_without_v1(given: str) -> None:
+    assert VLLMEndpoint(urls=[given]).api_urls() == ["http://gpu:8000/v1"]
+
+
+def test_a_path_before_v1_is_kept() -> None:
+    urls = ["https://gate/vllm/a", "https://gate/vllm/b/v1", "http://[::1]:8000"]
+    assert VLLMEndpoint(urls=urls).api_urls() == [
+        "https://gate/vllm/a/v1",
+        "https://gate/vllm/b/v1",
+        "http://[::1]:8000/v1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://user:hunter2@host",
+        "http://user:hunter2@host:99999",
+        "http://user:hunter2@host:port",
+        "http://user:hunter2@",
+        "http://user:hunter2@[::1",
+        "http://user:hunter2℀@host",
+        "http://user:hunter2@host",
+        "http://host/v1?key=hunter2",
+        "http://host/v1#hunter2",
+        "user:hunter2@host",
+        "http://",
+        "",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        VLLMEndpoint(urls=["http://good:8000", url])
+    assert "hunter2" not in str(raised.value)
+    assert "URL" in str(raised.value) or "must be given without user" in str(raised.value)
+    with pytest.raises(EndpointError) as told:
+        load_endpoint([url])
+    assert "hunter2" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_at_least_one_url_is_needed() -> None:
+    with pytest.raises(EndpointError, match="at least 1 item"):
+        load_endpoint([])
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("http://user:pw@host:1/v1?k=s#f", "http://host:1/v1"),
+        ("https://a@b@host/x", "https://host/x"),
+        ("http://host", "http://host"),
+        ("http://user:pw@[::1", "(malformed)"),
+    ],
+)
+def test_a_safe_url_has_no_credentials(url: str, safe: str) -> None:
+    assert safe_url(url) == safe
+
+
+def test_no_secret_is_shown() -> None:
+    endpoint = VLLMEndpoint(
+        urls=["http://gpu:8000"], api_key=KEY, extra_headers={"X-Token": f"{KEY}-header"}
+    )
+    for shown in (repr(endpoint), str(endpoint), endpoint.model_dump_json(), f"{endpoint!s}"):
+        assert "gpu:8000" in shown
+        assert KEY not in shown
+    assert endpoint.headers() == {"X-Token": f"{KEY}-header", "Authorization": f"Bearer {KEY}"}
+
+
+def test_without_a_key_there_is_no_header() -> None:
+    assert VLLMEndpoint(urls=["http://gpu:8000"]).headers() == {}
+    assert VLLMEndpoint(urls=["http://gpu:8000"], api_key=" \n").headers() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"api_key": f"{KEY}\r\nX-Admin: 1"}, "Authorization"),
+        ({"extra_headers": {"X-Token": f"{KEY}\n"}}, "X-Token"),
+    ],
+    ids=["key", "header"],
+)
+def test_a_header_of_two_lines_is_refused(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValidationError, match=f"the '{name}' header has a line break") as raised:
+        VLLMEndpoint(urls=["http://gpu:8000"], **given)
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "read_timeout", "total_timeout"])
+def test_a_timeout_is_more_than_nothing(name: str) -> None:
+    with pytest.raises(ValidationError, match="greater than 0"):
+        VLLMEndpoint(urls=["http://gpu:8000"], **{name: 0})
+
+
+def test_an_endpoint_is_made_of_what_a_user_names() -> None:
+    block = VLLMEndpoint(urls=["http://a:1", "http://b:2"], model="its own", api_key=KEY)
+    assert load_endpoint(block) is block
+    assert load_endpoint("http://a:1").urls == ["http://a:1"]
+    assert load_endpoint(["http://a:1", "http://b:2"]).urls == ["http://a:1", "http://b:2"]
+    assert load_endpoint("http://a:1", model="m").model == "m"
+    other = load_endpoint(block, model="another")
+    assert (other.model, other.urls, other.headers()) == ("another", block.urls, block.headers())
+    assert block.model == "its own"
+
+
+def test_prefect_finds_the_block_through_the_entry_point() -> None:
+    (found,) = entry_points(group="prefect.collections", name="prefect_imageqa")
+    module = found.load()
+    assert module.VLLMEndpoint is VLLMEndpoint
+    assert VLLMEndpoint.get_block_type_slug() == "vllm-endpoint"
+    assert "urls=" in (VLLMEndpoint.get_code_example() or "")
+
+
+@pytest.mark.usefixtures("prefect_blocks")
+def test_a_saved_block_comes_back_whole() -> None:
+    saved = VLLMEndpoint(
+        urls=["http://a:1", "http://b:2/v1"],
+        model="m",
+        api_key=KEY,
+        extra_headers={"X-Token": "t"},
+        read_timeout=7,
+    )
+    saved.save("round-trip")
+    loaded = load_endpoint("round-trip")
+    assert isinstance(loaded, VLLMEndpoint)
+    for name in VLLMEndpoint.model_fields:
+        assert getattr(loaded, name) == getattr(saved, name), name
+    assert loaded.headers() == {"X-Token": "t", "Authorization": f"Bearer {KEY}"}
+    assert load_endpoint("round-trip", model="another").model == "another"
+    assert isinstance(Block.load("vllm-endpoint/round-trip"), VLLMEndpoint)
+
+
+@pytest.mark.usefixtures("prefect_blocks")
+@pytest.mark.parametrize("name", ["no-such-block", "gpu-1:8000", "", "a/b"])
+def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(EndpointError) as raised:
+        load_endpoint(name)
+    assert str(raised.value) == (
+        f"there is no vLLM Endpoint block named {name!r}: save one in Prefect under Blocks, or "
+        "give a URL such as http://127.0.0.1:8000"
+    )
