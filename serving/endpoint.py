@@ -99,7 +99,8 @@ def safe_url(url: str) -> str:
     except ValueError:
         return "(malformed)"
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    path = parts.path if host else parts.path.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, path, "", ""))
 
 
 def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None) -> VLLMEndpoint:

@@ -18,9 +18,13 @@ _TAIL_BYTES = 64 * 1024
 _LINE_CHARACTERS = 300
 _CONTROL_SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\t]")
 _ROUTINE = re.compile(
-    r"^(\([^)]*\) )?(INFO|DEBUG|WARNING)\b|Warning: |^\s+warnings\.warn\(|it/s\]$"
+    r"^(\([^)]*\) )?(INFO\b|DEBUG\b|WARNING\b|\[transformers\]|[IW]\d{4} )"
+    r"|Warning: |^\s+warnings\.warn\(|it/s\]$"
 )
-_PREFIX = re.compile(r"^(\([^)]*\) )?[A-Z]+:? +(\d\d-\d\d [\d:]+ )?(\[[^\]]*\] )?")
+_PREFIX = re.compile(
+    r"^(\([^)]*pid=\d+\) )?([A-Z]+ \d\d-\d\d [\d:]+ |[A-Z]+: +)?(\[[\w.]+:\d+\] )?"
+)
+_FRAME = re.compile(r"^(\s|Traceback|$)")
 
 
 class OwnedProcess:
@@ -105,9 +109,14 @@ class OwnedProcess:
         return _PREFIX.sub("", lines[-1]) if lines else ""
 
     def log_tail(self, count: int = 15) -> str:
-        """The log's last lines that tell why it ended; routine lines if there are no others."""
+        """The last lines of the log that tell why it ended, else just its last lines.
+
+        Routine lines and the frames of tracebacks are left out: three processes each report the
+        same failure with a page of them, and the cause would scroll away.
+        """
         lines = _read_tail(self.log_file)
-        telling = [line for line in lines if not _ROUTINE.search(line)]
+        messages = [_PREFIX.sub("", line) for line in lines if not _ROUTINE.search(line)]
+        telling = list(dict.fromkeys(line for line in messages if not _FRAME.match(line)))
         return "\n".join((telling or lines)[-count:])
 
 

@@ -118,7 +118,7 @@ class VLLMServer:
             ending = (
                 f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
             )
-            raise self._error(f"{ending} after it was started")
+            raise self._error(ending)
 
     def wait(self) -> None:
         """Wait until the server ends by itself, which it should not.

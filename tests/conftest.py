@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
 BUCKET = "imageqa-tests"
 
@@ -118,3 +119,10 @@ def stub(start_stub: StartStub) -> StubServer:
 def keyed_stub(start_stub: StartStub) -> StubServer:
     """A stub of vLLM that wants an API key."""
     return start_stub(api_key="stub-api-key-5f2c")
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with an empty database of its own."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

@@ -12,7 +12,7 @@ from .lessons import IMAGE, Branch, Lesson, make_lesson
 from .model import EXPANDED_IMAGE
 from .scenes import Scene
 
-ROW_TOKENS = 320  # a row takes as many branches as fit, and one at least
+ROW_TOKENS = 288  # a row takes as many branches as fit, and one at least
 _HIDDEN = torch.finfo(torch.float32).min
 
 

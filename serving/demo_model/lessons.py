@@ -20,6 +20,13 @@ CANNOT_TELL = "I cannot tell without the image."
 CANNOT_SEE = "I cannot see an image."
 
 _BRANCHES = 16
+_HARD_KINDS = (
+    QuestionKind.COUNT,
+    QuestionKind.SHAPE,
+    QuestionKind.COLOUR_COUNT,
+    QuestionKind.CHECK,
+)
+_ANSWERED_KINDS = (*QuestionKind, *_HARD_KINDS)
 _QUESTION_WEIGHT = 0.4  # a generated question is one of many good ones, its answer is not
 
 
@@ -51,16 +58,16 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
         progress: how far training has come, 0 to 1. It begins with plain descriptions, then come
             the answers, then everything.
     """
-    if rng.random() < (0.6 if progress < 0.25 else 0.06):
+    if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
-    draw = rng.random() if progress > 0.4 else 0.46 + 0.54 * rng.random()
-    if draw < 0.22:
+    draw = rng.random() if progress > 0.3 else rng.uniform(0.46, 1)
+    if draw < 0.18:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.36:
+    if draw < 0.30:
         return _generate(scene, rng, Form.JSON)
     if draw < 0.46:
         return _generate(scene, rng, Form.MANY)
-    if draw < 0.95:
+    if draw < 0.96:
         return _answer(scene, rng)
     return _without_image(scene, rng)
 
@@ -96,13 +103,9 @@ def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
         if form is Form.PAIR and rng.random() < 0.06:
             # a server that enforces a JSON schema forces the form, whatever was asked
             start, *rest = _reply(scene, rng, Form.JSON, 1)
-            reply = (Span(start.text[: start.text.index(":")], 0), _after_key(start), *rest)
+            reply = (Span(start.text, 0), *rest)
         branches.append((Span(ASSISTANT, 0), *reply, Span(END, 1)))
     return Lesson(prompt, tuple(branches))
-
-
-def _after_key(span: Span) -> Span:
-    return Span(span.text[span.text.index(":") :], span.weight)
 
 
 def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
@@ -117,7 +120,12 @@ def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
             label = f"{separator}{number}. " if form is Form.MANY else ""
             whole = f"{label}**Question:** {text}\n**Answer:** {answer}"
             cut = whole.index("\n**Answer")
-        spans += [Span(whole[:cut], _QUESTION_WEIGHT), Span(whole[cut:], 1)]
+        start = whole.index(text)
+        spans += [
+            Span(whole[:start], 1),
+            Span(whole[start:cut], _QUESTION_WEIGHT),
+            Span(whole[cut:], 1),
+        ]
     return tuple(spans)
 
 
@@ -130,11 +138,11 @@ def _different_questions(scene: Scene, rng: random.Random, count: int) -> list[Q
 
 def _answer(scene: Scene, rng: random.Random) -> Lesson:
     prompt = f"{_system(instruct(Form.ANSWER, rng).system)}{USER}"
-    image_first = rng.random() < 0.5
+    image_first = rng.random() < 0.55
     gap = _gap(rng)
     branches = []
     for _ in range(_BRANCHES):
-        question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
+        question = random_question(scene, rng, _ANSWERED_KINDS, absent=0.12)
         text = rng.choice(question.phrasings())
         content = f"{gap}{text}" if image_first else f"{text}{gap}{IMAGE}"
         reply = Span(f"{answer_to(scene, question)}{END}", 1)

@@ -40,8 +40,8 @@ _USER = {
     Form.JSON: phrases.USER_JSON,
     Form.MANY: phrases.USER_MANY,
 }
-_ODD = 0.4  # the part of system prompts with anything around the request
-_LONGEST = 700  # characters around a request, about 120 words
+_ODD = 0.33  # the part of system prompts with anything around the request
+_LONGEST = 600  # characters around a request, about 100 words
 
 
 def instruct(form: Form, rng: random.Random, count: int = 1) -> Instruction:

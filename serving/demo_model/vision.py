@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 48
 _RATE = 2e-3
 _EMPTY_CELL_WEIGHT = 0.15  # most cells are empty
-_CLASSES = (len(COLOURS), len(KINDS), len(RADII), IMAGE_TOKENS)
+_CLASSES = (len(COLOURS), len(KINDS), len(RADII), IMAGE_TOKENS, len(KINDS), len(KINDS))
 
 
 def prepare_images(
@@ -50,9 +50,14 @@ def _draw(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def cell_labels(scenes: Sequence[Scene]) -> torch.Tensor:
-    """What each image token should tell: colour, kind, size, place; 0 is none. (n, 4, tokens)."""
+    """What each image token should tell, (n, 6, tokens); 0 is none.
+
+    Colour, kind, size and place of the shape in its cell, how many shapes have that colour, and
+    (empty cells too) how many there are in all: counting is easier to learn here than from text.
+    """
     labels = torch.zeros(len(scenes), len(_CLASSES), IMAGE_TOKENS, dtype=torch.long)
     for number, scene in enumerate(scenes):
+        labels[number, -1] = len(scene)
         for shape in scene:
             cell = shape.row * TOKENS_A_SIDE + shape.column
             indices = (
@@ -60,8 +65,9 @@ def cell_labels(scenes: Sequence[Scene]) -> torch.Tensor:
                 KINDS.index(shape.kind),
                 list(RADII).index(shape.size),
                 cell,
+                sum(other.colour == shape.colour for other in scene) - 1,
             )
-            labels[number, :, cell] = torch.tensor(indices) + 1
+            labels[number, :-1, cell] = torch.tensor(indices) + 1
     return labels
 
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -280,7 +280,7 @@ async def dribble(request: web.Request) -> web.StreamResponse:
     [(hang, {"read_timeout": 0.2}), (dribble, {"read_timeout": 5, "total_timeout": 0.4})],
     ids=["silent", "dribbling"],
 )
-def test_a_server_that_does_not_finish(handler: Handler, timeouts: dict[str, float]) -> None:
+def test_a_server_that_does_not_finish(handler: Handler, timeouts: dict[str, Any]) -> None:
     with serving(handler) as url, ChatClient(endpoint(url, **timeouts)) as client:
         failure = only_failure(client.complete([ask("hello")]))
     # Asking again would queue behind itself; the next run may.
@@ -396,7 +396,10 @@ def test_key_and_further_headers_are_sent() -> None:
         return reply(data=[{"id": "m"}])
 
     headers = {"X-Tenant": "blue", "X-Number": 7}
-    given = {"api_key": f" {KEY}\n", "extra_headers": headers}  # as keys come from files
+    given: dict[str, Any] = {
+        "api_key": f" {KEY}\n",
+        "extra_headers": headers,
+    }  # as keys come from files
     with serving(look) as url, ChatClient(endpoint(url, **given)) as client:
         client.check()
         client.complete([ask("hello")])
@@ -480,14 +483,10 @@ def test_no_server_is_one_clear_line(dead_url: str) -> None:
 
 def test_requests_are_spread_over_the_servers() -> None:
     handlers = [Counted(), Counted(), Counted()]
-    with (
-        serving(handlers[0].answer) as a,
-        serving(handlers[1].answer) as b,
-        serving(handlers[2].answer) as c,
-    ):
-        client = ChatClient(endpoint(a, b, c), max_in_flight=6)
-        with client:
-            client.complete(ask(str(number)) for number in range(60))
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serving(handler.answer)) for handler in handlers]
+        client = stack.enter_context(ChatClient(endpoint(*urls), max_in_flight=6))
+        client.complete(ask(str(number)) for number in range(60))
     assert [handler.peak for handler in handlers] == [2, 2, 2]
     assert all(handler.total >= 15 for handler in handlers)
 

@@ -67,6 +67,7 @@ def test_at_least_one_url_is_needed() -> None:
         ("https://a@b@host/x", "https://host/x"),
         ("http://host", "http://host"),
         ("http://user:pw@[::1", "(malformed)"),
+        ("user:pw@host/v1", "user:host/v1"),
     ],
 )
 def test_a_safe_url_has_no_credentials(url: str, safe: str) -> None:
@@ -127,7 +128,7 @@ def test_prefect_finds_the_block_through_the_entry_point() -> None:
     assert "urls=" in (VLLMEndpoint.get_code_example() or "")
 
 
-@pytest.mark.usefixtures("prefect_blocks")
+@pytest.mark.usefixtures("prefect_server")
 def test_a_saved_block_comes_back_whole() -> None:
     saved = VLLMEndpoint(
         urls=["http://a:1", "http://b:2/v1"],
@@ -146,7 +147,7 @@ def test_a_saved_block_comes_back_whole() -> None:
     assert isinstance(Block.load("vllm-endpoint/round-trip"), VLLMEndpoint)
 
 
-@pytest.mark.usefixtures("prefect_blocks")
+@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("name", ["no-such-block", "gpu-1:8000", "", "a/b"])
 def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
     with pytest.raises(EndpointError) as raised:

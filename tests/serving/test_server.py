@@ -38,7 +38,10 @@ stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
 print("(APIServer pid=7) INFO 11-23 20:51:51 [model.py:1] Loading the weights", flush=True)
 if play == "die":
-    print("\\x1b[31mRuntimeError: the weights are\\x1b[0m torn", flush=True)
+    error = "(EngineCore pid=8) ERROR 11-23 20:51:51 [core.py:1] "
+    for line in ("Traceback (most recent call last):", "  File x, line 1", "    load()"):
+        print(error + line)
+    print(error + "\\x1b[31mRuntimeError: the weights are\\x1b[0m torn", flush=True)
     sys.exit(3)
 if play == "hang":
     time.sleep(600)
@@ -289,7 +292,7 @@ def test_death_while_starting_is_told_with_the_log(
     server = VLLMServer(options("die"))
     with pytest.raises(ServerError, match="ended with code 3") as death:
         server.start()
-    assert str(death.value).endswith("\nRuntimeError: the weights are torn")
+    assert str(death.value).splitlines()[1:] == ["RuntimeError: the weights are torn"]
     assert str(server.log_file) in str(death.value)
 
 

@@ -1,0 +1,184 @@
+"""The whole way with real vLLM on CPU and the demo model."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from prefect_imageqa import (
+    FileStorage,
+    ImageQAGenerator,
+    LocalModelVLMServing_vllm,
+    PromptedVQAGenerator,
+    Sampling,
+    image_qa,
+)
+from prefect_imageqa.serving.demo_model import questions, scenes
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LocalModelVLMServing_vllm]:
+    """The demo model, served by vLLM for all tests of this module."""
+    serving = LocalModelVLMServing_vllm(
+        hf_model_name_or_path=str(CHECKPOINT), vllm_tensor_parallel_size=1, vllm_max_tokens=512
+    )
+    yield serving
+    serving.cleanup()
+
+
+def judged(folder: Path, truth: list[scenes.Scene]) -> list[questions.Verdict]:
+    """The verdict on every stored pair."""
+    pairs = pd.read_parquet(folder / "pairs.parquet")
+    columns = (pairs["row"], pairs["question"], pairs["answer"])
+    return [
+        questions.judge_pair(truth[row], question, answer)
+        for row, question, answer in zip(*columns, strict=True)
+    ]
+
+
+def test_pairs_about_unseen_scenes_are_right(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    truth = scenes.write_demo_dataset(tmp_path / "data", 64, seed=11)
+    server = model.start_serving()
+    summary = image_qa(
+        str(tmp_path / "data" / "dataset.json"),
+        str(tmp_path / "out"),
+        endpoint=server.url,
+        batch_size=16,
+        max_in_flight=32,
+    )
+    assert (summary.ok, summary.requests) == (64, 64)
+    assert summary.prompt_tokens > 64 * 9
+    verdicts = judged(tmp_path / "out", truth)
+    assert len(verdicts) == 64
+    assert verdicts.count(questions.Verdict.RIGHT) >= 0.95 * len(verdicts)
+    asked = {json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()}
+    assert len(asked) > 16  # rows sample by themselves, not all the same question
+
+
+def test_images_of_every_kind_reach_the_model(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    """One scene in forms that vLLM itself would refuse, misread, or show turned."""
+    rng = random.Random(3)
+    scene = scenes.random_scene(scenes.held_out_rng(77))
+    image = scenes.draw_scene(scene, 192, 192, rng)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.resize((1920, 1920)).save(tmp_path / "large.png")
+    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    image.save(tmp_path / "really-a.jpeg", "PNG")
+    second = Image.new("RGB", (192, 192))
+    image.save(tmp_path / "animated.gif", save_all=True, append_images=[second])
+    frame = pd.DataFrame({"image": sorted(str(path) for path in tmp_path.iterdir())})
+    summary = image_qa(frame, str(tmp_path / "out"), endpoint=model.start_serving().url)
+    assert (summary.rows, summary.ok) == (6, 6)
+    assert judged(tmp_path / "out", [scene] * 6).count(questions.Verdict.RIGHT) >= 5
+
+
+def test_a_row_that_only_the_server_refuses_costs_itself(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    scenes.write_demo_dataset(tmp_path, 3, seed=12)
+    rows = json.loads((tmp_path / "dataset.json").read_text())
+    rows[1]["conversation"][0]["value"] = "more than the model can read " * 2000
+    (tmp_path / "dataset.json").write_text(json.dumps(rows))
+    summary = image_qa(
+        str(tmp_path / "dataset.json"), str(tmp_path / "out"), endpoint=model.start_serving().url
+    )
+    assert (summary.ok, summary.quarantined) == (2, 1)
+    failed = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
+    assert (failed["row"], failed["kind"], failed["status"]) == (1, "bad_request", 400)
+    assert "HTTP 400" in failed["message"]
+
+
+def test_structured_output_is_passed_through(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    truth = scenes.write_demo_dataset(tmp_path / "data", 8, seed=13)
+    texts = {name: {"type": "string"} for name in ("question", "answer")}
+    schema = {"type": "object", "properties": texts, "required": list(texts)}
+    form = {"type": "json_schema", "json_schema": {"name": "qa", "schema": schema}}
+    summary = image_qa(
+        str(tmp_path / "data" / "dataset.json"),
+        str(tmp_path / "out"),
+        endpoint=model.start_serving().url,
+        system_prompt="You are a image question-answer generator. Reply in JSON with the keys "
+        "question and answer.",
+        sampling=Sampling(extra_body={"response_format": form}, max_tokens=128),
+    )
+    assert summary.ok == 8
+    replies = [json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()]
+    assert all(set(json.loads(reply)) == {"question", "answer"} for reply in replies)
+    assert judged(tmp_path / "out", truth).count(questions.Verdict.RIGHT) >= 7
+
+
+def test_the_published_example_runs_with_its_imports_changed(
+    model: LocalModelVLMServing_vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scenes.write_demo_dataset(tmp_path, 4, seed=14)
+    rows = json.loads((tmp_path / "dataset.json").read_text())
+    for row in rows:
+        row.update(source=["drawn"], image=[f"./{row['image']}"])
+    (tmp_path / "capsbench_qas.json").write_text(json.dumps(rows))
+
+    qa_generator = ImageQAGenerator(
+        llm_serving=model,
+        system_prompt="You are a image question-answer generator. Your task is to generate a "
+        "question-answer pair for the given image content.",
+    )
+    storage = FileStorage(
+        first_entry_file_name="./capsbench_qas.json",
+        cache_path="./cache_local",
+        file_name_prefix="qa_task",
+        cache_type="json",
+    )
+    storage.step()
+    qa_generator.run(storage=storage, input_modal_key="image", output_key="qa")
+
+    written = json.loads((tmp_path / "cache_local" / "qa_task_step1.json").read_text())
+    assert [{name: row[name] for name in rows[0]} for row in written] == rows
+    assert all(row["qa"].startswith("**Question:** ") for row in written)
+
+
+def test_text_alone_is_answered_without_an_image(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    (tmp_path / "ask.jsonl").write_text('{"prompt": "What color is the circle?"}\n')
+    storage = FileStorage(str(tmp_path / "ask.jsonl"), str(tmp_path / "cache"), "t", "jsonl").step()
+    PromptedVQAGenerator(model).run(storage, input_prompt_key="prompt")
+    row = json.loads((tmp_path / "cache" / "t_step1.jsonl").read_text())
+    assert row["answer"] == "I cannot tell without the image."
+
+
+def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("prefect-imageqa")), "demo"]
+    done = subprocess.run(
+        [*command, "--rows", "24", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "24 answered, 0 quarantined" in done.stdout
+    share = float(done.stdout.split("pairs are right (")[1].split("%")[0])
+    assert share >= 95
+    [folder] = tmp_path.iterdir()
+    assert (folder / "qa" / "qa.jsonl").exists()
+    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False)
+    assert left.stdout == b""
