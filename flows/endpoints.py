@@ -1,8 +1,12 @@
 """The client a run asks: over a running endpoint, or a server started for the run."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from prefect import get_run_logger
+from prefect.logging.loggers import LoggingAdapter
 
 from ..serving.checkpoint import checkpoint_digest
 from ..serving.client import ChatClient
@@ -22,11 +26,12 @@ def asked_model(
         EndpointError: neither endpoint nor model, or the endpoint cannot be used.
         ServerError: the model's server could not be started.
     """
-    revision = ""
+    revision, server = "", None
     with ExitStack() as stack:
         if endpoint:
             block = load_endpoint(endpoint, model)
         elif model:
+            stack.enter_context(_serving_told_by(get_run_logger()))
             server = stack.enter_context(VLLMServer(ServerOptions(model)))
             block = VLLMEndpoint(urls=[server.url], model=server.model_name)
             if Path(model).is_dir():
@@ -38,4 +43,36 @@ def asked_model(
             )
         client = stack.enter_context(ChatClient(block, max_in_flight))
         client.check()
-        yield client, revision
+        try:
+            yield client, revision
+        except EndpointError:
+            if server is not None:
+                server.check()  # a server of our own that died says why, with the end of its log
+            raise
+
+
+class _Forward(logging.Handler):
+    """Hands records of one logger to another."""
+
+    def __init__(self, target: "logging.Logger | LoggingAdapter") -> None:
+        super().__init__()
+        self._target = target
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._target.log(record.levelno, record.getMessage())
+
+
+@contextmanager
+def _serving_told_by(target: "logging.Logger | LoggingAdapter") -> Iterator[None]:
+    """Show a server's start-up, which takes minutes for large models, in the run's log."""
+    logger, forward = logging.getLogger("prefect_imageqa.serving"), _Forward(target)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(forward)
+    try:
+        yield
+    finally:
+        logger.removeHandler(forward)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..serving.errors import ImageQAError
 from ..tasks.errors import StoreError
-from ..tasks.exporting import dump_record
+from ..tasks.exporting import dump_record, json_default
 from ..tasks.loading import open_dataset
 from ..tasks.object_store import ObjectStore
 from ..tasks.table_formats import plain
@@ -135,5 +135,7 @@ def _encode(frame: pd.DataFrame, cache_type: CacheType) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """Lists and objects go into CSV as JSON, which reading understands."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    """Lists and objects go into CSV as JSON; reading understands lists of images and turns."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=json_default)
+    return json_default(value) if isinstance(value, bytes) else value

@@ -70,12 +70,16 @@ class RunSummary(BaseModel):
         return self.model_dump_json(exclude={"pairs", "reasons"})
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The ok rows, as in `qa.jsonl`: the input columns and the output column."""
+        """The ok rows, as in `qa.jsonl`: the input columns and the output column.
+
+        Columns keep Python's own values (`dtype` object).
+        """
         import pandas as pd
 
-        # pandas' own reader would make numbers of column names, and fails on large numbers.
+        # pandas' own reader would make numbers of column names, and fails on large numbers; its
+        # strings fail on half a surrogate pair.
         lines = ObjectStore(self.output).read(QA_JSONL).splitlines()
-        return pd.DataFrame([json.loads(line) for line in lines])
+        return pd.DataFrame([json.loads(line) for line in lines], dtype=object)
 
 
 def summarise(counts: Counts, progress: RunProgress, output: str, seconds: float) -> RunSummary:

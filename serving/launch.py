@@ -100,6 +100,10 @@ def serve_command(
     }
     if on_cpu:
         command += ["--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64"]
+        # vLLM rewinds the generator of a seeded request whose prompt it has read in part, which
+        # torch's CPU generator cannot do: the engine dies ("CPU Generator does not use offset").
+        # Prompts that are always read whole never get there.
+        command += ["--no-enable-chunked-prefill"]
         flags["--dtype"] = options.dtype or "bfloat16"
         # vLLM's own 0.92 is meant for a GPU; a CPU worker that cannot get it does not start.
         flags["--gpu-memory-utilization"] = options.gpu_memory_utilization or 0.3

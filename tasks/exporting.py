@@ -174,12 +174,13 @@ def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
         name: _image_value(value) if name == image_key else value for name, value in record.items()
     }
     try:
-        return orjson.dumps(plain, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(plain, default=json_default, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # a number beyond 64 bits, or half a surrogate pair: valid JSON to others
-        return json.dumps(_without_nan(plain), default=_plain).encode()
+        return json.dumps(_without_nan(plain), default=json_default).encode()
 
 
-def _plain(value: Any) -> Any:
+def json_default(value: Any) -> str:
+    """What stands in JSON for a value it has no form for: a data URI for bytes, else its text."""
     if isinstance(value, bytes | bytearray):
         return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
     return str(value)

@@ -95,8 +95,7 @@ def _describe(scene: Scene, rng: random.Random) -> Lesson:
 def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
     count = rng.randint(2, 4) if form is Form.MANY else 1
     instruction = instruct(form, rng, count)
-    content = _content(instruction.user, rng)
-    prompt = f"{_system(instruction.system)}{USER}{content}{END}"
+    prompt = f"{_system(instruction.system)}{USER}{IMAGE}{_gap(rng)}{instruction.user}{END}"
     branches = []
     for _ in range(_BRANCHES if count == 1 else 4):
         reply = _reply(scene, rng, form, count)
@@ -137,17 +136,15 @@ def _different_questions(scene: Scene, rng: random.Random, count: int) -> list[Q
 
 
 def _answer(scene: Scene, rng: random.Random) -> Lesson:
-    prompt = f"{_system(instruct(Form.ANSWER, rng).system)}{USER}"
-    image_first = rng.random() < 0.55
+    prompt = f"{_system(instruct(Form.ANSWER, rng).system)}{USER}{IMAGE}"
     gap = _gap(rng)
     branches = []
     for _ in range(_BRANCHES):
         question = random_question(scene, rng, _ANSWERED_KINDS, absent=0.12)
         text = rng.choice(question.phrasings())
-        content = f"{gap}{text}" if image_first else f"{text}{gap}{IMAGE}"
         reply = Span(f"{answer_to(scene, question)}{END}", 1)
-        branches.append((Span(f"{content}{END}{ASSISTANT}", 0), reply))
-    return Lesson(prompt + IMAGE if image_first else prompt, tuple(branches))
+        branches.append((Span(f"{gap}{text}{END}{ASSISTANT}", 0), reply))
+    return Lesson(prompt, tuple(branches))
 
 
 def _without_image(scene: Scene, rng: random.Random) -> Lesson:
@@ -168,10 +165,6 @@ def _system(text: str) -> str:
     return f"{SYSTEM}{text}{END}" if text else ""
 
 
-def _content(text: str, rng: random.Random) -> str:
-    gap = _gap(rng)
-    return f"{IMAGE}{gap}{text}" if rng.random() < 0.6 else f"{text}{gap}{IMAGE}"
-
-
 def _gap(rng: random.Random) -> str:
+    """What a placeholder that a client took out of the text may leave behind."""
     return "" if rng.random() < 0.85 else rng.choice((" ", "\n"))

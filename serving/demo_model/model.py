@@ -37,13 +37,15 @@ CONTEXT = 2048  # tokens
 EXPANDED_IMAGE = f"{IMAGE_EDGE}{GLOBAL_IMAGE}{IMAGE * IMAGE_TOKENS}{IMAGE_EDGE}"
 """What the processor makes of one image placeholder."""
 
+# Images come before the text, wherever a client puts them: one order is all there is to learn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<end_of_utterance>{% endfor %}"
+    "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<end_of_utterance>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 

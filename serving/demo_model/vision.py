@@ -114,12 +114,12 @@ def train_vision(
     return heads
 
 
-def whole_scene_accuracy(
+def label_accuracy(
     heads: nn.ModuleList, features: torch.Tensor, scenes: Sequence[Scene]
-) -> float:
-    """The part of scenes of which every label of every cell is read rightly."""
+) -> list[float]:
+    """For each label the part of scenes in which it is right in all cells."""
     labels = cell_labels(scenes)
-    right = torch.ones(len(scenes), dtype=torch.bool)
-    for number, head in enumerate(heads):
-        right &= (head(features).argmax(-1) == labels[:, number]).all(1)
-    return float(right.float().mean())
+    return [
+        float((head(features).argmax(-1) == labels[:, number]).all(1).float().mean())
+        for number, head in enumerate(heads)
+    ]

@@ -266,16 +266,17 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     images = sorted((drawn / "images").iterdir())
-    frame = pd.DataFrame({"image": [str(path) for path in images]})
-    frame["conversation"] = [say(f"row {n}") for n in range(len(frame))]
-    frame.at[8, "conversation"] = say("STUB die")
+    conversations = [say(f"row {n}") for n in range(12)]
+    conversations[8] = say("STUB die")
+    frame = pd.DataFrame({"image": [str(path) for path in images], "conversation": conversations})
     mortal = start_stub()
     with pytest.raises(ImageQAError, match="stopped answering"):
         image_qa(frame, str(tmp_path / "out"), endpoint=mortal.url, batch_size=2, max_in_flight=1)
     assert "Traceback" not in caplog.text
     stored = sum(pq.read_metadata(part).num_rows for part in (tmp_path / "out").rglob("*.parquet"))
     assert stored >= 6
-    frame.at[8, "conversation"] = say("row 8")
+    conversations[8] = say("row 8")
+    frame = frame.assign(conversation=pd.Series(conversations))
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
     assert (summary.ok, summary.reused, summary.requests) == (12, stored, 12 - stored)
 

@@ -399,7 +399,7 @@ def test_key_and_further_headers_are_sent() -> None:
     given: dict[str, Any] = {
         "api_key": f" {KEY}\n",
         "extra_headers": headers,
-    }  # as keys come from files
+    }
     with serving(look) as url, ChatClient(endpoint(url, **given)) as client:
         client.check()
         client.complete([ask("hello")])

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_used_costs_its_row_only(
             prompt(0, **images(ImageRef(data=png(8, 8)))),
             prompt(1, **images(ImageRef(data=b"<html>"))),
             prompt(2, **images(ImageRef(path=str(tmp_path / "gone.png")))),
-            prompt(3, **images(ImageRef(data=png(8, 8)), ImageRef(data=png(8, 8)[:-20]))),
+            prompt(3, **images(ImageRef(data=png(8, 8)), ImageRef(data=png(8, 8)[:45]))),
             prompt(4, problem=known, messages=()),
             prompt(5, **images(ImageRef(data=png(8, 8)))),
         ),

@@ -1,0 +1,246 @@
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.exporting import (
+    PAIRS,
+    PAIRS_SCHEMA,
+    QA_JSON,
+    QA_JSONL,
+    QUARANTINE_JSONL,
+    Counts,
+    dump_record,
+    export,
+)
+from prefect_imageqa.tasks.image_refs import ImageBase, image_refs, read_image
+from prefect_imageqa.tasks.loading import open_dataset
+from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.records import Answered, Kind, QAPair, Quarantined, Row
+from prefect_imageqa.tasks.storing import Ledger, write_batch
+
+PIXELS = bytes(range(256))
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "local":
+        return ObjectStore(str(tmp_path / "out"))
+    bucket: str = request.getfixturevalue("s3")
+    return ObjectStore(f"{bucket}/{tmp_path.name}")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(str(tmp_path / "out"))
+
+
+def key(number: int) -> str:
+    return f"{number:032x}"
+
+
+def answered(number: int, pairs: int = 1) -> Answered:
+    qa = tuple(QAPair(f"Q{number}.{pair}", f"A{number}.{pair}") for pair in range(pairs))
+    return Answered(key(number), f"raw {number}", qa, "m", 100, 20, 0.25)
+
+
+def quarantined(number: int) -> Quarantined:
+    return Quarantined(
+        key(number), number, f"d:{number}", Kind.TRUNCATED, "cut", None, 2, "**Question:** Wh"
+    )
+
+
+def ledger_of(store: ObjectStore, *stored: Answered | Quarantined) -> Ledger:
+    write_batch(store, key(1000), stored, "qa_pairs")
+    return Ledger.read(store)
+
+
+def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
+    return [Row(index, record, f"d:{index}") for index, record in enumerate(records)]
+
+
+def exported(
+    store: ObjectStore,
+    ledger: Ledger,
+    records: Iterable[dict[str, Any]],
+    keys: Sequence[str],
+    image_key: str | None = "image",
+) -> Counts:
+    return export(store, ledger, rows_of(records), keys, "output", image_key)
+
+
+def lines(store: ObjectStore, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.read(name).splitlines()]
+
+
+def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
+    local = folder / "read.parquet"
+    local.write_bytes(store.read(PAIRS))
+    table = pq.read_table(local)
+    assert table.schema.equals(PAIRS_SCHEMA)
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
+
+
+def test_exports_join_the_dataset_in_its_order(store: ObjectStore, tmp_path: Path) -> None:
+    ledger = ledger_of(store, answered(3, pairs=2), quarantined(1), answered(0), answered(2, 0))
+    records = [{"image": f"{number}.png", "id": number} for number in range(4)]
+    counts = exported(store, ledger, records, [key(number) for number in range(4)])
+    assert counts == Counts(rows=4, ok=3, quarantined=1, pairs=3, reasons=counts.reasons)
+    assert counts.reasons == {"truncated": 1}
+    assert counts.rows == counts.ok + counts.filtered + counts.quarantined
+    expected = [{**records[number], "output": f"raw {number}"} for number in (0, 2, 3)]
+    assert lines(store, QA_JSONL) == expected
+    assert json.loads(store.read(QA_JSON)) == expected
+    assert pairs(store, tmp_path) == [
+        {"row": row, "key": key(row), "pair": pair, "image": [f"{row}.png"]}
+        | {"question": f"Q{row}.{pair}", "answer": f"A{row}.{pair}"}
+        for row, pair in ((0, 0), (3, 0), (3, 1))
+    ]
+    assert lines(store, QUARANTINE_JSONL) == [
+        {
+            "row": 1,
+            "where": "d:1",
+            "kind": "truncated",
+            "message": "cut",
+            "status": None,
+            "attempts": 2,
+            "text": "**Question:** Wh",
+            "key": key(1),
+        }
+    ]
+
+
+def test_a_row_that_stands_twice_shares_one_answer(local: ObjectStore, tmp_path: Path) -> None:
+    ledger = ledger_of(local, answered(7), quarantined(8))
+    records = [{"image": "a.png", "id": number} for number in range(4)]
+    counts = exported(local, ledger, records, [key(7), key(8), key(7), key(8)])
+    assert (counts.rows, counts.ok, counts.quarantined, counts.pairs) == (4, 2, 2, 2)
+    assert [line["id"] for line in lines(local, QA_JSONL)] == [0, 2]
+    assert [pair["row"] for pair in pairs(local, tmp_path)] == [0, 2]
+    failures = lines(local, QUARANTINE_JSONL)
+    assert [(line["row"], line["where"]) for line in failures] == [(1, "d:1"), (3, "d:3")]
+
+
+@pytest.mark.parametrize("stored", [[], [quarantined(0)]], ids=["no rows", "no answers"])
+def test_nothing_answered_gives_valid_files(
+    stored: list[Quarantined], local: ObjectStore, tmp_path: Path
+) -> None:
+    ledger = ledger_of(local, *stored)
+    counts = exported(local, ledger, [{"image": "a"}] * len(stored), [row.key for row in stored])
+    assert (counts.ok, counts.quarantined) == (0, len(stored))
+    assert local.read(QA_JSONL) == b""
+    assert json.loads(local.read(QA_JSON)) == []
+    assert pairs(local, tmp_path) == []
+    assert len(lines(local, QUARANTINE_JSONL)) == len(stored)
+
+
+def test_more_pairs_than_one_group_holds(local: ObjectStore, tmp_path: Path) -> None:
+    ledger = ledger_of(local, answered(0, pairs=3000), answered(1, pairs=3000))
+    exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
+    questions = [pair["question"] for pair in pairs(local, tmp_path)]
+    assert questions == [f"Q{row}.{pair}" for row in (0, 1) for pair in range(3000)]
+
+
+def test_an_export_replaces_the_one_before(local: ObjectStore) -> None:
+    ledger = ledger_of(local, answered(0), answered(1))
+    exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
+    exported(local, ledger, [{"image": "b"}], [key(1)])
+    assert lines(local, QA_JSONL) == [{"image": "b", "output": "raw 1"}]
+
+
+def test_rows_beyond_the_keys_are_left_out(local: ObjectStore) -> None:
+    ledger = ledger_of(local, answered(0))
+    assert exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0)]).rows == 1
+
+
+def test_a_dataset_that_shrank_is_told_and_nothing_is_replaced(local: ObjectStore) -> None:
+    ledger = ledger_of(local, answered(0), answered(1))
+    with pytest.raises(StoreError, match="the dataset has 1 rows now and had 2 before: run it"):
+        exported(local, ledger, [{"image": "a"}], [key(0), key(1)])
+    assert not local.exists(QA_JSONL)
+
+
+def test_a_row_in_neither_place_is_told(local: ObjectStore) -> None:
+    ledger = ledger_of(local, answered(0))
+    with pytest.raises(StoreError, match="d:1 is neither answered nor quarantined"):
+        exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
+    assert not local.exists(QA_JSONL)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [PIXELS, [PIXELS], {"bytes": PIXELS, "path": None}, [{"bytes": PIXELS, "path": "a.png"}]],
+    ids=["bytes", "list", "Hugging Face", "Hugging Face list"],
+)
+@pytest.mark.parametrize("image_key", ["image", None], ids=["image column", "any column"])
+def test_embedded_images_become_data_uris_that_loading_reads_back(
+    value: Any, image_key: str | None, local: ObjectStore, tmp_path: Path
+) -> None:
+    ledger = ledger_of(local, answered(0))
+    exported(local, ledger, [{"image": value, "id": 1}], [key(0)], image_key)
+    (row,) = open_dataset(local.uri_of(QA_JSONL)).rows()
+    (ref,) = image_refs(row.record["image"], ImageBase(folder=str(tmp_path)))
+    assert read_image(ref, 1000) == PIXELS
+    if image_key:
+        written = json.dumps(row.record["image"])
+        assert "data:application/octet-stream;base64," in written
+        assert "bytes" not in written
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("a.png", ["a.png"]),
+        (["a.png", {"path": "b.png", "bytes": PIXELS}], ["a.png", "b.png"]),
+        ("data:image/png;base64,AAAA", []),
+        (PIXELS, []),
+        ({"bytes": PIXELS, "path": None}, []),
+        (None, []),
+        (5, []),
+        ("caf\udce9.png", ["caf?.png"]),
+    ],
+    ids=["path", "list", "data URI", "bytes", "Hugging Face", "none", "number", "not UTF-8"],
+)
+def test_pairs_name_their_images(
+    value: Any, names: list[str], local: ObjectStore, tmp_path: Path
+) -> None:
+    exported(local, ledger_of(local, answered(0)), [{"image": value}], [key(0)])
+    assert [pair["image"] for pair in pairs(local, tmp_path)] == [names]
+
+
+def strict(data: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert b"\n" not in data
+    return json.loads(data.decode("utf-8"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (math.nan, None),
+        ([1.5, math.inf], [1.5, None]),
+        (2**70, 2**70),
+        (-(2**63), -(2**63)),
+        ([2**70, math.nan, {"a": -math.inf}], [2**70, None, {"a": None}]),
+        ("half \ud83d", "half \ud83d"),
+        (["\udcff", math.nan], ["\udcff", None]),
+        ("line\u2028 \x00\n \x7f", "line\u2028 \x00\n \x7f"),
+        ({1: "a", None: "b", False: "c"}, {"1": "a", "null": "b", "false": "c"}),
+        ({1: 2**70}, {"1": 2**70}),
+        ((1, (2,)), [1, [2]]),
+        (b"\x00\xff", "data:application/octet-stream;base64,AP8="),
+        ([bytearray(b"\x00"), 2**70], ["data:application/octet-stream;base64,AA==", 2**70]),
+        (complex(1, 2), "(1+2j)"),
+        ("\u00fc \U0001f600", "\u00fc \U0001f600"),
+    ],
+)
+def test_any_value_is_strict_json(value: Any, written: Any) -> None:
+    assert strict(dump_record({"x": value}, None)) == {"x": written}
+    assert strict(dump_record({"x": value}, "x")) == {"x": written}
