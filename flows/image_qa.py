@@ -127,6 +127,7 @@ def image_qa(
                 images=images.model_dump(mode="json"),
                 prompt=style_name,
                 parser=parser_name,
+                require_pairs=require_pairs,
             )
             prompting = PromptSettings(
                 image_key, conversation_key, source.base, style, system_prompt, user_prompt, spec
@@ -138,7 +139,7 @@ def image_qa(
                 store,
             )
             progress = current_progress()
-            progress.begin(client.stats, _expected_rows(source, limit))
+            progress.begin(client.stats, source, limit)
             keys = KeyList()
             batches = pending_batches(source, prompting, ledger, keys, batch_size, limit, progress)
             at_once = _batches_at_once(batch_size, max_in_flight)
@@ -236,18 +237,19 @@ def answer_batches(
     """
     window: deque[PendingBatch] = deque()
     error: ImageQAError | None = None
-    while window or error is None:
-        batch = next(batches, None) if error is None and len(window) < at_once else None
-        if batch is not None:
-            window.append(steps.submit(batch))
-        elif not window:
-            return
-        else:
-            try:
+    while True:
+        try:
+            batch = next(batches, None) if error is None and len(window) < at_once else None
+            if batch is not None:
+                window.append(steps.submit(batch))
+            elif window:
                 finish_batch(window.popleft(), ledger, progress)
-            except ImageQAError as failed:
-                error = error or failed
-    raise error
+            else:
+                break
+        except ImageQAError as failed:
+            error = error or failed
+    if error is not None:
+        raise error
 
 
 def finish_batch(pending: PendingBatch, ledger: Ledger, progress: RunProgress) -> None:
@@ -274,12 +276,6 @@ def _batch(number: int, prompts: Sequence[Prompt], ledger: Ledger) -> Batch:
 def _batches_at_once(batch_size: int, max_in_flight: int) -> int:
     """Enough batches to keep all slots busy while one of them is parsed and stored."""
     return min(-(-max_in_flight // batch_size) + 1, MAX_BATCHES)
-
-
-def _expected_rows(source: Dataset, limit: int | None) -> int | None:
-    if source.count is None or limit is None:
-        return source.count
-    return min(source.count, limit)
 
 
 def _check_arguments(

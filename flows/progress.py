@@ -1,10 +1,18 @@
 """How far a run is: counted by the flow, watched by a terminal or told in log lines."""
 
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import islice
+from threading import Thread
 
 from ..serving.client import ClientStats
+from ..tasks.errors import DatasetError
+from ..tasks.loading import Dataset
+
+COUNTING_SECONDS = 60
+"""A million lines take about 20 seconds; a file that takes longer goes without an ETA."""
 
 
 @dataclass
@@ -13,7 +21,7 @@ class RunProgress:
 
     Attributes:
         stats: what the client has done.
-        total: rows of the dataset where that is known before reading it.
+        total: rows of the dataset, as soon as that is known.
         reused: rows that needed no asking.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
@@ -27,9 +35,23 @@ class RunProgress:
     quarantined: int = 0
     started: float = 0.0
 
-    def begin(self, stats: ClientStats, total: int | None) -> None:
+    def begin(self, stats: ClientStats, source: Dataset, limit: int | None) -> None:
         """Start the clock: everything that is needed is up."""
-        self.stats, self.total, self.started = stats, total, time.monotonic()
+        self.stats, self.started = stats, time.monotonic()
+        if source.count is not None:
+            self.total = min(source.count, limit or source.count)
+        else:
+            Thread(target=self._count, args=(source, limit), name="counting", daemon=True).start()
+
+    def _count(self, source: Dataset, limit: int | None) -> None:
+        """Count the rows of a file that does not say how many it has; without that, no ETA."""
+        deadline = time.monotonic() + COUNTING_SECONDS
+        total = 0
+        with suppress(DatasetError):  # the pass that asks comes to the same place, and tells
+            for total, _ in enumerate(islice(source.rows(), limit), 1):
+                if total % 1000 == 0 and time.monotonic() > deadline:
+                    return
+            self.total = total
 
     @property
     def done(self) -> int:

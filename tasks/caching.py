@@ -33,6 +33,7 @@ class RequestSpec:
         images: image preparation settings.
         prompt: name of the prompt style.
         parser: name of the parser, which stands for the output format.
+        require_pairs: whether a reply without pairs is no answer.
     """
 
     model: str
@@ -41,6 +42,7 @@ class RequestSpec:
     images: Mapping[str, Any]
     prompt: str
     parser: str
+    require_pairs: bool = True
 
     @cached_property
     def digest(self) -> bytes:
@@ -54,6 +56,7 @@ class RequestSpec:
                 "images": dict(self.images),
                 "prompt": self.prompt,
                 "parser": self.parser,
+                "require_pairs": self.require_pairs,
             }
         )
 

@@ -73,6 +73,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "images": {"images": {**SPEC.images, "max_side": 512}},
     "prompt": {"prompt": "mine:style"},
     "parser": {"parser": "mine:parser"},
+    "require_pairs": {"require_pairs": False},
 }
 
 
