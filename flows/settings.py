@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
-"""Request fields that a run sets itself, or that would change the shape of a reply."""
+"""Request fields that a run sets itself, or that would change the shape of a reply.
+
+Nor may `extra_body` set what has a field of its own here.
+"""
 
 
 class Sampling(BaseModel):
@@ -36,7 +39,8 @@ class Sampling(BaseModel):
 
     @model_validator(mode="after")
     def _check_extra_body(self) -> Self:
-        if clash := sorted(RESERVED_OPTIONS & self.extra_body.keys()):
+        fields = type(self).model_fields.keys()
+        if clash := sorted((RESERVED_OPTIONS | fields) & self.extra_body.keys()):
             raise ValueError(f"extra_body may not set {', '.join(clash)}")
         return self
 

@@ -44,8 +44,8 @@ def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcom
         return Completion(
             text=text,
             finish_reason=str(choice["finish_reason"] or ""),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_tokens=_tokens(usage.get("prompt_tokens")),
+            completion_tokens=_tokens(usage.get("completion_tokens")),
             latency=latency,
             model=str(reply.get("model", "")),
             attempts=attempt,
@@ -54,6 +54,11 @@ def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcom
         return failure(
             FailureKind.BAD_REPLY, "the server's reply is not a chat completion", attempt, status
         )
+
+
+def _tokens(count: object) -> int:
+    """A plausible token count; anything else counts as none."""
+    return count if isinstance(count, int) and 0 <= count < 1 << 40 else 0
 
 
 def _kind_of_status(status: int) -> FailureKind:

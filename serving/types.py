@@ -67,7 +67,7 @@ class Failure:
         message: one line, without secrets.
         status: the HTTP status, where there was one.
         retryable: whether the same request may pass later.
-        attempts: how many requests were sent, at least 1.
+        attempts: how many requests were sent; 0 where it could not be sent at all.
     """
 
     kind: FailureKind

@@ -199,19 +199,37 @@ def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
             refs = image_refs(row.record.get(settings.image_key), settings.base)
             if not refs:
                 raise RowError(Kind.NO_IMAGE, f"the row has nothing under {settings.image_key!r}")
-        messages = settings.style(
-            PromptInput(
-                turns=read_conversation(row.record.get(settings.conversation_key)),
-                image_count=len(refs),
-                system_prompt=settings.system_prompt,
-                user_prompt=settings.user_prompt,
-                record=row.record,
-            )
-        )
+        messages = _render(row, len(refs), settings)
         key = row_key([image_id(ref) for ref in refs], messages, settings.spec)
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
-    return Prompt(row.index, key, row.where, tuple(messages), refs)
+    return Prompt(row.index, key, row.where, messages, refs)
+
+
+def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Message, ...]:
+    given = PromptInput(
+        turns=read_conversation(row.record.get(settings.conversation_key)),
+        image_count=image_count,
+        system_prompt=settings.system_prompt,
+        user_prompt=settings.user_prompt,
+        record=row.record,
+    )
+    try:
+        messages = tuple(settings.style(given))
+        contents = [message["content"] for message in messages]
+        parts = [part for content in contents if not isinstance(content, str) for part in content]
+        wanted = [part["image"] for part in parts if part["type"] == "image"]
+    except RowError:
+        raise
+    except Exception as error:
+        # A style may be the user's own code, met with rows nobody foresaw.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RowError(Kind.BAD_ROW, f"the prompt style failed on this row ({reason})") from error
+    if missing := set(wanted) - set(range(image_count)):
+        raise RowError(
+            Kind.BAD_ROW, f"the prompt style asks for image {missing.pop()} of {image_count}"
+        )
+    return messages
 
 
 @task(name="prompt", **STEP)

@@ -287,3 +287,30 @@ def test_a_style_of_ones_own_sees_the_row_and_may_refuse_it(folder: Path) -> Non
     asked, refused = prompt_rows.fn(rows, settings(folder, by_category))
     assert asked.messages == (user(text("SYSTEM: cats"), image(0)),)
     assert refused.problem == Problem(Kind.BAD_ROW, "no category")
+
+
+def _asks_for_the_second_image(given: PromptInput) -> Sequence[Message]:
+    return [user(image(1), text("What?"))]
+
+
+def _fails(given: PromptInput) -> Sequence[Message]:
+    raise KeyError("caption")
+
+
+def _writes_no_message(given: PromptInput) -> Sequence[Message]:
+    return [{"role": "user"}]
+
+
+@pytest.mark.parametrize(
+    ("style", "said"),
+    [
+        (_asks_for_the_second_image, "image 1 of 1"),
+        (_fails, "KeyError: 'caption'"),
+        (_writes_no_message, "'content'"),
+    ],
+)
+def test_a_style_that_fails_costs_its_row(style: PromptStyle, said: str, folder: Path) -> None:
+    prompt = prompt_row(row({"image": "a.png"}), settings(folder, style=style))
+    assert prompt.problem is not None
+    assert prompt.problem.kind is Kind.BAD_ROW
+    assert said in prompt.problem.message
