@@ -1,5 +1,6 @@
 """`prefect-imageqa`: the command line. Slow imports wait until a command needs them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 app = App(
     name="prefect-imageqa",
     help="Question-answer pairs about your images: a Prefect flow over a vLLM server.",
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -60,7 +62,7 @@ def serve(
 
         python -m prefect_imageqa.serving.cpu_env .venv-vllm
 
-    Further flags of `vllm serve` go behind `--`.
+    Further flags of `vllm serve` go behind `--`. Clients must send the key in VLLM_API_KEY, if set.
 
     Parameters
     ----------
@@ -103,6 +105,7 @@ def serve(
         max_model_len=max_model_len,
         gpu_memory_utilization=gpu_memory_utilization,
         extra_args=vllm_flags,
+        api_key=os.environ.get("VLLM_API_KEY"),
     )
     _log_to_stderr()
     with terminate_on_signals(), VLLMServer(options) as server:

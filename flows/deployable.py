@@ -1,12 +1,15 @@
 """A Prefect flow whose Python-only arguments stay out of Prefect's database."""
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from pydantic import BaseModel
+
+from ..serving.endpoint import safe_url
 
 EPHEMERAL_STARTUP_SECONDS = 120
 """The first start on an empty database takes as long as Prefect's own limit, 20 seconds."""
@@ -33,11 +36,15 @@ class DeployableFlow(Flow[P, R]):
 
         Prefect would store every cell of a DataFrame in its database.
         """
-        plain = {
-            name: value if _is_plain(value) else f"<{type(value).__name__}>"
-            for name, value in parameters.items()
-        }
-        return super().serialize_parameters(plain)
+        return super().serialize_parameters(
+            {name: _storable(value) for name, value in parameters.items()}
+        )
+
+    def with_options(self, **options: Any) -> "DeployableFlow[P, R]":
+        """Like Prefect's, which would make a plain flow."""
+        changed = super().with_options(**options)
+        changed.__class__ = type(self)
+        return cast("DeployableFlow[P, R]", changed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the flow; an ephemeral Prefect server gets time enough to start."""
@@ -47,7 +54,15 @@ class DeployableFlow(Flow[P, R]):
             return super().__call__(*args, **kwargs)
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, BaseModel):
-        return not isinstance(value, Block)
-    return isinstance(value, str | int | float | list | dict | None)
+def _storable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str) and "://" in value and "@" in value:
+        return safe_url(value)  # it may carry a password
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, str | int | float | dict | None):
+        return value
+    if isinstance(value, BaseModel) and not isinstance(value, Block):
+        return value
+    return f"<{type(value).__name__}>"

@@ -1,9 +1,9 @@
 """The client a run asks: over a running endpoint, or a server started for the run."""
 
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
@@ -12,7 +12,7 @@ from ..serving.checkpoint import checkpoint_digest
 from ..serving.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint, load_endpoint
 from ..serving.errors import EndpointError
-from ..serving.launch import ServerOptions
+from ..serving.launch import ServerOptions, local_checkpoint
 from ..serving.server import VLLMServer
 
 
@@ -32,10 +32,12 @@ def asked_model(
             block = load_endpoint(endpoint, model)
         elif model:
             stack.enter_context(_serving_told_by(get_run_logger()))
-            server = stack.enter_context(VLLMServer(ServerOptions(model)))
-            block = VLLMEndpoint(urls=[server.url], model=server.model_name)
-            if Path(model).is_dir():
-                revision = checkpoint_digest(Path(model))
+            # A key of its own, so that nobody else on this machine uses the run's server.
+            key = secrets.token_urlsafe()
+            server = stack.enter_context(VLLMServer(ServerOptions(model, api_key=key)))
+            block = VLLMEndpoint(urls=[server.url], model=server.model_name, api_key=key)
+            if checkpoint := local_checkpoint(model):
+                revision = checkpoint_digest(checkpoint)
         else:
             raise EndpointError(
                 "there is nothing to ask: give the endpoint of a running server, "

@@ -6,8 +6,9 @@ Read it from top to bottom: `image_qa` is what a user calls, `answer_batches` th
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 from prefect import get_run_logger
@@ -31,9 +32,9 @@ from ..tasks.prompting import (
     PromptSettings,
     prompt_rows,
 )
-from ..tasks.records import Answered, Batch, Prompt, Quarantined
+from ..tasks.records import Answered, Batch, Kind, Problem, Prompt, Quarantined, Row
 from ..tasks.steps import result_of, whole
-from ..tasks.storing import Ledger, store_batch, write_manifest
+from ..tasks.storing import Ledger, RowStatus, store_batch, write_manifest
 from .deployable import deployable_flow
 from .endpoints import asked_model
 from .plugins import find_parser, find_prompt_style
@@ -42,7 +43,7 @@ from .settings import DatasetLike, Sampling
 from .summary import RunSummary, describe, run_id, summarise
 
 MAX_BATCH_SIZE = 512
-MAX_BATCHES = 16
+MAX_BATCHES = 64
 """Batches in flight at most; each has up to three task runs waiting in the pool below."""
 
 
@@ -50,6 +51,7 @@ MAX_BATCHES = 16
     name="image-qa",
     description="Question-answer pairs about the images of a table, from a running vLLM server.",
     task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES),
+    persist_result=False,  # it would be pickled
 )
 def image_qa(
     dataset: DatasetLike,
@@ -66,7 +68,7 @@ def image_qa(
     conversation_key: str = "conversation",
     output_key: str = "output",
     image_root: str | None = None,
-    images: ImageSettings = ImageSettings(),  # noqa: B008 - frozen, and shown as the form's default
+    image_settings: ImageSettings = ImageSettings(),  # noqa: B008 - frozen, and shown as the form's default
     sampling: Sampling = Sampling(),  # noqa: B008
     batch_size: int = 256,
     max_in_flight: int = 128,
@@ -95,7 +97,7 @@ def image_qa(
         conversation_key: conversation column, used where a row has one.
         output_key: column that gets the raw reply.
         image_root: folder that relative image paths start from, and may not leave.
-        images: limits on images, and how large they are sent.
+        image_settings: limits on images, and how large they are sent.
         sampling: how the model samples.
         batch_size: rows that are generated, stored and retried together, 1 to 512.
         max_in_flight: requests sent and not yet answered, over all endpoints.
@@ -107,6 +109,7 @@ def image_qa(
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
+    image_key = image_key or None  # a form sends an empty text
     try:
         style_name, style = find_prompt_style(prompt_style)
         parser_name, parse = find_parser(parser)
@@ -116,6 +119,8 @@ def image_qa(
             raise ImageQAError(
                 f"{source.name} has a column {output_key!r}: take another output_key"
             )
+        _check_outside(output, source)
+        version = source.version()
         store = ObjectStore(output)
         ledger = Ledger.read(store)
         with asked_model(endpoint, model, max_in_flight) as (client, revision):
@@ -124,27 +129,43 @@ def image_qa(
                 model=client.model,
                 model_revision=model_revision or revision,
                 sampling=sampling.options(),
-                images=images.model_dump(mode="json"),
+                images=image_settings.model_dump(mode="json"),
                 prompt=style_name,
                 parser=parser_name,
                 require_pairs=require_pairs,
             )
             prompting = PromptSettings(
-                image_key, conversation_key, source.base, style, system_prompt, user_prompt, spec
+                image_key,
+                conversation_key,
+                source.base,
+                style,
+                system_prompt,
+                user_prompt,
+                image_settings,
+                spec,
             )
             steps = BatchSteps(
                 client,
-                GenerationSettings(images, spec.sampling),
+                GenerationSettings(image_settings, spec.sampling),
                 ParseSettings(parser_name, parse, require_pairs),
                 store,
             )
             progress = current_progress()
-            progress.begin(client.stats, source, limit)
+            progress.begin(client.stats, source.count, limit)
             keys = KeyList()
-            batches = pending_batches(source, prompting, ledger, keys, batch_size, limit, progress)
+            rows = refuse_column(islice(source.rows(), limit), output_key)
+            batches = pending_batches(rows, prompting, ledger, keys, batch_size, progress)
             at_once = _batches_at_once(batch_size, max_in_flight)
             answer_batches(batches, steps, ledger, at_once, progress)
-            counts = export(store, ledger, source.rows(), keys, output_key, image_key)
+            counts = export(
+                store,
+                ledger,
+                source.rows(),
+                keys,
+                output_key,
+                image_key,
+                unchanged=lambda: source.version() == version,
+            )
             summary = summarise(counts, progress, output, time.perf_counter() - started)
         write_manifest(store, run_id(), describe(summary, source.name, prompting))
     except ImageQAError as error:
@@ -193,13 +214,22 @@ class PendingBatch:
         return rows
 
 
+def refuse_column(rows: Iterator[Row], output_key: str) -> Iterator[Row]:
+    """Give rows that hold the output column already a problem: theirs would be overwritten."""
+    for row in rows:
+        if output_key in row.record:
+            message = f"the row has a column {output_key!r} already: take another output_key"
+            yield replace(row, problem=Problem(Kind.BAD_ROW, message))
+        else:
+            yield row
+
+
 def pending_batches(
-    source: Dataset,
+    rows: Iterator[Row],
     prompting: PromptSettings,
     ledger: Ledger,
     keys: KeyList,
     batch_size: int,
-    limit: int | None,
     progress: RunProgress,
 ) -> Iterator[Batch]:
     """Prompt the dataset piece by piece and collect the rows that are not finished yet.
@@ -208,14 +238,16 @@ def pending_batches(
     """
     waiting: list[Prompt] = []
     number = 0
-    rows = islice(source.rows(), limit)
     while piece := list(islice(rows, batch_size)):
         for prompt in prompt_rows(whole(piece), whole(prompting)):
             keys.append(prompt.key)
-            if ledger.claim(prompt.key):
-                waiting.append(prompt)
-            else:
-                progress.reused += 1
+            match ledger.status(prompt.key):
+                case RowStatus.PENDING:
+                    waiting.append(prompt)
+                case RowStatus.ANSWERED:
+                    progress.reused += 1
+                case _:
+                    progress.skipped += 1
             if len(waiting) == batch_size:
                 number += 1
                 yield _batch(number, waiting, ledger)
@@ -276,6 +308,17 @@ def _batch(number: int, prompts: Sequence[Prompt], ledger: Ledger) -> Batch:
 def _batches_at_once(batch_size: int, max_in_flight: int) -> int:
     """Enough batches to keep all slots busy while one of them is parsed and stored."""
     return min(-(-max_in_flight // batch_size) + 1, MAX_BATCHES)
+
+
+def _check_outside(output: str, source: Dataset) -> None:
+    """An output among the data would be data to the next run."""
+    if source.folder is None:
+        return
+    place = output if "://" in output else str(Path(output).expanduser().absolute())
+    if f"{place.rstrip('/')}/".startswith(f"{source.folder.rstrip('/')}/"):
+        raise ImageQAError(
+            f"the output {output} lies in the dataset's folder {source.folder}: choose another"
+        )
 
 
 def _check_arguments(

@@ -6,13 +6,14 @@ A pipeline written for DataFlow runs with its import lines changed:
 """
 
 import json
-from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..serving.checkpoint import checkpoint_digest
 from ..serving.endpoint import VLLMEndpoint
 from ..serving.errors import ImageQAError
-from ..serving.launch import ServerOptions
+from ..serving.launch import ServerOptions, local_checkpoint
 from ..serving.server import VLLMServer
 from ..tasks.exporting import QA_JSONL, QUARANTINE_JSONL
 from ..tasks.object_store import ObjectStore
@@ -121,8 +122,8 @@ class PromptedVQAGenerator:
         input_conversation_key: str | None = "conversation",
         input_prompt_key: str | None = None,
         input_image_key: str | None = None,
-        input_video_key: str | None = None,
         output_answer_key: str = "answer",
+        input_video_key: str | None = None,
     ) -> str:
         """Read the storage's current table, answer its rows, and write the next.
 
@@ -134,8 +135,8 @@ class PromptedVQAGenerator:
             input_conversation_key: column with conversations.
             input_prompt_key: column with plain prompts; taken instead of conversations.
             input_image_key: column with images; None asks without.
-            input_video_key: must stay None.
             output_answer_key: column that gets the replies; one that exists is replaced.
+            input_video_key: must stay None.
 
         Returns:
             `output_answer_key`.
@@ -143,12 +144,13 @@ class PromptedVQAGenerator:
         Raises:
             ImageQAError: as `image_qa` does, and for a video column.
         """
-        if input_video_key is not None or input_image_key in VIDEO_COLUMNS:
-            raise ImageQAError(
-                f"column {input_video_key or input_image_key!r} holds videos, which are not "
-                "supported: extract frames, and name their column as the image column"
-            )
         table = storage.read()
+        video_key = input_video_key or _video_column(table, input_image_key)
+        if video_key is not None:
+            raise ImageQAError(
+                f"column {video_key!r} holds videos, which are not supported: extract frames, "
+                "and name their column as the image column"
+            )
         answer_key = output_answer_key
         while answer_key in table.columns:
             answer_key = f"new_{answer_key}"
@@ -197,16 +199,23 @@ class ImageQAGenerator:
         )
 
 
+def _video_column(table: pd.DataFrame, image_key: str | None) -> str | None:
+    """The video column that would be asked about, or passed over without a word."""
+    if image_key is not None:
+        return image_key if image_key in VIDEO_COLUMNS else None
+    return next((name for name in table.columns if name in VIDEO_COLUMNS), None)
+
+
 def _asked(serving: LocalModelVLMServing_vllm | VLLMEndpoint | str) -> dict[str, Any]:
     """The arguments of `image_qa` that say whom to ask."""
     if not isinstance(serving, LocalModelVLMServing_vllm):
         return {"endpoint": serving}
     server = serving.start_serving()
-    checkpoint = Path(serving.options.model)
+    checkpoint = local_checkpoint(serving.options.model)
     return {
         "endpoint": server.url,
         "model": server.model_name,
-        "model_revision": checkpoint_digest(checkpoint) if checkpoint.is_dir() else "",
+        "model_revision": checkpoint_digest(checkpoint) if checkpoint else "",
         "sampling": serving.sampling,
     }
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import islice
-from threading import Thread
 
 from ..serving.client import ClientStats
 from ..tasks.errors import DatasetError
@@ -22,7 +21,8 @@ class RunProgress:
     Attributes:
         stats: what the client has done.
         total: rows of the dataset, as soon as that is known.
-        reused: rows that needed no asking.
+        reused: rows that an earlier run has answered.
+        skipped: rows that need no asking for another reason: repeated, or known to fail.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
         started: monotonic seconds when the first batch could be sent; 0 before.
@@ -31,20 +31,19 @@ class RunProgress:
     stats: ClientStats = field(default_factory=ClientStats)
     total: int | None = None
     reused: int = 0
+    skipped: int = 0
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0
 
-    def begin(self, stats: ClientStats, source: Dataset, limit: int | None) -> None:
+    def begin(self, stats: ClientStats, count: int | None, limit: int | None) -> None:
         """Start the clock: everything that is needed is up."""
         self.stats, self.started = stats, time.monotonic()
-        if source.count is not None:
-            self.total = min(source.count, limit or source.count)
-        else:
-            Thread(target=self._count, args=(source, limit), name="counting", daemon=True).start()
+        if count is not None:
+            self.total = min(count, limit or count)
 
-    def _count(self, source: Dataset, limit: int | None) -> None:
-        """Count the rows of a file that does not say how many it has; without that, no ETA."""
+    def count(self, source: Dataset, limit: int | None) -> None:
+        """Count the rows of a dataset that does not say how many it has, for the ETA."""
         deadline = time.monotonic() + COUNTING_SECONDS
         total = 0
         with suppress(DatasetError):  # the pass that asks comes to the same place, and tells
@@ -56,13 +55,13 @@ class RunProgress:
     @property
     def done(self) -> int:
         """Rows that are finished, or known to need nothing more."""
-        return self.reused + max(self.ok + self.quarantined, self.stats.completions)
+        return self.reused + self.skipped + max(self.ok + self.quarantined, self.stats.completions)
 
     @property
     def rows_per_second(self) -> float:
         """Rows answered per second since the start."""
         seconds = time.monotonic() - self.started if self.started else 0.0
-        return (self.done - self.reused) / seconds if seconds > 0 else 0.0
+        return (self.done - self.reused - self.skipped) / seconds if seconds > 0 else 0.0
 
     def __str__(self) -> str:
         of_total = f" of {self.total:,}" if self.total is not None else ""

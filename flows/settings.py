@@ -1,5 +1,6 @@
 """What a run is told. Deployments store these names."""
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
@@ -42,6 +43,10 @@ class Sampling(BaseModel):
         fields = type(self).model_fields.keys()
         if clash := sorted((RESERVED_OPTIONS | fields) & self.extra_body.keys()):
             raise ValueError(f"extra_body may not set {', '.join(clash)}")
+        try:
+            json.dumps(self.extra_body)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"extra_body is not JSON: {error}") from None
         return self
 
     def options(self) -> dict[str, Any]:

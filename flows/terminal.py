@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from ..serving.process import terminate_on_signals
+from ..tasks.loading import Dataset, open_dataset
 from .endpoints import asked_model
 from .progress import RunProgress, watch
 from .settings import Sampling
@@ -42,10 +43,9 @@ def run_in_terminal(
     Raises:
         ImageQAError: as `image_qa` does.
     """
-    from ..tasks.loading import open_dataset
     from .image_qa import image_qa
 
-    open_dataset(
+    source = open_dataset(
         dataset,
         image_key=arguments["image_key"],
         conversation_key=arguments["conversation_key"],
@@ -57,7 +57,7 @@ def run_in_terminal(
             pass
     progress = RunProgress()
     watch(progress)
-    with terminate_on_signals(), _display(progress):
+    with terminate_on_signals(), _display(progress, source, arguments.get("limit")):
         summary: RunSummary = image_qa(
             dataset=dataset,
             # A single name may be that of a block.
@@ -70,7 +70,7 @@ def run_in_terminal(
 
 
 @contextmanager
-def _display(progress: RunProgress) -> Iterator[None]:
+def _display(progress: RunProgress, source: Dataset, limit: int | None) -> Iterator[None]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -78,6 +78,8 @@ def _display(progress: RunProgress) -> Iterator[None]:
     # Log lines would tear the display; warnings still come through, above it.
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if source.count is None:
+        threading.Thread(target=progress.count, args=(source, limit), daemon=True).start()
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

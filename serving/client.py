@@ -211,7 +211,7 @@ class ChatClient:
                 f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
             ) as response:
                 data, status = await response.read(), response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise EndpointError(
                 f"no server answers at {where} ({reason(error)}): "
                 "start one with `prefect-imageqa serve MODEL`, or check the URL"

@@ -10,7 +10,7 @@ MAX_MESSAGE = 300
 
 ATTEMPTS = {
     FailureKind.CONNECTION: 4,
-    FailureKind.RATE_LIMITED: 6,
+    FailureKind.UNAVAILABLE: 6,
     # vLLM answers some bad images with 500, for ever: try a few times, then blame the row.
     FailureKind.SERVER_ERROR: 3,
 }
@@ -66,8 +66,11 @@ def _kind_of_status(status: int) -> FailureKind:
         return FailureKind.AUTH
     if status == 404:
         return FailureKind.NOT_FOUND
-    if status in {408, 429, 503}:
-        return FailureKind.RATE_LIMITED
+    # 502 and 520 to 523 are a gateway's words for a dead server behind it.
+    if status in {408, 429, 502, 503, *range(520, 524)}:
+        return FailureKind.UNAVAILABLE
+    if status in {504, 524}:
+        return FailureKind.TIMEOUT
     if status >= 500:
         return FailureKind.SERVER_ERROR
     return FailureKind.BAD_REQUEST if status >= 400 else FailureKind.BAD_REPLY

@@ -50,7 +50,7 @@ class FailureKind(StrEnum):
 
     CONNECTION = "connection"
     TIMEOUT = "timeout"
-    RATE_LIMITED = "rate_limited"
+    UNAVAILABLE = "unavailable"
     SERVER_ERROR = "server_error"
     AUTH = "auth"
     NOT_FOUND = "not_found"

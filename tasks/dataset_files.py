@@ -35,6 +35,7 @@ class DatasetFiles:
         format: one of the values of `TABLE_FORMATS`, or "images".
         files: full local paths or `s3://` URIs, sorted.
         labels: the same relative to the folder, for messages.
+        searched: whether the folder was searched for them, as for a folder or a glob.
     """
 
     name: str
@@ -42,6 +43,7 @@ class DatasetFiles:
     format: str
     files: tuple[str, ...]
     labels: tuple[str, ...]
+    searched: bool
 
 
 def find_files(uri: str) -> DatasetFiles:
@@ -62,7 +64,7 @@ def find_files(uri: str) -> DatasetFiles:
             names = filesystem.find(path, detail=True)
             found = [name for name in _files(names) if not _is_hidden(name, path)]
         elif kind is None and any(mark in path for mark in "*?["):
-            root = _before_wildcard(path)
+            root = _before_wildcard(path) or ("" if scheme else "/")
             found = _files(filesystem.glob(path, detail=True))
         elif kind is None:
             raise DatasetError(f"{uri}: there is no such file or folder")
@@ -76,7 +78,26 @@ def find_files(uri: str) -> DatasetFiles:
         format=form,
         files=tuple(f"{scheme}{name}" for name in chosen),
         labels=tuple(name[len(root) :].lstrip("/") for name in chosen),
+        searched=kind != "file",
     )
+
+
+def file_version(uri: str) -> str:
+    """What tells a file from what it was or will be at another time, without reading it.
+
+    Raises:
+        StoreError: the file cannot be asked for; one that is gone has a version too.
+    """
+    filesystem, path = open_filesystem(uri)
+    try:
+        with store_errors(uri):
+            if not uri.startswith("s3://"):
+                info = os.stat(path)  # noqa: PTH116
+                return f"{uri} {info.st_size} {info.st_mtime_ns}"
+            found = filesystem.info(path)
+            return f"{uri} {found['size']} {found.get('ETag')}"
+    except ObjectMissingError:
+        return f"{uri} gone"
 
 
 def _kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:

@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,7 @@ def export(
     keys: Sequence[str],
     output_key: str,
     image_key: str | None,
+    unchanged: Callable[[], bool] = lambda: True,
 ) -> Counts:
     """Join the dataset with its answers, in dataset order, and replace the exports whole.
 
@@ -70,6 +71,7 @@ def export(
         keys: the row keys, in dataset order.
         output_key: the column that gets the raw completion.
         image_key: the image column, whose embedded bytes become data URIs.
+        unchanged: whether the dataset is still the one that the keys are of.
 
     Raises:
         StoreError: the dataset changed meanwhile, a row is in neither place, or the output
@@ -92,10 +94,8 @@ def export(
                 files.add_failure(row, failure)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
-        if seen != len(keys):
-            raise StoreError(
-                f"the dataset has {seen} rows now and had {len(keys)} before: run it again"
-            )
+        if seen != len(keys) or not unchanged():
+            raise StoreError("the dataset was changed during the run: run it again")
         for name, path in files.close().items():
             store.put(name, path)
     return counts
@@ -219,7 +219,11 @@ def _image_names(value: Any) -> list[str]:
     """Paths of a row's images as the dataset gives them; embedded ones have no name."""
     if isinstance(value, str):
         # The name of a file need not be UTF-8; Arrow's strings must be.
-        return [] if value.startswith("data:") else [value.encode(errors="replace").decode()]
+        return (
+            []
+            if value.strip()[:5].lower() == "data:"
+            else [value.encode(errors="replace").decode()]
+        )
     if isinstance(value, Mapping):
         return _image_names(value.get("path"))
     if isinstance(value, Sequence) and not isinstance(value, bytes):

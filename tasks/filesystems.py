@@ -45,6 +45,16 @@ class AccessDeniedError(StoreError):
     """There are no S3 credentials, they were refused, or they do not allow this."""
 
 
+def is_path(uri: str) -> bool:
+    """Whether a local path or `s3://` URI can be encoded for the system that is to read it."""
+    try:
+        # Python stands a local file's name that is not UTF-8 for with surrogates; S3 has none.
+        uri.encode("utf-8", "strict" if uri[:5].lower() == "s3://" else "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in uri
+
+
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Find the file system of a URI and the path in it.
 
@@ -57,10 +67,10 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         StoreError: the URI is of another kind, or no S3 session could be made.
     """
+    if not uri.strip() or not is_path(uri):
+        raise StoreError(f"an empty or broken path; give {SUPPORTED}")
     scheme, mark, rest = uri.partition("://")
     if not mark:
-        if not uri.strip() or "\0" in uri:
-            raise StoreError(f"an empty or broken path; give {SUPPORTED}")
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
     if scheme.lower() != "s3":
         raise StoreError(f"{scheme[:20]}:// is not supported; give {SUPPORTED}")

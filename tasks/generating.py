@@ -1,7 +1,9 @@
 """A batch -> replies: image bytes are prepared and sent here, and nowhere else."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -15,6 +17,7 @@ from ..serving.types import ChatRequest, Completion, Failure, FailureKind, Messa
 from .image_refs import read_image
 from .images import ImageSettings, prepare_image
 from .records import Batch, Kind, Problem, Prompt, Reply, RowError
+from .steps import READERS, ahead
 
 BATCH_RETRIES = 3
 """How often a batch is tried again when its server is gone: after about 2, 4 and 8 seconds."""
@@ -69,18 +72,19 @@ def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSetting
     sent: list[Prompt] = []
 
     def requests() -> Iterator[ChatRequest]:
-        for prompt in batch.prompts:
-            if prompt.key in batch.replies:
-                continue
-            if lost:
-                return
-            try:
-                request = build_request(prompt, settings)
-            except RowError as error:
-                batch.replies[prompt.key] = error.problem
-                continue
-            sent.append(prompt)
-            yield request
+        pending = (prompt for prompt in batch.prompts if prompt.key not in batch.replies)
+        build = partial(build_request, settings=settings)
+        with ThreadPoolExecutor(READERS) as pool:
+            for prompt, request in ahead(pool, build, pending, READERS):
+                if lost:
+                    return
+                try:
+                    ready = request.result()
+                except RowError as error:
+                    batch.replies[prompt.key] = error.problem
+                    continue
+                sent.append(prompt)
+                yield ready
 
     def keep(position: int, outcome: Outcome) -> None:
         if isinstance(outcome, Failure) and outcome.kind in _ENDPOINT_FAULTS:
@@ -98,7 +102,7 @@ def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSetting
 
 _ENDPOINT_FAULTS = {
     FailureKind.CONNECTION,
-    FailureKind.RATE_LIMITED,
+    FailureKind.UNAVAILABLE,
     FailureKind.AUTH,
     FailureKind.NOT_FOUND,
 }

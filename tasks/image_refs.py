@@ -22,6 +22,7 @@ from .errors import StoreError
 from .filesystems import (
     AccessDeniedError,
     StoreUnavailableError,
+    is_path,
     open_filesystem,
     store_errors,
 )
@@ -88,7 +89,7 @@ def _refs(value: Any, base: ImageBase, depth: int) -> list[ImageRef]:
 def _text_ref(text: str, base: ImageBase) -> ImageRef:
     if text[:5].lower() == "data:":
         return ImageRef(data=_data_uri_bytes(text))
-    if "\0" in text:
+    if not is_path(text):
         raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
     scheme = _SCHEME.match(text)
     if scheme and scheme[1].lower() != "s3":
@@ -101,10 +102,12 @@ def _text_ref(text: str, base: ImageBase) -> ImageRef:
     if scheme:
         text = f"s3://{text[5:]}"
     if base.image_root is not None:
-        return ImageRef(path=_inside_root(text, base.image_root))
-    if scheme:
-        return ImageRef(path=text)
-    return ImageRef(path=_find(text, base.folder))
+        path = _inside_root(text, base.image_root)
+    else:
+        path = text if scheme else _find(text, base.folder)
+    if not is_path(path):
+        raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
+    return ImageRef(path=path)
 
 
 def _find(path: str, folder: str | None) -> str:
@@ -206,30 +209,32 @@ def read_image(ref: ImageRef, max_bytes: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size) if size <= max_bytes else None
     if data is None or len(data) > max_bytes:
-        raise RowError(
-            Kind.IMAGE_TOO_LARGE, f"{ref} is larger than the limit of {max_bytes / 1e6:g} MB"
-        )
+        raise _too_large(ref, max_bytes)
     return data
 
 
-def image_id(ref: ImageRef) -> str:
+def image_id(ref: ImageRef, max_bytes: int) -> str:
     """Identify an image by its content; on S3 by the store's tag of it, without reading it.
 
     Returns:
         `sha256:<hex>`, or `etag:<tag>:<bytes>` for `s3://`, which takes one request.
 
     Raises:
-        RowError: it cannot be read, or its store does not let anyone in now (connection).
+        RowError: as `read_image` does.
     """
-    if ref.path is None:
-        return f"sha256:{hashlib.sha256(ref.data or b'').hexdigest()}"
-    if not ref.path.startswith("s3://"):
-        with _open_local(ref.path) as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    if ref.path is None or not ref.path.startswith("s3://"):
+        return f"sha256:{hashlib.sha256(read_image(ref, max_bytes)).hexdigest()}"
     info = _ask_s3(ref.path, lambda s3, key: s3.info(key))
     if info["type"] != "file":
         raise RowError(Kind.IMAGE_MISSING, f"{ref}: is a folder")
+    if info["size"] > max_bytes:
+        raise _too_large(ref, max_bytes)
     return f"etag:{info['ETag'].strip(chr(34))}:{info['size']}"
+
+
+def _too_large(ref: ImageRef, max_bytes: int) -> RowError:
+    reason = f"{ref} is larger than the limit of {max_bytes / 1e6:g} MB"
+    return RowError(Kind.IMAGE_TOO_LARGE, reason)
 
 
 @contextmanager

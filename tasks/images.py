@@ -57,6 +57,7 @@ class ImageSettings(BaseModel):
         ge=1,
         description="Images with a longer side over this many times the shorter are refused.",
     )
+    max_images: int = Field(default=32, ge=1, description="Images that one row may have.")
     jpeg_quality: int = Field(
         default=90, ge=1, le=95, description="JPEG quality of images that must be re-encoded."
     )

@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import ijson
@@ -18,12 +20,15 @@ MAX_DEPTH = 100
 """Levels of nesting in one record; what is deeper could not be written out as JSON again."""
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
-_LONGEST_FIRST_LINE = 16 << 20
-"""Bytes looked at to tell JSON lines from one large object."""
+_LONGEST_LINE = 16 << 20
+"""Bytes of a line looked at to tell JSON lines from one large object."""
+
+_ERROR_COLUMN = 39
+"""Where the parser's excerpt, in its error message, shows the first wrong byte."""
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse JSON strictly, except that NaN, as Python writes it, is None.
+    """Parse JSON strictly, except that NaN and Infinity, as Python writes them, are None.
 
     Raises:
         ValueError: with a short reason.
@@ -31,7 +36,7 @@ def parse_json(text: bytes) -> Any:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        if b"NaN" not in text:
+        if b"NaN" not in text and b"Infinity" not in text:
             raise ValueError(error.msg) from None
         try:
             value = json.loads(text, parse_constant=lambda _: None)
@@ -83,11 +88,23 @@ def read_json_array(file: io.BufferedReader) -> Iterator[Located]:
         for index, value in enumerate(_array_items(file)):
             yield f"[{index}]", value if isinstance(value, Problem) else record_or_problem(value)
     except ijson.JSONError as error:
-        reason = error.args[0]
-        text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        what, _, near = text.partition("\n")
-        excerpt = " ".join(near.split("(right here)")[0].split())
-        raise ValueError(f"{what} near {excerpt!r}" if excerpt else what) from None
+        raise ValueError(_array_reason(error.args[0])) from None
+
+
+def _array_reason(reason: bytes | str) -> str:
+    """The parser's message of several lines as one, with the remedy where there is one."""
+    text = reason if isinstance(reason, bytes) else reason.encode()
+    what, _, near = text.partition(b"\n")
+    excerpt = " ".join(near.split(b"(right here)")[0].decode("utf-8", "replace").split())
+    message = what.decode("utf-8", "replace") + (f" near {excerpt!r}" if excerpt else "")
+    for constant in ("NaN", "Infinity", "-Infinity"):
+        if near[_ERROR_COLUMN:].startswith(constant.encode()):
+            remedy = f"write null, or use JSON lines, where {constant} is read as missing"
+            return f"{constant} is not JSON: {remedy} ({message})"
+    if b"integer overflow" in what:
+        remedy = "write it as text, or use JSON lines, where it is read as a float"
+        return f"an integer of more than 64 bits: {remedy} ({message})"
+    return message
 
 
 def _array_items(file: io.BufferedReader) -> Iterator[Any]:
@@ -124,16 +141,42 @@ def is_json_array(file: io.BufferedReader) -> bool:
         return bool(start)
     if start != b"{":
         raise ValueError("neither a JSON array nor JSON lines")
-    line = start + file.readline(_LONGEST_FIRST_LINE)
-    try:
-        parse_json(line)
-    except ValueError:
-        single = True
-    else:
-        single = not any(other.strip() for other in file)
-    if single:
+    line = start + file.readline(_LONGEST_LINE)
+    if not (_is_object(line) or _are_lines(line, file)):
         raise ValueError("one JSON object, not a list of records; put the records into [ ]")
     return False
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _are_lines(first: bytes, rest: io.BufferedReader) -> bool:
+    """Tell JSON lines whose first line is broken from one object spread over several lines.
+
+    An object may hold whole objects on lines of their own, so text that parses as one is no lines.
+    """
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events, use_float=True)
+    whole, found = True, False
+    for line in chain([first], iter(partial(rest.readline, _LONGEST_LINE), b"")):
+        found = found or (line.startswith(b"{") and _is_object(line))
+        whole = whole and _takes(parser.send, line)
+        events.clear()
+        if found and not whole:
+            return True
+    return found and not _takes(parser.close)
+
+
+def _takes(parse: Callable[..., object], *text: bytes) -> bool:
+    try:
+        parse(*text)
+    except ijson.JSONError:
+        return False
+    return True
 
 
 def skip_bom(file: io.BufferedReader) -> None:

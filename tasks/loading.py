@@ -6,6 +6,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from .dataset_files import DatasetFiles, find_files
+from .dataset_files import DatasetFiles, file_version, find_files
 from .errors import DatasetError, StoreError
 from .filesystems import open_filesystem, store_errors
 from .image_refs import ImageBase
@@ -32,6 +33,9 @@ _PEEK_ROWS = 100
 _COUNTED_FILES = 64
 """Parquet files whose footers are read for a row count; more would take too long."""
 
+_ASKED_AT_ONCE = 16
+"""Files whose version is asked for at the same time: on S3 each is a round trip."""
+
 Reader = Callable[[io.BufferedReader], Iterator[Located]]
 
 
@@ -44,13 +48,32 @@ class Dataset:
         columns: of the first readable record; records of JSON files may have others.
         count: rows, where that is known without reading them.
         base: what the relative image paths of its rows are tried against.
+        folder: the local folder or `s3://` URI whose files are its data, where the source is a
+            folder or a glob; None for one file and for a DataFrame.
     """
 
     name: str
     columns: tuple[str, ...]
     count: int | None
     base: ImageBase
+    folder: str | None
     _read: Callable[[], Iterator[Located]]
+    _tables: tuple[str, ...] = ()
+
+    def version(self) -> tuple[str, ...]:
+        """What tells the dataset's tables from what they were or will be at another time.
+
+        Returns:
+            One text a file; none for a DataFrame and for a folder of images.
+
+        Raises:
+            DatasetError: a file's store cannot be asked.
+        """
+        try:
+            with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+                return tuple(pool.map(file_version, self._tables))
+        except StoreError as error:
+            raise DatasetError(str(error)) from error
 
     def rows(self) -> Generator[Row, None, None]:
         """Read all rows from the first; memory does not grow with their number.
@@ -154,22 +177,24 @@ def _check_image_root(image_root: str | None) -> str | None:
 
 
 def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
-    from .table_formats import read_frame
+    from .table_formats import read_frame, repeated
 
-    if not frame.columns.is_unique:
-        raise DatasetError("the DataFrame has two columns of one name")
+    twin = repeated(map(str, frame.columns))
+    if twin is not None:
+        raise DatasetError(f"the DataFrame has two columns named {twin!r}; rename one")
 
     def read() -> Iterator[Located]:
         for place, record in read_frame(frame):
             yield f"DataFrame{place}", record
 
-    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), read)
+    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), None, read)
 
 
 def _open_files(
     found: DatasetFiles, image_key: str, conversation_key: str, image_root: str | None
 ) -> Dataset:
     base = ImageBase(found.folder, image_root)
+    folder = found.folder if found.searched else None
     if found.format == "images":
         if image_root is not None:
             raise DatasetError(f"{found.name}: a folder of images takes no image root")
@@ -177,7 +202,7 @@ def _open_files(
         def read_names() -> Iterator[Located]:
             return ((label, {image_key: label}) for label in found.labels)
 
-        return Dataset(found.name, (), len(found.files), base, read_names)
+        return Dataset(found.name, (), len(found.files), base, folder, read_names)
 
     json_columns = (image_key, conversation_key)
     count = None
@@ -188,7 +213,7 @@ def _open_files(
         for file, label in zip(found.files, found.labels, strict=True):
             yield from _read_file(file, label, found.format, json_columns)
 
-    return Dataset(found.name, (), count, base, read)
+    return Dataset(found.name, (), count, base, folder, read, found.files)
 
 
 def _read_file(uri: str, label: str, form: str, json_columns: tuple[str, ...]) -> Iterator[Located]:

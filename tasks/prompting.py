@@ -1,7 +1,12 @@
-"""Rows -> rendered messages with image references, and the row key. Opens no image."""
+"""Rows -> rendered messages with image references, and the row key.
+
+No image is decoded here; local ones are read once, to know them by their content.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from prefect import task
@@ -9,8 +14,9 @@ from prefect import task
 from ..serving.types import Message
 from .caching import RequestSpec, problem_key, row_key
 from .image_refs import ImageBase, image_id, image_refs
+from .images import ImageSettings
 from .records import ImageRef, Kind, Prompt, Record, Row, RowError
-from .steps import STEP
+from .steps import READERS, STEP
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a image question-answer generator. Your task is to generate a question-answer pair "
@@ -80,6 +86,7 @@ class PromptSettings:
         style: builds the messages.
         system_prompt: said before every conversation.
         user_prompt: asked where a row's conversation leaves nothing to answer.
+        limits: on the images of a row.
         spec: what else decides an answer, for the row key.
     """
 
@@ -89,6 +96,7 @@ class PromptSettings:
     style: PromptStyle
     system_prompt: str
     user_prompt: str
+    limits: ImageSettings
     spec: RequestSpec
 
 
@@ -199,8 +207,15 @@ def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
             refs = image_refs(row.record.get(settings.image_key), settings.base)
             if not refs:
                 raise RowError(Kind.NO_IMAGE, f"the row has nothing under {settings.image_key!r}")
+        if len(refs) > settings.limits.max_images:
+            raise RowError(
+                Kind.BAD_ROW,
+                f"the row has {len(refs)} images, over the {settings.limits.max_images} of "
+                "max_images",
+            )
         messages = _render(row, len(refs), settings)
-        key = row_key([image_id(ref) for ref in refs], messages, settings.spec)
+        ids = [image_id(ref, settings.limits.max_file_bytes) for ref in refs]
+        key = row_key(ids, messages, settings.spec)
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
     return Prompt(row.index, key, row.where, messages, refs)
@@ -235,4 +250,5 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
 @task(name="prompt", **STEP)
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; see `prompt_row`."""
-    return [prompt_row(row, settings) for row in rows]
+    with ThreadPoolExecutor(READERS) as pool:  # images on S3 are asked for, local ones read
+        return list(pool.map(partial(prompt_row, settings=settings), rows))

@@ -32,6 +32,10 @@ class Kind(StrEnum):
     SERVER_ERROR = "server_error"
 
 
+TRANSIENT = frozenset({Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR})
+"""Kinds that the next run asks again; for the others, the answer would be the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Why a row cannot be answered.

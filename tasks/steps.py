@@ -1,5 +1,8 @@
 """What all Prefect tasks of a run have in common."""
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from prefect.cache_policies import NO_CACHE
@@ -9,6 +12,10 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import opaque, quote
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+READERS = 16
+"""Threads that read images for one batch: enough to hide an object store's latency."""
 
 
 def never(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
@@ -37,3 +44,15 @@ def whole(value: T) -> T:
 def result_of(future: PrefectFuture[T]) -> T:
     """Hand a task what an earlier one returns, likewise without walking through it."""
     return cast("T", opaque(future))
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
+) -> Iterator[tuple[T, Future[R]]]:
+    """Work on items in a pool, at most `count` ahead of what is consumed, in their order."""
+    window: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        window.append((item, pool.submit(function, item)))
+        if len(window) > count:
+            yield window.popleft()
+    yield from window

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from .errors import StoreError
 from .object_store import ObjectStore
 from .parsing import ParseSettings
 from .parsing_text import PARSER_VERSION
-from .records import Answered, Batch, Kind, QAPair, Quarantined
+from .records import TRANSIENT, Answered, Batch, Kind, QAPair, Quarantined
 from .steps import STEP
 
 LAYOUT_VERSION = 1
@@ -26,9 +27,6 @@ PARTS = "parts"
 QUARANTINE = "quarantine"
 RUNS = "runs"
 MANIFEST = "manifest.json"
-
-_ROWS_PER_FILE = 1 << 16
-"""Places in a file are packed as `file * _ROWS_PER_FILE + row`; a batch holds 512 at most."""
 
 _PAIR = pa.struct([("question", pa.string()), ("answer", pa.string())])
 _ANSWER = pa.struct(
@@ -46,10 +44,19 @@ _ANSWER = pa.struct(
 PART_SCHEMA = pa.schema([("key", pa.string()), ("answer", _ANSWER)])
 
 
+class RowStatus(Enum):
+    """Where a row stands in the ledger."""
+
+    PENDING = "to be asked now"
+    ASKED = "stood in the dataset before, and is asked in this run"
+    ANSWERED = "answered by an earlier run"
+    FAILED = "failed in an earlier run, for a reason that asking again does not change"
+
+
 class Ledger:
     """Which rows are finished, and which failed before; read from what is stored.
 
-    Keeps 16 bytes of key and one place per row, never an answer.
+    Keeps a key and the number of a file per row (about 200 bytes in all), never an answer.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -57,6 +64,7 @@ class Ledger:
         self._files: list[str] = []
         self._answers: dict[bytes, int] = {}
         self._failures: dict[bytes, int] = {}
+        self._lasting: set[bytes] = set()
         self._attempts: Counter[bytes] = Counter()
         self._claimed: set[bytes] = set()
         self._load = lru_cache(maxsize=16)(self._load_file)
@@ -77,16 +85,21 @@ class Ledger:
         for name in store.list(QUARANTINE):
             if name.endswith(".jsonl"):
                 with _damage_named(store, name):
-                    ledger._add_quarantine(name, [row["key"] for row in _read_lines(store, name)])
+                    failed = {row["key"]: Kind(row["kind"]) for row in _read_lines(store, name)}
+                    ledger._add_quarantine(name, failed)
         return ledger
 
-    def claim(self, key: str) -> bool:
-        """Whether a row is to be asked now: not finished, and not claimed before in this run."""
+    def status(self, key: str) -> RowStatus:
+        """Where a row stands; one that is pending is claimed by this call."""
         digest = bytes.fromhex(key)
-        if digest in self._answers or digest in self._claimed:
-            return False
+        if digest in self._claimed:
+            return RowStatus.ASKED
+        if digest in self._answers:
+            return RowStatus.ANSWERED
+        if digest in self._lasting:
+            return RowStatus.FAILED
         self._claimed.add(digest)
-        return True
+        return RowStatus.PENDING
 
     def attempts(self, key: str) -> int:
         """How many times the row was quarantined before."""
@@ -94,11 +107,10 @@ class Ledger:
 
     def answer(self, key: str) -> Answered | None:
         """The stored answer of a row."""
-        place = self._answers.get(bytes.fromhex(key))
-        if place is None:
+        row = self._find(self._answers, key)
+        if row is None:
             return None
-        with _damage_named(self._store, self._files[place // _ROWS_PER_FILE]):
-            row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+        with _damage_named(self._store, self._files[self._answers[bytes.fromhex(key)]]):
             answer = row["answer"]
             return Answered(
                 key=key,
@@ -112,11 +124,10 @@ class Ledger:
 
     def failure(self, key: str) -> Quarantined | None:
         """Why a row could not be answered, as its latest attempt tells."""
-        place = self._failures.get(bytes.fromhex(key))
-        if place is None:
+        row = self._find(self._failures, key)
+        if row is None:
             return None
-        with _damage_named(self._store, self._files[place // _ROWS_PER_FILE]):
-            row = self._load(place // _ROWS_PER_FILE)[place % _ROWS_PER_FILE]
+        with _damage_named(self._store, self._files[self._failures[bytes.fromhex(key)]]):
             return Quarantined(**{**row, "kind": Kind(row["kind"])})
 
     def add(self, batch_key: str, rows: Sequence[Answered | Quarantined]) -> None:
@@ -125,30 +136,42 @@ class Ledger:
         if answered:
             self._add_part(f"{PARTS}/{batch_key}.parquet", [row.key for row in answered])
         if quarantined:
-            self._add_quarantine(
-                f"{QUARANTINE}/{batch_key}.jsonl", [row.key for row in quarantined]
-            )
+            failed = {row.key: row.kind for row in quarantined}
+            self._add_quarantine(f"{QUARANTINE}/{batch_key}.jsonl", failed)
 
     def _add_part(self, name: str, keys: Sequence[str]) -> None:
-        first = self._add_file(name)
-        self._answers.update((bytes.fromhex(key), first + row) for row, key in enumerate(keys))
-
-    def _add_quarantine(self, name: str, keys: Sequence[str]) -> None:
-        first = self._add_file(name)
-        digests = [bytes.fromhex(key) for key in keys]
-        self._failures.update((digest, first + row) for row, digest in enumerate(digests))
-        self._attempts.update(digests)
-
-    def _add_file(self, name: str) -> int:
         self._files.append(name)
-        return (len(self._files) - 1) * _ROWS_PER_FILE
+        self._answers.update(dict.fromkeys(map(bytes.fromhex, keys), len(self._files) - 1))
 
-    def _load_file(self, number: int) -> list[dict[str, Any]]:
+    def _add_quarantine(self, name: str, failed: Mapping[str, Kind]) -> None:
+        self._files.append(name)
+        for key, kind in failed.items():
+            digest = bytes.fromhex(key)
+            self._failures[digest] = len(self._files) - 1
+            self._attempts[digest] += 1
+            if kind not in TRANSIENT:
+                self._lasting.add(digest)
+
+    def _find(self, places: Mapping[bytes, int], key: str) -> dict[str, Any] | None:
+        place = places.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        with _damage_named(self._store, self._files[place]):
+            row = self._load(place).get(key)
+        if row is None:
+            # Another run on this output wrote the same batch meanwhile, with another outcome.
+            raise StoreError(
+                f"{self._store.uri_of(self._files[place])} was replaced meanwhile: run it again"
+            )
+        return row
+
+    def _load_file(self, number: int) -> dict[str, dict[str, Any]]:
         name = self._files[number]
         if name.startswith(PARTS):
-            rows: list[dict[str, Any]] = _read_part(self._store, name, None).to_pylist()
-            return rows
-        return _read_lines(self._store, name)
+            rows = _read_part(self._store, name, None).to_pylist()
+        else:
+            rows = list(_read_lines(self._store, name))
+        return {row["key"]: row for row in rows}
 
 
 def write_batch(

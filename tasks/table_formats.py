@@ -7,7 +7,8 @@ import datetime
 import decimal
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from .json_formats import Located, parse_json
 from .records import Record
 
 _CSV_ROWS = 1000
-"""Rows parsed at once; also the rows over which pandas decides on a column's type."""
+"""Rows parsed at once."""
 
 _PARQUET_ROWS = 16
 """Rows decoded at once: few, as each may embed images of some megabytes."""
@@ -51,6 +52,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """A column name that appears twice: a record, which is keyed by name, would lose one."""
+    counts = Counter(names)
+    return next((name for name, count in counts.items() if count > 1), None)
+
+
 def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the rows of a DataFrame; its index is not looked at."""
     names = [str(name) for name in frame.columns]
@@ -61,12 +68,12 @@ def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_csv(
     file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
 ) -> Iterator[Located]:
-    """Read a CSV file; only an empty cell is missing, not "NA" or "None".
+    """Read a CSV file; its cells stay the text they are, and only an empty one is missing.
 
     Args:
         file: UTF-8 text with a header line.
         separator: between cells.
-        json_columns: columns whose cells stay text, or are parsed where they hold a JSON list.
+        json_columns: columns whose cells are parsed where they hold a JSON list.
 
     Raises:
         ValueError: a line that does not fit the header, or a quote that is never closed.
@@ -78,8 +85,7 @@ def read_csv(
             chunksize=_CSV_ROWS,
             keep_default_na=False,
             na_values=[""],
-            dtype=dict.fromkeys(json_columns, str),
-            dtype_backend="numpy_nullable",
+            dtype=str,
         )
     except pd.errors.EmptyDataError:
         return
@@ -113,12 +119,18 @@ def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
     try:
         # With pre_buffer, pyarrow keeps every row group it has passed.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
+        if (twin := repeated(table.schema_arrow.names)) is not None:
+            raise ValueError(f"two columns are named {twin!r}; rename one")
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
-            for record in batch.to_pylist():
-                yield f"[{number}]", plain(record)
+            for row in range(batch.num_rows):
+                yield f"[{number}]", plain(batch.slice(row, 1).to_pylist()[0])
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error).split("\n")[0]) from None
+    except OverflowError as error:
+        raise ValueError(f"row {number} holds a date or time out of range: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"row {number} has a time of an unknown zone: {error}") from None
 
 
 def count_parquet(file: io.BufferedReader) -> int:

@@ -156,6 +156,7 @@ def test_an_interrupted_run_goes_on(start_stub: Any, drawn: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
+    assert "interrupted; the same command goes on from here" in told
     done = run_cli(*command[1:])
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["ok"] == 12

@@ -21,7 +21,12 @@ from prefect_imageqa.tasks.loading import load_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.parsing import ParseSettings, parse_batch
 from prefect_imageqa.tasks.parsing_text import parse_qa_pairs
-from prefect_imageqa.tasks.prompting import PromptSettings, chat_prompt, prompt_rows
+from prefect_imageqa.tasks.prompting import (
+    PromptInput,
+    PromptSettings,
+    chat_prompt,
+    prompt_rows,
+)
 from prefect_imageqa.tasks.records import Answered, Batch, QAPair
 from prefect_imageqa.tasks.storing import store_batch
 
@@ -165,7 +170,7 @@ def test_a_row_that_stands_twice_is_asked_once(stub: Any, drawn: Path, tmp_path:
     images = [str(drawn / "images" / f"{n:03}.png") for n in (0, 1, 0, 0)]
     frame = pd.DataFrame({"image": images, "id": [1, 2, 3, 4]})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, batch_size=2)
-    assert (summary.requests, summary.ok) == (2, 4)
+    assert (summary.requests, summary.ok, summary.reused) == (2, 4, 0)
     assert [row["id"] for row in read_lines(tmp_path / "out" / "qa.jsonl")] == [1, 2, 3, 4]
 
 
@@ -303,7 +308,7 @@ def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_pat
         images = ImageSettings(max_side=64)
         spec = RequestSpec("stub", "", {"max_tokens": 64}, images.model_dump(), "chat", "qa_pairs")
         settings = PromptSettings(
-            "image", "conversation", source.base, chat_prompt, "Be kind.", "Ask.", spec
+            "image", "conversation", source.base, chat_prompt, "Be kind.", "Ask.", images, spec
         )
         prompts = prompt_rows(list(source.rows()), settings)
         batch = Batch(1, "mine", tuple(prompts))
@@ -326,3 +331,78 @@ def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path)
     shutil.copy(folder / "000.png", folder / "same-as-000.png")
     summary = image_qa(str(folder), str(tmp_path / "out"), endpoint=stub.url)
     assert (summary.ok, summary.requests) == (13, 12)
+
+
+def test_the_next_run_asks_only_failures_that_may_pass(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
+    texts = ["STUB once 504", "STUB finish length", "STUB text no pair", "Hello"]
+    frame = pd.DataFrame(
+        {
+            "image": [str(drawn / "images" / "000.png")] * 4,
+            "conversation": [say(f"{text} {tmp_path.name}") for text in texts],
+        }
+    )
+    output = str(tmp_path / "out")
+    first = image_qa(frame, output, endpoint=stub.url)
+    assert first.reasons == {"timeout": 1, "truncated": 1, "unparsed": 1}
+    second = image_qa(frame, output, endpoint=stub.url)
+    assert (second.requests, second.ok, second.reused) == (1, 2, 1)
+    assert second.reasons == {"truncated": 1, "unparsed": 1}
+
+
+def test_a_gateway_before_a_dead_server_stops_the_run(
+    stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    frame = pd.DataFrame(
+        {"image": [str(drawn / "images" / "000.png")], "conversation": [say("STUB status 502")]}
+    )
+    with pytest.raises(ImageQAError, match="stopped answering: HTTP 502"):
+        image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
+
+
+def test_a_later_row_keeps_its_column(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    rows = [{"image": "images/000.png"}, {"image": "images/001.png", "output": "mine"}]
+    (drawn / "late.json").write_text(json.dumps(rows))
+    summary = image_qa(str(drawn / "late.json"), str(tmp_path / "out"), endpoint=stub.url)
+    assert (summary.ok, summary.reasons) == (1, {"bad_row": 1})
+
+
+def test_an_output_among_the_images_is_refused(stub: Any, drawn: Path) -> None:
+    with pytest.raises(ImageQAError, match="lies in the dataset's folder"):
+        image_qa(str(drawn / "images"), str(drawn / "images" / "out"), endpoint=stub.url)
+    assert not (drawn / "images" / "out").exists()
+
+
+def test_a_dataset_that_changes_during_the_run_is_told(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
+    dataset = drawn / "dataset.json"
+    rows = json.loads(dataset.read_text())
+
+    def change(given: PromptInput) -> list[dict[str, Any]]:
+        dataset.write_text(json.dumps([{"image": "images/005.png"}, *rows]))
+        return chat_prompt(given)
+
+    told_style.__dict__["act"] = change
+    output = str(tmp_path / "out")
+    with pytest.raises(ImageQAError, match="changed during the run"):
+        image_qa(str(dataset), output, endpoint=stub.url, prompt_style=told_style)
+    assert not (tmp_path / "out" / "qa.jsonl").exists()
+    assert image_qa(str(dataset), output, endpoint=stub.url).ok == 13
+
+
+def told_style(given: PromptInput) -> list[dict[str, Any]]:
+    """A style that does what the test has told it to."""
+    messages: list[dict[str, Any]] = told_style.__dict__["act"](given)
+    return messages
+
+
+def test_options_keep_what_is_stored_small(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": [str(drawn / "images" / "000.png")], "x": ["cell-9"]})
+    named = image_qa.with_options(name="image-qa-renamed")
+    assert named(frame, str(tmp_path / "out"), endpoint=stub.url).ok == 1
+    with get_client(sync_client=True) as client:
+        told = " ".join(str(run.parameters) for run in client.read_flow_runs(limit=200))
+    assert "cell-9" not in told

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ def test_a_pil_image_is_stored_upright() -> None:
         (["a.png", "gone.png"], Kind.IMAGE_MISSING, "gone.png"),
         ("sub", Kind.IMAGE_MISSING, "no file 'sub'"),
         ("x" * 5000, Kind.IMAGE_MISSING, "xxx...'"),
-        ("\ud800", Kind.IMAGE_MISSING, r"\ud800"),
+        ("\ud800", Kind.BAD_ROW, r"'\ud800' is not a path"),
+        ("s3://b/\ud800.png", Kind.BAD_ROW, r"'s3://b/\ud800.png' is not a path"),
+        ("S3://b/\udcff.png", Kind.BAD_ROW, r"\udcff.png' is not a path"),
+        ("\udcff.png", Kind.IMAGE_MISSING, r"\udcff.png"),
         ("a\nb", Kind.IMAGE_MISSING, r"'a\nb'"),
     ],
 )
@@ -184,23 +188,31 @@ def test_no_path_leads_out_of_the_bucket_or_the_root_on_s3(path: str, root: str 
     assert problem_of(path, ImageBase("s3://b/data", root)).problem.kind == Kind.IMAGE_REFUSED
 
 
-def test_what_is_too_large_is_not_read(folder: Path) -> None:
+@pytest.mark.parametrize("root", [None, "s3://b/images"])
+def test_a_name_that_s3_cannot_hold_is_no_path(root: str | None) -> None:
+    base = ImageBase("s3://b/data", root)
+    assert problem_of("\udcff.png", base).problem.kind == Kind.BAD_ROW
+
+
+@pytest.mark.parametrize("use", [read_image, image_id])
+def test_what_is_too_large_is_not_read(
+    folder: Path, use: Callable[[ImageRef, int], bytes | str]
+) -> None:
     with (folder / "huge.png").open("wb") as file:
         file.truncate(1 << 40)
     for ref in (ImageRef(path=f"{folder}/huge.png"), ImageRef(data=b"x" * 11)):
         with pytest.raises(RowError, match="larger than the limit") as caught:
-            read_image(ref, 10)
+            use(ref, 10)
         assert caught.value.problem.kind == Kind.IMAGE_TOO_LARGE
-    assert read_image(ImageRef(data=b"x" * 10), 10) == b"x" * 10
-    assert read_image(ImageRef(path=f"{folder}/a.png"), 1) == b"a"
+    assert use(ImageRef(data=b"a"), 1) == use(ImageRef(path=f"{folder}/a.png"), 1)
 
 
 def test_what_is_no_regular_file_neither_blocks_nor_floods(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     for path in (f"{folder}/pipe.png", "/dev/zero", str(folder), f"{folder}/gone.png"):
-        for use in (lambda ref: read_image(ref, 100), image_id):
+        for use in (read_image, image_id):
             with pytest.raises(RowError) as caught:
-                use(ImageRef(path=path))
+                use(ImageRef(path=path), 100)
             assert caught.value.problem.kind == Kind.IMAGE_MISSING
 
 
@@ -209,9 +221,9 @@ def test_the_same_content_has_the_same_id(folder: Path) -> None:
     (folder / "copy.png").write_bytes(b"a")
     for value in ("a.png", "copy.png", b"a", {"bytes": b"a"}, "data:;base64,YQ=="):
         (ref,) = image_refs(value, ImageBase(str(folder)))
-        assert image_id(ref) == expected
+        assert image_id(ref, 1) == expected
     (ref,) = image_refs("sub/b.png", ImageBase(str(folder)))
-    assert image_id(ref) != expected
+    assert image_id(ref, 1) != expected
 
 
 def test_images_on_s3(s3: str, tmp_path: Path) -> None:
@@ -223,8 +235,10 @@ def test_images_on_s3(s3: str, tmp_path: Path) -> None:
     assert read_image(ref, 5) == b"12345"
     with pytest.raises(RowError, match="larger than"):
         read_image(ref, 4)
+    with pytest.raises(RowError, match="larger than"):
+        image_id(ref, 4)
     tag = hashlib.md5(b"12345", usedforsecurity=False).hexdigest()
-    assert image_id(ref) == f"etag:{tag}:5"
+    assert image_id(ref, 5) == f"etag:{tag}:5"
     (empty,) = image_refs("img/empty.png", base)
     assert read_image(empty, 5) == b""
 
@@ -236,9 +250,9 @@ def test_an_image_missing_on_s3_costs_its_row(s3: str, tmp_path: Path, path: str
     store = ObjectStore(f"{s3}/{tmp_path.name}")
     store.write("img/a.png", b"12345")
     (ref,) = image_refs(path, ImageBase(store.uri))
-    for use in (lambda ref: read_image(ref, 100), image_id):
+    for use in (read_image, image_id):
         with pytest.raises(RowError) as caught:
-            use(ref)
+            use(ref, 100)
         assert caught.value.problem.kind == Kind.IMAGE_MISSING
 
 
@@ -251,7 +265,7 @@ def test_an_image_whose_store_is_closed_may_be_asked_again(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(RowError) as caught:
-        image_id(ImageRef(path=f"{s3}/a.png"))
+        image_id(ImageRef(path=f"{s3}/a.png"), 100)
     assert caught.value.problem.kind == Kind.CONNECTION
 
 

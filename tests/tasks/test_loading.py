@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 from prefect_imageqa.tasks.errors import DatasetError
-from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
+from prefect_imageqa.tasks.image_refs import ImageBase, image_refs, read_image
 from prefect_imageqa.tasks.loading import Dataset, open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.records import Kind
@@ -87,7 +87,7 @@ def test_compressed_files_also_of_several_parts(tmp_path: Path, suffix: str) -> 
     array = open_dataset(save(tmp_path / f"d.json{suffix}", compress(json.dumps(RECORDS).encode())))
     assert records(array) == RECORDS
     table = open_dataset(save(tmp_path / f"d.csv{suffix}", compress(b"image,n\na.png,1\n")))
-    assert records(table) == [{"image": "a.png", "n": 1}]
+    assert records(table) == [{"image": "a.png", "n": "1"}]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -163,6 +163,11 @@ def test_an_array_that_breaks_off_says_where(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_beyond_json_and_64_bits_are_read_from_lines(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.jsonl", f'{{"image": [NaN, Infinity, -Infinity]}}\n{{"n": {2**70}}}')
+    assert records(open_dataset(path)) == [{"image": [None] * 3}, {"n": float(2**70)}]
+
+
 def test_a_very_long_line(tmp_path: Path) -> None:
     record = {"image": "a.png", "text": "x" * 20_000_000}
     assert records(open_dataset(save(tmp_path / "d.jsonl", json.dumps(record)))) == [record]
@@ -176,8 +181,14 @@ def test_a_very_long_line(tmp_path: Path) -> None:
         ("d.jsonl", "\n\n", "has no rows"),
         ("d.csv", "", "has no rows"),
         ("d.csv", "image,n\n", "has no rows"),
-        ("d.json", '{"images": [{"image": 1}]}', "one JSON object, not a list of records"),
+        ("d.json", '{"images": [{"image": 1}]}', "no column 'image'; its columns are: images"),
         ("d.json", '{\n "image": 1\n}', "one JSON object, not a list of records"),
+        ("d.json", '{"x": [\n{"image": 1},\n{"image": 1}\n]}', "one JSON object, not a list"),
+        ("d.json", '{"x":\nbroken\n\n{\n', "one JSON object, not a list of records"),
+        ("d.json", '[{"image": NaN}]', "NaN is not JSON: write null, or use JSON lines"),
+        ("d.json", '[{"äöüß€": "äöüß€äöüß€", "b": -Infinity}]', "-Infinity is not JSON: write"),
+        ("d.json", '[{"NaN": "NaN", "b": Nope}]', "after 0 rows: lexical error"),
+        ("d.json", f'[{{"n": {2**70}}}]', "integer of more than 64 bits: write it as text"),
         ("d.json", '"text"', "neither a JSON array nor JSON lines"),
         ("d.json", '[{"img": 1, "id": 2}]', "no column 'image'; its columns are: img, id"),
         ("d.jsonl", "garbage\n" * 300, "none of the first 100 rows can be read: line 1 is not"),
@@ -207,6 +218,7 @@ def test_what_is_no_dataset_is_one_clear_line(
         ("none.json", "none.json: there is no such file"),
         ("*.png", "no file matches"),
         ("gs://bucket/d.json", "not supported"),
+        ("s3://bucket/\ud800.json", "empty or broken path"),
         ("https://host/d.json", "not supported"),
         (".", "holds no images and no Parquet files"),
         ("/dev/zero", "neither a file nor a folder"),
@@ -226,10 +238,20 @@ def test_the_image_column_may_appear_late_or_be_unneeded(tmp_path: Path) -> None
     assert open_dataset(path, require_images=False).columns == ("x",)
 
 
-def test_csv_values(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file_are_told_by_any_line(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.json", '{"image": "a.png"}')
+    assert records(open_dataset(path)) == [{"image": "a.png"}]
+    for broken in ('{"image": ', '{"image": "a"} x', "{"):
+        path = save(tmp_path / "d.json", f'{broken}\n\n{{"image": "b.png"}}\n')
+        first, second = open_dataset(path).rows()
+        assert first.problem
+        assert (second.record, second.where) == ({"image": "b.png"}, "d.json:3")
+
+
+def test_csv_cells_stay_the_text_they_are(tmp_path: Path) -> None:
     text = (
         "image,conversation,n,score,flag,caption\r\n"
-        '007,"[{""from"": ""human"", ""value"": ""hi""}]",1,0.5,True,NA\r\n'
+        '007,"[{""from"": ""human"", ""value"": ""hi""}]",007,1e5,True,NA\r\n'
         '"[""a.png"", ""b.png""]","[not json",,,,None\r\n'
         ',"two\r\nlines ü",3,1,False,\r\n'
     )
@@ -239,9 +261,9 @@ def test_csv_values(tmp_path: Path) -> None:
         {
             "image": "007",
             "conversation": [{"from": "human", "value": "hi"}],
-            "n": 1,
-            "score": 0.5,
-            "flag": True,
+            "n": "007",
+            "score": "1e5",
+            "flag": "True",
             "caption": "NA",
         },
         {
@@ -255,17 +277,15 @@ def test_csv_values(tmp_path: Path) -> None:
         {
             "image": None,
             "conversation": "two\r\nlines ü",
-            "n": 3,
-            "score": 1.0,
-            "flag": False,
+            "n": "3",
+            "score": "1",
+            "flag": "False",
             "caption": None,
         },
     ]
-    assert type(rows[0]["n"]) is int
-    assert type(rows[0]["flag"]) is bool
     assert places(dataset) == ["d.csv[0]", "d.csv[1]", "d.csv[2]"]
     tabs = save(tmp_path / "d.tsv", "image\tn\na b.png\t1\n")
-    assert records(open_dataset(tabs)) == [{"image": "a b.png", "n": 1}]
+    assert records(open_dataset(tabs)) == [{"image": "a b.png", "n": "1"}]
 
 
 def test_a_csv_line_that_does_not_fit_says_its_line(tmp_path: Path) -> None:
@@ -302,6 +322,30 @@ def test_parquet_values_are_plain(tmp_path: Path) -> None:
     assert rows[1]["score"] is None
     assert rows[2]["image"] is None
     assert places(dataset)[1] == "d.parquet[1]"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (pa.array([0, 0, 10**9], pa.date32()), "after 2 rows: row 2 holds a date or time out of"),
+        (pa.array([0, None, 10**18], pa.timestamp("us")), "after 2 rows: row 2 holds a date or"),
+        (pa.array([None, 0, 0], pa.timestamp("us", "Foo/Bar")), "after 1 rows: .*'Foo/Bar'"),
+    ],
+    ids=["date", "timestamp", "zone"],
+)
+def test_a_time_that_python_cannot_hold_says_its_row(
+    tmp_path: Path, values: pa.Array, text: str
+) -> None:
+    pa.parquet.write_table(pa.table({"image": ["a"] * 3, "t": values}), tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match=rf"d\.parquet: cannot be read {text}"):
+        list(open_dataset(tmp_path / "d.parquet").rows())
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["image", "image"])
+    pa.parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match=r"d\.parquet: .*two columns are named 'image'; rename"):
+        open_dataset(tmp_path / "d.parquet")
 
 
 def test_a_parquet_file_broken_in_the_middle(tmp_path: Path) -> None:
@@ -347,9 +391,10 @@ def test_dataframe_values_are_plain() -> None:
         (pd.DataFrame(), "no rows"),
         (pd.DataFrame({"image": []}), "no rows"),
         (pd.DataFrame({"img": ["a"]}), "its columns are: img"),
-        (pd.DataFrame([["a", "b"]], columns=["image", "image"]), "two columns of one name"),
+        (pd.DataFrame([["a", "b"]], columns=["image", "image"]), "two columns named 'image'"),
+        (pd.DataFrame([["a", 1, 2]], columns=["image", 7, "7"]), "two columns named '7'"),
     ],
-    ids=["nothing", "no-rows", "no-column", "same-name"],
+    ids=["nothing", "no-rows", "no-column", "same-name", "same-text"],
 )
 def test_dataframes_that_are_refused(frame: pd.DataFrame, text: str) -> None:
     with pytest.raises(DatasetError, match=text):
@@ -425,6 +470,48 @@ def test_several_tables_of_one_format(tmp_path: Path) -> None:
         open_dataset(tmp_path / "parts")
 
 
+def test_the_version_tells_when_a_file_was_changed_replaced_or_deleted(tmp_path: Path) -> None:
+    one, two = (save(tmp_path / "parts" / f"{name}.jsonl", LINES) for name in "ab")
+    dataset = open_dataset(tmp_path / "parts" / "*.jsonl")
+    versions = [dataset.version()]
+    assert len(versions[0]) == 2
+    assert dataset.version() == versions[0]
+    with one.open("a") as file:
+        file.write(LINES)
+    versions.append(dataset.version())
+    save(tmp_path / "new", two.read_bytes()).replace(two)
+    versions.append(dataset.version())
+    two.unlink()
+    versions.append(dataset.version())
+    assert len(set(versions)) == 4
+
+
+def test_what_has_no_table_files_has_no_version(pictures: Path) -> None:
+    assert open_dataset(pictures).version() == ()
+    assert open_dataset(pd.DataFrame({"image": ["a"]})).version() == ()
+
+
+def test_the_folder_that_is_searched_is_told(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    path = save(pictures.parent / "lines" / "d.jsonl", LINES)
+    assert open_dataset("imgs").folder == str(pictures)
+    assert open_dataset("imgs/*.png").folder == str(pictures)
+    assert open_dataset("*/*.jsonl").folder == str(pictures.parent)
+    assert open_dataset(path).folder is None
+    assert open_dataset(pd.DataFrame({"image": ["a"]})).folder is None
+
+
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(name)).write_bytes(b"a")
+    dataset = open_dataset(tmp_path)
+    (row,) = dataset.rows()
+    (ref,) = image_refs(row.record["image"], dataset.base)
+    assert read_image(ref, 10) == b"a"
+
+
 def test_a_name_with_glob_characters_that_exists_is_taken_as_it_is(tmp_path: Path) -> None:
     path = save(tmp_path / "d[1].jsonl", LINES)
     assert records(open_dataset(path)) == RECORDS
@@ -458,16 +545,37 @@ def test_datasets_on_s3(s3: str, tmp_path: Path) -> None:
         dataset = open_dataset(f"{store.uri}/t/{name}")
         assert records(dataset) == RECORDS
         assert dataset.base == ImageBase(f"{store.uri}/t")
-    assert records(open_dataset(f"{store.uri}/t/d.csv")) == [{"image": "a.png", "n": 1}]
+    assert records(open_dataset(f"{store.uri}/t/d.csv")) == [{"image": "a.png", "n": "1"}]
     for source in (f"{store.uri}/p", f"{store.uri}/p/", f"{store.uri}/p/*.parquet"):
         dataset = open_dataset(source)
         assert (dataset.count, len(records(dataset))) == (80, 80)
+        assert dataset.folder == f"{store.uri}/p"
         assert places(dataset)[40] == "2.parquet[0]"
     for source in (f"{store.uri}/imgs", f"{store.uri}/imgs/**/*.png"):
         dataset = open_dataset(source)
         assert places(dataset) == ["b.png", "sub/a.png"]
         (ref,) = image_refs("sub/a.png", dataset.base)
         assert ref.path == f"{store.uri}/imgs/sub/a.png"
+        assert dataset.version() == ()
+
+
+def test_the_version_of_files_on_s3(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"{s3}/{tmp_path.name}")
+    store.write("1.jsonl", LINES.encode())
+    store.write("2.jsonl", LINES.encode())
+    dataset = open_dataset(f"{store.uri}/*.jsonl")
+    versions = [dataset.version()]
+    assert dataset.version() == versions[0]
+    store.write("2.jsonl", LINES.replace("a.png", "b.png").encode())
+    versions.append(dataset.version())
+    store.delete("2.jsonl")
+    versions.append(dataset.version())
+    assert len(set(versions)) == 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(DatasetError, match="cannot be reached"):
+        dataset.version()
 
 
 def test_what_is_not_on_s3_is_one_clear_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 from prefect_imageqa.serving.types import Message
 from prefect_imageqa.tasks.caching import KEY_LENGTH, RequestSpec, problem_key
 from prefect_imageqa.tasks.image_refs import ImageBase
+from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.prompting import (
     PromptInput,
     PromptSettings,
@@ -205,7 +206,14 @@ def settings(
     folder: Path, style: PromptStyle = chat_prompt, image_key: str | None = "image"
 ) -> PromptSettings:
     return PromptSettings(
-        image_key, "conversation", ImageBase(folder=str(folder)), style, "SYSTEM", "ASK", SPEC
+        image_key,
+        "conversation",
+        ImageBase(folder=str(folder)),
+        style,
+        "SYSTEM",
+        "ASK",
+        ImageSettings(max_images=3),
+        SPEC,
     )
 
 
@@ -314,3 +322,10 @@ def test_a_style_that_fails_costs_its_row(style: PromptStyle, said: str, folder:
     assert prompt.problem is not None
     assert prompt.problem.kind is Kind.BAD_ROW
     assert said in prompt.problem.message
+
+
+def test_more_images_than_a_row_may_have_cost_it(folder: Path) -> None:
+    assert prompt_row(row({"image": ["a.png"] * 3}), settings(folder)).problem is None
+    prompt = prompt_row(row({"image": ["a.png"] * 4}), settings(folder))
+    assert prompt.problem is not None
+    assert prompt.problem.message == "the row has 4 images, over the 3 of max_images"

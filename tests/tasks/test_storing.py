@@ -11,12 +11,13 @@ from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.parsing import ParseSettings
 from prefect_imageqa.tasks.parsing_text import PARSER_VERSION, parse_qa_pairs
-from prefect_imageqa.tasks.records import Answered, Batch, Kind, QAPair, Quarantined
+from prefect_imageqa.tasks.records import TRANSIENT, Answered, Batch, Kind, QAPair, Quarantined
 from prefect_imageqa.tasks.storing import (
     LAYOUT_VERSION,
     MANIFEST,
     PART_SCHEMA,
     Ledger,
+    RowStatus,
     store_batch,
     write_batch,
     write_manifest,
@@ -74,20 +75,37 @@ def test_what_is_written_is_read(store: ObjectStore) -> None:
 
 def test_an_output_that_is_not_there_is_an_empty_ledger(store: ObjectStore) -> None:
     ledger = Ledger.read(store)
-    assert ledger.claim(key(1))
+    assert ledger.status(key(1)) is RowStatus.PENDING
     assert ledger.attempts(key(1)) == 0
     assert store.list() == []
 
 
-def test_a_row_is_claimed_once_and_never_when_it_is_answered(local: ObjectStore) -> None:
-    write(local, 1, answered(1), quarantined(2))
+def test_a_row_is_pending_once_and_never_when_it_is_answered(local: ObjectStore) -> None:
+    write(local, 1, answered(1), quarantined(2, kind=Kind.TIMEOUT))
     ledger = Ledger.read(local)
-    assert not ledger.claim(key(1))
-    assert ledger.claim(key(2))
-    assert not ledger.claim(key(2))
-    assert ledger.claim(key(3))
-    assert not ledger.claim(key(3))
-    assert Ledger.read(local).claim(key(3))
+    assert ledger.status(key(1)) is RowStatus.ANSWERED
+    assert ledger.status(key(2)) is RowStatus.PENDING
+    assert ledger.status(key(2)) is RowStatus.ASKED
+    assert ledger.status(key(3)) is RowStatus.PENDING
+    assert ledger.status(key(3)) is RowStatus.ASKED
+    assert Ledger.read(local).status(key(3)) is RowStatus.PENDING
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_only_what_may_pass_is_asked_again(kind: Kind, local: ObjectStore) -> None:
+    write(local, 1, quarantined(1, kind=kind))
+    expected = RowStatus.PENDING if kind in TRANSIENT else RowStatus.FAILED
+    assert Ledger.read(local).status(key(1)) is expected
+
+
+def test_a_part_that_another_run_replaced_gives_no_other_rows_answer(local: ObjectStore) -> None:
+    write(local, 1, answered(1), answered(3))
+    early, late = Ledger.read(local), Ledger.read(local)
+    write(local, 1, answered(1), answered(2), answered(3))
+    assert early.answer(key(3)) == answered(3)
+    write(local, 1, answered(1))
+    with pytest.raises(StoreError, match="was replaced meanwhile"):
+        late.answer(key(3))
 
 
 def test_attempts_count_the_times_a_row_was_quarantined(local: ObjectStore) -> None:
@@ -107,7 +125,7 @@ def test_a_row_that_was_answered_later_is_answered(local: ObjectStore) -> None:
     write(local, 1, quarantined(1))
     write(local, 2, answered(1))
     ledger = Ledger.read(local)
-    assert not ledger.claim(key(1))
+    assert ledger.status(key(1)) is RowStatus.ANSWERED
     assert ledger.answer(key(1)) == answered(1)
 
 
@@ -132,7 +150,7 @@ def test_a_batch_that_was_just_stored_is_known_at_once(store: ObjectStore) -> No
     ledger.add(batch.key, rows)
     assert [ledger.answer(key(2)), ledger.answer(key(3))] == rows[1:]
     assert ledger.failure(key(1)) == rows[0]
-    assert not ledger.claim(key(2))
+    assert ledger.status(key(2)) is RowStatus.ANSWERED
 
 
 def test_writing_a_batch_again_replaces_it(local: ObjectStore) -> None:
@@ -223,10 +241,8 @@ def test_a_part_that_is_cut_anywhere_is_damaged(local: ObjectStore) -> None:
     [
         (PART, table_of(key=[key(1)]), 1),
         (PART, table_of(key=[key(1)], answer=["text"]), 1),
-        (QUARANTINE, f'{{"key": "{key(2)}"}}\n'.encode(), 2),
-        (QUARANTINE, json.dumps({"key": key(2), "kind": "unknown"}).encode(), 2),
     ],
-    ids=["no answers", "answers of another type", "no reason", "unknown kind"],
+    ids=["no answers", "answers of another type"],
 )
 def test_damage_that_is_found_late_is_named_as_well(
     name: str, content: bytes, number: int, local: ObjectStore
@@ -235,7 +251,15 @@ def test_damage_that_is_found_late_is_named_as_well(
     local.write(name, content)
     ledger = Ledger.read(local)
     with pytest.raises(StoreError, match="is damaged"):
-        ledger.answer(key(number)) or ledger.failure(key(number))
+        ledger.answer(key(number))
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": "unknown"}], ids=["no reason", "unknown kind"])
+def test_a_reason_that_is_none_is_damage(kind: dict[str, str], local: ObjectStore) -> None:
+    write(local, 1, quarantined(2))
+    local.write(QUARANTINE, json.dumps({"key": key(2), **kind}).encode())
+    with pytest.raises(StoreError, match="is damaged"):
+        Ledger.read(local)
 
 
 def test_objects_of_others_beside_ours_do_not_matter(local: ObjectStore) -> None:
