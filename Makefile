@@ -30,7 +30,7 @@ format: $(FLOW_ENV) ## Format and mend what ruff can
 	$(BIN)/ruff format .
 
 demo-model: $(SERVER_ENV) ## Train the demo model anew (under 20 minutes on 2 cores)
-	cd serving && ../.venv-vllm/bin/python -m demo_model.train --output demo_model/checkpoint
+	.venv-vllm/bin/python -m serving.demo_model.train --output serving/demo_model/checkpoint
 
 demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card
 	$(BIN)/python -m prefect_imageqa.serving.demo_model.evaluate
