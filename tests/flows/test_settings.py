@@ -56,7 +56,9 @@ def test_values_out_of_range_are_refused(given: dict[str, Any]) -> None:
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
-    least = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=0.01, max_tokens=1, seed=0)
+    least = Sampling(
+        temperature=0, top_p=1, top_k=-1, repetition_penalty=0.01, max_tokens=1, seed=0
+    )
     assert (least.temperature, least.top_k, least.max_tokens, least.seed) == (0, -1, 1, 0)
     assert Sampling(temperature=2, top_k=0).temperature == 2
 
