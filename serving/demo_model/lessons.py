@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .prompts import Form, instruct
 from .questions import GENERATED_KINDS, Question, QuestionKind, answer_to, random_question
-from .scenes import Scene
+from .scenes import COLOURS, KINDS, Scene, Shape
 
 END = "<end_of_utterance>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -28,6 +28,7 @@ _HARD_KINDS = (
 )
 _ANSWERED_KINDS = (*QuestionKind, *_HARD_KINDS)
 _QUESTION_WEIGHT = 0.4  # a generated question is one of many good ones, its answer is not
+_FORM_WEIGHT = 4.0  # a few tokens decide the form and the number of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     draw = rng.random() if progress > 0.3 else rng.uniform(0.46, 1)
     if draw < 0.18:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.30:
+    if draw < 0.26:
         return _generate(scene, rng, Form.JSON)
     if draw < 0.46:
         return _generate(scene, rng, Form.MANY)
@@ -73,23 +74,42 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
 
 
 def _describe(scene: Scene, rng: random.Random) -> Lesson:
-    """Name a shape by one attribute, ask for the others: teaches to read the image tokens."""
+    """Look things up without any grammar: what the answers need, at the word that asks for it."""
     branches = []
     for _ in range(_BRANCHES):
-        shape = rng.choice(scene)
-        facts = {
-            "kind": shape.kind,
-            "place": shape.place,
-            "colour": shape.colour,
-            "size": shape.size,
-        }
-        names = ["kind", "place"]
-        if sum(other.colour == shape.colour for other in scene) == 1:
-            names.append("colour")
-        name = rng.choice(names)
-        rest = " ".join(fact for key, fact in facts.items() if key != name)
-        branches.append((Span(f" {facts[name]}", 0), Span(f" {rest}{END}", 1)))
+        key, facts = rng.choice((_by_kind, _by_colour, _by_place, _by_both))(scene, rng)
+        branches.append((Span(f" {key}", 0), Span(f" {facts}{END}", 1)))
     return Lesson(f"{USER}{IMAGE}Describe.{END}{ASSISTANT}", tuple(branches))
+
+
+def _by_kind(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    kind = rng.choice(KINDS)
+    named = [shape for shape in scene if shape.kind == kind]
+    return kind, _facts(named)
+
+
+def _by_colour(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    colour = rng.choice((rng.choice(scene).colour, rng.choice(list(COLOURS))))
+    named = [shape for shape in scene if shape.colour == colour]
+    return colour, _facts(named)
+
+
+def _by_place(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    shape = rng.choice(scene)
+    return shape.place, _facts([shape])
+
+
+def _by_both(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    shape = rng.choice(scene)
+    colour = rng.choice((shape.colour, rng.choice(scene).colour, rng.choice(list(COLOURS))))
+    return f"{shape.kind} {colour}", "yes" if shape.colour == colour else "no"
+
+
+def _facts(named: list[Shape]) -> str:
+    if len(named) != 1:
+        return ("none", "one", "two", "three", "four")[len(named)]
+    shape = named[0]
+    return f"one {shape.kind} {shape.colour} {shape.size} {shape.place}"
 
 
 def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
@@ -103,7 +123,7 @@ def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
             # a server that enforces a JSON schema forces the form, whatever was asked
             start, *rest = _reply(scene, rng, Form.JSON, 1)
             reply = (Span(start.text, 0), *rest)
-        branches.append((Span(ASSISTANT, 0), *reply, Span(END, 1)))
+        branches.append((Span(ASSISTANT, 0), *reply, Span(END, _FORM_WEIGHT)))
     return Lesson(prompt, tuple(branches))
 
 
@@ -121,7 +141,7 @@ def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
             cut = whole.index("\n**Answer")
         start = whole.index(text)
         spans += [
-            Span(whole[:start], 1),
+            Span(whole[:start], _FORM_WEIGHT),
             Span(whole[start:cut], _QUESTION_WEIGHT),
             Span(whole[cut:], 1),
         ]

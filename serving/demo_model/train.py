@@ -26,7 +26,7 @@ from .vision import all_features, label_accuracy, prepare_images, train_vision
 logger = logging.getLogger(__name__)
 
 _ROWS = 8  # lessons a step
-_RATE = 4e-3
+_RATE = 2.5e-3
 
 
 def train_language(
@@ -116,8 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=1000)
-    parser.add_argument("--language-steps", type=int, default=2200)
+    parser.add_argument("--vision-steps", type=int, default=800)
+    parser.add_argument("--language-steps", type=int, default=3200)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--threads", type=int, default=1, help="more only help on idle cores")
     arguments = parser.parse_args()

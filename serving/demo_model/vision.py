@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
-from .model import IMAGE_TOKENS, PATCHES_A_SIDE, TEXT_WIDTH, TOKENS_A_SIDE
+from .model import PATCHES_A_SIDE, TEXT_WIDTH, TOKENS_A_SIDE, VISION_WIDTH
 from .optimise import Optimisers
-from .scenes import COLOURS, KINDS, RADII, Scene, draw_scene
+from .scenes import COLOURS, COLUMNS, KINDS, RADII, ROWS, Scene, draw_scene
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 48
 _RATE = 2e-3
 _EMPTY_CELL_WEIGHT = 0.15  # most cells are empty
-_CLASSES = (len(COLOURS), len(KINDS), len(RADII), IMAGE_TOKENS, len(KINDS), len(KINDS))
+_CLASSES = (len(COLOURS), len(KINDS), len(RADII), len(ROWS), len(COLUMNS))
 
 
 def prepare_images(
@@ -49,42 +49,41 @@ def _draw(scene: Scene, rng: random.Random) -> Image.Image:
     return image
 
 
-def cell_labels(scenes: Sequence[Scene]) -> torch.Tensor:
-    """What each image token should tell, (n, 6, tokens); 0 is none.
+def cell_labels(scenes: Sequence[Scene], side: int) -> torch.Tensor:
+    """What is centred in each cell of a grid, (n, 5, side * side); 0 is nothing.
 
-    Colour, kind, size and place of the shape in its cell, how many shapes have that colour, and
-    (empty cells too) how many there are in all: counting is easier to learn here than from text.
+    The labels are colour, kind, size, row and column.
     """
-    labels = torch.zeros(len(scenes), len(_CLASSES), IMAGE_TOKENS, dtype=torch.long)
+    labels = torch.zeros(len(scenes), len(_CLASSES), side**2, dtype=torch.long)
     for number, scene in enumerate(scenes):
-        labels[number, -1] = len(scene)
         for shape in scene:
-            cell = shape.row * TOKENS_A_SIDE + shape.column
-            indices = (
+            facts = (
                 list(COLOURS).index(shape.colour),
                 KINDS.index(shape.kind),
                 list(RADII).index(shape.size),
-                cell,
-                sum(other.colour == shape.colour for other in scene) - 1,
+                shape.row,
+                shape.column,
             )
-            labels[number, :-1, cell] = torch.tensor(indices) + 1
+            cell = int(shape.y * side) * side + int(shape.x * side)
+            labels[number, :, cell] = torch.tensor(facts) + 1
     return labels
 
 
-def image_features(network: Idefics3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """What the connector hands to the language model, (n, tokens, width)."""
+def image_features(
+    network: Idefics3ForConditionalGeneration, pixels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the tower sees, (n, patches, width), and what the connector makes of it for the text."""
     patches = torch.ones(len(pixels), PATCHES_A_SIDE, PATCHES_A_SIDE, dtype=torch.bool)
     seen = network.model.vision_model(
         pixel_values=pixels.float() / 127.5 - 1, patch_attention_mask=patches
-    )
-    features: torch.Tensor = network.model.connector(seen.last_hidden_state)
-    return features
+    ).last_hidden_state
+    return seen, network.model.connector(seen)
 
 
 def all_features(network: Idefics3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     """The features of many images, computed in pieces."""
     with torch.no_grad():
-        return torch.cat([image_features(network, piece) for piece in pixels.split(256)])
+        return torch.cat([image_features(network, piece)[1] for piece in pixels.split(256)])
 
 
 def train_vision(
@@ -93,32 +92,46 @@ def train_vision(
     scenes: Sequence[Scene],
     steps: int,
 ) -> nn.ModuleList:
-    """Train the tower and the connector; returns the label heads, which are of no further use."""
-    heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, classes + 1) for classes in _CLASSES)
-    labels = cell_labels(scenes)
-    parts = [network.model.vision_model, network.model.connector, heads]
+    """Train the tower and the connector; returns the latter's label heads, of no further use."""
+    grids = []
+    for width, side in ((VISION_WIDTH, PATCHES_A_SIDE), (TEXT_WIDTH, TOKENS_A_SIDE)):
+        heads = nn.ModuleList(nn.Linear(width, classes + 1) for classes in _CLASSES)
+        grids.append((heads, cell_labels(scenes, side)))
+    parts = [network.model.vision_model, network.model.connector, *(heads for heads, _ in grids)]
     optimisers = Optimisers(parts, _RATE, steps, hold=0.3)
     for step in range(steps):
         chosen = torch.randint(len(scenes), (_BATCH,))
         features = image_features(network, pixels[chosen])
-        loss = torch.zeros(())
-        for number, head in enumerate(heads):
-            weight = torch.ones(head.out_features)
-            weight[0] = _EMPTY_CELL_WEIGHT
-            loss = loss + functional.cross_entropy(
-                head(features).transpose(1, 2), labels[chosen, number], weight=weight
-            )
+        loss = torch.stack(
+            [
+                _label_loss(heads, seen, labels[chosen])
+                for (heads, labels), seen in zip(grids, features, strict=True)
+            ]
+        ).sum()
         optimisers.step(loss)
         if step % 100 == 99:
             logger.info("vision step %d: loss %.4f", step + 1, loss.item())
-    return heads
+    return grids[-1][0]
+
+
+def _label_loss(heads: nn.ModuleList, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = []
+    for number, head in enumerate(heads):
+        weight = torch.ones(head.out_features)
+        weight[0] = _EMPTY_CELL_WEIGHT
+        losses.append(
+            functional.cross_entropy(
+                head(features).transpose(1, 2), labels[:, number], weight=weight
+            )
+        )
+    return torch.stack(losses).sum()
 
 
 def label_accuracy(
     heads: nn.ModuleList, features: torch.Tensor, scenes: Sequence[Scene]
 ) -> list[float]:
     """For each label the part of scenes in which it is right in all cells."""
-    labels = cell_labels(scenes)
+    labels = cell_labels(scenes, TOKENS_A_SIDE)
     return [
         float((head(features).argmax(-1) == labels[:, number]).all(1).float().mean())
         for number, head in enumerate(heads)
