@@ -29,7 +29,7 @@ format: $(FLOW_ENV) ## Format and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-model: $(SERVER_ENV) ## Train the demo model anew (under 20 minutes on 2 cores)
+demo-model: $(SERVER_ENV) ## Train the demo model anew (about 20 minutes)
 	.venv-vllm/bin/python -m serving.demo_model.train --output serving/demo_model/checkpoint
 
 demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card

@@ -1,6 +1,7 @@
 """What the demo model is measured on: one probe a way of asking.
 
-No prompt wording of a probe other than the plain default is among those of training.
+The plain defaults and the plain request for several pairs are worded as in training, and so is the
+wording of the questions; all other prompts are new to the model.
 """
 
 import base64
