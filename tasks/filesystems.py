@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -45,6 +46,25 @@ class AccessDeniedError(StoreError):
     """There are no S3 credentials, they were refused, or they do not allow this."""
 
 
+@dataclass(frozen=True, slots=True)
+class S3Credentials:
+    """Who we are to an S3 server, and where it is. What is empty comes from the environment.
+
+    Attributes:
+        access_key_id: name of the key.
+        secret_access_key: the key's secret; never shown.
+        session_token: of temporary credentials; never shown.
+        endpoint_url: the server, where it is not AWS's own.
+        region: its region.
+    """
+
+    access_key_id: str = ""
+    secret_access_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    endpoint_url: str = ""
+    region: str = ""
+
+
 def is_path(uri: str) -> bool:
     """Whether a local path or `s3://` URI can be encoded for the system that is to read it."""
     try:
@@ -55,7 +75,9 @@ def is_path(uri: str) -> bool:
     return "\0" not in uri
 
 
-def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(
+    uri: str, credentials: S3Credentials | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
     """Find the file system of a URI and the path in it.
 
     S3 credentials, region and endpoint come from the standard AWS environment, profile or role;
@@ -63,6 +85,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     Args:
         uri: a local path (`~` is the home folder) or `s3://bucket/prefix`.
+        credentials: who to be on S3; by default the environment says.
 
     Raises:
         StoreError: the URI is of another kind, or no S3 session could be made.
@@ -80,20 +103,26 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise StoreError("an s3:// URI without a plain bucket name; give s3://bucket/prefix")
     environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("AWS_")))
     with store_errors(f"s3://{path}"):
-        return _connect(os.getpid(), environment), path
+        return _connect(os.getpid(), environment, credentials), path
 
 
 @lru_cache(maxsize=4)
 def _connect(
     _pid: int,  # a connection does not survive a fork
     _environment: tuple[tuple[str, str], ...],
+    credentials: S3Credentials | None,
 ) -> fsspec.AbstractFileSystem:
     import s3fs
     from botocore.handlers import add_expect_header
     from botocore.session import Session
 
-    region = Session().get_config_variable("region") or os.environ.get("AWS_REGION")
+    given = credentials or S3Credentials()
+    region = given.region or Session().get_config_variable("region") or os.environ.get("AWS_REGION")
     filesystem = s3fs.S3FileSystem(
+        key=given.access_key_id or None,
+        secret=given.secret_access_key or None,
+        token=given.session_token or None,
+        endpoint_url=given.endpoint_url or None,
         use_listings_cache=False,  # others write to the bucket too
         skip_instance_cache=True,
         default_block_size=4 << 20,
