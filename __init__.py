@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .serving.errors import ImageQAError as ImageQAError
     from .serving.server import VLLMServer as VLLMServer
     from .tasks.images import ImageSettings as ImageSettings
+    from .tasks.object_store import ObjectStore as ObjectStore
 
 _HOMES = {
     "image_qa": ".flows.image_qa",
@@ -34,6 +35,7 @@ _HOMES = {
     "ImageQAError": ".serving.errors",
     "VLLMServer": ".serving.server",
     "ImageSettings": ".tasks.images",
+    "ObjectStore": ".tasks.object_store",
 }
 
 __all__ = sorted(_HOMES)

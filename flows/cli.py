@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 
 from ..serving.errors import ImageQAError
 
+Flag = Annotated[bool, Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 
 app = App(
@@ -134,13 +135,20 @@ def run(
     max_tokens: Count = 512,
     seed: int = 42,
     limit: Count | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    store: str | None = None,
+    cache: str | None = None,
+    refresh: Flag = False,
+    retry_quarantined: Flag = False,
+    max_error_rate: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.5,
+    allow_private_hosts: Flag = False,
+    json: Flag = False,
 ) -> int:
     """Ask for question-answer pairs about the images of a dataset.
 
-    Rows that are answered already under --output are not asked again, so the same command can be
-    repeated until nothing is missing. Rows that cannot be answered are quarantined with the
-    reason. Exit code 0: the run finished, quarantined rows included; 1: it could not; 2: usage.
+    The same command can be repeated at any time, and means "finish what is missing": rows that
+    are answered under --output are not asked again. Rows that cannot be answered are quarantined
+    with the reason. Exit code 0: the run finished, quarantined rows included; 1: it could not;
+    2: usage.
 
     Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
 
@@ -180,6 +188,20 @@ def run(
         Seed of the sampling.
     limit:
         Only the first rows of the dataset.
+    store:
+        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
+        environment, profile or role.
+    cache:
+        Path or s3:// URI for raw completions, to share them between outputs; by default they
+        lie in the output.
+    refresh:
+        Ask every row again, whatever is stored.
+    retry_quarantined:
+        Ask also those quarantined rows again whose failure will not pass by itself.
+    max_error_rate:
+        Stop when more than this share of the last 256 rows asked has failed, 0 to 1.
+    allow_private_hosts:
+        Fetch web images also from private and loopback addresses.
     json:
         Print one line of JSON last on stdout.
     """
@@ -202,6 +224,12 @@ def run(
         max_in_flight=max_in_flight,
         sampling={"temperature": temperature, "max_tokens": max_tokens, "seed": seed},
         limit=limit,
+        store=store,
+        cache=cache,
+        refresh=refresh,
+        retry_quarantined=retry_quarantined,
+        max_error_rate=max_error_rate,
+        allow_private_hosts=allow_private_hosts,
         **{name: text for name, text in prompts.items() if text is not None},
     )
     print(summary.to_json_line() if json else f"{summary}\n{summary.output}")

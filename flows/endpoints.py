@@ -4,23 +4,57 @@ import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 
 from ..serving.checkpoint import checkpoint_digest
 from ..serving.client import ChatClient
-from ..serving.endpoint import VLLMEndpoint, load_endpoint
+from ..serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
 from ..serving.errors import EndpointError
 from ..serving.launch import ServerOptions, local_checkpoint
+from ..serving.revival import Revival
 from ..serving.server import VLLMServer
+
+RETURN_SECONDS = 45.0
+"""How long a server that others run is waited for when it has gone."""
+
+
+class Revive(Protocol):
+    """Returns when the model can be asked again; called when its server has gone.
+
+    `expected` says that the caller looks for the request that kills the server.
+
+    Raises:
+        EndpointError: the server of others did not come back.
+        ServerError: the run's own server died too often.
+    """
+
+    def __call__(self, *, expected: bool = False) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """The model of a run.
+
+    Attributes:
+        client: asks it.
+        revision: tells its versions apart, where that is known; else empty.
+        revive: waits for its server, or starts it again.
+    """
+
+    client: ChatClient
+    revision: str
+    revive: Revive
 
 
 @contextmanager
 def asked_model(
     endpoint: str | list[str] | VLLMEndpoint | None, model: str | None, max_in_flight: int
-) -> Iterator[tuple[ChatClient, str]]:
-    """A checked client, and the model's revision where it is known (else empty).
+) -> Iterator[AskedModel]:
+    """The model to ask, checked; its server is started where the run has none, and stopped after.
 
     Raises:
         EndpointError: neither endpoint nor model, or the endpoint cannot be used.
@@ -45,12 +79,30 @@ def asked_model(
             )
         client = stack.enter_context(ChatClient(block, max_in_flight))
         client.check()
+        revive: Revive = _Return(client)
+        if server is not None:
+            revive = Revival(server, lambda: client.stats.completions).revive
         try:
-            yield client, revision
+            yield AskedModel(client, revision, revive)
         except EndpointError:
             if server is not None:
                 server.check()  # a server of our own that died says why, with the end of its log
             raise
+
+
+@dataclass(frozen=True)
+class _Return:
+    """Waits for servers that others run: all a run can do about them."""
+
+    client: ChatClient
+
+    def __call__(self, *, expected: bool = False) -> None:  # noqa: ARG002
+        if not self.client.wait_until_up(RETURN_SECONDS):
+            urls = ", ".join(map(safe_url, self.client.endpoint.urls))
+            raise EndpointError(
+                f"{urls}: no server has answered for {RETURN_SECONDS:.0f} s; when one is back, "
+                "the same command goes on from here"
+            )
 
 
 class _Forward(logging.Handler):

@@ -96,13 +96,13 @@ class FileStorage:
             data = _encode(frame, self.cache_type)
         except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
             raise StoreError(f"{name}: the table does not fit {self.cache_type}: {error}") from None
-        ObjectStore(self.cache_path).write(name, data)
+        ObjectStore(uri=self.cache_path).write(name, data)
         return self._path(name)
 
     def write_quarantine(self, lines: bytes) -> None:
         """Write why rows of the next step have no answer, beside its table."""
         name = f"{self._next_name()}.quarantine.jsonl"
-        ObjectStore(self.cache_path).write(name, lines)
+        ObjectStore(uri=self.cache_path).write(name, lines)
 
     def _next_name(self) -> str:
         self.current()  # step() must have been called

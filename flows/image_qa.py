@@ -1,46 +1,44 @@
 """The flow: load -> prompt -> what is pending -> per batch (generate -> parse -> store) -> export.
 
-Read it from top to bottom: `image_qa` is what a user calls, `answer_batches` the loop.
+Read it from top to bottom: `image_qa` is what a user calls; the loop over batches is in `batches`.
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import get_run_logger
-from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..serving.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..serving.errors import ImageQAError
-from ..tasks.caching import KeyList, RequestSpec, batch_key
+from ..tasks.batch_cache import cached
+from ..tasks.caching import RequestSpec
+from ..tasks.compaction import compact
 from ..tasks.exporting import export
+from ..tasks.file_digests import FileDigests
 from ..tasks.generating import GenerationSettings, generate_batch
+from ..tasks.image_reader import ImageReader
 from ..tasks.images import ImageSettings
 from ..tasks.loading import Dataset, load_dataset
 from ..tasks.object_store import ObjectStore
-from ..tasks.parsing import ParseSettings, parse_batch
-from ..tasks.prompting import (
-    DEFAULT_SYSTEM_PROMPT,
-    DEFAULT_USER_PROMPT,
-    PromptSettings,
-    prompt_rows,
-)
-from ..tasks.records import Answered, Batch, Kind, Problem, Prompt, Quarantined, Row
-from ..tasks.steps import result_of, whole
-from ..tasks.storing import Ledger, RowStatus, store_batch, write_manifest
+from ..tasks.parsing import ParseSettings
+from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT, PromptSettings
+from ..tasks.records import Kind, Problem, Row
+from ..tasks.steps import whole
+from ..tasks.storing import write_keys
+from .batches import BatchLoop, BatchSteps
+from .breaker import Breaker
 from .deployable import deployable_flow
 from .endpoints import asked_model
+from .places import find_places
 from .plugins import find_parser, find_prompt_style
-from .progress import RunProgress, current_progress
+from .progress import current_progress
+from .run_record import RunRecord, dataset_key
 from .settings import DatasetLike, Sampling
-from .summary import RunSummary, describe, run_id, summarise
+from .summary import RunSummary, summarise
 
 MAX_BATCH_SIZE = 512
 MAX_BATCHES = 64
@@ -73,6 +71,12 @@ def image_qa(
     batch_size: int = 256,
     max_in_flight: int = 128,
     limit: int | None = None,
+    store: str | ObjectStore | None = None,
+    cache: str | None = None,
+    refresh: bool = False,
+    retry_quarantined: bool = False,
+    max_error_rate: float = 0.5,
+    allow_private_hosts: bool = False,
 ) -> RunSummary:
     """Ask a vLLM server for question-answer pairs about every row's images.
 
@@ -102,6 +106,15 @@ def image_qa(
         batch_size: rows that are generated, stored and retried together, 1 to 512.
         max_in_flight: requests sent and not yet answered, over all endpoints.
         limit: only the first rows of the dataset.
+        store: name of a saved `ObjectStore` block whose credentials are used for every `s3://`
+            URI; by default the AWS environment, profile or role says who we are.
+        cache: local path or `s3://` URI for raw completions, to share them between outputs; by
+            default they lie in the output.
+        refresh: ask every row again, whatever is stored.
+        retry_quarantined: ask also those quarantined rows again whose failure will not pass by
+            itself; each time with another seed.
+        max_error_rate: stop when more than this share of the last 256 rows asked has failed.
+        allow_private_hosts: fetch web images also from private and loopback addresses.
 
     Raises:
         DatasetError: the dataset cannot be used.
@@ -112,27 +125,27 @@ def image_qa(
     image_key = image_key or None  # a form sends an empty text
     try:
         style_name, style = find_prompt_style(prompt_style)
-        parser_name, parse = find_parser(parser)
-        _check_arguments(output_key, batch_size, max_in_flight, limit)
-        source = load_dataset(whole(dataset), image_key, conversation_key, image_root)
-        if output_key in source.columns:
-            raise ImageQAError(
-                f"{source.name} has a column {output_key!r}: take another output_key"
-            )
-        _check_outside(output, source)
+        parsing = ParseSettings(*find_parser(parser), require_pairs)
+        _check_arguments(output_key, batch_size, max_in_flight, limit, max_error_rate)
+        places = find_places(output, cache, store)
+        credentials = whole(places.credentials)
+        source = load_dataset(whole(dataset), image_key, conversation_key, image_root, credentials)
+        _check_dataset(source, output, output_key)
         version = source.version()
-        store = ObjectStore(output)
-        ledger = Ledger.read(store)
-        with asked_model(endpoint, model, max_in_flight) as (client, revision):
-            started = time.perf_counter()
+        ledger = places.ledger(parsing, retry_quarantined=retry_quarantined, refresh=refresh)
+        reader = ImageReader(
+            image_settings.max_file_bytes,
+            credentials=places.credentials,
+            allow_private_hosts=allow_private_hosts,
+            digests=FileDigests(),
+        )
+        with reader, asked_model(endpoint, model, max_in_flight) as asked:
             spec = RequestSpec(
-                model=client.model,
-                model_revision=model_revision or revision,
+                model=asked.client.model,
+                model_revision=model_revision or asked.revision,
                 sampling=sampling.options(),
                 images=image_settings.model_dump(mode="json"),
                 prompt=style_name,
-                parser=parser_name,
-                require_pairs=require_pairs,
             )
             prompting = PromptSettings(
                 image_key,
@@ -143,75 +156,49 @@ def image_qa(
                 user_prompt,
                 image_settings,
                 spec,
-            )
-            steps = BatchSteps(
-                client,
-                GenerationSettings(image_settings, spec.sampling),
-                ParseSettings(parser_name, parse, require_pairs),
-                store,
+                reader,
             )
             progress = current_progress()
-            progress.begin(client.stats, source.count, limit)
-            keys = KeyList()
-            rows = refuse_column(islice(source.rows(), limit), output_key)
-            batches = pending_batches(rows, prompting, ledger, keys, batch_size, progress)
-            at_once = _batches_at_once(batch_size, max_in_flight)
-            answer_batches(batches, steps, ledger, at_once, progress)
-            counts = export(
-                store,
-                ledger,
-                source.rows(),
-                keys,
-                output_key,
-                image_key,
-                unchanged=lambda: source.version() == version,
+            progress.begin(asked.client.stats, source.count, limit)
+            key = dataset_key(dataset, limit)
+            record = RunRecord(places.output, source.name, key, prompting, parsing, progress)
+            steps = BatchSteps(
+                cached(generate_batch, places.completions),
+                asked.client,
+                GenerationSettings(image_settings, spec.sampling, reader, asked.revive),
+                parsing,
+                places.output,
             )
-            summary = summarise(counts, progress, output, time.perf_counter() - started)
-        write_manifest(store, run_id(), describe(summary, source.name, prompting))
+            loop = BatchLoop(
+                steps,
+                ledger,
+                progress,
+                Breaker(max_error_rate),
+                batch_size,
+                _batches_at_once(batch_size, max_in_flight),
+                salt=record.run_id if refresh else "",
+                on_progress=record.beat,
+            )
+            with record.kept():
+                rows = refuse_column(islice(source.rows(), limit), output_key)
+                keys = loop.run(rows, prompting)
+                counts = export(
+                    places.output,
+                    ledger,
+                    source.rows(),
+                    keys,
+                    output_key,
+                    image_key,
+                    unchanged=lambda: source.version() == version,
+                )
+                compact(places.output, ledger, keys)
+                write_keys(places.output, record.keys_name, keys)
+                summary = summarise(counts, progress, places.output.uri)
+                record.complete(summary)
     except ImageQAError as error:
         # A state, not an exception: Prefect would log a traceback. The caller gets the exception.
         return cast("RunSummary", Failed(message=str(error), data=error))
     return cast("RunSummary", Completed(message=str(summary), data=summary))
-
-
-@dataclass(frozen=True)
-class BatchSteps:
-    """What the steps of every batch share."""
-
-    client: ChatClient
-    generation: GenerationSettings
-    parsing: ParseSettings
-    store: ObjectStore
-
-    def submit(self, batch: Batch) -> "PendingBatch":
-        """Start generate -> parse -> store for a batch; none of them waits here."""
-        replies = generate_batch.submit(whole(batch), whole(self.client), whole(self.generation))
-        parsed = parse_batch.submit(whole(batch), result_of(replies), whole(self.parsing))
-        stored = store_batch.submit(
-            whole(batch), result_of(parsed), whole(self.store), whole(self.parsing)
-        )
-        return PendingBatch(batch, replies, parsed, stored)
-
-
-@dataclass(frozen=True)
-class PendingBatch:
-    """A batch in flight, as the futures of its steps."""
-
-    batch: Batch
-    replies: PrefectFuture[Any]
-    parsed: PrefectFuture[Any]
-    stored: PrefectFuture[Any]
-
-    def wait(self) -> list[Answered | Quarantined]:
-        """Wait until the batch is stored; returns its rows.
-
-        Raises:
-            ImageQAError: what the first step that failed says.
-        """
-        self.replies.result()
-        self.parsed.result()
-        rows: list[Answered | Quarantined] = self.stored.result()
-        return rows
 
 
 def refuse_column(rows: Iterator[Row], output_key: str) -> Iterator[Row]:
@@ -224,96 +211,17 @@ def refuse_column(rows: Iterator[Row], output_key: str) -> Iterator[Row]:
             yield row
 
 
-def pending_batches(
-    rows: Iterator[Row],
-    prompting: PromptSettings,
-    ledger: Ledger,
-    keys: KeyList,
-    batch_size: int,
-    progress: RunProgress,
-) -> Iterator[Batch]:
-    """Prompt the dataset piece by piece and collect the rows that are not finished yet.
-
-    Every row's key is appended to `keys`; a row that stands twice in the dataset is asked once.
-    """
-    waiting: list[Prompt] = []
-    number = 0
-    while piece := list(islice(rows, batch_size)):
-        for prompt in prompt_rows(whole(piece), whole(prompting)):
-            keys.append(prompt.key)
-            match ledger.status(prompt.key):
-                case RowStatus.PENDING:
-                    waiting.append(prompt)
-                case RowStatus.ANSWERED:
-                    progress.reused += 1
-                case _:
-                    progress.skipped += 1
-            if len(waiting) == batch_size:
-                number += 1
-                yield _batch(number, waiting, ledger)
-                waiting = []
-    if waiting:
-        yield _batch(number + 1, waiting, ledger)
-
-
-def answer_batches(
-    batches: Iterator[Batch],
-    steps: BatchSteps,
-    ledger: Ledger,
-    at_once: int,
-    progress: RunProgress,
-) -> None:
-    """Answer all batches, `at_once` at a time, and enter them in the ledger.
-
-    When a batch fails no further one is started, but those in flight are finished and stored.
-    """
-    window: deque[PendingBatch] = deque()
-    error: ImageQAError | None = None
-    while True:
-        try:
-            batch = next(batches, None) if error is None and len(window) < at_once else None
-            if batch is not None:
-                window.append(steps.submit(batch))
-            elif window:
-                finish_batch(window.popleft(), ledger, progress)
-            else:
-                break
-        except ImageQAError as failed:
-            error = error or failed
-    if error is not None:
-        raise error
-
-
-def finish_batch(pending: PendingBatch, ledger: Ledger, progress: RunProgress) -> None:
-    """Wait for a batch, enter it in the ledger, and say what became of it."""
-    rows = pending.wait()
-    ledger.add(pending.batch.key, rows)
-    quarantined = sum(isinstance(row, Quarantined) for row in rows)
-    progress.ok += len(rows) - quarantined
-    progress.quarantined += quarantined
-    get_run_logger().info(
-        "batch %s: %s answered, %s quarantined; %s",
-        pending.batch.number,
-        len(rows) - quarantined,
-        quarantined,
-        progress,
-    )
-
-
-def _batch(number: int, prompts: Sequence[Prompt], ledger: Ledger) -> Batch:
-    keys = [prompt.key for prompt in prompts]
-    return Batch(number, batch_key(keys, map(ledger.attempts, keys)), tuple(prompts))
-
-
 def _batches_at_once(batch_size: int, max_in_flight: int) -> int:
     """Enough batches to keep all slots busy while one of them is parsed and stored."""
     return min(-(-max_in_flight // batch_size) + 1, MAX_BATCHES)
 
 
-def _check_outside(output: str, source: Dataset) -> None:
-    """An output among the data would be data to the next run."""
+def _check_dataset(source: Dataset, output: str, output_key: str) -> None:
+    if output_key in source.columns:
+        raise ImageQAError(f"{source.name} has a column {output_key!r}: take another output_key")
     if source.folder is None:
         return
+    # An output among the data would be data to the next run.
     place = output if "://" in output else str(Path(output).expanduser().absolute())
     if f"{place.rstrip('/')}/".startswith(f"{source.folder.rstrip('/')}/"):
         raise ImageQAError(
@@ -322,7 +230,11 @@ def _check_outside(output: str, source: Dataset) -> None:
 
 
 def _check_arguments(
-    output_key: str, batch_size: int, max_in_flight: int, limit: int | None
+    output_key: str,
+    batch_size: int,
+    max_in_flight: int,
+    limit: int | None,
+    max_error_rate: float,
 ) -> None:
     if not output_key:
         raise ImageQAError("output_key is empty: name the column that gets the replies")
@@ -332,3 +244,5 @@ def _check_arguments(
         raise ImageQAError(f"max_in_flight is {max_in_flight}; it must be at least 1")
     if limit is not None and limit < 1:
         raise ImageQAError(f"limit is {limit}; it must be at least 1")
+    if not 0 <= max_error_rate <= 1:
+        raise ImageQAError(f"max_error_rate is {max_error_rate}; it must be from 0 to 1")

@@ -164,7 +164,7 @@ class PromptedVQAGenerator:
             require_pairs=False,
             **_asked(self.serving),
         )
-        failures = ObjectStore(summary.output).read(QUARANTINE_JSONL)
+        failures = ObjectStore(uri=summary.output).read(QUARANTINE_JSONL)
         table[output_answer_key] = _answers(summary, answer_key, failures)
         storage.write(table)
         storage.write_quarantine(failures)
@@ -223,6 +223,6 @@ def _asked(serving: LocalModelVLMServing_vllm | VLLMEndpoint | str) -> dict[str,
 def _answers(summary: RunSummary, key: str, failures: bytes) -> list[str | None]:
     """One reply per row, None for the quarantined; the exports are in dataset order."""
     failed = {json.loads(line)["row"] for line in failures.splitlines()}
-    lines = ObjectStore(summary.output).read(QA_JSONL).splitlines()
+    lines = ObjectStore(uri=summary.output).read(QA_JSONL).splitlines()
     replies = iter([json.loads(line)[key] for line in lines])
     return [None if row in failed else next(replies) for row in range(summary.rows)]

@@ -23,6 +23,9 @@ class RunProgress:
         total: rows of the dataset, as soon as that is known.
         reused: rows that an earlier run has answered.
         skipped: rows that need no asking for another reason: repeated, or known to fail.
+        batches: batches that were formed.
+        asked: rows in them; stored completions answer some without a request.
+        retried: rows in them that were quarantined before.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
         started: monotonic seconds when the first batch could be sent; 0 before.
@@ -32,6 +35,9 @@ class RunProgress:
     total: int | None = None
     reused: int = 0
     skipped: int = 0
+    batches: int = 0
+    asked: int = 0
+    retried: int = 0
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0

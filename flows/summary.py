@@ -1,18 +1,14 @@
 """What a run tells at the end: to its caller, and in the output's manifest."""
 
 import json
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
-from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..tasks.exporting import QA_JSONL, Counts
 from ..tasks.object_store import ObjectStore
-from ..tasks.prompting import PromptSettings
 from .progress import RunProgress
 
 if TYPE_CHECKING:
@@ -28,6 +24,7 @@ class RunSummary(BaseModel):
         filtered: rows whose answer was checked and left out.
         quarantined: rows that could not be answered.
         reused: ok rows whose answer was stored before this run.
+        retried: rows asked again that an earlier run had quarantined.
         pairs: QA pairs of the ok rows.
         requests: requests sent to the model, repeated ones included.
         prompt_tokens: tokens the model read.
@@ -44,6 +41,7 @@ class RunSummary(BaseModel):
     filtered: int
     quarantined: int
     reused: int
+    retried: int
     pairs: int
     requests: int
     prompt_tokens: int
@@ -78,11 +76,11 @@ class RunSummary(BaseModel):
 
         # pandas' own reader would make numbers of column names, and fails on large numbers; its
         # strings fail on half a surrogate pair.
-        lines = ObjectStore(self.output).read(QA_JSONL).splitlines()
+        lines = ObjectStore(uri=self.output).read(QA_JSONL).splitlines()
         return pd.DataFrame([json.loads(line) for line in lines], dtype=object)
 
 
-def summarise(counts: Counts, progress: RunProgress, output: str, seconds: float) -> RunSummary:
+def summarise(counts: Counts, progress: RunProgress, output: str) -> RunSummary:
     """The summary of a run, from what the exports hold and what the client sent."""
     stats = progress.stats
     return RunSummary(
@@ -91,38 +89,12 @@ def summarise(counts: Counts, progress: RunProgress, output: str, seconds: float
         filtered=counts.filtered,
         quarantined=counts.quarantined,
         reused=progress.reused,
+        retried=progress.retried,
         pairs=counts.pairs,
         requests=stats.requests,
         prompt_tokens=stats.prompt_tokens,
         completion_tokens=stats.completion_tokens,
-        seconds=round(seconds, 3),
+        seconds=round(time.monotonic() - progress.started, 3),
         output=output,
         reasons=dict(counts.reasons),
     )
-
-
-def run_id() -> str:
-    """The flow run's id in Prefect."""
-    return str(flow_run.id or uuid4())
-
-
-def describe(summary: RunSummary, dataset: str, prompting: PromptSettings) -> dict[str, Any]:
-    """The record of a run: what was asked of what, and what came of it. No secret is in it."""
-    spec = prompting.spec
-    return {
-        "run": run_id(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": dataset,
-        "model": spec.model,
-        "model_revision": spec.model_revision,
-        "system_prompt": prompting.system_prompt,
-        "user_prompt": prompting.user_prompt,
-        "prompt_style": spec.prompt,
-        "parser": spec.parser,
-        "sampling": dict(spec.sampling),
-        "images": dict(spec.images),
-        "summary": summary.model_dump(mode="json"),
-        "versions": {
-            name: version(name) for name in ("prefect-imageqa", "prefect", "pandas", "pillow")
-        },
-    }

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from ..serving.process import terminate_on_signals
 from ..tasks.loading import Dataset, open_dataset
+from ..tasks.object_store import load_store
 from .endpoints import asked_model
 from .progress import RunProgress, watch
 from .settings import Sampling
@@ -34,6 +35,7 @@ def run_in_terminal(
     endpoint: list[str] | None,
     model: str | None,
     sampling: dict[str, Any],
+    store: str | None = None,
     **arguments: Any,
 ) -> RunSummary:
     """Run the flow with live progress on a terminal, plain log lines otherwise.
@@ -50,6 +52,7 @@ def run_in_terminal(
         image_key=arguments["image_key"],
         conversation_key=arguments["conversation_key"],
         image_root=arguments["image_root"],
+        credentials=load_store(store).s3_credentials if store else None,
     )
     urls = [url for url in endpoint or [] if "://" in url]
     if urls:
@@ -64,6 +67,7 @@ def run_in_terminal(
             endpoint=endpoint[0] if endpoint and len(endpoint) == 1 else endpoint,
             model=model,
             sampling=Sampling(**sampling),
+            store=store,
             **arguments,
         )
     return summary

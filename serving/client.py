@@ -1,29 +1,37 @@
 """Many chat requests in, one outcome each out, over one or more endpoints."""
 
 import asyncio
+import operator
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import aiohttp
 import orjson
 import tenacity
 
 from .endpoint import VLLMEndpoint, safe_url
 from .errors import EndpointError
-from .replies import failure, may_pass, read_reply, reason
+from .replies import failure, may_pass
+from .transport import Transport
 from .types import ChatRequest, Completion, Failure, FailureKind, Outcome
 
 T = TypeVar("T")
 
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=20)
 
-_REST_SECONDS = 5.0
-"""How long a server that could not be reached is passed over."""
+_POLLING = tenacity.wait_random_exponential(multiplier=0.25, max=3)
+"""Between two looks whether a server is back; seconds."""
+
+_DYING_SECONDS = 3.0
+"""How long after a 5xx a server is looked at again.
+
+vLLM whose engine has died answers 500 for up to 2.5 s more before it exits: what was with it then
+must not be taken for a request that it cannot answer.
+"""
 
 
 @dataclass(slots=True)
@@ -52,9 +60,7 @@ class ChatClient:
     def __init__(self, endpoint: VLLMEndpoint, max_in_flight: int = 64) -> None:
         self.endpoint = endpoint
         self.stats = ClientStats()
-        self._urls = endpoint.api_urls()
-        self._load = dict.fromkeys(self._urls, 0)
-        self._resting_until = dict.fromkeys(self._urls, 0.0)
+        self._transport = Transport(endpoint)
         self._max_in_flight = max_in_flight
         # Bounds requests that hold their image bytes, sent or about to be.
         self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
@@ -100,8 +106,8 @@ class ChatClient:
         Raises:
             EndpointError: unreachable, wrong key, or the model is not served; one clear line.
         """
-        for url in self._urls:
-            served = self._await(self._served_models(url))
+        for url in self._transport.urls:
+            served = self._await(self._transport.served_models(url))
             if self._model is None:
                 if len(served) != 1:
                     raise EndpointError(
@@ -114,6 +120,19 @@ class ChatClient:
                     f"{safe_url(url)} does not serve {self._model!r}; it serves: "
                     f"{', '.join(served) or 'nothing'}"
                 )
+
+    def wait_until_up(self, seconds: float) -> bool:
+        """Wait until at least one of the servers answers, at most `seconds` (above 0).
+
+        One small request where a server is up. Threads may wait at the same time.
+
+        Raises:
+            EndpointError: the client was closed meanwhile, or is not open.
+        """
+        try:
+            return self._await(self._up_within(seconds))
+        except CancelledError:
+            raise EndpointError("the client was closed before the server was back") from None
 
     def complete(
         self,
@@ -184,54 +203,29 @@ class ChatClient:
     # Everything below runs on the background loop.
 
     async def _open(self) -> None:
-        endpoint = self.endpoint
         self._slots = asyncio.Semaphore(self._max_in_flight)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(
-                total=endpoint.total_timeout,
-                sock_connect=endpoint.connect_timeout,
-                sock_read=endpoint.read_timeout,
-            ),
-            headers={**endpoint.headers(), "Content-Type": "application/json"},
-            auto_decompress=True,
-        )
+        await self._transport.open()
 
     async def _close(self) -> None:
         pending = asyncio.all_tasks() - {asyncio.current_task()}
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        await self._session.close()
+        await self._transport.close()
 
-    async def _served_models(self, url: str) -> list[str]:
-        where = safe_url(url)
+    async def _up_within(self, seconds: float) -> bool:
+        poll = tenacity.AsyncRetrying(retry=tenacity.retry_if_result(operator.not_), wait=_POLLING)
         try:
-            async with self._session.get(
-                f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
-            ) as response:
-                data, status = await response.read(), response.status
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise EndpointError(
-                f"no server answers at {where} ({reason(error)}): "
-                "start one with `prefect-imageqa serve MODEL`, or check the URL"
-            ) from None
-        if status in {401, 403}:
-            raise EndpointError(f"{where} refuses the API key (HTTP {status})")
-        try:
-            return [str(model["id"]) for model in orjson.loads(data)["data"]]
-        except (ValueError, KeyError, TypeError):
-            raise EndpointError(
-                f"{where}/models answers HTTP {status}, not a list of models: "
-                "is it a vLLM server's address?"
-            ) from None
+            async with asyncio.timeout(seconds):
+                return await poll(self._transport.any_is_up)
+        except TimeoutError:
+            return False
 
     async def _ask(self, body: bytes) -> Outcome:
         started = time.perf_counter()
-        async with self._slots:
-            outcome = await self._send(body, started, 1)
-            if may_pass(outcome):
-                outcome = await self._ask_again(body, started, outcome)
+        outcome = await self._attempt(body, started)
+        if may_pass(outcome):
+            outcome = await self._ask_again(body, started, outcome)
         if isinstance(outcome, Completion):
             self.stats.completions += 1
             self.stats.prompt_tokens += outcome.prompt_tokens
@@ -247,7 +241,7 @@ class ChatClient:
         async def attempt() -> Outcome:
             nonlocal outcome
             if given:
-                outcome = await self._send(body, started, outcome.attempts + 1)
+                outcome = await self._attempt(body, started, outcome)
             given.append(True)
             return outcome
 
@@ -257,30 +251,33 @@ class ChatClient:
             retry=tenacity.retry_if_result(may_pass), wait=_BACKOFF
         )(attempt)
 
-    async def _send(self, body: bytes, started: float, attempt: int) -> Outcome:
-        url = self._pick()
-        self._load[url] += 1
+    async def _attempt(self, body: bytes, started: float, last: Outcome | None = None) -> Outcome:
+        """Send it once more after `last`; a slot is held while it is with the server, no longer."""
+        number, cuts = last.attempts + 1 if last else 1, getattr(last, "cuts", 0)
+        async with self._slots:
+            url = self._transport.pick()
+            # A tunnel or proxy before a dead server accepts a request and drops it, which is no
+            # cut: what was cut goes out again only to a server that is seen to be there.
+            if cuts and not await self._transport.is_up(url):
+                what = f"{safe_url(url)}: the server went away"
+                return failure(FailureKind.CONNECTION, what, number, cuts=cuts)
+            outcome = await self._send(url, body, started, number)
+        if isinstance(outcome, Completion):
+            return outcome
+        if outcome.kind is FailureKind.SERVER_ERROR and not await self._outlived(url):
+            what = f"{safe_url(url)}: the server went away after HTTP {outcome.status}"
+            outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, cuts=1)
+        return replace(outcome, cuts=cuts + outcome.cuts)
+
+    async def _send(self, url: str, body: bytes, started: float, number: int) -> Outcome:
         self.stats.requests += 1
         self.stats.in_flight += 1
         try:
-            async with self._session.post(
-                f"{url}/chat/completions", data=body, allow_redirects=False
-            ) as response:
-                data = await response.read()
-                return read_reply(response.status, data, time.perf_counter() - started, attempt)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            # A server that is gone fails at once: with the least load, it would get everything.
-            self._resting_until[url] = time.monotonic() + _REST_SECONDS
-            return failure(FailureKind.CONNECTION, f"{safe_url(url)}: {reason(error)}", attempt)
-        except (aiohttp.ClientError, OSError) as error:
-            waited = isinstance(error, TimeoutError)
-            kind = FailureKind.TIMEOUT if waited else FailureKind.CONNECTION
-            return failure(kind, f"{safe_url(url)}: {reason(error)}", attempt)
+            return await self._transport.send(url, body, started, number)
         finally:
-            self._load[url] -= 1
             self.stats.in_flight -= 1
 
-    def _pick(self) -> str:
-        now = time.monotonic()
-        up = [url for url in self._urls if self._resting_until[url] <= now]
-        return min(up or self._urls, key=self._load.__getitem__)
+    async def _outlived(self, url: str) -> bool:
+        """Whether a server that answered 5xx is still there when a dying one would be gone."""
+        await asyncio.sleep(_DYING_SECONDS)
+        return await self._transport.is_up(url)

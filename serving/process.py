@@ -38,6 +38,7 @@ class OwnedProcess:
         environment: the command's whole environment.
         log_file: where its output goes; replaced if it exists, its folder is made.
         grace: seconds between SIGTERM and SIGKILL.
+        append: add to the log file instead of replacing it.
 
     Raises:
         ServerError: The log file cannot be written.
@@ -49,6 +50,7 @@ class OwnedProcess:
         environment: Mapping[str, str],
         log_file: Path,
         grace: float = 10.0,
+        append: bool = False,
     ) -> None:
         self.log_file = log_file
         self._grace = grace
@@ -56,13 +58,14 @@ class OwnedProcess:
         supervisor = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(self._owner), str(grace)]
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
-            log = log_file.open("wb")
+            log = log_file.open("ab" if append else "wb")
         except OSError as error:
             raise ServerError(
                 f"{log_file}: the server's log cannot be written ({error.strerror}); "
                 "give another log_file"
             ) from error
         with log:
+            self._log_start = log.tell()
             self._supervisor = subprocess.Popen(  # noqa: S603
                 [*supervisor, *command],
                 env=dict(environment),
@@ -105,7 +108,7 @@ class OwnedProcess:
 
     def last_line(self) -> str:
         """The newest line of the log without its time stamp, or "" when there is none."""
-        lines = _read_tail(self.log_file)
+        lines = _read_tail(self.log_file, self._log_start)
         return _PREFIX.sub("", lines[-1]) if lines else ""
 
     def log_tail(self, count: int = 15) -> str:
@@ -114,15 +117,15 @@ class OwnedProcess:
         Routine lines and the frames of tracebacks are left out: three processes each report the
         same failure with a page of them, and the cause would scroll away.
         """
-        lines = _read_tail(self.log_file)
+        lines = _read_tail(self.log_file, self._log_start)
         messages = [_PREFIX.sub("", line) for line in lines if not _ROUTINE.search(line)]
         telling = list(dict.fromkeys(line for line in messages if not _FRAME.match(line)))
         return "\n".join((telling or lines)[-count:])
 
 
-def _read_tail(path: Path) -> list[str]:
+def _read_tail(path: Path, start: int) -> list[str]:
     with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        log.seek(max(start, path.stat().st_size - _TAIL_BYTES))
         text = log.read().decode(errors="replace")
     # Progress bars rewrite their line with \r; only what stood last is kept.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]

@@ -20,12 +20,19 @@ Timeouts are not among them: a request that was given up after minutes would be 
 itself. They are retryable, but by the next run.
 """
 
+CUTS = 2
+"""Times a request may be with a server as it goes away; it may be what kills the server."""
+
 RETRYABLE = {*ATTEMPTS, FailureKind.TIMEOUT}
 
 
 def may_pass(outcome: Outcome) -> bool:
     """Whether to send the request again now."""
-    return isinstance(outcome, Failure) and outcome.attempts < ATTEMPTS.get(outcome.kind, 1)
+    return (
+        isinstance(outcome, Failure)
+        and outcome.attempts < ATTEMPTS.get(outcome.kind, 1)
+        and outcome.cuts < CUTS
+    )
 
 
 def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcome:
@@ -76,9 +83,11 @@ def _kind_of_status(status: int) -> FailureKind:
     return FailureKind.BAD_REQUEST if status >= 400 else FailureKind.BAD_REPLY
 
 
-def failure(kind: FailureKind, message: str, attempt: int, status: int | None = None) -> Failure:
+def failure(
+    kind: FailureKind, message: str, attempt: int, status: int | None = None, cuts: int = 0
+) -> Failure:
     """A failure whose kind says whether asking again later may help."""
-    return Failure(kind, message, status, kind in RETRYABLE, attempt)
+    return Failure(kind, message, status, kind in RETRYABLE, attempt, cuts)
 
 
 def _error_message(data: bytes) -> str:
@@ -90,6 +99,19 @@ def _error_message(data: bytes) -> str:
     except (ValueError, AttributeError):
         text = data[: 4 * MAX_MESSAGE].decode("utf-8", "replace")
     return " ".join(text.split())[:MAX_MESSAGE] or "no message"
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether a connection was lost after the request had been sent on it.
+
+    What cannot be told apart counts as a cut: a server that dies while the last of a request is
+    still under way to it, and an idle connection that the server closes just as it is used again
+    (no connection is used again after the time at which servers do that, see `transport`).
+    """
+    if isinstance(error.__cause__, aiohttp.ClientConnectionResetError):
+        return False  # lost before all of the request was written
+    lost = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
+    return isinstance(error, lost) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def reason(error: BaseException) -> str:

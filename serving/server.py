@@ -2,6 +2,7 @@
 
 import http.client
 import logging
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -52,6 +53,8 @@ class VLLMServer:
         self.url = f"http://{bracketed}:{self._port}"
         self.log_file = options.log_file or default_log_file(self.model_name, self._port)
         self._process: OwnedProcess | None = None
+        self._wanted = False
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Self:
         self.start()
@@ -70,11 +73,12 @@ class VLLMServer:
         """The server's process tree.
 
         Raises:
-            ServerError: It was not started.
+            ServerError: It is not started.
         """
-        if self._process is None:
-            raise ServerError(f"the vLLM server for {self.model_name} is not started")
-        return self._process
+        process = self._process  # once: another thread may stop the server
+        if process is None:
+            raise self._not_started()
+        return process
 
     def start(self) -> None:
         """Start the server and return when it is healthy.
@@ -85,46 +89,56 @@ class VLLMServer:
         """
         if self._process is not None:
             raise ServerError(f"the vLLM server for {self.model_name} is already started")
-        check_port_free(self._options.host, self._port)
-        self._process = OwnedProcess(
-            serve_command(self._options, self._python, self._port, self.model_name),
-            serve_environment(self._options, self._python),
-            self.log_file,
-        )
+        self._wanted = True
         try:
-            self._wait_until_healthy()
+            self._run(append=False)
         except BaseException:  # an interrupt too must not leave a server behind
             self.stop()
             raise
 
+    def restart(self) -> None:
+        """End what is left of the server and start it anew: same port, key and model name.
+
+        Its log goes on in the same file. May be called from any thread, but by one at a time;
+        `stop` may be called meanwhile and has the last word.
+
+        Raises:
+            ServerError: As `start` does, or the server was stopped.
+        """
+        self.process.stop()
+        self._run(append=True)
+
     def stop(self) -> None:
         """End all processes of the server: SIGTERM, ten seconds, SIGKILL. May be called twice."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+        with self._starting:
+            self._wanted = False
+            process, self._process = self._process, None
+        if process is not None:
+            process.stop()
 
     def is_alive(self) -> bool:
         """Whether the server's process is running; it may still be loading the model."""
-        return self._process is not None and self._process.exit_code is None
+        process = self._process
+        return process is not None and process.exit_code is None
 
     def check(self) -> None:
         """Do nothing while the server is running.
 
         Raises:
-            ServerError: It was not started, or it has ended; the message has its last words.
+            ServerError: It is not started, or it has ended; the message has its last words.
         """
         code = self.process.exit_code
         if code is not None:
             ending = (
                 f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
             )
-            raise self._error(ending)
+            raise self.error(ending)
 
     def wait(self) -> None:
         """Wait until the server ends by itself, which it should not.
 
         Raises:
-            ServerError: It was not started, or it has ended; the message has its last words.
+            ServerError: It is not started, or it has ended; the message has its last words.
         """
         self.process.wait()
         self.check()
@@ -140,6 +154,27 @@ class VLLMServer:
         finally:
             connection.close()
 
+    def error(self, what: str) -> ServerError:
+        """An error that says what happened to the server, with the end of its log."""
+        tail = self.process.log_tail()
+        return ServerError(
+            f"the vLLM server for {self.model_name} {what}. Log: {self.log_file}, the end of it:\n"
+            f"{tail or '(empty)'}"
+        )
+
+    def _run(self, *, append: bool) -> None:
+        with self._starting:  # after `stop`, nothing is started
+            if not self._wanted:
+                raise self._not_started()
+            check_port_free(self._options.host, self._port)
+            self._process = OwnedProcess(
+                serve_command(self._options, self._python, self._port, self.model_name),
+                serve_environment(self._options, self._python),
+                self.log_file,
+                append=append,
+            )
+        self._wait_until_healthy()
+
     def _wait_until_healthy(self) -> None:
         began = time.monotonic()
         deadline = began + self._options.startup_timeout
@@ -149,7 +184,7 @@ class VLLMServer:
             self.check()
             now = time.monotonic()
             if now > deadline:
-                raise self._error(
+                raise self.error(
                     f"was not healthy within {self._options.startup_timeout:.0f} s; "
                     "a large model may need a longer startup_timeout"
                 )
@@ -164,9 +199,7 @@ class VLLMServer:
             *(self.model_name, self.url, time.monotonic() - began),
         )
 
-    def _error(self, what: str) -> ServerError:
-        tail = self.process.log_tail()
+    def _not_started(self) -> ServerError:
         return ServerError(
-            f"the vLLM server for {self.model_name} {what}. Log: {self.log_file}, the end of it:\n"
-            f"{tail or '(empty)'}"
+            f"the vLLM server for {self.model_name} is not started, or was stopped again"
         )

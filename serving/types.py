@@ -68,6 +68,9 @@ class Failure:
         status: the HTTP status, where there was one.
         retryable: whether the same request may pass later.
         attempts: how many requests were sent; 0 where it could not be sent at all.
+        cuts: during how many of these attempts the server went away: the connection was lost
+            while the reply was awaited, or a 5xx was the last word of a dying server. A server
+            that could not be reached, or did not answer in time, does not count.
     """
 
     kind: FailureKind
@@ -75,6 +78,7 @@ class Failure:
     status: int | None = None
     retryable: bool = False
     attempts: int = 1
+    cuts: int = 0
 
 
 Outcome = Completion | Failure

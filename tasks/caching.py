@@ -1,4 +1,14 @@
-"""Row keys and batch keys: only this module knows what a key contains."""
+"""Row keys and batch keys: only this module knows what a key contains.
+
+A row key is the first 128 bits, in hex, of the SHA-256 of two digests, one after the other:
+
+- of what all rows of a run share (`RequestSpec`), with `KEY_VERSION`;
+- of the row's own: the identity of each of its images, in order, and its rendered messages.
+
+Both are digests of canonical JSON: names sorted, no spaces, ASCII. So a key is the same in every
+process, on every version of Python and for every order of columns. A column that does not reach
+the messages does not matter.
+"""
 
 import hashlib
 import json
@@ -10,7 +20,7 @@ from typing import Any, overload
 from ..serving.types import Message
 from .records import Row
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised when the content of a key changes: then every row counts as new."""
 
 KEY_LENGTH = 32
@@ -24,7 +34,8 @@ class RequestSpec:
     """What decides the answer to every row of a run alike.
 
     Server URLs, credentials, batch size and concurrency are left out on purpose: moving a server
-    or appending to the dataset must not make the model answer again.
+    or appending to the dataset must not make the model answer again. So is the parser: it reads
+    what is stored.
 
     Attributes:
         model: the served model name, never a path.
@@ -32,8 +43,6 @@ class RequestSpec:
         sampling: request options: temperature, max_tokens, ...
         images: image preparation settings.
         prompt: name of the prompt style.
-        parser: name of the parser, which stands for the output format.
-        require_pairs: whether a reply without pairs is no answer.
     """
 
     model: str
@@ -41,8 +50,6 @@ class RequestSpec:
     sampling: Mapping[str, Any]
     images: Mapping[str, Any]
     prompt: str
-    parser: str
-    require_pairs: bool = True
 
     @cached_property
     def digest(self) -> bytes:
@@ -55,8 +62,6 @@ class RequestSpec:
                 "sampling": dict(self.sampling),
                 "images": dict(self.images),
                 "prompt": self.prompt,
-                "parser": self.parser,
-                "require_pairs": self.require_pairs,
             }
         )
 
@@ -78,12 +83,21 @@ def problem_key(row: Row) -> str:
     return _digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
 
 
-def batch_key(keys: Iterable[str], attempts: Iterable[int]) -> str:
+def batch_key(keys: Iterable[str], attempts: Iterable[int], salt: str = "") -> str:
     """Name a batch by its rows and how often each was asked before.
 
-    The attempt number makes a row that failed be asked again, and not found done.
+    The attempt number makes a row that failed be asked again, and not found done. So does a salt,
+    for rows that did not fail.
     """
-    return _digest({"rows": list(keys), "attempts": list(attempts)}).hex()[:KEY_LENGTH]
+    named: dict[str, Any] = {"rows": list(keys), "attempts": list(attempts)}
+    if salt:
+        named["salt"] = salt
+    return _digest(named).hex()[:KEY_LENGTH]
+
+
+def configuration_key(settings: Mapping[str, Any]) -> str:
+    """Name what a run was told, for what is kept per configuration."""
+    return _digest(dict(settings)).hex()[:KEY_LENGTH]
 
 
 class KeyList(Sequence[str]):

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 
 from .errors import DatasetError
-from .filesystems import ObjectMissingError, open_filesystem, store_errors
+from .filesystems import ObjectMissingError, S3Credentials, open_filesystem, store_errors
 
 TABLE_FORMATS = {
     ".json": "json",
@@ -46,14 +46,14 @@ class DatasetFiles:
     searched: bool
 
 
-def find_files(uri: str) -> DatasetFiles:
+def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFiles:
     """Find the files that a path, folder or glob means; reads none of them.
 
     Raises:
         DatasetError: there are none, or of several or unknown formats.
         StoreError: the folder or bucket cannot be listed.
     """
-    filesystem, path = open_filesystem(uri)
+    filesystem, path = open_filesystem(uri, credentials)
     scheme = "s3://" if uri.lower().startswith("s3://") else ""
     with store_errors(uri):
         kind = _kind_of(filesystem, path)
@@ -82,13 +82,13 @@ def find_files(uri: str) -> DatasetFiles:
     )
 
 
-def file_version(uri: str) -> str:
+def file_version(uri: str, credentials: S3Credentials | None = None) -> str:
     """What tells a file from what it was or will be at another time, without reading it.
 
     Raises:
         StoreError: the file cannot be asked for; one that is gone has a version too.
     """
-    filesystem, path = open_filesystem(uri)
+    filesystem, path = open_filesystem(uri, credentials)
     try:
         with store_errors(uri):
             if not uri.startswith("s3://"):

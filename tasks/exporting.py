@@ -19,9 +19,9 @@ from PIL import Image
 from .errors import StoreError
 from .image_refs import png_of
 from .images import sniff
+from .ledger import Ledger
 from .object_store import ObjectStore
 from .records import Answered, Quarantined, Row, RowError
-from .storing import Ledger
 
 QA_JSONL = "qa.jsonl"
 QA_JSON = "qa.json"
@@ -81,17 +81,17 @@ def export(
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder, ExitStack() as stack:
         files = _Files(Path(folder), stack)
         seen = 0
-        for row, key in zip(rows, keys, strict=False):
+        for row, outcome in zip(rows, ledger.outcomes(keys), strict=False):
             seen += 1
             counts.rows += 1
-            if (answer := ledger.answer(key)) is not None:
+            if isinstance(outcome, Answered):
                 counts.ok += 1
-                counts.pairs += len(answer.pairs)
-                files.add_answer(row, answer, output_key, image_key)
-            elif (failure := ledger.failure(key)) is not None:
+                counts.pairs += len(outcome.pairs)
+                files.add_answer(row, outcome, output_key, image_key)
+            elif outcome is not None:
                 counts.quarantined += 1
-                counts.reasons[failure.kind] += 1
-                files.add_failure(row, failure)
+                counts.reasons[outcome.kind] += 1
+                files.add_failure(row, outcome)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
         if seen != len(keys) or not unchanged():

@@ -1,12 +1,13 @@
 """Local paths and `s3://` behind one door: file systems, and what their errors mean."""
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import fsspec
 from botocore import exceptions as boto
@@ -16,12 +17,21 @@ from .errors import StoreError
 SUPPORTED = "a local path or s3://bucket/prefix"
 
 _KEY_REFUSED = {
-    "AuthorizationHeaderMalformed",
     "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
+_CLOCK_WRONG = {"RequestExpired", "RequestTimeTooSkewed"}
+_ELSEWHERE = {
+    "301",
+    "307",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+}
+_STORE_FULL = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
 _LOCAL_REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -64,6 +74,16 @@ class S3Credentials:
     endpoint_url: str = ""
     region: str = ""
 
+    def at(self, endpoint_url: str, region: str) -> "S3Credentials":
+        """The same credentials for another server or region, where these are given."""
+        return replace(
+            self, endpoint_url=endpoint_url or self.endpoint_url, region=region or self.region
+        )
+
+    def __reduce__(self) -> NoReturn:
+        # A pickle can end up in a cache, a queue or on another machine.
+        raise StoreError("S3 credentials are not pickled: hand over a saved ObjectStore instead")
+
 
 def is_path(uri: str) -> bool:
     """Whether a local path or `s3://` URI can be encoded for the system that is to read it."""
@@ -73,6 +93,26 @@ def is_path(uri: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in uri
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Tell a URI's protocol, `file` or `s3`, from its path; a local path is made absolute.
+
+    Raises:
+        StoreError: the URI is of another kind.
+    """
+    if not uri.strip() or not is_path(uri):
+        raise StoreError(f"an empty or broken path; give {SUPPORTED}")
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return "file", os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
+    if scheme.lower() != "s3":
+        raise StoreError(f"{scheme[:20]}:// is not supported; give {SUPPORTED}")
+    path = rest.strip("/")
+    bucket = path.split("/", 1)[0]
+    if not bucket or "@" in bucket or ":" in bucket:
+        raise StoreError("an s3:// URI without a plain bucket name; give s3://bucket/prefix")
+    return "s3", path
 
 
 def open_filesystem(
@@ -90,17 +130,9 @@ def open_filesystem(
     Raises:
         StoreError: the URI is of another kind, or no S3 session could be made.
     """
-    if not uri.strip() or not is_path(uri):
-        raise StoreError(f"an empty or broken path; give {SUPPORTED}")
-    scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
-    if scheme.lower() != "s3":
-        raise StoreError(f"{scheme[:20]}:// is not supported; give {SUPPORTED}")
-    path = rest.strip("/")
-    bucket = path.split("/", 1)[0]
-    if not bucket or "@" in bucket or ":" in bucket:
-        raise StoreError("an s3:// URI without a plain bucket name; give s3://bucket/prefix")
+    protocol, path = split_uri(uri)
+    if protocol == "file":
+        return fsspec.filesystem("file"), path
     environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("AWS_")))
     with store_errors(f"s3://{path}"):
         return _connect(os.getpid(), environment, credentials), path
@@ -112,37 +144,9 @@ def _connect(
     _environment: tuple[tuple[str, str], ...],
     credentials: S3Credentials | None,
 ) -> fsspec.AbstractFileSystem:
-    import s3fs
-    from botocore.handlers import add_expect_header
-    from botocore.session import Session
+    from .s3 import connect  # slow to import, and local stores do without
 
-    given = credentials or S3Credentials()
-    region = given.region or Session().get_config_variable("region") or os.environ.get("AWS_REGION")
-    filesystem = s3fs.S3FileSystem(
-        key=given.access_key_id or None,
-        secret=given.secret_access_key or None,
-        token=given.session_token or None,
-        endpoint_url=given.endpoint_url or None,
-        use_listings_cache=False,  # others write to the bucket too
-        skip_instance_cache=True,
-        default_block_size=4 << 20,
-        config_kwargs={
-            "region_name": region or "us-east-1",
-            "signature_version": "s3v4",
-            "connect_timeout": 5,
-            "read_timeout": 15,
-            "s3": {"addressing_style": "path"},
-            "retries": {"mode": "standard", "max_attempts": 2},
-            # Many servers that speak S3 send no checksums.
-            "response_checksum_validation": "when_required",
-            "request_checksum_calculation": "when_required",
-        },
-    )
-    filesystem.retries = 3  # multiplies with botocore's own; the default waits 44 s
-    filesystem.connect()
-    # Waiting for "100 Continue" is outside the read timeout: a silent server would hang us.
-    filesystem.s3.meta.events.unregister("before-call.s3", add_expect_header)
-    return filesystem
+    return connect(credentials or S3Credentials())
 
 
 @contextmanager
@@ -155,8 +159,8 @@ def store_errors(uri: str) -> Iterator[None]:
     except (OSError, boto.BotoCoreError, boto.ClientError) as error:
         raise _store_error(uri, error) from error
     except Exception as error:
-        # s3fs passes errors of aiohttp's response body on as they are; not worth its import.
-        if type(error).__module__.split(".")[0] != "aiohttp":
+        # s3fs passes these on as they are: errors of a reply's body, and replies that are no S3.
+        if type(error).__module__.split(".")[0] not in {"aiohttp", "botocore"}:
             raise
         raise _store_error(uri, error) from error
 
@@ -164,14 +168,12 @@ def store_errors(uri: str) -> Iterator[None]:
 def _store_error(uri: str, error: Exception) -> StoreError:
     """Say what an exception of a file system means for the user, without secrets."""
     code, status = _s3_answer(error)
+    if told := _refusal(uri, code, status):
+        return told
     number = getattr(error, "errno", None)
-    if code == "NoSuchBucket":
-        return StoreError(f"{uri}: the bucket does not exist; create it first")
     if isinstance(error, FileNotFoundError):
         return ObjectMissingError(f"{uri}: not found")
-    if code in _KEY_REFUSED:
-        return AccessDeniedError(f"{uri}: the S3 credentials were refused ({code})")
-    if number in _LOCAL_REASONS:
+    if number in _LOCAL_REASONS and code is None:
         return StoreError(f"{uri}: {_LOCAL_REASONS[number]}")
     if isinstance(error, PermissionError):
         reason = "access denied; check the S3 credentials and the bucket's policy"
@@ -181,8 +183,11 @@ def _store_error(uri: str, error: Exception) -> StoreError:
         return AccessDeniedError(f"{uri}: {reason}")
     if isinstance(error, boto.ProfileNotFound | boto.ConfigNotFound):
         return AccessDeniedError(f"{uri}: the AWS profile cannot be used: {error}")
+    if isinstance(error, boto.SSLError):
+        reason = "the S3 endpoint's TLS certificate is not trusted, or it speaks no TLS"
+        return StoreError(f"{uri}: {reason}; check the endpoint URL and AWS_CA_BUNDLE")
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError | TimeoutError):
-        reason = "the S3 endpoint cannot be reached; check AWS_ENDPOINT_URL and the network"
+        reason = "the S3 endpoint cannot be reached; check the endpoint URL and the network"
         return StoreUnavailableError(f"{uri}: {reason}")
     if status is not None and status < 500 and status != 429:
         return StoreError(f"{uri}: the S3 server refused the request ({code})")
@@ -194,6 +199,26 @@ def _store_error(uri: str, error: Exception) -> StoreError:
     return StoreUnavailableError(f"{uri}: the S3 server failed ({reason}); try again later")
 
 
+def _refusal(uri: str, code: str | None, status: int | None) -> StoreError | None:
+    """What an S3 error code means that asks for something to be done."""
+    if code == "NoSuchBucket":
+        return StoreError(f"{uri}: the bucket does not exist; create it first")
+    if status == 404 and code in {"", "404"}:  # a missing object has a code of its own
+        return StoreError(f"{uri}: the server does not answer like S3; check the endpoint URL")
+    if code in _KEY_REFUSED:
+        return AccessDeniedError(f"{uri}: the S3 credentials were refused ({code})")
+    if code in _CLOCK_WRONG:
+        return AccessDeniedError(f"{uri}: this machine's clock is wrong; set it ({code})")
+    if code in _ELSEWHERE:
+        reason = "the bucket is in another region or at another endpoint; check AWS_REGION and"
+        return StoreError(f"{uri}: {reason} the endpoint URL ({code})")
+    if code in _STORE_FULL or status == 507:
+        return StoreError(f"{uri}: the store is full or its quota used up ({code})")
+    if code == "EntityTooLarge":
+        return StoreError(f"{uri}: the object is larger than the S3 server takes ({code})")
+    return None
+
+
 def _s3_answer(error: BaseException) -> tuple[str | None, int | None]:
     """The S3 error code ("NoSuchBucket") and HTTP status behind an exception."""
     for suspect in (error, error.__cause__):
@@ -202,3 +227,49 @@ def _s3_answer(error: BaseException) -> tuple[str | None, int | None]:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return response.get("Error", {}).get("Code"), status
     return None, None
+
+
+class GuardedFile(io.RawIOBase):
+    """An open file whose later failures are `StoreError`, too. Not buffered."""
+
+    def __init__(self, file: BinaryIO, uri: str) -> None:
+        self._file = file
+        self._uri = uri
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        with store_errors(self._uri):
+            return self._file.seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, or the rest."""
+        with store_errors(self._uri):
+            return self._file.read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        """Read the rest."""
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -1,23 +1,31 @@
 """A batch -> replies: image bytes are prepared and sent here, and nowhere else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 
 from ..serving.client import ChatClient
 from ..serving.errors import EndpointError
 from ..serving.types import ChatRequest, Completion, Failure, FailureKind, Message, Outcome
-from .image_refs import read_image
+from .batch_cache import keep, look_again
+from .completions import Completions
+from .image_reader import ImageReader
 from .images import ImageSettings, prepare_image
 from .records import Batch, Kind, Problem, Prompt, Reply, RowError
 from .steps import READERS, ahead
+
+SUSPECT_CUTS = 2
+"""How many times the server may be lost with a row before the row is set aside."""
+
+MAX_LOST_ALONE = 10
+"""How many times the server may be lost with single rows that have not killed it for certain."""
 
 BATCH_RETRIES = 3
 """How often a batch is tried again when its server is gone: after about 2, 4 and 8 seconds."""
@@ -34,10 +42,15 @@ class GenerationSettings:
     Attributes:
         images: limits and size of what is sent.
         options: request options: temperature, max_tokens, ... and further vLLM options.
+        reader: reads the images.
+        revive: waits for a lost server, or starts it again; raises `ImageQAError` if it cannot.
+            Its `expected` tells that a row that may kill the server was being asked.
     """
 
     images: ImageSettings
     options: Mapping[str, Any]
+    reader: ImageReader
+    revive: Callable[..., None]
 
 
 def _server_may_return(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
@@ -59,23 +72,53 @@ def _server_may_return(task: "Task[..., Any]", run: TaskRun, state: "State[Any]"
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSettings) -> list[Reply]:
-    """Ask the model for every row of a batch; returns one reply each, in order.
+def generate_batch(
+    batch: Batch, client: ChatClient, settings: GenerationSettings
+) -> Mapping[str, Any]:
+    """Ask the model for every row of a batch; returns `Completions` as plain JSON.
 
-    A retry asks only for the rows that have no reply yet.
+    A retry asks only for the rows that have no reply yet. See `batch_cache.cached` for a task
+    that never asks the same batch twice.
 
     Raises:
         EndpointLostError: the server is gone.
         EndpointError: the server refuses the key, or no longer serves the model.
+        StoreError: the cache cannot be read or written.
+    """
+    if (stored := look_again(batch)) is not None:
+        return stored
+    if (task_run.run_count or 1) > 1:
+        settings.revive()
+    pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
+    if batch.alone:
+        ask_alone(pending, batch, client, settings)
+    else:
+        ask(pending, batch, client, settings)
+    completions = Completions.of(batch).dump()
+    keep(batch, completions)
+    return completions
+
+
+def ask(
+    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
+) -> None:
+    """Ask for some rows of a batch, and enter their replies in it.
+
+    Raises:
+        EndpointLostError: the server is gone; the replies that came before are kept.
+        EndpointError: the server refuses the key, or no longer serves the model.
     """
     lost: list[Failure] = []
     sent: list[Prompt] = []
+    attempts = {prompt.key: n for prompt, n in zip(batch.prompts, batch.attempts, strict=True)}
 
     def requests() -> Iterator[ChatRequest]:
-        pending = (prompt for prompt in batch.prompts if prompt.key not in batch.replies)
-        build = partial(build_request, settings=settings)
         with ThreadPoolExecutor(READERS) as pool:
-            for prompt, request in ahead(pool, build, pending, READERS):
+
+            def build(prompt: Prompt) -> ChatRequest:
+                return build_request(prompt, settings, attempts[prompt.key])
+
+            for prompt, request in ahead(pool, build, prompts, READERS):
                 if lost:
                     return
                 try:
@@ -86,18 +129,67 @@ def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSetting
                 sent.append(prompt)
                 yield ready
 
-    def keep(position: int, outcome: Outcome) -> None:
-        if isinstance(outcome, Failure) and outcome.kind in _ENDPOINT_FAULTS:
-            lost.append(outcome)
-        else:
-            batch.replies[sent[position].key] = reply_of(outcome)
+    def enter(position: int, outcome: Outcome) -> None:
+        key = sent[position].key
+        if not isinstance(outcome, Failure) or outcome.kind not in _ENDPOINT_FAULTS:
+            batch.replies[key] = reply_of(outcome)
+            return
+        lost.append(outcome)
+        batch.cuts[key] += outcome.cuts
+        if batch.cuts[key] >= SUSPECT_CUTS:
+            batch.replies[key] = _crash(outcome, batch)
 
-    client.complete(requests(), keep)
+    client.complete(requests(), enter)
     for failure in lost:
-        if failure.retryable:
-            raise EndpointLostError(f"the server stopped answering: {failure.message}")
-        raise EndpointError(f"the server refuses to answer: {failure.message}")
-    return [batch.replies[prompt.key] for prompt in batch.prompts]
+        if not failure.retryable:
+            raise EndpointError(f"the server refuses to answer: {failure.message}")
+    if lost and any(prompt.key not in batch.replies for prompt in prompts):
+        raise EndpointLostError(f"the server stopped answering: {lost[0].message}")
+
+
+def ask_alone(
+    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
+) -> None:
+    """Ask for rows of which one or more kill the server; find those by halving.
+
+    Raises:
+        EndpointError: as `ask` does.
+        ImageQAError: the server does not come back.
+    """
+    groups, lost_alone = [list(prompts)], 0
+    while groups:
+        group = groups.pop()
+        try:
+            ask(group, batch, client, settings)
+        except EndpointLostError:
+            settings.revive(expected=True)
+        rest = [prompt for prompt in group if _unanswered(prompt, batch)]
+        if len(group) > 1:
+            for prompt in rest:
+                batch.replies.pop(prompt.key, None)
+                batch.cuts[prompt.key] = 0
+            middle = (len(rest) + 1) // 2
+            groups += [half for half in (rest[middle:], rest[:middle]) if half]
+        elif rest and rest[0].key not in batch.replies:  # lost once: that may have been chance
+            lost_alone += 1
+            if lost_alone > MAX_LOST_ALONE:
+                raise EndpointLostError("the server is lost again and again")
+            groups.append(rest)
+
+
+def _unanswered(prompt: Prompt, batch: Batch) -> bool:
+    """Whether a row has no reply, or is only suspected."""
+    reply = batch.replies.get(prompt.key)
+    return reply is None or (isinstance(reply, Problem) and reply.kind is Kind.CRASH)
+
+
+def _crash(outcome: Failure, batch: Batch) -> Problem:
+    """What is told of a row that the server was lost with too often."""
+    if batch.alone:
+        message = "the server is lost each time it is asked this row alone"
+    else:
+        message = "the server was lost more than once while it worked on this row and others"
+    return Problem(Kind.CRASH, f"{message} ({outcome.message})", None, outcome.attempts)
 
 
 _ENDPOINT_FAULTS = {
@@ -122,8 +214,13 @@ def reply_of(outcome: Outcome) -> Reply:
     return Problem(kind, outcome.message, outcome.status, outcome.attempts)
 
 
-def build_request(prompt: Prompt, settings: GenerationSettings) -> ChatRequest:
+def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:
     """Read and prepare a prompt's images and put them where its messages refer to them.
+
+    Args:
+        prompt: the row as it will be asked.
+        settings: how.
+        attempt: how many times the row was quarantined before; each draws with another seed.
 
     Raises:
         RowError: the prompt has a problem already, or an image cannot be used.
@@ -131,21 +228,21 @@ def build_request(prompt: Prompt, settings: GenerationSettings) -> ChatRequest:
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
     uris = [
-        prepare_image(read_image(ref, settings.images.max_file_bytes), settings.images).data_uri()
+        prepare_image(settings.reader.read(ref), settings.images).data_uri()
         for ref in prompt.images
     ]
     messages = [_with_images(message, uris) for message in prompt.messages]
-    return ChatRequest(messages, _with_row_seed(settings.options, prompt.key))
+    return ChatRequest(messages, _with_row_seed(settings.options, prompt.key, attempt))
 
 
-def _with_row_seed(options: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mapping[str, Any]:
     """Give the row a seed of its own, always the same one.
 
     With one seed for all rows, all would be drawn alike: every first question about a color.
     """
     if options.get("seed") is None:
         return options
-    return {**options, "seed": (int(options["seed"]) + int(key[:8], 16)) % 2**31}
+    return {**options, "seed": (int(options["seed"]) + int(key[:8], 16) + attempt) % 2**31}
 
 
 def _with_images(message: Message, uris: list[str]) -> Message:

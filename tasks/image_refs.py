@@ -1,37 +1,27 @@
-"""The image column of a row -> image references, their bytes, and their identity."""
+"""The image column of a row -> image references: what it names, if that may be read."""
 
 import base64
 import binascii
-import errno
-import hashlib
 import io
 import os
 import posixpath
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
 from PIL import Image, ImageOps
 
-from .errors import StoreError
-from .filesystems import (
-    AccessDeniedError,
-    StoreUnavailableError,
-    is_path,
-    open_filesystem,
-    store_errors,
-)
+from .filesystems import is_path
+from .image_reader import ImageReader
 from .records import ImageRef, Kind, RowError
+from .web_addresses import shown, web_url
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20})://", re.IGNORECASE)
+# A colon alone may stand in a file's name; but file:/etc/passwd is a URL too.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20})://|(file|https?):", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-T = TypeVar("T")
 
 _MAX_NESTING = 8
 """Lists in lists in an image column; nobody means more."""
@@ -52,9 +42,9 @@ class ImageBase:
 
 
 def image_refs(value: Any, base: ImageBase) -> tuple[ImageRef, ...]:
-    """Read an image column: a path, data URI, bytes, Hugging Face image, PIL image, or a list.
+    """Read an image column: path, URL, data URI, bytes, Hugging Face or PIL image, or a list.
 
-    Opens no file and asks no store; local paths are looked up.
+    Opens no file and asks no server; local paths are looked up.
 
     Returns:
         The images in order; none where the value is missing or empty.
@@ -91,13 +81,15 @@ def _text_ref(text: str, base: ImageBase) -> ImageRef:
         return ImageRef(data=_data_uri_bytes(text))
     if not is_path(text):
         raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
-    scheme = _SCHEME.match(text)
-    if scheme and scheme[1].lower() != "s3":
+    scheme = _scheme(text)
+    if scheme in {"http", "https"}:
+        return _web_ref(text, base)
+    if scheme not in {"", "s3"}:
         # Only the scheme is shown: the rest of a signed URL is a secret.
         raise RowError(
             Kind.IMAGE_REFUSED,
-            f"a {scheme[1].lower()}:// image is not fetched; "
-            "save it to a file or to s3:// and give that path",
+            f"a {scheme}:// image is not fetched; give a path without it, or an http(s):// "
+            "or s3:// URL",
         )
     if scheme:
         text = f"s3://{text[5:]}"
@@ -108,6 +100,21 @@ def _text_ref(text: str, base: ImageBase) -> ImageRef:
     if not is_path(path):
         raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
     return ImageRef(path=path)
+
+
+def _scheme(text: str) -> str:
+    """The scheme in lower case; empty for a local path."""
+    match = _SCHEME.match(text)
+    return (match[1] or match[2]).lower() if match else ""
+
+
+def _web_ref(url: str, base: ImageBase) -> ImageRef:
+    if base.image_root is not None:
+        raise RowError(
+            Kind.IMAGE_REFUSED,
+            f"{shown(url)} is not inside the image root {base.image_root}",
+        )
+    return ImageRef(path=str(web_url(url)))
 
 
 def _find(path: str, folder: str | None) -> str:
@@ -192,78 +199,6 @@ def png_of(image: Image.Image) -> bytes:
 
 
 def read_image(ref: ImageRef, max_bytes: int) -> bytes:
-    """Read the encoded image.
-
-    Raises:
-        RowError: it is larger than `max_bytes`, it cannot be read, or its store does not let
-            anyone in now (connection).
-    """
-    data: bytes | None
-    if ref.path is None:
-        data = ref.data or b""
-    elif ref.path.startswith("s3://"):
-        # One byte more than allowed tells, and saves asking for the size first.
-        data = _ask_s3(ref.path, lambda s3, key: _read_start(s3, key, max_bytes + 1))
-    else:
-        with _open_local(ref.path) as file:
-            size = os.fstat(file.fileno()).st_size
-            data = file.read(size) if size <= max_bytes else None
-    if data is None or len(data) > max_bytes:
-        raise _too_large(ref, max_bytes)
-    return data
-
-
-def image_id(ref: ImageRef, max_bytes: int) -> str:
-    """Identify an image by its content; on S3 by the store's tag of it, without reading it.
-
-    Returns:
-        `sha256:<hex>`, or `etag:<tag>:<bytes>` for `s3://`, which takes one request.
-
-    Raises:
-        RowError: as `read_image` does.
-    """
-    if ref.path is None or not ref.path.startswith("s3://"):
-        return f"sha256:{hashlib.sha256(read_image(ref, max_bytes)).hexdigest()}"
-    info = _ask_s3(ref.path, lambda s3, key: s3.info(key))
-    if info["type"] != "file":
-        raise RowError(Kind.IMAGE_MISSING, f"{ref}: is a folder")
-    if info["size"] > max_bytes:
-        raise _too_large(ref, max_bytes)
-    return f"etag:{info['ETag'].strip(chr(34))}:{info['size']}"
-
-
-def _too_large(ref: ImageRef, max_bytes: int) -> RowError:
-    reason = f"{ref} is larger than the limit of {max_bytes / 1e6:g} MB"
-    return RowError(Kind.IMAGE_TOO_LARGE, reason)
-
-
-@contextmanager
-def _open_local(path: str) -> Iterator[io.BufferedReader]:
-    """Open a regular file; a pipe or device put in its place must not block or flood us."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RowError(Kind.IMAGE_MISSING, f"{path}: is not a regular file")
-            yield file
-    except OSError as error:
-        raise RowError(Kind.IMAGE_MISSING, f"{path}: {error.strerror or error}") from None
-
-
-def _ask_s3(uri: str, ask: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
-    try:
-        with store_errors(uri):
-            return ask(*open_filesystem(uri))
-    except (StoreUnavailableError, AccessDeniedError) as error:
-        raise RowError(Kind.CONNECTION, str(error)) from None
-    except StoreError as error:
-        raise RowError(Kind.IMAGE_MISSING, str(error)) from None
-
-
-def _read_start(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:
-    try:
-        data: bytes = s3.cat_file(key, start=0, end=count)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # an empty object has no first byte to ask for
-            return b""
-        raise
-    return data
+    """Read the encoded image; see `ImageReader.read`."""
+    with ImageReader(max_bytes) as reader:
+        return reader.read(ref)

@@ -7,8 +7,8 @@ import lzma
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from prefect import task
 
 from .dataset_files import DatasetFiles, file_version, find_files
 from .errors import DatasetError, StoreError
-from .filesystems import open_filesystem, store_errors
+from .filesystems import S3Credentials, open_filesystem, store_errors
 from .image_refs import ImageBase
 from .json_formats import Located, is_json_array, read_json_array, read_json_lines
 from .records import Problem, Row
@@ -37,6 +37,7 @@ _ASKED_AT_ONCE = 16
 """Files whose version is asked for at the same time: on S3 each is a round trip."""
 
 Reader = Callable[[io.BufferedReader], Iterator[Located]]
+Opened = Callable[[], AbstractContextManager[io.BufferedReader]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Dataset:
     folder: str | None
     _read: Callable[[], Iterator[Located]]
     _tables: tuple[str, ...] = ()
+    _credentials: S3Credentials | None = field(default=None, repr=False)
 
     def version(self) -> tuple[str, ...]:
         """What tells the dataset's tables from what they were or will be at another time.
@@ -71,7 +73,9 @@ class Dataset:
         """
         try:
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-                return tuple(pool.map(file_version, self._tables))
+                return tuple(
+                    pool.map(partial(file_version, credentials=self._credentials), self._tables)
+                )
         except StoreError as error:
             raise DatasetError(str(error)) from error
 
@@ -94,6 +98,7 @@ def load_dataset(
     image_key: str | None = "image",
     conversation_key: str = "conversation",
     image_root: str | None = None,
+    credentials: S3Credentials | None = None,
 ) -> Dataset:
     """Find a dataset and check that it can be used; its rows are read later, lazily.
 
@@ -105,6 +110,7 @@ def load_dataset(
         conversation_key=conversation_key,
         image_root=image_root,
         require_images=image_key is not None,
+        credentials=credentials,
     )
 
 
@@ -115,6 +121,7 @@ def open_dataset(
     conversation_key: str = "conversation",
     image_root: str | None = None,
     require_images: bool = True,
+    credentials: S3Credentials | None = None,
 ) -> Dataset:
     """Find a dataset and check that it can be used, by its first rows.
 
@@ -125,6 +132,7 @@ def open_dataset(
         conversation_key: in CSV files, this column and the image column may hold JSON lists.
         image_root: the only folder its images may come from.
         require_images: whether the image column must be there.
+        credentials: who to be on S3; by default the environment says.
 
     Raises:
         DatasetError: there is no such dataset, it is empty or of an unknown format, its first
@@ -133,7 +141,8 @@ def open_dataset(
     try:
         root = _check_image_root(image_root)
         if isinstance(source, str | Path):
-            dataset = _open_files(find_files(str(source)), image_key, conversation_key, root)
+            found = find_files(str(source), credentials)
+            dataset = _open_files(found, image_key, conversation_key, root, credentials)
         else:
             dataset = _open_frame(source, root)
     except StoreError as error:
@@ -191,7 +200,11 @@ def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
 
 
 def _open_files(
-    found: DatasetFiles, image_key: str, conversation_key: str, image_root: str | None
+    found: DatasetFiles,
+    image_key: str,
+    conversation_key: str,
+    image_root: str | None,
+    credentials: S3Credentials | None,
 ) -> Dataset:
     base = ImageBase(found.folder, image_root)
     folder = found.folder if found.searched else None
@@ -207,20 +220,23 @@ def _open_files(
     json_columns = (image_key, conversation_key)
     count = None
     if found.format == "parquet" and len(found.files) <= _COUNTED_FILES:
-        count = sum(_count_parquet(file) for file in found.files)
+        count = sum(_count_parquet(file, credentials) for file in found.files)
 
     def read() -> Iterator[Located]:
         for file, label in zip(found.files, found.labels, strict=True):
-            yield from _read_file(file, label, found.format, json_columns)
+            opened = partial(_opened, file, credentials)
+            yield from _read_file(file, label, opened, found.format, json_columns)
 
-    return Dataset(found.name, (), count, base, folder, read, found.files)
+    return Dataset(found.name, (), count, base, folder, read, found.files, credentials)
 
 
-def _read_file(uri: str, label: str, form: str, json_columns: tuple[str, ...]) -> Iterator[Located]:
+def _read_file(
+    uri: str, label: str, opened: Opened, form: str, json_columns: tuple[str, ...]
+) -> Iterator[Located]:
     count = 0
     try:
-        with _opened(uri) as file:
-            for place, record in _reader(uri, form, json_columns)(file):
+        with opened() as file:
+            for place, record in _reader(opened, form, json_columns)(file):
                 yield f"{label}{place}", record
                 count += 1
     except StoreError as error:
@@ -230,21 +246,21 @@ def _read_file(uri: str, label: str, form: str, json_columns: tuple[str, ...]) -
         raise DatasetError(f"{uri}: cannot be read after {count} rows: {reason}") from error
 
 
-def _count_parquet(uri: str) -> int:
+def _count_parquet(uri: str, credentials: S3Credentials | None) -> int:
     from .table_formats import count_parquet
 
     try:
-        with _opened(uri) as file:
+        with _opened(uri, credentials) as file:
             return count_parquet(file)
     except ValueError as error:
         raise DatasetError(f"{uri}: {error}") from error
 
 
-def _reader(uri: str, form: str, json_columns: tuple[str, ...]) -> Reader:
+def _reader(opened: Opened, form: str, json_columns: tuple[str, ...]) -> Reader:
     if form == "jsonl":
         return read_json_lines
     if form == "json":
-        with _opened(uri) as file:
+        with opened() as file:
             return read_json_array if is_json_array(file) else read_json_lines
     from .table_formats import read_csv, read_parquet
 
@@ -255,10 +271,10 @@ def _reader(uri: str, form: str, json_columns: tuple[str, ...]) -> Reader:
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[io.BufferedReader]:
+def _opened(uri: str, credentials: S3Credentials | None) -> Iterator[io.BufferedReader]:
     """Open a file for reading from its start, decompressed as its name says."""
     with ExitStack() as stack, store_errors(uri):
-        filesystem, path = open_filesystem(uri)
+        filesystem, path = open_filesystem(uri, credentials)
         file: Any
         if uri.startswith("s3://"):
             file = io.BufferedReader(stack.enter_context(filesystem.open(path, "rb")))

@@ -1,35 +1,41 @@
 """Where bytes live: whole objects in a local folder or an S3 bucket, with clear errors."""
 
-import os
+import asyncio
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, ClassVar, cast
 
 from .errors import StoreError
-from .filesystems import ObjectMissingError, open_filesystem, store_errors
+from .filesystems import GuardedFile, ObjectMissingError, open_filesystem, store_errors
+from .local_files import replacing, sizes_below
+from .result_records import check_record
+from .store_block import StoreBlock
 
-_TEMP_PREFIX = ".writing-"
-"""Names of files that are not whole yet; a killed process can leave one behind."""
 
-
-@dataclass(frozen=True)
-class ObjectStore:
+class ObjectStore(StoreBlock):
     """Whole objects below one URI, by relative name. Safe to use from several threads.
 
     Every method raises `StoreError` where the store cannot do it, with one line for the user.
+    As Prefect's result storage it reads plain JSON records only, see `result_records`.
 
-    Attributes:
-        uri: a local path or `s3://bucket/prefix`; a local path is made absolute.
+    Example:
+        ```python
+        ObjectStore(
+            uri="s3://bucket/qa",
+            endpoint_url="http://minio:9000",
+            access_key_id="...",
+            secret_access_key="...",
+        ).save("minio")
+        load_store("minio").check()
+        ```
     """
 
-    uri: str
-
-    def __post_init__(self) -> None:
-        _, path = open_filesystem(self.uri)
-        object.__setattr__(self, "uri", path if "://" not in self.uri else f"s3://{path}")
+    _block_type_name: ClassVar[str | None] = "Object Store"
+    _block_type_slug: ClassVar[str | None] = "object-store"
+    _description: ClassVar[str | None] = (
+        "A local folder or S3 bucket for images, datasets, question-answer pairs and results."
+    )
 
     @property
     def is_local(self) -> bool:
@@ -38,7 +44,7 @@ class ObjectStore:
 
     def uri_of(self, path: str) -> str:
         """The full URI of an object; `path` must not lead outside the store."""
-        if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        if not _is_name(path):
             raise StoreError(f"{path!r} is not the name of an object")
         return f"{self.uri.rstrip('/')}/{path}"
 
@@ -51,19 +57,33 @@ class ObjectStore:
         """
         uri = self.uri_of(path)
         with store_errors(uri):
-            filesystem, key = open_filesystem(uri)
+            filesystem, key = open_filesystem(uri, self.s3_credentials)
             data: bytes = filesystem.cat_file(key)
             return data
+
+    def open(self, path: str) -> BinaryIO:
+        """Open an object for reading pieces of it, such as some columns of a Parquet file.
+
+        Every read asks the store for just these bytes; reading line by line would be slow.
+        What fails later while it is read raises `StoreError`, too.
+        """
+        uri = self.uri_of(path)
+        with store_errors(uri):
+            if self.is_local:
+                return cast("BinaryIO", GuardedFile(Path(uri).open("rb"), uri))
+            filesystem, key = open_filesystem(uri, self.s3_credentials)
+            file = filesystem.open(key, "rb", cache_type="none")
+            return cast("BinaryIO", GuardedFile(file, uri))
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing one of that name: whole or not at all."""
         uri = self.uri_of(path)
         with store_errors(uri):
             if self.is_local:
-                with _replacing(Path(uri)) as temp:
+                with replacing(Path(uri)) as temp:
                     temp.write_bytes(data)
             else:
-                filesystem, key = open_filesystem(uri)
+                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.pipe_file(key, data)
 
     def put(self, path: str, local_file: Path) -> None:
@@ -71,72 +91,112 @@ class ObjectStore:
         uri = self.uri_of(path)
         with store_errors(uri):
             if self.is_local:
-                with _replacing(Path(uri)) as temp:
+                with replacing(Path(uri)) as temp:
                     shutil.move(local_file, temp)
             else:
-                filesystem, key = open_filesystem(uri)
+                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.put_file(str(local_file), key)
                 local_file.unlink()
 
-    def list(self, folder: str = "") -> list[str]:
-        """Name all objects below a folder, sorted; none where there is no such folder.
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Name all objects below a folder with their bytes; none where there is no such folder.
 
         The names are relative to the store, as `read` takes them.
         """
         uri = self.uri_of(folder) if folder else self.uri
         with store_errors(uri):
             if self.is_local:
-                found = _files_below(uri)
+                found = sizes_below(uri)
             else:
-                filesystem, key = open_filesystem(uri)
-                found = [f"s3://{name}" for name in filesystem.find(f"{key}/")]
+                filesystem, key = open_filesystem(uri, self.s3_credentials)
+                objects = filesystem.find(f"{key}/", detail=True)
+                found = {f"s3://{name}": int(info["size"]) for name, info in objects.items()}
         below = f"{uri.rstrip('/')}/"
         root = f"{self.uri.rstrip('/')}/"
-        return sorted(name.removeprefix(root) for name in found if name.startswith(below))
+        names = {
+            name.removeprefix(root): size for name, size in found.items() if name.startswith(below)
+        }
+        return {name: size for name, size in names.items() if _is_name(name)}
+
+    def list(self, folder: str = "") -> list[str]:
+        """Name all objects below a folder, sorted; none where there is no such folder."""
+        return sorted(self.sizes(folder))
 
     def exists(self, path: str) -> bool:
         """Whether there is an object (not a folder) of that name."""
         uri = self.uri_of(path)
         try:
             with store_errors(uri):
-                filesystem, key = open_filesystem(uri)
+                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 return bool(filesystem.info(key)["type"] == "file")
         except ObjectMissingError:
             return False
 
-    def delete(self, path: str) -> None:
-        """Delete an object; nothing happens where there is none."""
+    def remove(self, path: str) -> None:
+        """Remove an object; nothing happens where there is none."""
         uri = self.uri_of(path)
         with store_errors(uri):
             if self.is_local:
                 Path(uri).unlink(missing_ok=True)
             else:
-                filesystem, key = open_filesystem(uri)
+                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.rm_file(key)
 
+    def check(self) -> None:
+        """Try to list, write, read and remove; a small object is there for a moment.
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Give a path to write to; afterwards it replaces `target` in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temp = target.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex}")
-    try:
-        yield temp
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name without its bytes
-        temp.replace(target)
-    finally:
-        temp.unlink(missing_ok=True)
+        Raises:
+            StoreError: what is wrong, in one line.
+        """
+        folder = f".check-{uuid.uuid4().hex}"
+        name, data = f"{folder}/probe", folder.encode()
+        self.write(name, data)
+        try:
+            if self.read(name) != data or self.sizes(folder) != {name: len(data)}:
+                reason = "what is written is not there; check the endpoint URL"
+                raise StoreError(f"{self.uri}: {reason}")
+        finally:
+            self.remove(name)
+            if self.is_local:
+                Path(self.uri_of(folder)).rmdir()
+
+    def read_path(self, path: str, *, _sync: bool = True) -> bytes:  # type: ignore[override]
+        """Read one of Prefect's result records; one that could run code is refused.
+
+        Raises:
+            RecordRefusedError: the record is of another kind than this package writes.
+            RecordDamagedError: it is no record.
+            StoreError: it cannot be read.
+        """
+        data = self.read(path)
+        check_record(data)
+        if self._accept is not None:
+            self._accept(path, data)
+        return data
+
+    async def aread_path(self, path: str) -> bytes:
+        """`read_path` for async flows."""
+        return await asyncio.to_thread(self.read_path, path)
+
+    def write_path(  # type: ignore[override]
+        self, path: str, content: bytes, *, _sync: bool = True
+    ) -> None:
+        """Write one of Prefect's result records."""
+        self.write(path, content)
+
+    async def awrite_path(self, path: str, content: bytes) -> None:
+        """`write_path` for async flows."""
+        await asyncio.to_thread(self.write_path, path, content)
 
 
-def _files_below(folder: str) -> list[str]:
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
+def load_store(name: str) -> ObjectStore:
+    """Load a saved `ObjectStore` block.
 
-    return [
-        f"{parent}/{name}"
-        for parent, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if not name.startswith(_TEMP_PREFIX)
-    ]
+    Raises:
+        StoreError: there is none of that name.
+    """
+    return ObjectStore.load_saved(name)
+
+
+def _is_name(path: str) -> bool:
+    return "\0" not in path and {"", ".", ".."}.isdisjoint(path.split("/"))

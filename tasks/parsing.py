@@ -1,13 +1,17 @@
 """Replies -> finished rows and quarantined ones: what is an answer, and what pairs are in it."""
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import task
 
 from ..serving.types import Completion
-from .parsing_text import without_reasoning
-from .records import Answered, Batch, Kind, Problem, Prompt, QAPair, Quarantined, Reply
+from .completions import Completions, StoredReply
+from .parsing_text import PARSER_VERSION, parse_qa_pairs, without_reasoning
+from .records import Answered, Batch, Kind, Problem, QAPair, Quarantined
 from .steps import STEP
 
 Parser = Callable[[str], list[QAPair]]
@@ -19,7 +23,7 @@ class ParseSettings:
     """How completions are parsed.
 
     Attributes:
-        name: the parser's name, kept with what it parsed.
+        name: the parser's name; it stands for what the parser does.
         parser: text -> QA pairs.
         require_pairs: a reply without a pair is no answer.
     """
@@ -28,27 +32,56 @@ class ParseSettings:
     parser: Parser
     require_pairs: bool = True
 
+    @property
+    def label(self) -> str:
+        """Names everything that decides what is parsed from a text, fit for a file name."""
+        if self.parser is parse_qa_pairs:
+            label = f"{self.name}-v{PARSER_VERSION}"
+        else:
+            digest = hashlib.sha256(self.name.encode("utf-8", "replace")).hexdigest()[:8]
+            label = f"{re.sub(r'[^A-Za-z0-9_]+', '-', self.name)[:60]}-{digest}"
+        return label if self.require_pairs else f"{label}-raw"
+
+
+@dataclass(frozen=True)
+class ParsedBatch:
+    """What became of a batch's rows.
+
+    Attributes:
+        rows: in the order they were asked.
+        time: when their completions were stored, in seconds since 1970 (UTC).
+    """
+
+    rows: Sequence[Answered | Quarantined]
+    time: float
+
 
 @task(name="parse", task_run_name="parse-{batch}", **STEP)
 def parse_batch(
-    batch: Batch, replies: list[Reply], settings: ParseSettings
-) -> list[Answered | Quarantined]:
+    batch: Batch,  # noqa: ARG001 - names the task run
+    result: Mapping[str, Any],
+    settings: ParseSettings,
+) -> ParsedBatch:
+    """Turn what `generate_batch` returned into finished rows and quarantined ones, in order."""
+    return parse_completions(Completions.load(result), settings)
+
+
+def parse_completions(completions: Completions, settings: ParseSettings) -> ParsedBatch:
     """Turn the replies to a batch into finished rows and quarantined ones, in order."""
-    return [
-        parse_reply(prompt, reply, settings)
-        for prompt, reply in zip(batch.prompts, replies, strict=True)
-    ]
+    rows = [parse_reply(reply, settings) for reply in completions.replies]
+    return ParsedBatch(rows, completions.time)
 
 
-def parse_reply(prompt: Prompt, reply: Reply, settings: ParseSettings) -> Answered | Quarantined:
-    """Turn the reply to one prompt into a finished row or a quarantined one."""
+def parse_reply(stored: StoredReply, settings: ParseSettings) -> Answered | Quarantined:
+    """Turn the reply to one row into a finished row or a quarantined one."""
+    reply = stored.reply
     if isinstance(reply, Problem):
         problem, text, attempts = reply, None, reply.attempts
     else:
         judged = judge_completion(reply, settings.parser, settings.require_pairs)
         if not isinstance(judged, Problem):
             return Answered(
-                key=prompt.key,
+                key=stored.key,
                 text=reply.text,
                 pairs=judged,
                 model=reply.model,
@@ -58,14 +91,15 @@ def parse_reply(prompt: Prompt, reply: Reply, settings: ParseSettings) -> Answer
             )
         problem, text, attempts = judged, reply.text, reply.attempts
     return Quarantined(
-        key=prompt.key,
-        row=prompt.row,
-        where=prompt.where,
+        key=stored.key,
+        row=stored.row,
+        where=stored.where,
         kind=problem.kind,
         message=problem.message,
         status=problem.status,
         attempts=attempts,
         text=text,
+        attempt=stored.attempt,
     )
 
 

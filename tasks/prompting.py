@@ -1,6 +1,6 @@
 """Rows -> rendered messages with image references, and the row key.
 
-No image is decoded here; local ones are read once, to know them by their content.
+No image is decoded here, and none is fetched; local ones are read once, to know their content.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,8 @@ from prefect import task
 
 from ..serving.types import Message
 from .caching import RequestSpec, problem_key, row_key
-from .image_refs import ImageBase, image_id, image_refs
+from .image_reader import ImageReader
+from .image_refs import ImageBase, image_refs
 from .images import ImageSettings
 from .records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .steps import READERS, STEP
@@ -88,6 +89,7 @@ class PromptSettings:
         user_prompt: asked where a row's conversation leaves nothing to answer.
         limits: on the images of a row.
         spec: what else decides an answer, for the row key.
+        reader: knows the images by their identity.
     """
 
     image_key: str | None
@@ -98,6 +100,7 @@ class PromptSettings:
     user_prompt: str
     limits: ImageSettings
     spec: RequestSpec
+    reader: ImageReader
 
 
 def chat_prompt(given: PromptInput) -> list[Message]:
@@ -214,7 +217,7 @@ def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
                 "max_images",
             )
         messages = _render(row, len(refs), settings)
-        ids = [image_id(ref, settings.limits.max_file_bytes) for ref in refs]
+        ids = [settings.reader.identify(ref) for ref in refs]
         key = row_key(ids, messages, settings.spec)
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
@@ -250,5 +253,5 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
 @task(name="prompt", **STEP)
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; see `prompt_row`."""
-    with ThreadPoolExecutor(READERS) as pool:  # images on S3 are asked for, local ones read
+    with ThreadPoolExecutor(READERS) as pool:  # images elsewhere are asked for, local ones read
         return list(pool.map(partial(prompt_row, settings=settings), rows))

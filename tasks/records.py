@@ -1,5 +1,6 @@
 """What travels between the steps: plain, frozen, no I/O."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -30,9 +31,10 @@ class Kind(StrEnum):
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     SERVER_ERROR = "server_error"
+    CRASH = "crash"
 
 
-TRANSIENT = frozenset({Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR})
+TRANSIENT = frozenset({Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR, Kind.CRASH})
 """Kinds that the next run asks again; for the others, the answer would be the same."""
 
 
@@ -121,14 +123,23 @@ class Batch:
         number: counts the batches of a run, from 1.
         key: names it by its rows and how often each was asked before.
         prompts: its rows as they will be asked.
+        attempts: how many times each row was quarantined before.
+        salt: what the key was made with besides the rows.
+        alone: its rows may kill the server: nothing else is asked meanwhile, and they are asked
+            in halves.
         replies: row key -> what is known already; filled while generating, so that a retry
             of the batch asks only for the rest.
+        cuts: row key -> how many times the server was lost while the row was with it.
     """
 
     number: int
     key: str
     prompts: tuple[Prompt, ...]
+    attempts: tuple[int, ...]
+    salt: str = ""
+    alone: bool = False
     replies: dict[str, Reply] = field(default_factory=dict, compare=False)
+    cuts: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __str__(self) -> str:
         return f"{self.number}"
@@ -178,6 +189,7 @@ class Quarantined:
         status: the server's HTTP status, where there was one.
         attempts: requests sent for it in this run.
         text: the raw reply, where there was one.
+        attempt: how many times it was quarantined before.
     """
 
     key: str
@@ -188,3 +200,4 @@ class Quarantined:
     status: int | None = None
     attempts: int = 0
     text: str | None = None
+    attempt: int = 0

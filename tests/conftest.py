@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
 
 BUCKET = "imageqa-tests"
@@ -63,6 +65,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(timeout=10)
 
 
+@pytest.fixture
+def s3_proxy(s3: str) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server, without rules as yet; for `ObjectStore(endpoint_url=...)`."""
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    assert server.hostname
+    assert server.port
+    with FaultProxy(server.hostname, server.port) as proxy:
+        yield proxy
+
+
 STUB_SERVER = Path(__file__).resolve().parent.parent / "benchmarks" / "stub_server.py"
 
 
@@ -86,11 +98,18 @@ StartStub = Callable[..., StubServer]
 
 @pytest.fixture(scope="session")
 def start_stub() -> Iterator[StartStub]:
-    """Starts stubs of vLLM: `start_stub(latency=0.0, slots=256, api_key="", model="stub")`."""
+    """Starts stubs of vLLM: `start_stub(latency=0.0, slots=256, api_key="", model="stub")`.
+
+    Further flags of the stub come first: `start_stub("--respawn=0.5", "--poison=MARK")`.
+    """
     with ExitStack() as running:
 
         def start(
-            *, latency: float = 0.0, slots: int = 256, api_key: str = "", model: str = "stub"
+            *flags: str,
+            latency: float = 0.0,
+            slots: int = 256,
+            api_key: str = "",
+            model: str = "stub",
         ) -> StubServer:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -100,7 +119,7 @@ def start_stub() -> Iterator[StartStub]:
             command += [
                 word for name, value in options.items() for word in (f"--{name}", str(value))
             ]
-            server = subprocess.Popen([*command, f"--api-key={api_key}"])
+            server = subprocess.Popen([*command, *flags, f"--api-key={api_key}"])
             running.callback(server.wait, 10)
             running.callback(server.terminate)
             _wait_until_up(server, f"http://127.0.0.1:{port}/health")

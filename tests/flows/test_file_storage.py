@@ -27,7 +27,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def entry(folder: str, records: list[dict[str, Any]]) -> str:
-    ObjectStore(folder).write("entry.json", json.dumps(records).encode())
+    ObjectStore(uri=folder).write("entry.json", json.dumps(records).encode())
     return f"{folder}/entry.json"
 
 
@@ -192,7 +192,7 @@ def test_what_a_step_keeps_besides_its_table_lies_beside_it(folder: str) -> None
     storage = FileStorage(entry(folder, RECORDS), folder, "run").step()
     assert storage.work_folder() == f"{folder}/run_step1"
     storage.write_quarantine(b'{"row": 0}\n')
-    assert ObjectStore(folder).read("run_step1.quarantine.jsonl") == b'{"row": 0}\n'
+    assert ObjectStore(uri=folder).read("run_step1.quarantine.jsonl") == b'{"row": 0}\n'
 
 
 def test_the_usual_place_is_a_folder_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

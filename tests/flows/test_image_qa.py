@@ -182,7 +182,7 @@ def test_limit_takes_the_first_rows(stub: Any, drawn: Path, tmp_path: Path) -> N
 
 
 def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
-    bucket = ObjectStore(f"{s3}/flow")
+    bucket = ObjectStore(uri=f"{s3}/flow")
     for path in sorted(drawn.rglob("*.*")):
         bucket.write(f"data/{path.relative_to(drawn)}", path.read_bytes())
     dataset, output = f"{s3}/flow/data/dataset.json", f"{s3}/flow/out"
@@ -190,7 +190,7 @@ def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
     assert (summary.ok, summary.requests) == (12, 12)
     assert len(summary.to_pandas()) == 12
     assert image_qa(dataset, output, endpoint=stub.url).requests == 0
-    names = ObjectStore(output).list("")
+    names = ObjectStore(uri=output).list("")
     assert {"qa.jsonl", "qa.json", "pairs.parquet", "manifest.json"} <= set(names)
 
 
@@ -316,7 +316,7 @@ def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_pat
         with ChatClient(VLLMEndpoint(urls=[stub.url])) as client:
             replies = generate_batch(batch, client, GenerationSettings(images, spec.sampling))
         rows: list[Any] = store_batch(
-            batch, parse_batch(batch, replies, parsing), ObjectStore(output), parsing
+            batch, parse_batch(batch, replies, parsing), ObjectStore(uri=output), parsing
         )
         return rows
 

@@ -78,7 +78,7 @@ def test_prompts_come_from_a_column_of_ones_own(stub: Any, tmp_path: Path) -> No
 
 
 def test_the_pipeline_runs_on_s3(stub: Any, s3: str, table: Path) -> None:
-    bucket = ObjectStore(f"{s3}/operator")
+    bucket = ObjectStore(uri=f"{s3}/operator")
     for path in sorted(table.parent.rglob("*.*")):
         bucket.write(str(path.relative_to(table.parent)), path.read_bytes())
     storage = FileStorage(f"{s3}/operator/{table.name}", f"{s3}/operator/cache", "qa", "jsonl")

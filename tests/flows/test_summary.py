@@ -47,7 +47,7 @@ def test_the_answered_rows_come_as_a_frame(tmp_path: Path) -> None:
         {"image": ["b.png"], "1": "1e5", "date": None, "n": 0.1, "output": "half \ud83d"},
     ]
     lines = b"".join(dump_record(record, None) + b"\n" for record in records)
-    ObjectStore(str(tmp_path)).write(QA_JSONL, lines)
+    ObjectStore(uri=str(tmp_path)).write(QA_JSONL, lines)
     frame = summary(str(tmp_path)).to_pandas()
     assert list(frame.columns) == list(records[0])
     assert frame["1"].tolist() == ["007", "1e5"]
@@ -57,5 +57,5 @@ def test_the_answered_rows_come_as_a_frame(tmp_path: Path) -> None:
 
 
 def test_no_answered_rows_are_an_empty_frame(tmp_path: Path) -> None:
-    ObjectStore(str(tmp_path)).write(QA_JSONL, b"")
+    ObjectStore(uri=str(tmp_path)).write(QA_JSONL, b"")
     assert summary(str(tmp_path)).to_pandas().empty

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
 import pytest
 from prefect_imageqa.serving import interpreter
+from prefect_imageqa.serving import revival as revival_module
 from prefect_imageqa.serving.checkpoint import checkpoint_digest
+from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import ServerError
 from prefect_imageqa.serving.interpreter import VLLMPython, find_vllm_python
 from prefect_imageqa.serving.launch import (
@@ -23,17 +27,22 @@ from prefect_imageqa.serving.launch import (
     serve_command,
     serve_environment,
 )
+from prefect_imageqa.serving.revival import Revival
 from prefect_imageqa.serving.server import VLLMServer
+from prefect_imageqa.serving.types import ChatRequest, Completion, FailureKind
 
 DEMO_MODEL = Path(interpreter.__file__).parent / "demo_model" / "checkpoint"
 
-# Plays vLLM: what it does stands in --play. Its child leaves the session and ignores SIGTERM.
+# Plays vLLM: what it does stands in --play, or in the file named there. Its child leaves the
+# session and ignores SIGTERM.
 STAND_IN = """#!{python}
-import http.server, json, signal, subprocess, sys, time
+import http.server, json, os, signal, subprocess, sys, time
 if sys.argv[1] == "-c":
     print(json.dumps([{has_vllm}, True]))
     sys.exit()
-play = sys.argv[sys.argv.index("--play") + 1]
+script = sys.argv[sys.argv.index("--play") + 1]
+read_play = lambda: open(script).read() if os.path.exists(script) else script
+play = read_play()
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
 print("(APIServer pid=7) INFO 11-23 20:51:51 [model.py:1] Loading the weights", flush=True)
@@ -47,10 +56,30 @@ if play == "hang":
     time.sleep(600)
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/health" else 404)
+        self.send_response(503 if read_play() == "ill" else 200)
         self.end_headers()
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+"""
+
+# Ends in the middle of a restart, which the first argument puts on a thread or on the main one.
+REVIVING_PARENT = """
+import os, sys, threading, time
+from pathlib import Path
+from prefect_imageqa.serving.launch import ServerOptions
+from prefect_imageqa.serving.process import terminate_on_signals
+from prefect_imageqa.serving.revival import Revival
+from prefect_imageqa.serving.server import VLLMServer
+thread, python, model, log, play = sys.argv[1:]
+options = ServerOptions(model, python=python, log_file=Path(log), extra_args=("--play", play))
+with terminate_on_signals(), VLLMServer(options) as server:
+    Path(play).write_text("hang")
+    server.process.stop()
+    revival = Revival(server, lambda: 0)
+    if thread == "thread":
+        threading.Thread(target=revival.revive).start()
+        time.sleep(600)
+    revival.revive()
 """
 
 PARENT = """
@@ -349,6 +378,171 @@ def test_stopped_supervisor_takes_the_server_along(options: Callable[..., Server
         assert_gone([supervisor, first], 5)
 
 
+# --- coming back ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Path:
+    """The file that says what the stand-in plays; at first it serves."""
+    path = tmp_path / "play"
+    path.write_text("serve")
+    return path
+
+
+def kill(server: VLLMServer) -> None:
+    """Kill all processes of the server, and wait until they are gone."""
+    for process in tree(server.process.pid)[1:]:
+        process.kill()
+    server.process.wait(10)
+
+
+def starts(server: VLLMServer) -> int:
+    return server.log_file.read_text().count("Loading the weights")
+
+
+def test_restarted_server_is_the_same_to_its_clients(
+    options: Callable[..., ServerOptions],
+) -> None:
+    with VLLMServer(options("serve")) as server:
+        url, processes = server.url, tree(server.process.pid)
+        server.restart()
+        assert_gone(processes, 0)
+        assert server.is_healthy()
+        assert server.url == url
+        assert starts(server) == 2  # the log of the first is kept
+        processes = tree(server.process.pid)
+    assert_gone(processes, 0)
+    with pytest.raises(ServerError, match="stopped"):
+        server.restart()
+
+
+def test_healthy_server_is_left_alone(options: Callable[..., ServerOptions]) -> None:
+    with VLLMServer(options("serve")) as server:
+        Revival(server, lambda: 0).revive()
+        assert starts(server) == 1
+
+
+def test_threads_wait_for_the_same_restart(
+    options: Callable[..., ServerOptions], caplog: pytest.LogCaptureFixture
+) -> None:
+    with VLLMServer(options("serve")) as server, ThreadPoolExecutor(6) as pool:
+        revival = Revival(server, lambda: 0)
+        kill(server)
+        for future in [pool.submit(revival.revive) for _ in range(6)]:
+            future.result(30)
+        assert server.is_healthy()
+        assert starts(server) == 2
+    assert "restart 1: the vLLM server for checkpoint was ended by signal 9" in caplog.text
+
+
+def test_server_that_falls_silent_is_replaced(
+    options: Callable[..., ServerOptions], play: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revival_module, "_HANG_SECONDS", 1.0)
+    with VLLMServer(options(str(play))) as server, ThreadPoolExecutor(1) as pool:
+        play.write_text("ill")
+        first = server.process.pid
+        revived = pool.submit(Revival(server, lambda: 0).revive)
+        wait_until(lambda: server.process.pid != first, 20)
+        play.write_text("serve")
+        revived.result(20)
+        assert starts(server) == 2
+
+
+def test_server_that_recovers_is_not_replaced(
+    options: Callable[..., ServerOptions], play: Path
+) -> None:
+    with VLLMServer(options(str(play))) as server, ThreadPoolExecutor(1) as pool:
+        play.write_text("ill")
+        revived = pool.submit(Revival(server, lambda: 0).revive)
+        time.sleep(0.5)
+        assert not revived.done()
+        play.write_text("serve")
+        revived.result(20)
+        assert starts(server) == 1
+
+
+def test_server_that_does_not_come_up_again_is_given_up_with_its_log(
+    options: Callable[..., ServerOptions], play: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revival_module, "RESTARTS", 2)
+    monkeypatch.setattr(revival_module, "_PAUSE_SECONDS", 0.0)
+    with VLLMServer(options(str(play))) as server:
+        play.write_text("die")
+        kill(server)
+        revival = Revival(server, lambda: 0)
+        for _ in range(2):  # it stays given up
+            with pytest.raises(ServerError, match=r"^given up after 2 restarts") as death:
+                revival.revive()
+        assert starts(server) == 3
+        assert "ended with code 3" in str(death.value)
+        assert str(death.value).endswith("RuntimeError: the weights are torn")
+
+
+def test_progress_pays_for_restarts(
+    options: Callable[..., ServerOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revival_module, "RESTARTS", 1)
+    monkeypatch.setattr(revival_module, "RESTARTS_IN_ALL", 3)
+    completions = 0
+    with VLLMServer(options("serve")) as server:
+        revival = Revival(server, lambda: completions)
+
+        def die_and_revive(*, expected: bool = False) -> None:
+            kill(server)
+            revival.revive(expected=expected)
+
+        for completions in (1, 2):  # noqa: B007 - read by the revival
+            die_and_revive()
+        with pytest.raises(ServerError, match="given up after 1 restarts without an answer"):
+            die_and_revive()
+        revival.revive(expected=True)
+        with pytest.raises(ServerError, match="given up after 3 restarts: "):
+            die_and_revive(expected=True)
+
+
+@pytest.mark.parametrize(
+    ("ending", "thread"),
+    [
+        (signal.SIGTERM, "thread"),
+        (signal.SIGINT, "thread"),
+        (signal.SIGKILL, "thread"),
+        (signal.SIGTERM, "main"),
+        (signal.SIGINT, "main"),
+    ],
+)
+def test_nothing_outlives_the_parent_that_ends_in_a_restart(
+    ending: signal.Signals, thread: str, stand_in: Path, play: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    arguments = [thread, stand_in, DEMO_MODEL, log, play]
+    command = [sys.executable, "-c", REVIVING_PARENT, *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: log.exists() and log.read_text().count("Loading") == 2, 30)
+        wait_until(lambda: len(tree(parent.pid)) == 4, 30)
+        processes = tree(parent.pid)[1:]
+        parent.send_signal(ending)
+        assert_gone(processes, 15)
+        parent.wait(15)
+
+
+def test_stop_has_the_last_word(options: Callable[..., ServerOptions], play: Path) -> None:
+    server = VLLMServer(options(str(play)))
+    with server, ThreadPoolExecutor(2) as pool:
+        play.write_text("hang")
+        kill(server)
+        revival = Revival(server, lambda: 0)
+        waiting = [pool.submit(revival.revive) for _ in range(2)]
+        wait_until(lambda: starts(server) == 2, 20)
+        processes = tree(server.process.pid)
+        server.stop()
+        for future in waiting:
+            with pytest.raises(ServerError, match="was stopped again"):
+                future.result(10)
+    assert_gone(processes, 0)
+    assert starts(server) == 2
+
+
 # --- the checkpoint's digest ----------------------------------------------------------------------
 
 
@@ -386,7 +580,7 @@ def test_digest_of_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_vllm_serves_refuses_a_second_and_dies_whole(tmp_path: Path) -> None:
+def test_vllm_serves_refuses_a_second_comes_back_and_dies_whole(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with VLLMServer(ServerOptions(DEMO_MODEL, max_model_len=1024, log_file=log)) as server:
         with urlopen(f"{server.url}/v1/models", timeout=10) as reply:  # noqa: S310
@@ -396,12 +590,34 @@ def test_vllm_serves_refuses_a_second_and_dies_whole(tmp_path: Path) -> None:
         with pytest.raises(ServerError, match=f"port {port}"):
             VLLMServer(ServerOptions(DEMO_MODEL, port=port)).start()
         assert time.monotonic() - began < 5
+        lose_its_engine(server)
         processes = tree(server.process.pid)
         assert len(processes) >= 3
         processes[1].kill()
         with pytest.raises(ServerError, match="ended by signal 9"):
             server.wait()
         assert_gone(processes, 0)
+
+
+def lose_its_engine(server: VLLMServer) -> None:
+    """Kill the engine under a client's requests: none is answered wrongly, and all can go on."""
+    words = {"temperature": 0.0, "max_tokens": 900, "ignore_eos": True}
+    long = ChatRequest([{"role": "user", "content": "Describe the image."}], words)
+    short = ChatRequest([{"role": "user", "content": "What color is it?"}], {"max_tokens": 16})
+    processes = tree(server.process.pid)
+    block = VLLMEndpoint(urls=[server.url], model=server.model_name)
+    with ChatClient(block, max_in_flight=4) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.complete, [long] * 8)
+        wait_until(lambda: client.stats.in_flight == 4, 60)
+        time.sleep(1)
+        [engine] = [process for process in processes if "EngineCore" in process.name()]
+        engine.kill()
+        outcomes = running.result(60)
+        assert {getattr(outcome, "kind", None) for outcome in outcomes} == {FailureKind.CONNECTION}
+        assert sum(getattr(outcome, "cuts", 0) for outcome in outcomes[:4]) == 4
+        Revival(server, lambda: client.stats.completions).revive()
+        assert all(isinstance(outcome, Completion) for outcome in client.complete([short] * 8))
+    assert_gone(processes, 0)
 
 
 @pytest.mark.vllm

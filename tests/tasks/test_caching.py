@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prefect_imageqa.tasks.caching import (
     KEY_LENGTH,
+    KEY_VERSION,
     KeyList,
     RequestSpec,
     batch_key,
@@ -23,7 +24,6 @@ SPEC = RequestSpec(
     sampling={"temperature": 0.7, "seed": 42, "extra": {"a": [1, 2], "b": None}},
     images={"max_side": 1024, "jpeg_quality": 90},
     prompt="chat",
-    parser="qa_pairs",
 )
 IMAGES = ["sha256:aa", "etag:bb:7"]
 MESSAGES: list[dict[str, Any]] = [
@@ -31,6 +31,11 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "?"}]},
 ]
 KEY = row_key(IMAGES, MESSAGES, SPEC)
+
+
+def test_the_key_of_a_row_never_changes_by_accident() -> None:
+    """A change here makes every stored answer of every user count as missing."""
+    assert (KEY_VERSION, KEY) == (2, "5fedeb00628a2bd08840b0de61aa3ebd")
 
 
 def test_a_key_is_32_hex_digits() -> None:
@@ -54,7 +59,7 @@ def test_another_process_has_the_same_keys(seed: str) -> None:
     program = (
         "from prefect_imageqa.tasks.caching import *\n"
         f"spec = RequestSpec({SPEC.model!r}, {SPEC.model_revision!r}, {dict(SPEC.sampling)!r},"
-        f" {dict(SPEC.images)!r}, {SPEC.prompt!r}, {SPEC.parser!r})\n"
+        f" {dict(SPEC.images)!r}, {SPEC.prompt!r})\n"
         f"print(row_key({IMAGES!r}, {MESSAGES!r}, spec), batch_key(['a', 'b'], [0, 2]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C"}
@@ -72,8 +77,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sampling list": {"sampling": {**SPEC.sampling, "extra": {"a": [2, 1], "b": None}}},
     "images": {"images": {**SPEC.images, "max_side": 512}},
     "prompt": {"prompt": "mine:style"},
-    "parser": {"parser": "mine:parser"},
-    "require_pairs": {"require_pairs": False},
 }
 
 
@@ -138,8 +141,9 @@ def test_a_batch_is_named_by_its_rows_and_their_attempts() -> None:
         batch_key(["a", "b"], [0, 2]),
         batch_key(["a"], [0]),
         batch_key(["a", "b", "c"], [0, 1, 0]),
+        batch_key(["a", "b"], [0, 1], "run"),
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
     assert len(key) == KEY_LENGTH
 
 

@@ -18,10 +18,11 @@ from prefect_imageqa.tasks.exporting import (
     export,
 )
 from prefect_imageqa.tasks.image_refs import ImageBase, image_refs, read_image
+from prefect_imageqa.tasks.ledger import Ledger
 from prefect_imageqa.tasks.loading import open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, Kind, QAPair, Quarantined, Row
-from prefect_imageqa.tasks.storing import Ledger, write_batch
+from prefect_imageqa.tasks.storing import write_batch
 
 PIXELS = bytes(range(256))
 
@@ -29,14 +30,14 @@ PIXELS = bytes(range(256))
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "local":
-        return ObjectStore(str(tmp_path / "out"))
+        return ObjectStore(uri=str(tmp_path / "out"))
     bucket: str = request.getfixturevalue("s3")
-    return ObjectStore(f"{bucket}/{tmp_path.name}")
+    return ObjectStore(uri=f"{bucket}/{tmp_path.name}")
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(str(tmp_path / "out"))
+    return ObjectStore(uri=str(tmp_path / "out"))
 
 
 def key(number: int) -> str:
@@ -55,8 +56,8 @@ def quarantined(number: int) -> Quarantined:
 
 
 def ledger_of(store: ObjectStore, *stored: Answered | Quarantined) -> Ledger:
-    write_batch(store, key(1000), stored, "qa_pairs")
-    return Ledger.read(store)
+    write_batch(store, "qa_pairs-v1", key(1000), stored)
+    return Ledger.read(store, "qa_pairs-v1")
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:

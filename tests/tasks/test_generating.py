@@ -1,6 +1,8 @@
 import base64
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
+from prefect_imageqa.tasks.completions import Completions
 from prefect_imageqa.tasks.generating import (
     BATCH_RETRIES,
     EndpointLostError,
@@ -21,10 +24,20 @@ from prefect_imageqa.tasks.generating import (
     generate_batch,
     reply_of,
 )
+from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply, RowError
 
-SETTINGS = GenerationSettings(ImageSettings(max_side=64), {"max_tokens": 16, "seed": None})
+IMAGES = ImageSettings(max_side=64)
+
+
+def no_server(expected: bool = False) -> None:
+    raise EndpointError(f"no server comes back ({expected})")
+
+
+SETTINGS = GenerationSettings(
+    IMAGES, {"max_tokens": 16, "seed": None}, ImageReader(IMAGES.max_file_bytes), no_server
+)
 
 
 def png(width: int, height: int) -> bytes:
@@ -44,11 +57,14 @@ def prompt(number: int, said: str = "What?", **changed: Any) -> Prompt:
 
 
 def batch(*prompts: Prompt) -> Batch:
-    return Batch(1, "b" * 32, prompts)
+    return Batch(1, "b" * 32, prompts, (0,) * len(prompts))
 
 
-def generate(asked: Batch, client: ChatClient) -> list[Reply]:
-    return generate_batch.fn(asked, client, SETTINGS)
+def generate(
+    asked: Batch, client: ChatClient, settings: GenerationSettings = SETTINGS
+) -> list[Reply]:
+    stored = json.loads(json.dumps(generate_batch.fn(asked, client, settings)))
+    return [stored.reply for stored in Completions.load(stored).replies]
 
 
 @pytest.fixture
@@ -60,6 +76,7 @@ def client(stub: Any) -> Iterator[ChatClient]:
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.0)
 
 
 def test_a_request_has_the_images_where_the_messages_refer_to_them(tmp_path: Path) -> None:
@@ -93,9 +110,9 @@ def test_a_request_has_the_images_where_the_messages_refer_to_them(tmp_path: Pat
 
 
 def test_a_seed_differs_by_row_and_not_by_run() -> None:
-    def seed(key: str, base: int | None = 42) -> Any:
-        settings = GenerationSettings(ImageSettings(), {"seed": base})
-        return build_request(prompt(0, key=key), settings).options["seed"]
+    def seed(key: str, base: int | None = 42, attempt: int = 0) -> Any:
+        settings = replace(SETTINGS, options={"seed": base})
+        return build_request(prompt(0, key=key), settings, attempt).options["seed"]
 
     keys = [f"{number:08x}" + "0" * 24 for number in (0, 1, 2**32 - 1)]
     seeds = [seed(key) for key in keys]
@@ -103,6 +120,7 @@ def test_a_seed_differs_by_row_and_not_by_run() -> None:
     assert seeds == [seed(key) for key in keys]
     assert all(0 <= value < 2**31 for value in seeds)
     assert seed(keys[0], 43) != seeds[0]
+    assert len({seed(keys[0], attempt=attempt) for attempt in range(3)}) == 3
     assert seed(keys[0], None) is None
 
 

@@ -1,16 +1,13 @@
 import base64
-import hashlib
 import io
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from PIL import Image
-from prefect_imageqa.tasks.image_refs import ImageBase, image_id, image_refs, read_image
-from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.image_reader import ImageReader
+from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 
 BYTES = b"not looked at here"
@@ -31,7 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_all(value: Any, base: ImageBase) -> list[bytes]:
-    return [read_image(ref, 1000) for ref in image_refs(value, base)]
+    with ImageReader(1000) as reader:
+        return [reader.read(ref) for ref in image_refs(value, base)]
 
 
 def problem_of(value: Any, base: ImageBase) -> RowError:
@@ -69,6 +67,24 @@ def test_every_form_of_an_image_column(folder: Path, value: Any, expected: list[
     assert read_all(value, ImageBase(str(folder))) == expected
 
 
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://host/a.png", "http://host/a.png"),
+        (" HTTPS://Host:443/a b.png?key=1#top\n", "https://host/a%20b.png?key=1"),
+        ("http://127.0.0.1:8080/a.png", "http://127.0.0.1:8080/a.png"),
+    ],
+)
+def test_an_image_from_the_web(url: str, path: str) -> None:
+    for folder in (None, "/data", "s3://b/data"):
+        assert image_refs([url], ImageBase(folder)) == (ImageRef(path=path),)
+
+
+def test_a_colon_may_stand_in_a_name(folder: Path) -> None:
+    (folder / "a:b.png").write_bytes(b"colon")
+    assert read_all("a:b.png", ImageBase(str(folder))) == [b"colon"]
+
+
 def test_absolute_paths_need_no_base(folder: Path) -> None:
     assert read_all(f"{folder}/a.png", ImageBase()) == [b"a"]
     assert read_all("a.png", ImageBase()) == [b"a of cwd"]
@@ -92,9 +108,16 @@ def test_a_pil_image_is_stored_upright() -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        ("https://user:pw@host/a.png?sig=SECRET", Kind.IMAGE_REFUSED, "https:// image is not"),
+        ("https://user:pw@host/a.png?sig=SECRET", Kind.IMAGE_REFUSED, "https://host/a.png is"),
+        ("http:///a.png?sig=SECRET", Kind.BAD_ROW, "no complete http:// or https:// URL"),
+        ("http:a.png", Kind.BAD_ROW, "no complete http:// or https:// URL"),
+        ("file:///etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
         ("FILE:///etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
+        ("file://localhost/etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
+        ("file:/etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
+        ("File:etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
         ("gs://bucket/a.png", Kind.IMAGE_REFUSED, "gs:// image is not fetched"),
+        ("simplecache::file:///etc/passwd", Kind.IMAGE_MISSING, "no file 'simplecache::file"),
         ("a\0.png", Kind.BAD_ROW, "is not a path"),
         ("data:image/png;base64,AA$A", Kind.BAD_ROW, "base64 is broken"),
         ("data:image/png;base64,AAAAA", Kind.BAD_ROW, "base64 is broken"),
@@ -153,6 +176,13 @@ def test_nothing_outside_the_image_root_is_read(folder: Path) -> None:
         f"{folder}-of-others/d.png",
         "s3://bucket/a.png",
         "/etc/passwd",
+        "file:///etc/passwd",
+        "FILE:///etc/passwd",
+        "file:/etc/passwd",
+        f"file://{folder}/a.png",
+        "http://host/a.png",
+        "HTTPS://host/a.png",
+        f"http:{folder}/a.png",
     ):
         assert problem_of(path, base).problem.kind == Kind.IMAGE_REFUSED, path
     assert problem_of("loop", base).problem.kind in {Kind.BAD_ROW, Kind.IMAGE_MISSING}
@@ -182,6 +212,8 @@ def test_paths_of_a_dataset_on_s3(path: str, root: str | None, expected: str) ->
         ("/etc/passwd", "s3://b/images"),
         ("s3://b/images/../a.png", "s3://b/images"),
         ("s3://b/images-of-others/a.png", "s3://b/images"),
+        ("http://b/images/a.png", "s3://b/images"),
+        ("file:///images/a.png", "s3://b/images"),
     ],
 )
 def test_no_path_leads_out_of_the_bucket_or_the_root_on_s3(path: str, root: str | None) -> None:
@@ -192,81 +224,6 @@ def test_no_path_leads_out_of_the_bucket_or_the_root_on_s3(path: str, root: str 
 def test_a_name_that_s3_cannot_hold_is_no_path(root: str | None) -> None:
     base = ImageBase("s3://b/data", root)
     assert problem_of("\udcff.png", base).problem.kind == Kind.BAD_ROW
-
-
-@pytest.mark.parametrize("use", [read_image, image_id])
-def test_what_is_too_large_is_not_read(
-    folder: Path, use: Callable[[ImageRef, int], bytes | str]
-) -> None:
-    with (folder / "huge.png").open("wb") as file:
-        file.truncate(1 << 40)
-    for ref in (ImageRef(path=f"{folder}/huge.png"), ImageRef(data=b"x" * 11)):
-        with pytest.raises(RowError, match="larger than the limit") as caught:
-            use(ref, 10)
-        assert caught.value.problem.kind == Kind.IMAGE_TOO_LARGE
-    assert use(ImageRef(data=b"a"), 1) == use(ImageRef(path=f"{folder}/a.png"), 1)
-
-
-def test_what_is_no_regular_file_neither_blocks_nor_floods(folder: Path) -> None:
-    os.mkfifo(folder / "pipe.png")
-    for path in (f"{folder}/pipe.png", "/dev/zero", str(folder), f"{folder}/gone.png"):
-        for use in (read_image, image_id):
-            with pytest.raises(RowError) as caught:
-                use(ImageRef(path=path), 100)
-            assert caught.value.problem.kind == Kind.IMAGE_MISSING
-
-
-def test_the_same_content_has_the_same_id(folder: Path) -> None:
-    expected = f"sha256:{hashlib.sha256(b'a').hexdigest()}"
-    (folder / "copy.png").write_bytes(b"a")
-    for value in ("a.png", "copy.png", b"a", {"bytes": b"a"}, "data:;base64,YQ=="):
-        (ref,) = image_refs(value, ImageBase(str(folder)))
-        assert image_id(ref, 1) == expected
-    (ref,) = image_refs("sub/b.png", ImageBase(str(folder)))
-    assert image_id(ref, 1) != expected
-
-
-def test_images_on_s3(s3: str, tmp_path: Path) -> None:
-    store = ObjectStore(f"{s3}/{tmp_path.name}")
-    store.write("img/a b#ü.png", b"12345")
-    store.write("img/empty.png", b"")
-    base = ImageBase(store.uri)
-    (ref,) = image_refs("img/a b#ü.png", base)
-    assert read_image(ref, 5) == b"12345"
-    with pytest.raises(RowError, match="larger than"):
-        read_image(ref, 4)
-    with pytest.raises(RowError, match="larger than"):
-        image_id(ref, 4)
-    tag = hashlib.md5(b"12345", usedforsecurity=False).hexdigest()
-    assert image_id(ref, 5) == f"etag:{tag}:5"
-    (empty,) = image_refs("img/empty.png", base)
-    assert read_image(empty, 5) == b""
-
-
-@pytest.mark.parametrize(
-    "path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"]
-)
-def test_an_image_missing_on_s3_costs_its_row(s3: str, tmp_path: Path, path: str) -> None:
-    store = ObjectStore(f"{s3}/{tmp_path.name}")
-    store.write("img/a.png", b"12345")
-    (ref,) = image_refs(path, ImageBase(store.uri))
-    for use in (read_image, image_id):
-        with pytest.raises(RowError) as caught:
-            use(ref, 100)
-        assert caught.value.problem.kind == Kind.IMAGE_MISSING
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")],
-)
-def test_an_image_whose_store_is_closed_may_be_asked_again(
-    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(RowError) as caught:
-        image_id(ImageRef(path=f"{s3}/a.png"), 100)
-    assert caught.value.problem.kind == Kind.CONNECTION
 
 
 def test_a_missing_value_of_a_dataframe_is_no_image() -> None:

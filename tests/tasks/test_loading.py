@@ -532,7 +532,7 @@ def test_links_are_followed_to_what_they_mean(pictures: Path) -> None:
 
 
 def test_datasets_on_s3(s3: str, tmp_path: Path) -> None:
-    store = ObjectStore(f"{s3}/{tmp_path.name}")
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
     frame = pd.DataFrame({"image": ["a.png"] * 40})
     store.write("t/d.json", json.dumps(RECORDS).encode())
     store.write("t/d.jsonl.gz", gzip.compress(LINES.encode()))
@@ -562,7 +562,7 @@ def test_datasets_on_s3(s3: str, tmp_path: Path) -> None:
 def test_the_version_of_files_on_s3(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = ObjectStore(f"{s3}/{tmp_path.name}")
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
     store.write("1.jsonl", LINES.encode())
     store.write("2.jsonl", LINES.encode())
     dataset = open_dataset(f"{store.uri}/*.jsonl")
@@ -570,7 +570,7 @@ def test_the_version_of_files_on_s3(
     assert dataset.version() == versions[0]
     store.write("2.jsonl", LINES.replace("a.png", "b.png").encode())
     versions.append(dataset.version())
-    store.delete("2.jsonl")
+    store.remove("2.jsonl")
     versions.append(dataset.version())
     assert len(set(versions)) == 3
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

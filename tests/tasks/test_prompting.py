@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from prefect_imageqa.serving.types import Message
 from prefect_imageqa.tasks.caching import KEY_LENGTH, RequestSpec, problem_key
+from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.image_refs import ImageBase
 from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.prompting import (
@@ -19,7 +20,7 @@ from prefect_imageqa.tasks.prompting import (
 )
 from prefect_imageqa.tasks.records import Kind, Problem, Row, RowError
 
-SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024}, "chat", "qa_pairs")
+SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024}, "chat")
 
 
 def image(number: int) -> dict[str, Any]:
@@ -214,6 +215,7 @@ def settings(
         "ASK",
         ImageSettings(max_images=3),
         SPEC,
+        ImageReader(1000),
     )
 
 
@@ -260,7 +262,8 @@ def test_without_an_image_key_no_image_is_asked(folder: Path) -> None:
         ({"image": None}, Kind.NO_IMAGE, "nothing under 'image'"),
         ({"image": []}, Kind.NO_IMAGE, "nothing under 'image'"),
         ({"image": "none.png"}, Kind.IMAGE_MISSING, "there is no file 'none.png'"),
-        ({"image": "https://host/a.png?key=s"}, Kind.IMAGE_REFUSED, "is not fetched"),
+        ({"image": "ftp://host/a.png?key=s"}, Kind.IMAGE_REFUSED, "is not fetched"),
+        ({"image": "data:;base64," + "A" * 1336}, Kind.IMAGE_TOO_LARGE, "larger than the limit"),
         ({"image": 5}, Kind.BAD_ROW, "the image column holds a int"),
         ({"image": "a.png", "conversation": 5}, Kind.BAD_ROW, "not a list"),
         ({"image": "a.png", "conversation": "<image><image>"}, Kind.BAD_ROW, "marks 2 images"),

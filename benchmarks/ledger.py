@@ -1,0 +1,191 @@
+"""Seconds and peak memory for the ledger of a large output, from small parts and merged ones.
+
+    python benchmarks/ledger.py [--rows 1000000] [--local]
+
+The rows lie on an S3 server of the benchmark's own (rclone, loopback), or in a local folder. Each
+step runs in a fresh process, so that its peak memory is its own; "imports" is a process that
+does nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pandas as pd  # a run imports it, so its memory counts
+from prefect_imageqa.tasks.caching import KeyList
+from prefect_imageqa.tasks.compaction import compact
+from prefect_imageqa.tasks.ledger import Ledger
+from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.records import Answered, QAPair
+from prefect_imageqa.tasks.storing import write_batch
+
+PARSE = "qa_pairs-v1"
+BATCH = 256
+WORDS = ("the", "a", "large", "red", "circle", "near", "left", "of", "which", "what", "is", "many")
+
+
+def row_key(number: int) -> str:
+    """A key as row keys are: nothing in it can be compressed."""
+    return hashlib.sha256(number.to_bytes(8, "big")).hexdigest()[:32]
+
+
+def answered(number: int) -> Answered:
+    """A row with a completion of about 300 characters."""
+    rng = random.Random(number)
+    texts = [" ".join(rng.choices(WORDS, k=16)) for _ in range(4)]
+    pairs = (QAPair(texts[0], texts[1]), QAPair(texts[2], texts[3]))
+    text = "".join(f"Question: {pair.question}\nAnswer: {pair.answer}\n" for pair in pairs)
+    return Answered(row_key(number), text, pairs, "org/model", 812, 95, rng.random())
+
+
+def all_keys(count: int) -> KeyList:
+    """The row keys of the dataset, as the flow keeps them."""
+    keys = KeyList()
+    for number in range(count):
+        keys.append(row_key(number))
+    return keys
+
+
+def write(store: ObjectStore, count: int) -> int:
+    """Store all rows, a part for each batch."""
+
+    def write_from(start: int) -> None:
+        rows = [answered(number) for number in range(start, min(start + BATCH, count))]
+        write_batch(store, PARSE, row_key(count + start), rows)
+
+    starts = range(0, count, BATCH)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(write_from, starts):
+            pass
+    return len(starts)
+
+
+def read(store: ObjectStore, count: int) -> int:
+    """Read the ledger and look for every key, as the flow does."""
+    ledger = Ledger.read(store, PARSE)
+    assert len(ledger.answers.index) == count
+    return len(ledger.answers.names)
+
+
+def status(store: ObjectStore, count: int) -> int:
+    """Ask the ledger for every row of a dataset that has doubled."""
+    ledger = Ledger.read(store, PARSE)
+    for number in range(2 * count):
+        ledger.status(row_key(number))
+    return count
+
+
+def join(store: ObjectStore, count: int) -> int:
+    """Read every answer in dataset order, as an export does."""
+    ledger = Ledger.read(store, PARSE)
+    assert all(ledger.outcomes(all_keys(count)))
+    return count
+
+
+def merge(store: ObjectStore, count: int) -> int:
+    """Merge the small parts."""
+    return compact(store, Ledger.read(store, PARSE), all_keys(count))
+
+
+def imports(store: ObjectStore, count: int) -> int:  # noqa: ARG001
+    """Nothing: what a process takes that has only been started."""
+    return len(pd.__version__) * 0
+
+
+STEPS: dict[str, Callable[[ObjectStore, int], int]] = {
+    function.__name__: function for function in (imports, write, read, status, join, merge)
+}
+PLAN = [
+    ("imports", "process with all imports"),
+    ("write", "write small parts"),
+    ("read", "read the ledger, small parts"),
+    ("join", "read it and all answers, small parts"),
+    ("merge", "read it and compact"),
+    ("read", "read the ledger, merged parts"),
+    ("status", "read it and ask for twice the rows"),
+    ("join", "read it and all answers, merged parts"),
+]
+
+
+def peak_mib() -> int:
+    """Peak resident memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) >> 10
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def run_step(name: str, uri: str, count: int) -> None:
+    """Run a step in this process and print what it took."""
+    store = ObjectStore(uri=uri)
+    started = time.perf_counter()
+    result = STEPS[name](store, count)
+    print(json.dumps([time.perf_counter() - started, peak_mib(), result]))
+
+
+@contextmanager
+def s3_server(folder: str) -> Iterator[None]:
+    """An S3 server on this machine with a bucket `benchmark`."""
+    (Path(folder) / "benchmark").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    rclone = str(Path(sys.executable).parent / "rclone")
+    command = [rclone, "serve", "s3", "--config", "", "--addr", address]
+    server = subprocess.Popen([*command, "--auth-key", "key,secret", folder], stderr=-3)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": f"http://{address}",
+    }
+    try:
+        for _ in range(100):
+            try:
+                urlopen(f"http://{address}", timeout=1).close()
+            except HTTPError:
+                break  # it answers; that it wants a key is as it should be
+            except OSError:
+                time.sleep(0.05)
+        yield
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def main() -> None:
+    """Run all steps, each in its own process, and print a table."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rows", type=int, default=1_000_000)
+    arguments.add_argument("--local", action="store_true", help="in a folder instead of S3")
+    arguments.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    arguments.add_argument("--uri", help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.step:
+        run_step(given.step, given.uri, given.rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="ledger-") as folder, s3_server(folder):
+        uri = f"{folder}/output" if given.local else "s3://benchmark/output"
+        print(f"{given.rows:,} rows in {uri}\n{'':42}{'seconds':>9}{'peak MiB':>10}{'objects':>10}")
+        for step, label in PLAN:
+            command = [sys.executable, __file__, "--step", step, "--uri", uri]
+            command += ["--rows", str(given.rows)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            seconds, peak, result = json.loads(done.stdout)
+            print(f"{label:42}{seconds:9.1f}{peak:10,}{result:10,}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

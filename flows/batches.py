@@ -1,0 +1,210 @@
+"""The loop of a run: what is pending -> batches -> generate, parse and store each of them."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture
+from prefect.tasks import Task
+
+from ..serving.client import ChatClient
+from ..serving.errors import EndpointError, ImageQAError
+from ..tasks.caching import KeyList, batch_key
+from ..tasks.generating import GenerationSettings
+from ..tasks.ledger import Ledger, RowStatus
+from ..tasks.object_store import ObjectStore
+from ..tasks.parsing import ParsedBatch, ParseSettings, parse_batch
+from ..tasks.prompting import PromptSettings, prompt_rows
+from ..tasks.records import Batch, Kind, Prompt, Quarantined, Row
+from ..tasks.steps import result_of, whole
+from ..tasks.storing import store_batch
+from .breaker import Breaker
+from .progress import RunProgress
+
+
+@dataclass(frozen=True)
+class BatchSteps:
+    """What the steps of every batch share.
+
+    Attributes:
+        generate: the task `generate_batch`, cached or not.
+        client: asks the model.
+        generation: how it is asked.
+        parsing: how its replies are parsed.
+        store: the output.
+    """
+
+    generate: Task[..., Any]
+    client: ChatClient
+    generation: GenerationSettings
+    parsing: ParseSettings
+    store: ObjectStore
+
+    def submit(self, batch: Batch) -> "PendingBatch":
+        """Start generate -> parse -> store for a batch; none of them waits here."""
+        replies = self.generate.submit(whole(batch), whole(self.client), whole(self.generation))
+        parsed = parse_batch.submit(whole(batch), result_of(replies), whole(self.parsing))
+        stored = store_batch.submit(
+            whole(batch), result_of(parsed), whole(self.store), self.parsing.label
+        )
+        return PendingBatch(batch, replies, parsed, stored)
+
+
+@dataclass(frozen=True)
+class PendingBatch:
+    """A batch in flight, as the futures of its steps."""
+
+    batch: Batch
+    replies: PrefectFuture[Any]
+    parsed: PrefectFuture[Any]
+    stored: PrefectFuture[Any]
+
+    def wait(self) -> tuple[ParsedBatch, list[str]]:
+        """Wait until the batch is stored; returns its rows, and the names of the objects.
+
+        Raises:
+            ImageQAError: what the first step that failed says.
+        """
+        self.replies.result()
+        parsed: ParsedBatch = self.parsed.result()
+        names: list[str] = self.stored.result()
+        return parsed, names
+
+
+@dataclass
+class BatchLoop:
+    """Answers all rows that are not finished yet, some batches at a time.
+
+    Attributes:
+        steps: what is done with a batch.
+        ledger: which rows are finished.
+        progress: counts what is done.
+        breaker: stops a run in which too much fails.
+        batch_size: rows of a batch.
+        at_once: batches in flight.
+        salt: makes all batches new; empty means that stored completions are used.
+        on_progress: called after each batch.
+        suspects: rows that the server was lost with.
+    """
+
+    steps: BatchSteps
+    ledger: Ledger
+    progress: RunProgress
+    breaker: Breaker
+    batch_size: int
+    at_once: int
+    salt: str = ""
+    on_progress: Callable[[], None] = lambda: None
+    suspects: list[Prompt] = field(default_factory=list)
+
+    def run(self, rows: Iterator[Row], prompting: PromptSettings) -> KeyList:
+        """Answer all rows; returns the key of each, in dataset order.
+
+        Rows that may kill the server come last, while nothing else is asked.
+        """
+        keys = KeyList()
+        self._answer(self._batches(self._pending(rows, prompting, keys)), self.at_once)
+        if self.suspects:
+            get_run_logger().warning(
+                "the server was lost with %s rows: they are asked again, in halves",
+                len(self.suspects),
+            )
+            suspects, self.suspects = self.suspects, []
+            self._answer(self._batches(iter(suspects), alone=True), 1)
+        return keys
+
+    def _pending(
+        self, rows: Iterator[Row], prompting: PromptSettings, keys: KeyList
+    ) -> Iterator[Prompt]:
+        """Prompt the dataset piece by piece; gives the rows that are not finished yet.
+
+        A row that stands twice in the dataset is asked once.
+        """
+        while piece := list(islice(rows, self.batch_size)):
+            for prompt in prompt_rows(whole(piece), whole(prompting)):
+                keys.append(prompt.key)
+                match self.ledger.status(prompt.key):
+                    case RowStatus.PENDING:
+                        yield prompt
+                    case RowStatus.SUSPECT:
+                        self.suspects.append(prompt)
+                    case RowStatus.ANSWERED:
+                        self.progress.reused += 1
+                    case _:
+                        self.progress.skipped += 1
+
+    def _batches(self, prompts: Iterator[Prompt], alone: bool = False) -> Iterator[Batch]:
+        while some := tuple(islice(prompts, self.batch_size)):
+            batch = self._batch(some, alone)
+            self.progress.asked += len(some)
+            self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
+            yield batch
+
+    def _batch(self, prompts: Sequence[Prompt], alone: bool = False) -> Batch:
+        self.progress.batches += 1
+        attempts = tuple(self.ledger.attempt(prompt.key) for prompt in prompts)
+        key = batch_key([prompt.key for prompt in prompts], attempts, self.salt)
+        return Batch(self.progress.batches, key, tuple(prompts), attempts, self.salt, alone)
+
+    def _answer(self, batches: Iterator[Batch], at_once: int) -> None:
+        """Answer batches, `at_once` at a time, and enter them in the ledger.
+
+        When one fails no further one is started, but those in flight are finished and stored.
+        """
+        window: deque[PendingBatch] = deque()
+        error: ImageQAError | None = None
+        while True:
+            try:
+                batch = next(batches, None) if error is None and len(window) < at_once else None
+                if batch is not None:
+                    window.append(self.steps.submit(batch))
+                elif window:
+                    self._finish(window.popleft())
+                else:
+                    break
+            except ImageQAError as failed:
+                error = error or failed
+        if error is not None:
+            raise error
+
+    def _finish(self, pending: PendingBatch) -> None:
+        """Wait for a batch, enter it in the ledger, and say what became of it.
+
+        Raises:
+            ImageQAError: the batch failed, or too many rows have.
+        """
+        try:
+            parsed, names = pending.wait()
+        except EndpointError:
+            self._save_answered(pending.batch)
+            raise
+        self._enter(pending.batch, parsed, names)
+        self.on_progress()
+        self.breaker.add(parsed.rows)
+
+    def _save_answered(self, batch: Batch) -> None:
+        """Store the rows of a failed batch that were answered before it failed."""
+        answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
+        if answered and not batch.alone:
+            saved = self._batch(answered)
+            saved.replies.update(batch.replies)
+            self._enter(saved, *self.steps.submit(saved).wait())
+
+    def _enter(self, batch: Batch, parsed: ParsedBatch, names: Iterable[str]) -> None:
+        self.ledger.add(list(names), parsed.rows, parsed.time)
+        failed = [row for row in parsed.rows if isinstance(row, Quarantined)]
+        if not batch.alone:
+            crashed = {row.key for row in failed if row.kind is Kind.CRASH}
+            self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
+        self.progress.ok += len(parsed.rows) - len(failed)
+        self.progress.quarantined += len(failed)
+        get_run_logger().info(
+            "batch %s: %s answered, %s quarantined; %s",
+            batch.number,
+            len(parsed.rows) - len(failed),
+            len(failed),
+            self.progress,
+        )

@@ -1,0 +1,80 @@
+"""Where a run keeps things, and what is there already."""
+
+from dataclasses import dataclass
+
+from ..tasks.adopting import adopt_completions
+from ..tasks.filesystems import S3Credentials
+from ..tasks.ledger import Ledger
+from ..tasks.object_store import ObjectStore, load_store
+from ..tasks.parsing import ParseSettings
+from ..tasks.steps import whole
+from ..tasks.storing import COMPLETIONS, open_output, parse_labels
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run keeps things.
+
+    Attributes:
+        output: everything but the completions, where those are shared.
+        completions: raw completions, one object a batch.
+        shared: whether other outputs keep their completions there too.
+    """
+
+    output: ObjectStore
+    completions: ObjectStore
+    shared: bool
+
+    @property
+    def credentials(self) -> S3Credentials | None:
+        """Who to be on S3, also for dataset and images; None: the environment says."""
+        return self.output.s3_credentials
+
+    def ledger(self, parsing: ParseSettings, *, retry_quarantined: bool, refresh: bool) -> Ledger:
+        """Read which rows are finished; completions that were never parsed are parsed now.
+
+        Raises:
+            StoreError: the output cannot be read or written, or has another layout.
+        """
+        open_output(self.output)
+        ledger = Ledger.read(
+            self.output, parsing.label, retry_quarantined=retry_quarantined, refresh=refresh
+        )
+        if unparsed := sorted(self._stored_batches(ledger) - ledger.batches):
+            adopt_completions(
+                self.completions, unparsed, whole(self.output), whole(ledger), whole(parsing)
+            )
+        return ledger
+
+    def _stored_batches(self, ledger: Ledger) -> set[str]:
+        """Batches of this output whose completions may be stored."""
+        if not self.shared:
+            return set(self.completions.list())
+        if ledger.batches:
+            return set()
+        # Of a shared cache only what this output has asked for, told by what another parser left.
+        return {
+            batch
+            for parse in parse_labels(self.output)
+            for batch in Ledger.read(self.output, parse).batches
+        }
+
+
+def find_places(output: str, cache: str | None, store: str | ObjectStore | None) -> Places:
+    """Find where a run keeps things.
+
+    Args:
+        output: local path or `s3://` URI.
+        cache: where completions are shared with other outputs; by default they are in the output.
+        store: a saved block, or its name, whose credentials are used on S3.
+
+    Raises:
+        StoreError: a URI is of another kind, or there is no such block.
+    """
+    access = load_store(store) if isinstance(store, str) and store else store or None
+
+    def at(uri: str) -> ObjectStore:
+        return access.at(uri) if isinstance(access, ObjectStore) else ObjectStore(uri=uri)
+
+    place = at(output)
+    return Places(place, at(cache or f"{place.uri}/{COMPLETIONS}"), bool(cache))

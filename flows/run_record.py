@@ -1,0 +1,157 @@
+"""The record of a run in its output: what was asked of what, how far it is, what came of it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from prefect import get_run_logger
+from prefect.runtime import flow_run
+
+from ..tasks.caching import configuration_key
+from ..tasks.errors import StoreError
+from ..tasks.object_store import ObjectStore
+from ..tasks.parsing import ParseSettings
+from ..tasks.prompting import PromptSettings
+from ..tasks.storing import write_manifest, write_run
+from .progress import RunProgress
+from .settings import DatasetLike
+from .summary import RunSummary
+
+BEAT_SECONDS = 10.0
+"""How often a run says at most that it is alive."""
+
+
+class RunRecord:
+    """`runs/<id>.json` while the run goes on, and `manifest.json` when it is complete.
+
+    Attributes:
+        keys_name: what the row keys of this dataset and configuration are kept under.
+
+    Args:
+        store: the output.
+        dataset: its short name.
+        dataset_key: names it for good, see `dataset_key`.
+        prompting: what is asked.
+        parsing: how replies are parsed.
+        progress: where the run counts.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        dataset: str,
+        dataset_key: str,
+        prompting: PromptSettings,
+        parsing: ParseSettings,
+        progress: RunProgress,
+    ) -> None:
+        self.run_id = str(flow_run.id or uuid4())
+        told = _told(prompting, parsing)
+        configuration = configuration_key(told)
+        self.keys_name = f"{configuration}/{dataset_key}"
+        self._store = store
+        self._progress = progress
+        names = ("prefect-imageqa", "prefect", "pandas", "pillow")
+        self._head = {
+            "run": self.run_id,
+            "started": _now(),
+            "dataset": dataset,
+            "configuration": configuration,
+            "keys": self.keys_name,
+            **told,
+            "versions": {name: version(name) for name in names},
+        }
+        self._last_beat = time.monotonic()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write the record now, and how the run ended if it is not completed.
+
+        Raises:
+            StoreError: the output cannot be written.
+        """
+        self._write("running")
+        try:
+            yield
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            with self._best_effort():
+                failed = isinstance(error, Exception)
+                self._write("failed" if failed else "interrupted", {"error": reason})
+            raise
+
+    def beat(self) -> None:
+        """Say how far the run is, if that was not said just now."""
+        if time.monotonic() - self._last_beat >= BEAT_SECONDS:
+            self._last_beat = time.monotonic()
+            with self._best_effort():
+                self._write("running")
+
+    def complete(self, summary: RunSummary) -> None:
+        """Record the end of the run, and that the output is in this state.
+
+        Raises:
+            StoreError: the output cannot be written.
+        """
+        done = {"summary": summary.model_dump(mode="json")}
+        write_manifest(self._store, self._write("completed", done))
+
+    def _write(self, state: str, more: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        progress = self._progress
+        record = {
+            **self._head,
+            "state": state,
+            "updated": _now(),
+            "progress": {
+                "total": progress.total,
+                "asked": progress.asked,
+                "retried": progress.retried,
+                "reused": progress.reused,
+                "ok": progress.ok,
+                "quarantined": progress.quarantined,
+                "requests": progress.stats.requests,
+                "prompt_tokens": progress.stats.prompt_tokens,
+                "completion_tokens": progress.stats.completion_tokens,
+            },
+            **(more or {}),
+        }
+        write_run(self._store, self.run_id, record)
+        return record
+
+    @contextmanager
+    def _best_effort(self) -> Iterator[None]:
+        """The record tells of the work; it must not stop it."""
+        try:
+            yield
+        except StoreError as error:
+            get_run_logger().warning("the record of the run could not be written: %s", error)
+
+
+def dataset_key(dataset: DatasetLike, limit: int | None) -> str:
+    """Name a dataset, for what is kept per configuration and dataset."""
+    named = str(dataset) if isinstance(dataset, str | Path) else type(dataset).__name__
+    return configuration_key({"dataset": named, "limited": limit is not None})
+
+
+def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:
+    """What decides the answers of a run. No secret is in it."""
+    spec = prompting.spec
+    return {
+        "model": spec.model,
+        "model_revision": spec.model_revision,
+        "system_prompt": prompting.system_prompt,
+        "user_prompt": prompting.user_prompt,
+        "prompt_style": spec.prompt,
+        "parser": parsing.label,
+        "sampling": dict(spec.sampling),
+        "images": dict(spec.images),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,207 @@
+"""Reads images, and knows them by an identity that does not need them read again.
+
+`image_refs` says where an image is; here it is opened.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+import fsspec
+
+from .errors import StoreError
+from .file_digests import FileDigests, settled, version_of
+from .filesystems import (
+    AccessDeniedError,
+    S3Credentials,
+    StoreUnavailableError,
+    open_filesystem,
+    store_errors,
+)
+from .records import ImageRef, Kind, RowError
+from .web_images import WebImages
+
+T = TypeVar("T")
+
+
+class ImageReader:
+    """Knows images by their identity and reads them; safe to use from several threads.
+
+    Nothing is started before it is needed: without images from the web there is no web client.
+    Close it, or use it as a context manager, to end that client and to save digests.
+
+    Args:
+        max_bytes: larger images are not read.
+        credentials: who to be on S3; by default the environment says.
+        allow_private_hosts: let images of the web come from private and loopback addresses too.
+        digests: remembers the digests of local files; closed with the reader. Without it, every
+            file is read to identify it.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        credentials: S3Credentials | None = None,
+        allow_private_hosts: bool = False,
+        digests: FileDigests | None = None,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._credentials = credentials
+        self._allow_private_hosts = allow_private_hosts
+        self._digests = digests
+        self._web: WebImages | None = None
+        self._web_lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the web client, if there is one, and save what was learnt of local files."""
+        with self._web_lock:
+            web, self._web = self._web, None
+        if web:
+            web.close()
+        if self._digests:
+            self._digests.close()
+
+    def identify(self, ref: ImageRef) -> str:
+        """Identify an image by its content, or by its store's or server's tag of it.
+
+        Returns:
+            `sha256:<hex>` for local files and embedded bytes; `etag:<tag>:<bytes>` for `s3://`,
+            which takes one request. For the web see `WebImages.identify`.
+
+        Raises:
+            RowError: as `read` does; only `read` is sure to find an image of the web missing.
+        """
+        if ref.path is None:
+            return f"sha256:{hashlib.sha256(self.read(ref)).hexdigest()}"
+        if _is_web(ref.path):
+            return self._web_images().identify(ref.path)
+        if ref.path.startswith("s3://"):
+            return self._s3_tag(ref)
+        return f"sha256:{self._file_digest(ref)}"
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Read the encoded image.
+
+        Raises:
+            RowError: it is larger than `max_bytes`, it cannot be read (missing or refused), or its
+                store does not let anyone in now (connection, timeout).
+        """
+        data: bytes | None
+        if ref.path is None:
+            data = ref.data or b""
+        elif _is_web(ref.path):
+            data = self._web_images().read(ref.path)
+        elif ref.path.startswith("s3://"):
+            # One byte more than allowed tells, and saves asking for the size first.
+            data = self._ask_s3(ref.path, lambda s3, key: _start(s3, key, self._max_bytes + 1))
+        else:
+            with _open_local(ref.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = file.read(size) if size <= self._max_bytes else None
+        if data is None or len(data) > self._max_bytes:
+            raise self._too_large(ref)
+        return data
+
+    def _file_digest(self, ref: ImageRef) -> str:
+        path = str(ref.path)
+        if self._digests:
+            info = _look_at(path)
+            known = self._digests.find(path, version_of(info))
+            if known and info.st_size <= self._max_bytes:
+                return known
+        with _open_local(path) as file:
+            now, info = time.time(), os.fstat(file.fileno())
+            if info.st_size > self._max_bytes:
+                raise self._too_large(ref)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            unchanged = version_of(os.fstat(file.fileno())) == version_of(info)
+        if self._digests and unchanged and settled(info, now):
+            self._digests.keep(path, version_of(info), digest)
+        return digest
+
+    def _s3_tag(self, ref: ImageRef) -> str:
+        info = self._ask_s3(str(ref.path), lambda s3, key: s3.info(key))
+        if info["type"] != "file":
+            raise RowError(Kind.IMAGE_MISSING, f"{ref}: is a folder")
+        if info["size"] > self._max_bytes:
+            raise self._too_large(ref)
+        # Not the version id: it changes when the same bytes are uploaded again, the tag does not.
+        return f"etag:{info['ETag'].strip(chr(34))}:{info['size']}"
+
+    def _ask_s3(self, uri: str, ask: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+        try:
+            with store_errors(uri):
+                return ask(*open_filesystem(uri, self._credentials))
+        except (StoreUnavailableError, AccessDeniedError) as error:
+            raise RowError(Kind.CONNECTION, str(error)) from None
+        except StoreError as error:
+            raise RowError(Kind.IMAGE_MISSING, str(error)) from None
+
+    def _web_images(self) -> WebImages:
+        with self._web_lock:
+            if self._web is None:
+                self._web = WebImages(
+                    self._max_bytes, allow_private_hosts=self._allow_private_hosts
+                )
+            return self._web
+
+    def _too_large(self, ref: ImageRef) -> RowError:
+        limit = f"the limit of {self._max_bytes / 1e6:g} MB"
+        return RowError(Kind.IMAGE_TOO_LARGE, f"{ref} is larger than {limit}")
+
+
+def _is_web(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def _look_at(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)  # noqa: PTH116 (a Path costs more than the look-up)
+    except OSError as error:
+        raise _missing(path, error) from None
+
+
+@contextmanager
+def _open_local(path: str) -> Iterator[io.BufferedReader]:
+    """Open a regular file; a pipe or device put in its place must not block or flood us."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise RowError(Kind.IMAGE_MISSING, f"{path}: is not a regular file")
+            yield file
+    except OSError as error:
+        raise _missing(path, error) from None
+
+
+def _missing(path: str, error: OSError) -> RowError:
+    return RowError(Kind.IMAGE_MISSING, f"{path}: {error.strerror or error}")
+
+
+def _start(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:
+    try:
+        data: bytes = s3.cat_file(key, start=0, end=count)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an empty object has no first byte to ask for
+            return b""
+        raise
+    return data

@@ -1,0 +1,255 @@
+"""The objects of one folder that hold finished rows, and where in them each row is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import StoreError
+from .filesystems import ObjectMissingError
+from .key_index import Array, KeyIndex, Place
+from .object_store import ObjectStore
+from .parts import (
+    Contents,
+    answers_contents,
+    answers_of,
+    failure_of,
+    open_part,
+    quarantine_contents,
+)
+from .records import Answered, Quarantined
+from .steps import READERS, ahead
+from .storing import batch_of, damage_named
+
+T = TypeVar("T", Answered, Quarantined)
+
+_TRIES = 5
+"""Other runs may merge objects while they are read; each try sees what they left."""
+
+_WHOLE_BYTES = 1 << 20
+"""Objects up to this size are read whole: another round trip costs more than the bytes."""
+
+
+class StoredRows(ABC, Generic[T]):
+    """Finished rows of one kind: keys in memory, the rows themselves read when asked for.
+
+    Attributes:
+        folder: where the objects are.
+        index: where each row is; of several copies of a row, the one that counts.
+        batches: keys of all batches that the objects are of.
+        names: the objects by number; some may be gone.
+    """
+
+    suffix: ClassVar[str]
+
+    def __init__(self, store: ObjectStore, folder: str) -> None:
+        self._store = store
+        self.folder = folder
+        self.index = KeyIndex()
+        self.batches: set[str] = set()
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._sizes: list[int] = []
+        self._row_counts: list[int] = []
+        self._batches: list[Sequence[str]] = []
+
+    def sync(self) -> None:
+        """Take in the objects that are new, and forget those that are gone.
+
+        Raises:
+            ObjectDamagedError: an object does not hold what was written.
+            StoreError: the folder cannot be read, or changes faster than it can be read.
+        """
+        gone = False
+        for _ in range(_TRIES):
+            sizes = {
+                name: size
+                for name, size in self._store.sizes(self.folder).items()
+                if name.endswith(self.suffix) and batch_of(name) is not None
+            }
+            self._forget(self._numbers.keys() - sizes.keys())
+            new = sorted(sizes.keys() - self._numbers.keys())
+            # A listing can miss what is merged meanwhile; one that has nothing new missed nothing.
+            if not new:
+                return
+            gone = self._take_in({name: sizes[name] for name in new})
+        if gone:
+            raise self._restless()
+
+    def add(self, name: str, places: Iterable[tuple[str, Place]]) -> None:
+        """Take in an object that was just written, whose rows are at these places.
+
+        The number of the object is filled in.
+        """
+        if name in self._numbers:
+            return
+        entries = list(places)
+        number = self._register(name, 0, len(entries), ())
+        for key, place in entries:
+            self.index.put(bytes.fromhex(key), place._replace(file=number))
+
+    def fetch(self, keys: Array) -> list[T | None]:
+        """Read the rows of some keys, in their order; None where there is none.
+
+        Raises:
+            ObjectDamagedError: an object does not hold what was written.
+            StoreError: an object cannot be read.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._fetch(keys)
+            except ObjectMissingError:
+                self.sync()
+        raise self._restless()
+
+    def small(self, rows: int) -> list[int]:
+        """Numbers of the objects, present when last looked, that hold fewer rows than this."""
+        return [file for file in self._numbers.values() if self._row_counts[file] < rows]
+
+    def batches_of(self, file: int) -> Sequence[str]:
+        """The batches that an object is of."""
+        return self._batches[file]
+
+    @abstractmethod
+    def _contents(self, name: str, size: int) -> Contents:
+        """Read what the index must know of an object."""
+
+    @abstractmethod
+    def _load(self, file: int, rows: Array) -> Iterable[T]:
+        """Read rows of an object; their numbers ascend."""
+
+    def _fetch(self, keys: Array) -> list[T | None]:
+        result: list[T | None] = [None] * len(keys)
+        expected = keys.tobytes().hex()
+        found = self.index.find(keys)
+        wanted = np.flatnonzero(found.known)
+        places = found.places[wanted]
+        order = np.lexsort((places["row"], places["file"]))
+        ends = np.flatnonzero(np.diff(places["file"][order])) + 1
+        for chosen in np.split(order, ends) if len(order) else ():
+            file = int(places["file"][chosen[0]])
+            with damage_named(self._store, self.names[file]):
+                rows = self._load(file, places["row"][chosen])
+                for position, row in zip(wanted[chosen].tolist(), rows, strict=True):
+                    if row.key != expected[32 * position : 32 * position + 32]:
+                        raise ValueError("another row")
+                    result[position] = row
+        return result
+
+    def _take_in(self, sizes: dict[str, int]) -> bool:
+        """Read the keys of new objects; tells whether some of them were gone already."""
+
+        def contents(name: str) -> Contents | None:
+            try:
+                with damage_named(self._store, name):
+                    return self._contents(name, sizes[name])
+            except ObjectMissingError:
+                return None
+
+        gone = False
+        entries: list[tuple[Array, Array]] = []
+        with ThreadPoolExecutor(READERS) as pool:
+            for name, future in ahead(pool, contents, sizes, 2 * READERS):
+                if (read := future.result()) is None:
+                    gone = True
+                    continue
+                number = self._register(name, sizes[name], len(read.keys), read.batches)
+                read.places["file"] = number
+                entries.append((read.keys, read.places))
+        self.index.extend(entries)
+        return gone
+
+    def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
+        own = batch_of(name)
+        number = self._numbers[name] = len(self.names)
+        self.names.append(name)
+        self._sizes.append(size)
+        self._row_counts.append(rows)
+        self._batches.append([own] if own else batches)
+        self.batches.update(self._batches[-1])
+        return number
+
+    def _forget(self, names: Iterable[str]) -> None:
+        if files := [self._numbers.pop(name) for name in list(names)]:
+            self.index.forget(files)
+
+    def _restless(self) -> StoreError:
+        place = self._store.uri_of(self.folder)
+        return StoreError(f"{place}: other runs keep replacing objects there: run it again")
+
+
+class StoredAnswers(StoredRows[Answered]):
+    """The parts of a configuration of the parser."""
+
+    suffix = ".parquet"
+
+    def __init__(self, store: ObjectStore, folder: str) -> None:
+        super().__init__(store, folder)
+        self._part = lru_cache(maxsize=8)(self._open)
+        self._group = lru_cache(maxsize=4)(self._read_group)
+
+    def table(self, file: int, rows: Array) -> pa.Table:
+        """Read some rows of a small part, as they are."""
+        name = self.names[file]
+        with damage_named(self._store, name):
+            part = open_part(pa.BufferReader(self._store.read(name)))
+            return part.read(use_threads=False).take(rows)
+
+    def _contents(self, name: str, size: int) -> Contents:
+        return answers_contents(self._source(name, size))
+
+    def _load(self, file: int, rows: Array) -> Iterable[Answered]:
+        _, starts = self._part(file)
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        for group in np.unique(groups).tolist():
+            table = self._group(file, group)
+            yield from answers_of(table.take(rows[groups == group] - starts[group]))
+
+    def _open(self, file: int) -> tuple[pq.ParquetFile, Array]:
+        part = open_part(self._source(self.names[file], self._sizes[file]))
+        sizes = [
+            part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups)
+        ]
+        return part, np.cumsum([0, *sizes[:-1]])
+
+    def _read_group(self, file: int, group: int) -> pa.Table:
+        return self._part(file)[0].read_row_group(group, use_threads=False)
+
+    def _source(self, name: str, size: int) -> pa.NativeFile:
+        if size <= _WHOLE_BYTES:
+            return pa.BufferReader(self._store.read(name))
+        return pa.PythonFile(self._store.open(name), mode="r")
+
+
+class StoredFailures(StoredRows[Quarantined]):
+    """The quarantined rows of a configuration of the parser."""
+
+    suffix = ".jsonl"
+
+    def __init__(self, store: ObjectStore, folder: str) -> None:
+        super().__init__(store, folder)
+        self._cached_lines = lru_cache(maxsize=4)(self._read_lines)
+
+    def lines(self, file: int, rows: Array) -> list[bytes]:
+        """Read some rows of an object, as they are."""
+        with damage_named(self._store, self.names[file]):
+            return [self._read_lines(file)[row] for row in rows]
+
+    def size(self, file: int) -> int:
+        """Bytes of an object; 0 for one that this run wrote."""
+        return self._sizes[file]
+
+    def _contents(self, name: str, size: int) -> Contents:  # noqa: ARG002
+        return quarantine_contents(self._store.read(name))
+
+    def _load(self, file: int, rows: Array) -> Iterable[Quarantined]:
+        lines = self._cached_lines(file)
+        return [failure_of(lines[row]) for row in rows]
+
+    def _read_lines(self, file: int) -> list[bytes]:
+        return self._store.read(self.names[file]).splitlines()

@@ -1,0 +1,130 @@
+"""The model a run asks, and what brings it back."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect import flow
+from prefect_imageqa.flows import endpoints
+from prefect_imageqa.flows.endpoints import AskedModel, asked_model
+from prefect_imageqa.serving.checkpoint import checkpoint_digest
+from prefect_imageqa.serving.demo_model import scenes
+from prefect_imageqa.serving.errors import EndpointError, ServerError
+from prefect_imageqa.serving.types import ChatRequest, Completion
+
+CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
+STUB = Path(__file__).resolve().parents[2] / "benchmarks" / "stub_server.py"
+
+# Looks like an interpreter with vLLM, and serves the stub.
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-c":
+    print(json.dumps([True, True]))
+    sys.exit()
+value = lambda name: sys.argv[sys.argv.index(name) + 1]
+os.execv(sys.executable, [
+    sys.executable, {str(STUB)!r}, "--latency=0", "--port", value("--port"),
+    "--model", value("--served-model-name"), "--api-key=" + os.environ["VLLM_API_KEY"],
+])
+"""
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's own server is the stub."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    monkeypatch.setenv("PREFECT_IMAGEQA_VLLM_PYTHON", str(python))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def in_a_flow(work: Callable[[], None]) -> None:
+    """Starting a server is told in the run's log, so there must be a run."""
+    flow(name="test-endpoints", persist_result=False)(work)()
+
+
+def processes(*words: str) -> list[psutil.Process]:
+    """Our processes that have all these words in their command lines."""
+    mine = {process.pid for process in psutil.Process().children(recursive=True)}
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])  # passes over those that end meanwhile
+        if process.pid in mine and {*words} <= {*(process.info["cmdline"] or [])}
+    ]
+
+
+def answers(model: AskedModel) -> bool:
+    (outcome,) = model.client.complete([ChatRequest([{"role": "user", "content": "hello"}], {})])
+    return isinstance(outcome, Completion)
+
+
+def test_own_server_is_started_revived_and_stopped(own_server: None) -> None:
+    before = psutil.Process().children(recursive=True)
+
+    def work() -> None:
+        with asked_model(None, str(CHECKPOINT), 4) as model:
+            assert model.client.model == "checkpoint"
+            assert model.revision == checkpoint_digest(CHECKPOINT)
+            assert answers(model)
+            model.revive()
+            [server] = processes(str(STUB), CHECKPOINT.name)
+            server.kill()
+            psutil.wait_procs([server], timeout=10)
+            model.revive(expected=True)
+            assert answers(model)
+
+    in_a_flow(work)
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
+    before = psutil.Process().children(recursive=True)
+
+    def work() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            with asked_model(None, str(CHECKPOINT), 4) as model:
+                (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
+                [server] = processes(str(STUB), CHECKPOINT.name)
+                server.kill()
+                reviving = pool.submit(model.revive)
+                while not processes("sleep"):
+                    time.sleep(0.05)
+            with pytest.raises(ServerError, match="was stopped again"):
+                reviving.result(10)
+
+    in_a_flow(work)
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
+    stub = start_stub("--respawn=0.2")
+    with asked_model([stub.url], "stub", 4) as model:
+        assert model.revision == ""
+        os.kill(stub.stats()["pid"], signal.SIGKILL)
+        model.revive()
+        assert answers(model)
+    assert stub.stats()["life"] == 2
+
+
+def test_those_that_stay_away_are_told_in_one_line(
+    start_stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "RETURN_SECONDS", 0.5)
+    stub = start_stub()
+    with asked_model([stub.url], "stub", 4) as model:
+        stub.process.kill()
+        stub.process.wait()
+        with pytest.raises(EndpointError) as lost:
+            model.revive(expected=True)
+    assert str(lost.value) == (
+        f"{stub.url}: no server has answered for 0 s; when one is back, the same command goes on "
+        "from here"
+    )

@@ -1,0 +1,252 @@
+"""The same command again: nothing lost, nothing asked twice."""
+
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from prefect_imageqa import ImageQAError, VLLMEndpoint, image_qa
+from prefect_imageqa.tasks import parsing
+from prefect_imageqa.tasks.object_store import ObjectStore
+
+
+def stored(output: Path, kind: str) -> list[Path]:
+    return sorted(path for path in (output / kind).rglob("*") if path.is_file())
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def ask(stub: Any, drawn: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs the flow over the twelve drawn images."""
+
+    def run(output: str | Path = tmp_path / "out", **changed: Any) -> Any:
+        told: dict[str, Any] = {"endpoint": stub.url, "batch_size": 5} | changed
+        return image_qa(str(drawn / "dataset.json"), str(output), **told)
+
+    return run
+
+
+def test_completions_without_parts_are_parsed_and_not_asked_again(
+    ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What a run leaves that is killed between the two."""
+    assert ask().requests == 12
+    assert len(stored(tmp_path / "out", "completions")) == 3
+    before = (tmp_path / "out" / "qa.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "parts")
+    again = ask(batch_size=4, max_in_flight=3)
+    assert (again.requests, again.ok) == (0, 12)
+    assert (tmp_path / "out" / "qa.jsonl").read_bytes() == before
+
+
+def test_outputs_share_a_cache(ask: Callable[..., Any], tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    assert ask(tmp_path / "a", cache=cache).requests == 12
+    assert not (tmp_path / "a" / "completions").exists()
+    other = ask(tmp_path / "b", cache=cache)
+    assert (other.requests, other.ok) == (0, 12)
+    # Of a cache that others share, a changed parser reads what this output has asked for.
+    raw = ask(tmp_path / "a", cache=cache, require_pairs=False, batch_size=7)
+    assert (raw.requests, raw.ok) == (0, 12)
+
+
+def test_a_changed_parser_reads_what_is_stored(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask()
+    assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {"qa_pairs-v1"}
+    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    newer = ask()
+    assert (newer.requests, newer.ok) == (0, 12)
+    labels = [path.parent.name for path in stored(tmp_path / "out", "parts")]
+    assert (labels.count("qa_pairs-v1"), labels.count("qa_pairs-v2")) == (3, 3)
+    raw = ask(require_pairs=False)
+    assert (raw.requests, raw.ok) == (0, 12)
+
+
+def test_everything_can_be_asked_anew(ask: Callable[..., Any], tmp_path: Path) -> None:
+    ask()
+    renewed = ask(refresh=True)
+    assert (renewed.requests, renewed.ok, renewed.rows) == (12, 12, 12)
+    assert ask(refresh=True).requests == 12
+    assert ask().requests == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda record: record[: len(record) // 2], "damaged or cut off"),
+        (lambda _: b"", "damaged or cut off"),
+        (lambda record: record.replace(b"completion", b"complxtion"), "damaged"),
+        (lambda record: record.replace(b'"json"', b'"pickle"'), "not of the kind"),
+    ],
+    ids=["cut", "empty", "changed", "pickle"],
+)
+def test_a_cached_object_that_is_not_ours_is_asked_again(
+    spoil: Callable[[bytes], bytes],
+    told: str,
+    ask: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = tmp_path / "cache"
+    ask(cache=str(cache))
+    spoilt, *_ = (path for path in cache.iterdir())
+    rows = len(json.loads(json.loads(spoilt.read_bytes())["result"])["rows"])
+    spoilt.write_bytes(spoil(spoilt.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        again = ask(tmp_path / "other", cache=str(cache))
+    assert (again.requests, again.ok) == (rows, 12)
+    warnings = [record.getMessage() for record in caplog.records if told in record.getMessage()]
+    assert len(warnings) == 1
+    assert "asked again" in warnings[0]
+    assert not any(record.exc_info for record in caplog.records)
+    assert ask(tmp_path / "third", cache=str(cache)).requests == 0
+
+
+class Planted:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_planted_record_runs(ask: Callable[..., Any], tmp_path: Path) -> None:
+    ask()
+    trace = tmp_path / "it-ran"
+    for path in stored(tmp_path / "out", "completions"):
+        record = json.loads(path.read_bytes())
+        record["metadata"]["serializer"] = {"type": "pickle", "picklelib": "pickle"}
+        record["result"] = pickle.dumps(Planted(trace)).hex()
+        path.write_text(json.dumps(record))
+    shutil.rmtree(tmp_path / "out" / "parts")
+    assert ask().requests == 12
+    assert not trace.exists()
+
+
+def test_a_cache_that_cannot_be_read_stops_the_run_before_any_request(
+    ask: Callable[..., Any], stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / "x").mkdir(parents=True)
+    before = stub.stats()["requests"]
+
+    def read(store: ObjectStore, path: str) -> bytes:
+        if store.uri == str(cache):
+            raise ImageQAError(f"{store.uri_of(path)}: the S3 server failed; try again later")
+        return original(store, path)
+
+    original = ObjectStore.read
+    monkeypatch.setattr(ObjectStore, "read", read)
+    with pytest.raises(ImageQAError, match="the S3 server failed"):
+        ask(cache=str(cache))
+    assert stub.stats()["requests"] == before
+
+
+def test_a_result_that_cannot_be_written_fails_the_run(
+    ask: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(ImageQAError, match=r"a part of the path is a file"):
+        ask(cache=str(tmp_path / "cache"))
+    assert not any(record.exc_info for record in caplog.records)
+    assert stored(tmp_path / "out", "parts") == []
+
+
+def write_rows(folder: Path, texts: list[str], image: str = "red.png") -> Path:
+    Image.new("RGB", (32, 32), "red").save(folder / "red.png")
+    rows = [{"image": image, "conversation": text} for text in texts]
+    dataset = folder / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dataset
+
+
+def test_failed_rows_in_a_batch_do_not_hide(start_stub: Any, tmp_path: Path) -> None:
+    """The next run asks what may pass again, and the rest only when it is told to."""
+    stub = start_stub()
+    texts = ["fine", "STUB status 500", "STUB finish length", "also fine"]
+    dataset = write_rows(tmp_path, texts)
+
+    def ask(**changed: Any) -> Any:
+        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, **changed)
+
+    assert ask().reasons == {"server_error": 1, "truncated": 1}
+    assert stub.stats()["requests"] == 1 + 3 + 1 + 1
+    again = ask()
+    assert (again.requests, again.retried, again.reused) == (3, 1, 2)
+    told = ask(retry_quarantined=True)
+    assert (told.requests, told.retried) == (4, 2)
+    seeds = [
+        body["seed"]
+        for body in stub.stats()["bodies"]
+        if "finish length" in json.dumps(body["messages"])
+    ]
+    assert len(seeds) == len(set(seeds)) == 2
+    failed = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert [(row["row"], row["kind"]) for row in failed] == [(1, "server_error"), (2, "truncated")]
+
+
+def test_a_run_that_burns_through_the_dataset_is_stopped(stub: Any, tmp_path: Path) -> None:
+    dataset = write_rows(tmp_path, [f"STUB text no pair {number}" for number in range(2000)])
+    output = str(tmp_path / "out")
+    before = stub.stats()["requests"]
+    with pytest.raises(ImageQAError, match="256 of the last 256 rows asked have failed"):
+        image_qa(str(dataset), output, endpoint=stub.url, batch_size=64, max_in_flight=64)
+    assert stub.stats()["requests"] - before <= 256 + 2 * 64
+    record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
+    assert (record["state"], record["progress"]["quarantined"] >= 256) == ("failed", True)
+    assert "max_error_rate" in record["error"]
+    told = image_qa(str(dataset), output, endpoint=stub.url, max_error_rate=1)
+    assert told.reasons == {"unparsed": 2000}
+    assert stub.stats()["requests"] - before == 2000
+
+
+def test_a_row_that_kills_the_server_is_found_and_the_others_are_answered(
+    start_stub: Any, tmp_path: Path
+) -> None:
+    mark = "a-mark-that-kills"
+    stub = start_stub("--respawn=0.2", f"--poison={mark}", latency=0.02)
+    dataset = write_rows(tmp_path, [f"{number}?" for number in range(60)])
+    chunk = PngInfo()
+    chunk.add_text("note", mark)
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "poison.png", pnginfo=chunk)
+    rows = lines(dataset)
+    rows[23]["image"] = "poison.png"
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = image_qa(
+        str(dataset), str(tmp_path / "out"), endpoint=stub.url, batch_size=16, max_in_flight=16
+    )
+    assert (summary.ok, summary.reasons) == (59, {"crash": 1})
+    failed = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert [row["row"] for row in failed] == [23]
+    assert "alone" in failed[0]["message"]
+    assert len(lines(tmp_path / "out" / "qa.jsonl")) == 59
+
+
+def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path) -> None:
+    mortal = start_stub("--respawn=0.2", f"--count-texts={tmp_path / 'asked'}", api_key="k")
+    texts = [f"{number}?" for number in range(20)] + ["STUB status 401"]
+    dataset = write_rows(tmp_path, texts)
+    endpoint = VLLMEndpoint(urls=[mortal.url], api_key="k")
+
+    def ask() -> Any:
+        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=endpoint, max_in_flight=1)
+
+    with pytest.raises(ImageQAError, match="refuses to answer"):
+        ask()
+    assert mortal.stats()["requests"] == 21
+    with pytest.raises(ImageQAError, match="refuses to answer"):
+        ask()
+    assert mortal.stats()["requests"] == 22
