@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from ..serving.errors import ImageQAError
+from .cli_outputs import outputs
 
 Flag = Annotated[bool, Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -18,6 +19,7 @@ app = App(
     help="Question-answer pairs about your images: a Prefect flow over a vLLM server.",
     suppress_keyboard_interrupt=False,
 )
+app.update(outputs)
 
 
 @app.command

@@ -10,7 +10,7 @@ MAX_MESSAGE = 300
 
 ATTEMPTS = {
     FailureKind.CONNECTION: 4,
-    FailureKind.UNAVAILABLE: 6,
+    FailureKind.UNAVAILABLE: 5,
     # vLLM answers some bad images with 500, for ever: try a few times, then blame the row.
     FailureKind.SERVER_ERROR: 3,
 }

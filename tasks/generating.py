@@ -35,6 +35,10 @@ class EndpointLostError(EndpointError):
     """The server stopped answering in the middle of a batch; it may come back."""
 
 
+def _only_wait(*, expected: bool = False) -> None:
+    """The server is someone else's: the wait between two tries has to do."""
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How prompts are sent.
@@ -43,14 +47,15 @@ class GenerationSettings:
         images: limits and size of what is sent.
         options: request options: temperature, max_tokens, ... and further vLLM options.
         reader: reads the images.
-        revive: waits for a lost server, or starts it again; raises `ImageQAError` if it cannot.
-            Its `expected` tells that a row that may kill the server was being asked.
+        revive: called before a batch is tried again: waits for the lost server, or starts it;
+            raises `ImageQAError` if it cannot. Its `expected` tells that a row that may kill the
+            server was being asked.
     """
 
     images: ImageSettings
     options: Mapping[str, Any]
     reader: ImageReader
-    revive: Callable[..., None]
+    revive: Callable[..., None] = _only_wait
 
 
 def _server_may_return(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001

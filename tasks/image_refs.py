@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from .filesystems import is_path
-from .image_reader import ImageReader
 from .records import ImageRef, Kind, RowError
 from .web_addresses import shown, web_url
 
@@ -196,9 +195,3 @@ def png_of(image: Image.Image) -> bytes:
     except (OSError, ValueError, SyntaxError) as error:
         raise RowError(Kind.IMAGE_BROKEN, f"a PIL image that cannot be encoded: {error}") from None
     return encoded.getvalue()
-
-
-def read_image(ref: ImageRef, max_bytes: int) -> bytes:
-    """Read the encoded image; see `ImageReader.read`."""
-    with ImageReader(max_bytes) as reader:
-        return reader.read(ref)

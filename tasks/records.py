@@ -85,7 +85,8 @@ class ImageRef:
     """Where an image is; nothing is opened yet.
 
     Attributes:
-        path: a local path or `s3://` URI, absolute or already resolved; None for embedded bytes.
+        path: a local path or `s3://` URI, absolute or already resolved, or an http(s) URL, which
+            may hold a secret; None for embedded bytes.
         data: the encoded image where the dataset embeds it.
     """
 

@@ -15,8 +15,9 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect_imageqa import ImageQAError, ImageSettings, VLLMEndpoint, image_qa
 from prefect_imageqa.serving.client import ChatClient
-from prefect_imageqa.tasks.caching import RequestSpec
+from prefect_imageqa.tasks.caching import RequestSpec, batch_key
 from prefect_imageqa.tasks.generating import GenerationSettings, generate_batch
+from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.loading import load_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.parsing import ParseSettings, parse_batch
@@ -290,11 +291,11 @@ def shout(text: str) -> list[QAPair]:
     return [QAPair("What?", text.upper())]
 
 
-def test_a_parser_of_ones_own_is_named_in_the_key(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
     image_qa(dataset, output, endpoint=stub.url, limit=2)
     summary = image_qa(dataset, output, endpoint=stub.url, limit=2, parser=shout)
-    assert (summary.requests, summary.pairs) == (2, 2)
+    assert (summary.requests, summary.pairs) == (0, 2)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
     assert pairs[0]["answer"].startswith("**QUESTION:**")
 
@@ -306,24 +307,35 @@ def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_pat
     def my_flow() -> list[Any]:
         source = load_dataset(str(drawn / "dataset.json"))
         images = ImageSettings(max_side=64)
-        spec = RequestSpec("stub", "", {"max_tokens": 64}, images.model_dump(), "chat", "qa_pairs")
+        reader = ImageReader(images.max_file_bytes)
+        spec = RequestSpec("stub", "", {"max_tokens": 64}, images.model_dump(), "chat")
         settings = PromptSettings(
-            "image", "conversation", source.base, chat_prompt, "Be kind.", "Ask.", images, spec
+            "image",
+            "conversation",
+            source.base,
+            chat_prompt,
+            "Be kind.",
+            "Ask.",
+            images,
+            spec,
+            reader,
         )
         prompts = prompt_rows(list(source.rows()), settings)
-        batch = Batch(1, "mine", tuple(prompts))
+        attempts = (0,) * len(prompts)
+        key = batch_key([prompt.key for prompt in prompts], attempts)
+        batch = Batch(1, key, tuple(prompts), attempts)
         parsing = ParseSettings("qa_pairs", parse_qa_pairs)
-        with ChatClient(VLLMEndpoint(urls=[stub.url])) as client:
-            replies = generate_batch(batch, client, GenerationSettings(images, spec.sampling))
-        rows: list[Any] = store_batch(
-            batch, parse_batch(batch, replies, parsing), ObjectStore(uri=output), parsing
-        )
-        return rows
+        with reader, ChatClient(VLLMEndpoint(urls=[stub.url])) as client:
+            generation = GenerationSettings(images, spec.sampling, reader)
+            replies = generate_batch(batch, client, generation)
+        parsed = parse_batch(batch, replies, parsing)
+        return [parsed, *store_batch(batch, parsed, ObjectStore(uri=output), parsing.label)]
 
-    rows = my_flow()
-    assert len(rows) == 12
-    assert all(isinstance(row, Answered) for row in rows)
-    assert (tmp_path / "out" / "parts" / "mine.parquet").exists()
+    parsed, *names = my_flow()
+    assert len(parsed.rows) == 12
+    assert all(isinstance(row, Answered) for row in parsed.rows)
+    assert len(names) == 1
+    assert (tmp_path / "out" / names[0]).exists()
 
 
 def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:

@@ -73,6 +73,37 @@ def test_a_changed_parser_reads_what_is_stored(
     assert (raw.requests, raw.ok) == (0, 12)
 
 
+def test_a_thousand_rows_are_asked_once_whatever_changes_around_them(
+    stub: Any, start_stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{number}?" for number in range(1000)]
+    cache, other = str(tmp_path / "cache"), start_stub().url
+
+    def requests(texts: list[str], output: str = "out", **changed: Any) -> int:
+        dataset = write_rows(tmp_path, texts)
+        told = {"endpoint": stub.url, "cache": cache} | changed
+        summary = image_qa(str(dataset), str(tmp_path / output), **told)
+        assert (summary.rows, summary.ok) == (len(texts), len(texts))
+        return int(summary.requests)
+
+    assert requests(texts) == 1000
+    assert requests(texts) == 0
+    assert requests(texts, "another") == 0
+    texts += [f"{number} new?" for number in range(37)]
+    assert requests(texts) == 37
+    texts[:0] = [f"{number} on top?" for number in range(5)]
+    assert requests(texts) == 5
+    assert requests(texts, system_prompt="Be brief.") == 1042
+    assert requests(texts) == 0
+    assert requests(texts, batch_size=77, max_in_flight=9, endpoint=other) == 0
+    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    assert requests(texts, batch_size=31) == 0
+    assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {
+        "qa_pairs-v1",
+        "qa_pairs-v2",
+    }
+
+
 def test_everything_can_be_asked_anew(ask: Callable[..., Any], tmp_path: Path) -> None:
     ask()
     renewed = ask(refresh=True)

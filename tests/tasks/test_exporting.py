@@ -17,7 +17,8 @@ from prefect_imageqa.tasks.exporting import (
     dump_record,
     export,
 )
-from prefect_imageqa.tasks.image_refs import ImageBase, image_refs, read_image
+from prefect_imageqa.tasks.image_reader import ImageReader
+from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
 from prefect_imageqa.tasks.ledger import Ledger
 from prefect_imageqa.tasks.loading import open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
@@ -186,7 +187,7 @@ def test_embedded_images_become_data_uris_that_loading_reads_back(
     exported(local, ledger, [{"image": value, "id": 1}], [key(0)], image_key)
     (row,) = open_dataset(local.uri_of(QA_JSONL)).rows()
     (ref,) = image_refs(row.record["image"], ImageBase(folder=str(tmp_path)))
-    assert read_image(ref, 1000) == PIXELS
+    assert ImageReader(1000).read(ref) == PIXELS
     if image_key:
         written = json.dumps(row.record["image"])
         assert "data:application/octet-stream;base64," in written

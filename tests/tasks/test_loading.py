@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 import zstandard
 from prefect_imageqa.tasks.errors import DatasetError
-from prefect_imageqa.tasks.image_refs import ImageBase, image_refs, read_image
+from prefect_imageqa.tasks.image_reader import ImageReader
+from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
 from prefect_imageqa.tasks.loading import Dataset, open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.records import Kind
@@ -509,7 +510,7 @@ def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     (row,) = dataset.rows()
     (ref,) = image_refs(row.record["image"], dataset.base)
-    assert read_image(ref, 10) == b"a"
+    assert ImageReader(10).read(ref) == b"a"
 
 
 def test_a_name_with_glob_characters_that_exists_is_taken_as_it_is(tmp_path: Path) -> None:
