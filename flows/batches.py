@@ -196,15 +196,12 @@ class BatchLoop:
     def _enter(self, batch: Batch, parsed: ParsedBatch, names: Iterable[str]) -> None:
         self.ledger.add(list(names), parsed.rows, parsed.time)
         failed = [row for row in parsed.rows if isinstance(row, Quarantined)]
-        if not batch.alone:
-            crashed = {row.key for row in failed if row.kind is Kind.CRASH}
-            self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
-        self.progress.ok += len(parsed.rows) - len(failed)
-        self.progress.quarantined += len(failed)
-        get_run_logger().info(
-            "batch %s: %s answered, %s quarantined; %s",
-            batch.number,
-            len(parsed.rows) - len(failed),
-            len(failed),
-            self.progress,
-        )
+        answered = len(parsed.rows) - len(failed)
+        crashed = {row.key for row in failed if row.kind is Kind.CRASH and not batch.alone}
+        self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
+        self.progress.ok += answered
+        self.progress.quarantined += len(failed) - len(crashed)
+        told = f"{answered} answered, {len(failed) - len(crashed)} quarantined"
+        if crashed:
+            told += f", {len(crashed)} set aside"
+        get_run_logger().info("batch %s: %s; %s", batch.number, told, self.progress)

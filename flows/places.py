@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from prefect import get_run_logger
+
 from ..tasks.adopting import adopt_completions
 from ..tasks.filesystems import S3Credentials
 from ..tasks.ledger import Ledger
@@ -41,9 +43,10 @@ class Places:
             self.output, parsing.label, retry_quarantined=retry_quarantined, refresh=refresh
         )
         if unparsed := sorted(self._stored_batches(ledger) - ledger.batches):
-            adopt_completions(
+            adopted = adopt_completions(
                 self.completions, unparsed, whole(self.output), whole(ledger), whole(parsing)
             )
+            get_run_logger().info("%s batches were stored but not parsed: they are now", adopted)
         return ledger
 
     def _stored_batches(self, ledger: Ledger) -> set[str]:

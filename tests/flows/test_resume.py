@@ -74,10 +74,11 @@ def test_a_changed_parser_reads_what_is_stored(
 
 
 def test_a_thousand_rows_are_asked_once_whatever_changes_around_them(
-    stub: Any, start_stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stub: Any, keyed_stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"{number}?" for number in range(1000)]
-    cache, other = str(tmp_path / "cache"), start_stub().url
+    cache = str(tmp_path / "cache")
+    other = VLLMEndpoint(urls=[keyed_stub.url], api_key=keyed_stub.api_key)
 
     def requests(texts: list[str], output: str = "out", **changed: Any) -> int:
         dataset = write_rows(tmp_path, texts)

@@ -4,10 +4,12 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 from prefect_imageqa import (
@@ -182,3 +184,32 @@ def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None
     assert (folder / "qa" / "qa.jsonl").exists()
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False)
     assert left.stdout == b""
+
+
+def test_a_run_survives_the_death_of_its_server(tmp_path: Path) -> None:
+    """The engine is killed with SIGKILL in the middle of a run that has started it."""
+    scenes.write_demo_dataset(tmp_path / "data", 300, seed=15)
+    command = [str(Path(sys.executable).with_name("prefect-imageqa")), "run"]
+    command += [str(tmp_path / "data" / "dataset.json"), "--output", str(tmp_path / "out")]
+    command += ["--model", str(CHECKPOINT), "--batch-size", "24", "--max-in-flight", "24", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "out").glob("completions/[!.]*"))) < 2:
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        started = psutil.Process(running.pid).children(recursive=True)
+        [engine] = [process for process in started if "EngineCore" in process.name()]
+        engine.kill()
+        out, log = running.communicate(timeout=600)
+    assert running.returncode == 0, log
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["rows"], summary["ok"], summary["quarantined"]) == (300, 300, 0)
+    assert "restart 1: " in log
+    assert "Traceback" not in log.partition("restart 1: ")[0]
+    assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 300
+    # In flight when the server died: at most 24, asked again.
+    assert 300 < summary["requests"] <= 300 + 3 * 24
+    assert not [process for process in started if process.is_running()]

@@ -1,0 +1,103 @@
+"""Images from the web in a whole run: fetched with limits, and never from where they must not."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_imageqa import image_qa
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """One image, and redirects to other places."""
+
+    image = b""
+    seen: list[tuple[str, str]]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.seen.append((self.command, self.path))
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("ETag", '"one"')
+        self.send_header("Content-Length", str(len(self.image)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.image)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def site(drawn: Path) -> Iterator[str]:
+    Site.image, Site.seen = (drawn / "images" / "000.png").read_bytes(), []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def ask(images: list[str], tmp_path: Path, url: str, **changed: Any) -> Any:
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps({"image": image}) + "\n" for image in images))
+    return image_qa(str(dataset), str(tmp_path / "out"), endpoint=url, **changed)
+
+
+def test_addresses_that_must_not_be_asked_are_refused(stub: Any, site: str, tmp_path: Path) -> None:
+    port = site.rpartition(":")[2]
+    refused = [
+        f"{site}/a.png",
+        f"http://localhost:{port}/a.png",
+        f"http://[::1]:{port}/a.png",
+        f"http://[::ffff:127.0.0.1]:{port}/a.png",
+        f"http://0x7f.1:{port}/a.png",
+        "http://169.254.169.254/latest/meta-data/iam",
+        "http://10.0.0.1/a.png",
+        "file:///etc/passwd",
+        "FILE:/etc/passwd",
+    ]
+    before = stub.stats()["requests"]
+    summary = ask(refused, tmp_path, stub.url)
+    assert summary.reasons == {"image_refused": len(refused)}
+    assert stub.stats()["requests"] == before
+    assert Site.seen == []
+
+
+def test_an_image_root_is_not_left(stub: Any, site: str, drawn: Path, tmp_path: Path) -> None:
+    root = drawn / "images"
+    (root / "link.png").symlink_to("/etc/passwd")
+    (root / "up").symlink_to(tmp_path)
+    outside = ["link.png", "up/drawn/dataset.json", "../dataset.json", "/etc/passwd", site]
+    inside = ask(["000.png", *outside], tmp_path, stub.url, image_root=str(root))
+    assert (inside.ok, inside.reasons) == (1, {"image_refused": len(outside)})
+
+
+def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
+    stub: Any, site: str, tmp_path: Path
+) -> None:
+    images = [
+        f"{site}/a.png?signed=secret",
+        f"{site}/to//a.png",
+        f"{site}/to/http://169.254.169.254/",
+    ]
+    told = ask(images, tmp_path, stub.url, allow_private_hosts=True)
+    assert (told.ok, told.reasons) == (2, {"image_refused": 1})
+    fetched = [path for command, path in Site.seen if command == "GET"]
+    assert "/a.png?signed=secret" in fetched
+    Site.seen.clear()
+    again = ask(images, tmp_path, stub.url, allow_private_hosts=True)
+    assert (again.ok, again.requests) == (2, 0)
+    assert {command for command, _ in Site.seen} == {"HEAD"}  # nothing is downloaded again
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    names = {path.name for path in written if b"signed=secret" in path.read_bytes()}
+    assert names <= {"qa.jsonl", "qa.json", "pairs.parquet"}  # the dataset's own columns
