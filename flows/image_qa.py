@@ -193,7 +193,7 @@ def image_qa(
                 )
                 compact(places.output, ledger, keys)
                 write_keys(places.output, record.keys_name, keys)
-                summary = summarise(counts, progress, places.output.uri)
+                summary = summarise(counts, progress, places.output)
                 record.complete(summary)
     except ImageQAError as error:
         # A state, not an exception: Prefect would log a traceback. The caller gets the exception.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..tasks.exporting import QA_JSONL, Counts
-from ..tasks.object_store import ObjectStore
+from ..tasks.object_store import ObjectStore, load_store
 from .progress import RunProgress
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class RunSummary(BaseModel):
         seconds: the flow's own work, without the start-up of Prefect and vLLM.
         output: where everything is.
         reasons: quarantined rows by kind.
+        store: name of the `ObjectStore` block whose credentials were used; empty for none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +50,7 @@ class RunSummary(BaseModel):
     seconds: float
     output: str
     reasons: Mapping[str, int] = Field(default_factory=dict)
+    store: str = ""
 
     def __str__(self) -> str:
         """One line: '488 answered, 12 quarantined: 9 not_an_image, 3 truncated'."""
@@ -65,7 +67,7 @@ class RunSummary(BaseModel):
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        return self.model_dump_json(exclude={"pairs", "reasons"})
+        return self.model_dump_json(exclude={"pairs", "reasons", "store"})
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.
@@ -76,11 +78,14 @@ class RunSummary(BaseModel):
 
         # pandas' own reader would make numbers of column names, and fails on large numbers; its
         # strings fail on half a surrogate pair.
-        lines = ObjectStore(uri=self.output).read(QA_JSONL).splitlines()
+        store = (
+            load_store(self.store).at(self.output) if self.store else ObjectStore(uri=self.output)
+        )
+        lines = store.read(QA_JSONL).splitlines()
         return pd.DataFrame([json.loads(line) for line in lines], dtype=object)
 
 
-def summarise(counts: Counts, progress: RunProgress, output: str) -> RunSummary:
+def summarise(counts: Counts, progress: RunProgress, output: ObjectStore) -> RunSummary:
     """The summary of a run, from what the exports hold and what the client sent."""
     stats = progress.stats
     return RunSummary(
@@ -95,6 +100,7 @@ def summarise(counts: Counts, progress: RunProgress, output: str) -> RunSummary:
         prompt_tokens=stats.prompt_tokens,
         completion_tokens=stats.completion_tokens,
         seconds=round(time.monotonic() - progress.started, 3),
-        output=output,
+        output=output.uri,
+        store=output.credentials,
         reasons=dict(counts.reasons),
     )

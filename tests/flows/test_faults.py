@@ -93,10 +93,9 @@ def check_answers(output: str) -> int:
     return len(rows)
 
 
-ONCE = {"first": 10, "count": 5}
 MODEL_FAULTS = {
     "429 now and then": Rule("answer", status=429, probability=0.1),
-    "503 for a while": Rule("answer", status=503, **ONCE),  # type: ignore[arg-type]
+    "503 for a while": Rule("answer", status=503, first=10, count=5),
     "500 now and then": Rule("answer", status=500, probability=0.1),
     "reset now and then": Rule("reset", probability=0.1),
     "reply cut now and then": Rule("cut_reply", probability=0.1),

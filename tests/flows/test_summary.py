@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefect_imageqa.tasks.object_store import ObjectStore
 
 def summary(output: str = "out", **changed: Any) -> RunSummary:
     nothing = dict.fromkeys(
-        ("ok", "filtered", "quarantined", "reused", "pairs", "requests"), 0
+        ("ok", "filtered", "quarantined", "reused", "retried", "pairs", "requests"), 0
     ) | dict.fromkeys(("prompt_tokens", "completion_tokens", "seconds", "rows"), 0)
     return RunSummary(**(nothing | changed), output=output)
 
@@ -34,9 +35,11 @@ def test_a_summary_is_one_line(changed: dict[str, Any], line: str) -> None:
 def test_a_summary_is_counts_and_what_was_sent() -> None:
     counts = Counts(rows=10, ok=7, filtered=1, quarantined=2, pairs=9)
     counts.reasons["empty"] = 2
-    made = summarise(counts, RunProgress(), "out", 1.23456)
+    progress = RunProgress(retried=3, started=time.monotonic() - 1.5)
+    made = summarise(counts, progress, ObjectStore(uri="out"))
     assert (made.rows, made.ok, made.filtered, made.quarantined, made.pairs) == (10, 7, 1, 2, 9)
-    assert (made.reasons, made.seconds) == ({"empty": 2}, 1.235)
+    assert (made.reasons, made.retried) == ({"empty": 2}, 3)
+    assert 1.5 <= made.seconds < 100
     told = json.loads(made.to_json_line())
     assert told["rows"] == told["ok"] + told["filtered"] + told["quarantined"]
 

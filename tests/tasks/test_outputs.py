@@ -486,7 +486,7 @@ def test_damaged_completions_are_left(local: ObjectStore) -> None:
     assert (unused.objects, unused.unreadable) == ({}, ["completions/odd"])
 
 
-@pytest.mark.parametrize("removals", range(0, 9))
+@pytest.mark.parametrize("removals", range(9))
 def test_a_clean_that_is_killed_leaves_nothing_wrong(
     removals: int, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
