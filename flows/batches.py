@@ -24,6 +24,9 @@ from ..tasks.storing import store_batch
 from .breaker import Breaker
 from .progress import RunProgress
 
+PROMPTED_AHEAD = 2
+"""Pieces of the dataset that are prompted while earlier ones are asked."""
+
 
 @dataclass(frozen=True)
 class BatchSteps:
@@ -123,18 +126,38 @@ class BatchLoop:
 
         A row that stands twice in the dataset is asked once.
         """
-        while piece := list(islice(rows, self.batch_size)):
-            for prompt in prompt_rows(whole(piece), whole(prompting)):
-                keys.append(prompt.key)
-                match self.ledger.status(prompt.key):
-                    case RowStatus.PENDING:
-                        yield prompt
-                    case RowStatus.SUSPECT:
-                        self.suspects.append(prompt)
-                    case RowStatus.ANSWERED:
-                        self.progress.reused += 1
-                    case _:
-                        self.progress.skipped += 1
+        for prompt in self._prompted(rows, prompting):
+            keys.append(prompt.key)
+            match self.ledger.status(prompt.key):
+                case RowStatus.PENDING:
+                    yield prompt
+                case RowStatus.SUSPECT:
+                    self.suspects.append(prompt)
+                case RowStatus.ANSWERED:
+                    self.progress.reused += 1
+                case _:
+                    self.progress.skipped += 1
+
+    def _prompted(self, rows: Iterator[Row], prompting: PromptSettings) -> Iterator[Prompt]:
+        """Prompt all rows, some pieces ahead of what is asked.
+
+        Where the dataset cannot be read further, what came before is still given.
+        """
+        window: deque[PrefectFuture[list[Prompt]]] = deque()
+        error: ImageQAError | None = None
+        more = True
+        while more or window:
+            if more and len(window) <= PROMPTED_AHEAD:
+                try:
+                    piece = list(islice(rows, self.batch_size))
+                except ImageQAError as failed:
+                    error, piece = failed, []
+                if more := bool(piece):
+                    window.append(prompt_rows.submit(whole(piece), whole(prompting)))
+            else:
+                yield from window.popleft().result()
+        if error is not None:
+            raise error
 
     def _batches(self, prompts: Iterator[Prompt], alone: bool = False) -> Iterator[Batch]:
         while some := tuple(islice(prompts, self.batch_size)):

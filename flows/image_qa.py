@@ -158,12 +158,13 @@ def image_qa(
                 spec,
                 reader,
             )
+            generate = cached(generate_batch, places.completions)
             progress = current_progress()
             progress.begin(asked.client.stats, source.count, limit)
             key = dataset_key(dataset, limit)
             record = RunRecord(places.output, source.name, key, prompting, parsing, progress)
             steps = BatchSteps(
-                cached(generate_batch, places.completions),
+                generate,
                 asked.client,
                 GenerationSettings(image_settings, spec.sampling, reader, asked.revive),
                 parsing,

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,12 @@ SETTLE_SECONDS = 2.0
 _GROUP_FILES = 500
 _GROUP_SECONDS = 5.0
 """New digests are written in groups: a commit costs more than hashing a small file."""
+
+_RECALLED_FILES = 65_536
+"""Files that are looked up ahead at a time; they are asked for soon after."""
+
+_QUERIED_FILES = 500
+"""Files in one query; SQLite takes 999 values at least."""
 
 _BUSY_SECONDS = 10.0
 """How long other processes' writes are waited for."""
@@ -68,13 +74,30 @@ class FileDigests:
         self._usable = True
         self._lock = threading.Lock()
         self._new: dict[bytes, tuple[str, str]] = {}
+        self._recalled: dict[bytes, tuple[str, str] | None] = {}
         self._written = time.monotonic()
+
+    def recall(self, paths: Sequence[str]) -> None:
+        """Look up what is known of some files, so that `find` need not ask for each of them.
+
+        Other threads wait for a query, and it for the interpreter; so one query for many files.
+        """
+        names = [os.fsencode(path) for path in paths]
+        with self._lock:
+            found = dict(self._guarded(lambda db: _find(db, names)) or ())
+            if len(self._recalled) > _RECALLED_FILES:
+                self._recalled.clear()
+            self._recalled.update((name, found.get(name)) for name in names)
 
     def find(self, path: str, version: str) -> str | None:
         """The file's digest in hex, if this version of it is known (see `version_of`)."""
         name = os.fsencode(path)
         with self._lock:
-            known = self._new.get(name) or self._guarded(lambda db: _find(db, name))
+            recalled = name in self._recalled
+            known = self._new.get(name) or self._recalled.get(name)
+        if known is None and not recalled:
+            self.recall([path])
+            return self.find(path, version)
         return known[1] if known and known[0] == version else None
 
     def keep(self, path: str, version: str, digest: str) -> None:
@@ -143,10 +166,14 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute(_TABLE)
 
 
-def _find(db: sqlite3.Connection, name: bytes) -> tuple[str, str] | None:
-    found: tuple[str, str] | None = db.execute(
-        "SELECT version, sha256 FROM digests WHERE path = ?", (name,)
-    ).fetchone()
+def _find(db: sqlite3.Connection, names: list[bytes]) -> list[tuple[bytes, tuple[str, str]]]:
+    found: list[tuple[bytes, tuple[str, str]]] = []
+    for start in range(0, len(names), _QUERIED_FILES):
+        some = names[start : start + _QUERIED_FILES]
+        marks = ",".join("?" * len(some))
+        query = f"SELECT path, version, sha256 FROM digests WHERE path IN ({marks})"  # noqa: S608
+        rows = db.execute(query, some)
+        found += [(path, (version, digest)) for path, version, digest in rows]
     return found
 
 

@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -98,6 +98,12 @@ class ImageReader:
         if ref.path.startswith("s3://"):
             return self._s3_tag(ref)
         return f"sha256:{self._file_digest(ref)}"
+
+    def recall(self, refs: Sequence[ImageRef]) -> None:
+        """Look up what is remembered of local images that are about to be identified."""
+        if self._digests:
+            paths = [ref.path for ref in refs if ref.path and "://" not in ref.path]
+            self._digests.recall(paths)
 
     def read(self, ref: ImageRef) -> bytes:
         """Read the encoded image.

@@ -82,7 +82,9 @@ class KeyIndex:
             return
         keys = np.concatenate([keys for keys, _ in parts])
         places = np.concatenate([places for _, places in parts])
-        parts.clear()  # or three copies of every key are held below
+        # Or three copies of every key are held below.
+        parts.clear()
+        self._keys, self._places = np.empty(0, KEY), np.empty(0, PLACE)
         order = np.lexsort((places["rank"], keys))
         keys = keys[order]
         last = np.ones(len(keys), bool)

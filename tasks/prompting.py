@@ -5,8 +5,7 @@ No image is decoded here, and none is fetched; local ones are read once, to know
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefect import task
@@ -202,6 +201,11 @@ def _read_text(number: int, said: Any) -> str:
 
 def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
     """Render one row and name it by its key; a row that cannot be asked carries its problem."""
+    return _named(_rendered(row, settings), row, settings)
+
+
+def _rendered(row: Row, settings: PromptSettings) -> Prompt:
+    """A row as it will be asked, without its key, or with its problem."""
     if row.problem:
         return Prompt(row.index, problem_key(row), row.where, problem=row.problem)
     try:
@@ -216,12 +220,20 @@ def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
                 f"the row has {len(refs)} images, over the {settings.limits.max_images} of "
                 "max_images",
             )
-        messages = _render(row, len(refs), settings)
-        ids = [settings.reader.identify(ref) for ref in refs]
-        key = row_key(ids, messages, settings.spec)
+        return Prompt(row.index, "", row.where, _render(row, len(refs), settings), refs)
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
-    return Prompt(row.index, key, row.where, messages, refs)
+
+
+def _named(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
+    """The prompt with its key, for which its images are looked at."""
+    if prompt.problem:
+        return prompt
+    try:
+        ids = [settings.reader.identify(ref) for ref in prompt.images]
+    except RowError as error:
+        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
+    return replace(prompt, key=row_key(ids, prompt.messages, settings.spec))
 
 
 def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Message, ...]:
@@ -253,5 +265,15 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
 @task(name="prompt", **STEP)
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; see `prompt_row`."""
-    with ThreadPoolExecutor(READERS) as pool:  # images elsewhere are asked for, local ones read
-        return list(pool.map(partial(prompt_row, settings=settings), rows))
+
+    def prompt_some(some: Sequence[Row]) -> list[Prompt]:
+        rendered = [_rendered(row, settings) for row in some]
+        settings.reader.recall([ref for prompt in rendered for ref in prompt.images])
+        return [_named(prompt, row, settings) for prompt, row in zip(rendered, some, strict=True)]
+
+    # Images on S3 are asked for, local ones read: that waits. What is known already takes less
+    # time than handing a single row to a thread does, so each gets several.
+    size = -(-len(rows) // READERS) or 1
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [prompt for some in pool.map(prompt_some, pieces) for prompt in some]

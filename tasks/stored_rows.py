@@ -1,7 +1,7 @@
 """The objects of one folder that hold finished rows, and where in them each row is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import ClassVar, Generic, TypeVar
@@ -143,6 +143,11 @@ class StoredRows(ABC, Generic[T]):
 
     def _take_in(self, sizes: dict[str, int]) -> bool:
         """Read the keys of new objects; tells whether some of them were gone already."""
+        self.index.extend(self._entries(sizes))
+        return not sizes.keys() <= self._numbers.keys()
+
+    def _entries(self, sizes: dict[str, int]) -> Iterator[tuple[Array, Array]]:
+        """Read new objects and register them, except those that are gone already."""
 
         def contents(name: str) -> Contents | None:
             try:
@@ -151,18 +156,12 @@ class StoredRows(ABC, Generic[T]):
             except ObjectMissingError:
                 return None
 
-        gone = False
-        entries: list[tuple[Array, Array]] = []
         with ThreadPoolExecutor(READERS) as pool:
             for name, future in ahead(pool, contents, sizes, 2 * READERS):
-                if (read := future.result()) is None:
-                    gone = True
-                    continue
-                number = self._register(name, sizes[name], len(read.keys), read.batches)
-                read.places["file"] = number
-                entries.append((read.keys, read.places))
-        self.index.extend(entries)
-        return gone
+                if (read := future.result()) is not None:
+                    number = self._register(name, sizes[name], len(read.keys), read.batches)
+                    read.places["file"] = number
+                    yield read.keys, read.places
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
         own = batch_of(name)
