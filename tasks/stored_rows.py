@@ -34,6 +34,9 @@ _TRIES = 5
 _WHOLE_BYTES = 1 << 20
 """Objects up to this size are read whole: another round trip costs more than the bytes."""
 
+_LARGE_READERS = 4
+"""Threads that read large objects: each keeps some 5 MB, and more of them are no faster."""
+
 
 class StoredRows(ABC, Generic[T]):
     """Finished rows of one kind: keys in memory, the rows themselves read when asked for.
@@ -73,7 +76,7 @@ class StoredRows(ABC, Generic[T]):
                 if name.endswith(self.suffix) and batch_of(name) is not None
             }
             self._forget(self._numbers.keys() - sizes.keys())
-            new = sorted(sizes.keys() - self._numbers.keys())
+            new = sizes.keys() - self._numbers.keys()
             # A listing can miss what is merged meanwhile; one that has nothing new missed nothing.
             if not new:
                 return
@@ -156,12 +159,14 @@ class StoredRows(ABC, Generic[T]):
             except ObjectMissingError:
                 return None
 
-        with ThreadPoolExecutor(READERS) as pool:
-            for name, future in ahead(pool, contents, sizes, 2 * READERS):
-                if (read := future.result()) is not None:
-                    number = self._register(name, sizes[name], len(read.keys), read.batches)
-                    read.places["file"] = number
-                    yield read.keys, read.places
+        large = [name for name, size in sizes.items() if size > _WHOLE_BYTES]
+        for names, readers in ((sizes.keys() - large, READERS), (large, _LARGE_READERS)):
+            with ThreadPoolExecutor(readers) as pool:
+                for name, future in ahead(pool, contents, sorted(names), 2 * readers):
+                    if (read := future.result()) is not None:
+                        number = self._register(name, sizes[name], len(read.keys), read.batches)
+                        read.places["file"] = number
+                        yield read.keys, read.places
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
         own = batch_of(name)

@@ -86,7 +86,8 @@ class CephCluster:
         for name in ("mon", "osd", "rgw"):
             (self._folder / name).mkdir()
         monmap = str(self._folder / "monmap")
-        _run("monmaptool", "--create", "--addv", "a", f"[{self._mon}]", "--fsid", self._fsid, monmap)
+        named = ("--addv", "a", f"[{self._mon}]", "--fsid", self._fsid)
+        _run("monmaptool", "--create", *named, monmap)
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
         self._spawn("ceph-mon", "-f", "-i", "a")
         osd = str(uuid.uuid4())
@@ -137,7 +138,9 @@ class CephCluster:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_TIMEOUT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=START_TIMEOUT
+    )
     assert done.returncode == 0, f"{' '.join(command[:3])}: {done.stderr[-2000:]}"
 
 

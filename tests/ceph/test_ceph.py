@@ -1,0 +1,95 @@
+"""The most faithful S3 server there is besides AWS: Ceph's gateway, as clusters run it."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from cluster import KEY, SECRET, CephCluster
+from prefect_imageqa import ObjectStore, image_qa
+from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
+from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.filesystems import AccessDeniedError, ObjectMissingError
+
+pytestmark = pytest.mark.timeout(600)
+
+BUCKET = "imageqa-tests"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
+    """A cluster with one bucket."""
+    with CephCluster(tmp_path_factory.mktemp("ceph")) as cluster:
+        s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=cluster.url).mkdir(BUCKET)
+        yield cluster
+
+
+@pytest.fixture
+def store(cluster: CephCluster, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A place of its own for each test; the environment says who we are."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", cluster.url)
+    return ObjectStore(uri=f"s3://{BUCKET}/{uuid.uuid4().hex}")
+
+
+def test_objects_are_written_read_listed_and_removed(store: ObjectStore, tmp_path: Path) -> None:
+    large = bytes(range(256)) * (1 << 15)  # 8 MiB
+    (tmp_path / "large").write_bytes(large)
+    store.write("a/one", b"1")
+    store.write("a/one", b"11")
+    store.write("a/empty", b"")
+    store.put("b/large", tmp_path / "large")
+    assert store.sizes() == {"a/empty": 0, "a/one": 2, "b/large": len(large)}
+    assert (store.read("a/one"), store.read("a/empty")) == (b"11", b"")
+    with store.open("b/large") as file:
+        file.seek(1000)
+        assert file.read(10) == large[1000:1010]
+    store.remove("a/one")
+    store.remove("a/one")
+    assert not store.exists("a/one")
+    with pytest.raises(ObjectMissingError):
+        store.read("a/one")
+    store.check()
+
+
+def test_wrong_credentials_and_buckets_are_told(store: ObjectStore, cluster: CephCluster) -> None:
+    store.write("x", b"x")
+    given = {"access_key_id": KEY, "secret_access_key": SECRET, "endpoint_url": cluster.url}
+    for wrong in ({"access_key_id": "nobody"}, {"secret_access_key": "wrong"}):
+        stranger = ObjectStore(uri=store.uri, **(given | wrong))  # type: ignore[arg-type]
+        with pytest.raises(AccessDeniedError) as raised:
+            stranger.read("x")
+        assert SECRET not in str(raised.value)
+    with pytest.raises(StoreError, match="the bucket does not exist"):
+        ObjectStore(uri="s3://no-such-bucket/x").write("y", b"")
+
+
+def test_what_was_written_survives_the_death_of_the_gateway(
+    store: ObjectStore, cluster: CephCluster
+) -> None:
+    store.write("kept", b"k" * 100_000)
+    cluster.kill_gateway()
+    with pytest.raises(StoreError, match="cannot be reached"):
+        store.read("kept")
+    cluster.start_gateway()
+    assert store.read("kept") == b"k" * 100_000
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_on_ceph_is_not_repeated(store: ObjectStore, stub: Any, tmp_path: Path) -> None:
+    write_demo_dataset(tmp_path, 12, seed=5)
+    for path in (tmp_path / "images").iterdir():
+        store.write(f"data/images/{path.name}", path.read_bytes())
+    store.write("data/dataset.json", (tmp_path / "dataset.json").read_bytes())
+
+    def ask() -> Any:
+        dataset, output = f"{store.uri}/data/dataset.json", f"{store.uri}/out"
+        return image_qa(dataset, output, endpoint=stub.url, batch_size=5)
+
+    first, again = ask(), ask()
+    assert (first.ok, first.requests) == (12, 12)
+    assert (again.ok, again.requests) == (12, 0)
+    assert len(first.to_pandas()) == 12
