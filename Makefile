@@ -8,7 +8,7 @@ SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo test check format lock demo-model demo-accuracy bench
+.PHONY: help demo test test-ceph check format lock demo-model demo-accuracy bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -18,6 +18,10 @@ demo: $(FLOW_ENV) $(SERVER_ENV) ## Ask the demo model about images it has never 
 
 test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers
 	$(BIN)/pytest
+
+test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with apt)
+	tests/ceph/install.sh
+	$(BIN)/pytest tests/ceph
 
 check: $(FLOW_ENV) ## Lint and type-check
 	$(BIN)/ruff check .

@@ -20,9 +20,7 @@ fsid = {fsid}
 mon_host = v2:127.0.0.1:{mon_port}
 public_addr = 127.0.0.1
 cluster_addr = 127.0.0.1
-auth_cluster_required = none
-auth_service_required = none
-auth_client_required = none
+keyring = {folder}/keyring
 run_dir = {folder}
 admin_socket = {folder}/$name.$pid.asok
 log_file = {folder}/$name.log
@@ -45,6 +43,14 @@ rgw_thread_pool_size = 32
 rgw_run_sync_thread = false
 rgw_enable_usage_log = false
 """
+
+
+CAPABILITIES = {
+    "mon.": {"mon": "allow *"},
+    "client.admin": {"mon": "allow *", "osd": "allow *"},
+    "osd.0": {"mon": "allow profile osd", "osd": "allow *"},
+}
+"""What each daemon may do; the gateway is the administrator here."""
 
 
 class CephCluster:
@@ -88,7 +94,12 @@ class CephCluster:
         monmap = str(self._folder / "monmap")
         named = ("--addv", "a", f"[{self._mon}]", "--fsid", self._fsid)
         _run("monmaptool", "--create", *named, monmap)
-        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
+        keyring = str(self._folder / "keyring")
+        _run("ceph-authtool", "--create-keyring", keyring)
+        for name, caps in CAPABILITIES.items():
+            allowed = [word for area, cap in caps.items() for word in ("--cap", area, cap)]
+            _run("ceph-authtool", keyring, "--gen-key", "-n", name, *allowed)
+        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
         self._spawn("ceph-mon", "-f", "-i", "a")
         osd = str(uuid.uuid4())
         self._run("ceph", "osd", "new", osd)
@@ -102,7 +113,7 @@ class CephCluster:
 
     def start_gateway(self) -> None:
         """Start the S3 gateway and wait until it answers."""
-        self.gateway = self._spawn("radosgw", "-f", "-n", "client.rgw")
+        self.gateway = self._spawn("radosgw", "-f", "-n", "client.admin")
         for _ in range(START_TIMEOUT * 10):
             assert self.gateway.poll() is None, f"radosgw died; see {self._folder}"
             try:
