@@ -67,7 +67,7 @@ class RunSummary(BaseModel):
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        return self.model_dump_json(exclude={"pairs", "reasons", "store"})
+        return self.model_dump_json(exclude={"pairs", "reasons", "retried", "store"})
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.

@@ -232,7 +232,8 @@ def test_what_later_runs_add_is_no_fault(local: ObjectStore) -> None:
 
 def only(store: ObjectStore, folder: str, place: int = 0) -> Path:
     """A file of an output."""
-    return Path(store.uri_of((store.list(folder) or [folder])[place]))
+    named = Path(store.uri_of(folder))
+    return named if named.is_file() else Path(store.uri_of(store.list(folder)[place]))
 
 
 def edit(name: str, old: str, new: str) -> Callable[[ObjectStore], None]:
