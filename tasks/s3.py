@@ -109,7 +109,8 @@ def _retry_wait(
             raise boto.EndpointConnectionError(endpoint_url="S3", error=caught_exception)
         return None
     # Many clients that were throttled together must not come back together.
-    return _FIRST_WAIT * 2 ** (attempts - 1) * random.uniform(0.5, 1)  # noqa: S311
+    wait: float = _FIRST_WAIT * 2 ** (attempts - 1) * random.uniform(0.5, 1)  # noqa: S311
+    return wait
 
 
 def _tries(response: Any, error: Exception | None) -> int:

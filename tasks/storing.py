@@ -76,7 +76,7 @@ def read_manifest(store: ObjectStore) -> Mapping[str, Any] | None:
         version = manifest.get("layout_version")
     except ObjectMissingError:
         return None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise StoreError(f"{store.uri_of(MANIFEST)} is not a manifest of this program") from None
     if version != LAYOUT_VERSION:
         raise StoreError(

@@ -131,8 +131,10 @@ class CephCluster:
         self.gateway.wait(timeout=10)
 
     def _spawn(self, *command: str) -> "subprocess.Popen[bytes]":
+        # However the tests die, no daemon outlives them.
+        tied = ("setpriv", "--pdeathsig", "KILL", command[0], "-c", str(self._config))
         process = subprocess.Popen(
-            [command[0], "-c", str(self._config), *command[1:]],
+            [*tied, *command[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

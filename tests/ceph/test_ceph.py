@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,23 @@ def test_objects_are_written_read_listed_and_removed(store: ObjectStore, tmp_pat
     store.check()
 
 
+def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
+    texts = [b"a" * 9_000_000, b"b" * 6_000_000]
+    store.write("x", texts[0])
+    with ThreadPoolExecutor(1) as writer:
+        written = [writer.submit(store.write, "x", texts[turn % 2]) for turn in range(1, 20)]
+        seen = {store.read("x")}
+        while not written[-1].done():
+            seen.add(store.read("x"))
+    assert [done.exception() for done in written] == [None] * len(written)
+    assert seen == set(texts)
+
+
 def test_wrong_credentials_and_buckets_are_told(store: ObjectStore, cluster: CephCluster) -> None:
     store.write("x", b"x")
     given = {"access_key_id": KEY, "secret_access_key": SECRET, "endpoint_url": cluster.url}
     for wrong in ({"access_key_id": "nobody"}, {"secret_access_key": "wrong"}):
-        stranger = ObjectStore(uri=store.uri, **(given | wrong))  # type: ignore[arg-type]
+        stranger = ObjectStore(uri=store.uri, **(given | wrong))
         with pytest.raises(AccessDeniedError) as raised:
             stranger.read("x")
         assert SECRET not in str(raised.value)

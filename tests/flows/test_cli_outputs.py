@@ -1,22 +1,47 @@
 """`status`, `verify` and `clean` on an output that real runs have made."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect_imageqa import ObjectStore, image_qa
+from prefect_imageqa.flows.cli import main
+from prefect_imageqa.tasks.storing import open_output, write_run
 
-COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+Call = Callable[..., Done]
+
+# `main` is what is tested, and takes its words from sys.argv.
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls `prefect-imageqa` as a shell does, without the seconds that a new process takes."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        told = capsys.readouterr()
+        return Done(exit_info.value.code or 0, told.out, told.err)  # type: ignore[arg-type]
+
+    return run
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -36,44 +61,110 @@ def ask(stub: Any, drawn: Path, output: str) -> Callable[..., Any]:
     return run
 
 
-def test_an_output_is_told_checked_and_cleaned(ask: Callable[..., Any], output: str) -> None:
-    nothing = run_cli("status", output)
-    assert (nothing.returncode, nothing.stdout.strip()) == (0, f"{output}: nothing there yet")
+def test_an_output_is_told_checked_and_cleaned(
+    call: Call, ask: Callable[..., Any], output: str
+) -> None:
+    nothing = call("status", output)
+    assert (nothing.code, nothing.out.strip()) == (0, f"{output}: nothing there yet")
     ask(system_prompt="Be brief.")
     ask()
-    told = run_cli("status", output)
-    assert told.returncode == 0
-    assert "12 rows: 12 ok, 0 quarantined" in told.stdout
-    assert json.loads(run_cli("status", output, "--json").stdout)["output"] == output
-    well = run_cli("verify", output)
-    assert (well.returncode, well.stderr) == (0, "")
-    assert "12 rows, " in well.stdout
-    assert "all there and readable" in well.stdout
+    told = call("status", output)
+    assert told.code == 0
+    assert "12 rows: 12 ok, 0 quarantined" in told.out
+    assert json.loads(call("status", output, "--json").out)["output"] == output
+    well = call("verify", output)
+    assert (well.code, well.err) == (0, "")
+    assert "12 rows, " in well.out
+    assert "all there and readable" in well.out
 
-    planned = run_cli("clean", output, "--dry-run")
-    assert "would remove 7 objects" in planned.stdout  # three batches, and the keys
-    assert run_cli("clean", output).stdout.startswith("removed 7 objects")
-    assert run_cli("verify", output).returncode == 0
+    planned = call("clean", output, "--dry-run")
+    assert "would remove 7 objects" in planned.out  # three batches, and the keys
+    assert call("clean", output).out.startswith("removed 7 objects")
+    assert call("verify", output).code == 0
     assert ask().requests == 0
     assert ask(system_prompt="Be brief.").requests == 12
 
 
-def test_what_is_damaged_is_named(ask: Callable[..., Any], output: str) -> None:
+def test_what_is_damaged_is_named(call: Call, ask: Callable[..., Any], output: str) -> None:
     ask()
     store = ObjectStore(uri=output)
     [damaged, *_] = store.list("parts")
     store.write(damaged, store.read(damaged)[:100])
     store.write("qa.jsonl", store.read("qa.jsonl") + b"{}\n")
-    checked = run_cli("verify", output)
-    assert checked.returncode == 1
-    assert f"{output}/{damaged}" in checked.stdout
-    assert "qa.jsonl" in checked.stdout
-    assert "Traceback" not in checked.stderr
+    checked = call("verify", output)
+    assert checked.code == 1
+    assert f"{output}/{damaged}" in checked.out
+    assert "qa.jsonl" in checked.out
+    assert "Traceback" not in checked.err
 
 
-def test_an_output_that_cannot_be_read_is_one_line(s3: str) -> None:
+def test_an_output_that_cannot_be_read_is_one_line(call: Call, s3: str) -> None:
     for command in ("status", "verify", "clean"):
-        done = run_cli(command, "s3://no-such-bucket/qa")
-        assert done.returncode == 1
-        [line] = done.stderr.splitlines()
+        done = call(command, "s3://no-such-bucket/qa")
+        assert done.code == 1
+        [line] = done.err.splitlines()
         assert line.startswith("prefect-imageqa: s3://no-such-bucket")
+
+
+def test_rows_that_are_never_asked_hold_nothing_back(
+    call: Call, ask: Callable[..., Any], drawn: Path, output: str
+) -> None:
+    """A row without an image is the same in every configuration."""
+    rows = json.loads((drawn / "dataset.json").read_text())
+    rows[1]["image"] = rows[6]["image"] = "gone.png"
+    (drawn / "dataset.json").write_text(json.dumps(rows))
+    assert ask(system_prompt="Be brief.").requests == 10
+    assert ask().requests == 10
+    store = ObjectStore(uri=output)
+    completions = set(store.list("completions"))
+    assert call("clean", output).code == 0
+    assert len(completions - set(store.list("completions"))) == 3
+    checked = call("verify", output)
+    assert (checked.code, checked.out.count("\n")) == (0, 1), checked.out
+    again = ask()
+    assert (again.requests, again.quarantined) == (0, 2)
+    assert ask(system_prompt="Be brief.").requests == 10
+
+
+def leave_run(output: str, seconds_ago: float, state: str, error: str = "") -> None:
+    """What a run leaves that was not completed."""
+    store = ObjectStore(uri=output)
+    open_output(store)
+    then = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds")
+    told = dict.fromkeys(("run", "model", "parser", "configuration", "keys"), "x")
+    progress = {"total": 12, "reused": 4, "ok": 3, "quarantined": 1}
+    times = {"started": then, "updated": then, "state": state, "error": error}
+    write_run(store, "x", {**told, "dataset": "d\x1b[2J.json", "progress": progress, **times})
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "state", "told", "refusal"),
+    [
+        (5, "running", "last sign of life", "is going on"),
+        (90, "running", "s: killed or stuck; the same command goes on from here", "no run has"),
+        (5, "failed", "failed: no server; the same command goes on from here", "no run has"),
+    ],
+    ids=["going", "killed", "failed"],
+)
+def test_a_run_that_is_not_completed_is_told_and_not_cleaned_away(
+    seconds_ago: float,
+    state: str,
+    told: str,
+    refusal: str,
+    call: Call,
+    tmp_path: Path,
+) -> None:
+    output = str(tmp_path / "out")
+    leave_run(output, seconds_ago, state, "no server" if state == "failed" else "")
+    found = call("status", output)
+    assert found.code == 0
+    assert told in found.out
+    assert "8 of 12 rows done" in found.out
+    assert "\x1b" not in found.out
+    [run] = json.loads(call("status", output, "--json").out)["unfinished"]
+    assert (run["state"], run["going"]) == (state, "last sign" in told)
+    refused = call("clean", output, "--force")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert refusal in refused.err
+    if not run["going"]:
+        assert "finish it first with the same command" in call("clean", output).err

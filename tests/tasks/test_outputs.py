@@ -208,6 +208,16 @@ def test_a_record_that_is_none_is_told_in_one_line(content: bytes, local: Object
         output_status(local)
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000], ids=["empty", "list", "deep"])
+@pytest.mark.parametrize("look", [output_status, verify, find_unused])
+def test_a_manifest_that_is_none_is_told_in_one_line(
+    look: Callable[[ObjectStore], object], content: bytes, local: ObjectStore
+) -> None:
+    local.write("manifest.json", content)
+    with pytest.raises(StoreError, match=r"manifest\.json is not a manifest of this program$"):
+        look(local)
+
+
 def test_all_is_well(store: ObjectStore) -> None:
     complete(store, "a")
     verified = verify(store)
@@ -277,7 +287,9 @@ def damage_pages(store: ObjectStore) -> None:
     path.write_bytes(data)
 
 
-def rewrite_pairs(change: Callable[[list[dict[str, Any]]], None]) -> Callable[[ObjectStore], None]:
+def rewrite_pairs(
+    change: Callable[[list[dict[str, Any]]], object],
+) -> Callable[[ObjectStore], None]:
     def apply(store: ObjectStore) -> None:
         path = Path(store.uri_of("pairs.parquet"))
         table = pq.read_table(path)
@@ -288,7 +300,7 @@ def rewrite_pairs(change: Callable[[list[dict[str, Any]]], None]) -> Callable[[O
     return apply
 
 
-FAULTS: dict[str, tuple[Callable[[ObjectStore], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
     "part gone": (drop(f"parts/{PARSE}"), r"parts/\S+: neither an answer .* \(row \d+ and \d more"),
     "part cut": (cut(f"parts/{PARSE}"), r"parts/\S+ is damaged .*: delete it"),
     "part's answers": (damage_pages, r"parts/\S+ is damaged .*: delete it"),

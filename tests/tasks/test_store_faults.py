@@ -5,7 +5,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,19 +126,19 @@ def test_a_lasting_fault_is_told_in_time(
     assert proxy.faults.total() <= (2 if fault == "hang" else 12)
     assert "\n" not in str(told.value)
     assert plain.uri in str(told.value)
-    for name in plain.list():
-        assert plain.read(name) in {OLD, NEW, b""}
+    for name in {"x", "y"} & set(plain.list()):
+        assert plain.read(name) in {OLD, NEW}
 
 
 def test_faults_at_random_change_nothing(
     store: ObjectStore, plain: ObjectStore, proxy: FaultProxy
 ) -> None:
     faults: list[Fault] = ["answer", "reset", "lose_reply", "cut_reply", "cut_request"]
-    proxy.set_rules([Rule(fault, probability=0.06) for fault in faults])
-    content = {f"many/{number}": os.urandom(number * 100) for number in range(40)}
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(store.write, content, content.values()))
-        assert dict(zip(content, pool.map(store.read, content), strict=True)) == content
+    proxy.set_rules([Rule(fault, probability=0.03) for fault in faults])
+    content = {f"many/{number}": os.urandom(number * 100) for number in range(60)}
+    for name, data in content.items():  # one after the other, so that the seed decides
+        store.write(name, data)
+        assert store.read(name) == data
     assert store.sizes("many") == {name: len(data) for name, data in content.items()}
     assert proxy.faults.total() > 5
     assert {name: plain.read(name) for name in plain.list("many")} == content

@@ -1,0 +1,166 @@
+import copy
+import pickle
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+import prefect_imageqa
+import pytest
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.filesystems import S3Credentials
+from prefect_imageqa.tasks.object_store import ObjectStore, load_store
+
+SECRET = "secret-7f3a"
+TOKEN = "token-9c1e"
+GIVEN: dict[str, Any] = {
+    "access_key_id": "key-id",
+    "secret_access_key": SECRET,
+    "session_token": TOKEN,
+    "endpoint_url": "http://minio:9000",
+    "region": "eu-west-1",
+}
+CREDENTIALS = S3Credentials("key-id", SECRET, TOKEN, "http://minio:9000", "eu-west-1")
+
+
+@pytest.fixture
+def named(prefect_server: None) -> Iterator[ObjectStore]:
+    """A saved block with credentials of its own, as a user loads it."""
+    ObjectStore(uri="s3://bucket/a", **GIVEN).save("minio", overwrite=True)
+    yield load_store("minio")
+    ObjectStore.delete("minio")
+
+
+def documents() -> list[Any]:
+    """All saved stores, as Prefect's server gives them to one who may see secrets."""
+    with get_client(sync_client=True) as client:
+        found = client.read_block_documents_by_type("object-store", include_secrets=True)
+        return list(found)
+
+
+def test_prefect_finds_the_block() -> None:
+    (found,) = entry_points(group="prefect.collections", name="prefect_imageqa")
+    assert found.load().ObjectStore is ObjectStore is prefect_imageqa.ObjectStore
+    assert ObjectStore.get_block_type_slug() == "object-store"
+    assert "uri=" in (ObjectStore.get_code_example() or "")
+
+
+def test_what_is_given_is_what_a_file_system_gets() -> None:
+    assert ObjectStore(uri="s3://bucket", **GIVEN).s3_credentials == CREDENTIALS
+    assert ObjectStore(uri="s3://bucket").s3_credentials is None
+    there = ObjectStore(uri="s3://bucket", endpoint_url="http://minio:9000").s3_credentials
+    assert there == S3Credentials(endpoint_url="http://minio:9000")
+    spaced = GIVEN | {"secret_access_key": f"{SECRET}\n"}
+    assert ObjectStore(uri="s3://bucket", **spaced).s3_credentials == CREDENTIALS
+
+
+def test_no_secret_is_shown() -> None:
+    store = ObjectStore(uri="s3://bucket", **GIVEN)
+    shown = [repr(store), str(store), store.model_dump_json(), repr(store.model_dump())]
+    for text in [*shown, repr(store.s3_credentials), str(store.s3_credentials)]:
+        assert SECRET not in text
+        assert TOKEN not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"secret_access_key": SECRET}, "both the access key ID and the secret"),
+        ({"access_key_id": "key-id"}, "both the access key ID and the secret"),
+        (GIVEN | {"credentials": "minio"}, "either credentials or the name"),
+        ({"endpoint_url": f"http://user:{SECRET}@host"}, "plain http"),
+        ({"endpoint_url": f"http://host:{SECRET}"}, "plain http"),
+        ({"endpoint_url": "minio:9000"}, "plain http"),
+        ({"uri": f"s3://key:{SECRET}@bucket"}, "s3://bucket/prefix"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_its_secrets(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StoreError, match=said) as told:
+        ObjectStore(**({"uri": "s3://bucket"} | given))
+    assert SECRET not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_credentials_are_not_pickled(dump: Any) -> None:
+    with pytest.raises(StoreError, match="not pickled") as told:
+        dump(CREDENTIALS)
+    assert SECRET not in str(told.value)
+
+
+def test_a_store_with_secrets_that_was_never_saved_stays_where_it_is() -> None:
+    store = ObjectStore(uri="s3://bucket/a", **GIVEN)
+    for use in (store.saved, lambda: pickle.dumps(store)):
+        with pytest.raises(StoreError, match="save this Object Store block first") as told:
+            use()
+        assert SECRET not in str(told.value)
+    other = store.at("s3://bucket/b")
+    assert (other.uri, other.s3_credentials) == ("s3://bucket/b", CREDENTIALS)
+
+
+def test_a_named_block_lends_its_credentials(named: ObjectStore) -> None:
+    assert named.saved() is named
+    store = ObjectStore(uri="s3://other", credentials="minio")
+    assert store.s3_credentials == CREDENTIALS
+    elsewhere = ObjectStore(uri="s3://other", credentials="minio", endpoint_url="http://b:1")
+    assert elsewhere.s3_credentials == CREDENTIALS.at("http://b:1", "")
+
+
+def test_a_store_beside_a_named_one_is_saved_and_pickled_by_name(named: ObjectStore) -> None:
+    beside = named.at("s3://bucket/b")
+    assert (beside.uri, beside.credentials) == ("s3://bucket/b", "minio")
+    for store in (beside, beside.saved(), beside.at("s3://bucket/c")):
+        assert store.s3_credentials == CREDENTIALS
+        pickled = pickle.dumps(store)
+        assert SECRET.encode() not in pickled
+        assert TOKEN.encode() not in pickled
+        assert pickle.loads(pickled).s3_credentials == CREDENTIALS  # noqa: S301
+    pickled = pickle.dumps(named)
+    assert SECRET.encode() not in pickled
+    loaded = pickle.loads(pickled)  # noqa: S301
+    assert (loaded.uri, loaded.s3_credentials) == (named.uri, CREDENTIALS)
+    for document in documents():
+        if document.name != "minio":
+            assert SECRET not in str(document.data)
+            assert TOKEN not in str(document.data)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_store_is_saved_once() -> None:
+    before = len(documents())
+    first = ObjectStore(uri="s3://bucket/once", endpoint_url="http://a:1").saved()
+    again = ObjectStore(uri="s3://bucket/once", endpoint_url="http://a:1").saved()
+    assert first._block_document_id == again._block_document_id
+    assert first._block_document_name == again._block_document_name
+    other = ObjectStore(uri="s3://bucket/once", endpoint_url="http://b:1").saved()
+    assert other._block_document_id != first._block_document_id
+    assert len(documents()) == before + 2
+    found = Block.load(f"object-store/{first._block_document_name}")
+    assert isinstance(found, ObjectStore)
+    assert found.uri == "s3://bucket/once"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_saved_store_that_someone_changed_is_put_right() -> None:
+    first = ObjectStore(uri="s3://bucket/right").saved()
+    name = first._block_document_name
+    ObjectStore(uri="s3://wrong").save(name, overwrite=True)
+    assert ObjectStore(uri="s3://bucket/right").saved().uri == "s3://bucket/right"
+    assert load_store(str(name)).uri == "s3://bucket/right"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("name", ["no-such-block", "", "a/b", "No Block"])
+def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(StoreError, match="there is no Object Store block named") as told:
+        load_store(name)
+    assert "\n" not in str(told.value)
+
+
+def test_a_block_that_only_names_another_is_told(named: ObjectStore) -> None:
+    ObjectStore(uri="s3://b", credentials="minio").save("chained", overwrite=True)
+    with pytest.raises(StoreError, match="name 'minio' itself"):
+        ObjectStore(uri="s3://c", credentials="chained").read("x")
