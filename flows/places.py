@@ -10,7 +10,7 @@ from ..tasks.ledger import Ledger
 from ..tasks.object_store import ObjectStore, load_store
 from ..tasks.parsing import ParseSettings
 from ..tasks.steps import whole
-from ..tasks.storing import COMPLETIONS, open_output, parse_labels
+from ..tasks.storing import COMPLETIONS, parse_labels, read_manifest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Places:
         Raises:
             StoreError: the output cannot be read or written, or has another layout.
         """
-        open_output(self.output)
+        read_manifest(self.output)  # another layout is told before anything is done
         ledger = Ledger.read(
             self.output, parsing.label, retry_quarantined=retry_quarantined, refresh=refresh
         )

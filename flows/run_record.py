@@ -17,7 +17,7 @@ from ..tasks.errors import StoreError
 from ..tasks.object_store import ObjectStore
 from ..tasks.parsing import ParseSettings
 from ..tasks.prompting import PromptSettings
-from ..tasks.storing import write_manifest, write_run
+from ..tasks.storing import open_output, write_manifest, write_run
 from .progress import RunProgress
 from .settings import DatasetLike
 from .summary import RunSummary
@@ -75,6 +75,7 @@ class RunRecord:
         Raises:
             StoreError: the output cannot be written.
         """
+        open_output(self._store)
         self._write("running")
         try:
             yield

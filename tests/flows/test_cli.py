@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on(start_stub: Any, drawn: Path, tmp_path: Path
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     for _ in range(1200):
-        if list((tmp_path / "out").glob("parts/*.parquet")):
+        if list((tmp_path / "out").glob("parts/*/*.parquet")):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
