@@ -1,7 +1,7 @@
 """The loop of a run: what is pending -> batches -> generate, parse and store each of them."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -89,7 +89,6 @@ class BatchLoop:
         batch_size: rows of a batch.
         at_once: batches in flight.
         salt: makes all batches new; empty means that stored completions are used.
-        on_progress: called after each batch.
         suspects: rows that the server was lost with.
     """
 
@@ -100,7 +99,6 @@ class BatchLoop:
     batch_size: int
     at_once: int
     salt: str = ""
-    on_progress: Callable[[], None] = lambda: None
     suspects: list[Prompt] = field(default_factory=list)
 
     def run(self, rows: Iterator[Row], prompting: PromptSettings) -> KeyList:
@@ -205,7 +203,6 @@ class BatchLoop:
             self._save_answered(pending.batch)
             raise
         self._enter(pending.batch, parsed, names)
-        self.on_progress()
         self.breaker.add(parsed.rows)
 
     def _save_answered(self, batch: Batch) -> None:

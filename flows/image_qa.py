@@ -178,7 +178,6 @@ def image_qa(
                 batch_size,
                 _batches_at_once(batch_size, max_in_flight),
                 salt=record.run_id if refresh else "",
-                on_progress=record.beat,
             )
             with record.kept():
                 rows = refuse_column(islice(source.rows(), limit), output_key)

@@ -1,6 +1,6 @@
 """The record of a run in its output: what was asked of what, how far it is, what came of it."""
 
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from .settings import DatasetLike
 from .summary import RunSummary
 
 BEAT_SECONDS = 10.0
-"""How often a run says at most that it is alive."""
+"""How often a run says that it is alive."""
 
 
 class RunRecord:
@@ -66,7 +66,9 @@ class RunRecord:
             **told,
             "versions": {name: version(name) for name in names},
         }
-        self._last_beat = time.monotonic()
+        self._logger = get_run_logger()  # a thread of its own has none
+        self._done = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="run-record", daemon=True)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -77,21 +79,27 @@ class RunRecord:
         """
         open_output(self._store)
         self._write("running")
+        self._beating.start()
         try:
             yield
         except BaseException as error:
+            self._stop_beating()
             reason = str(error) or type(error).__name__
             with self._best_effort():
                 failed = isinstance(error, Exception)
                 self._write("failed" if failed else "interrupted", {"error": reason})
             raise
+        self._stop_beating()
 
-    def beat(self) -> None:
-        """Say how far the run is, if that was not said just now."""
-        if time.monotonic() - self._last_beat >= BEAT_SECONDS:
-            self._last_beat = time.monotonic()
+    def _beat(self) -> None:
+        """Say now and then how far the run is, also while a batch takes long."""
+        while not self._done.wait(BEAT_SECONDS):
             with self._best_effort():
                 self._write("running")
+
+    def _stop_beating(self) -> None:
+        self._done.set()
+        self._beating.join()
 
     def complete(self, summary: RunSummary) -> None:
         """Record the end of the run, and that the output is in this state.
@@ -99,6 +107,7 @@ class RunRecord:
         Raises:
             StoreError: the output cannot be written.
         """
+        self._stop_beating()
         done = {"summary": summary.model_dump(mode="json")}
         write_manifest(self._store, self._write("completed", done))
 
@@ -130,7 +139,7 @@ class RunRecord:
         try:
             yield
         except StoreError as error:
-            get_run_logger().warning("the record of the run could not be written: %s", error)
+            self._logger.warning("the record of the run could not be written: %s", error)
 
 
 def dataset_key(dataset: DatasetLike, limit: int | None) -> str:

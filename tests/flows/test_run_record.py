@@ -1,0 +1,44 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_imageqa import ImageQAError, VLLMEndpoint, image_qa
+from prefect_imageqa.flows import run_record
+
+
+def test_a_run_says_that_it_is_alive_while_a_batch_takes_long(
+    start_stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_record, "BEAT_SECONDS", 0.2)
+    written: list[tuple[str, int]] = []
+    write = run_record.write_run
+
+    def watch(store: Any, run_id: str, record: Any) -> None:
+        written.append((record["state"], record["progress"]["requests"]))
+        write(store, run_id, record)
+
+    monkeypatch.setattr(run_record, "write_run", watch)
+    slow = start_stub(latency=0.2, slots=1)
+    image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=slow.url)
+    states = [state for state, _ in written]
+    assert states[-1] == "completed"
+    assert states.count("completed") == 1
+    assert len({requests for state, requests in written if state == "running"}) >= 2
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["summary"]["ok"] == 12
+
+
+def test_a_run_that_fails_says_why(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
+    rows = json.loads((drawn / "dataset.json").read_text())
+    (drawn / "refused.json").write_text(
+        json.dumps([row | {"conversation": "STUB status 401"} for row in rows])
+    )
+    endpoint = VLLMEndpoint(urls=[keyed_stub.url], api_key=keyed_stub.api_key)
+    with pytest.raises(ImageQAError):
+        image_qa(str(drawn / "refused.json"), str(tmp_path / "out"), endpoint=endpoint)
+    [path] = (tmp_path / "out" / "runs").iterdir()
+    record = json.loads(path.read_text())
+    assert record["state"] == "failed"
+    assert "refuses to answer" in record["error"]
+    assert keyed_stub.api_key not in path.read_text()
