@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from prefect_imageqa import ImageQAError, VLLMEndpoint, image_qa
 from prefect_imageqa.flows import run_record
+from prefect_imageqa.tasks.storing import write_run
 
 
 def test_a_run_says_that_it_is_alive_while_a_batch_takes_long(
@@ -12,11 +13,10 @@ def test_a_run_says_that_it_is_alive_while_a_batch_takes_long(
 ) -> None:
     monkeypatch.setattr(run_record, "BEAT_SECONDS", 0.2)
     written: list[tuple[str, int]] = []
-    write = run_record.write_run
 
     def watch(store: Any, run_id: str, record: Any) -> None:
         written.append((record["state"], record["progress"]["requests"]))
-        write(store, run_id, record)
+        write_run(store, run_id, record)
 
     monkeypatch.setattr(run_record, "write_run", watch)
     slow = start_stub(latency=0.2, slots=1)
