@@ -162,12 +162,14 @@ def test_a_run_that_is_killed_while_it_stores_goes_on(
 
 
 def test_two_runs_on_one_output_both_finish(start_stub: Any, tmp_path: Path) -> None:
-    count = 600
-    stub = start_stub(f"--count-texts={tmp_path / 'asked'}", latency=0.1, slots=IN_FLIGHT)
+    count = 1500
+    stub = start_stub(f"--count-texts={tmp_path / 'asked'}", latency=1.0, slots=2 * IN_FLIGHT)
     dataset, output = write_dataset(tmp_path, count), tmp_path / "out"
     runs = [start(dataset, str(output), stub.url) for _ in range(2)]
-    for summary in [finish(run) for run in runs]:
+    summaries = [finish(run) for run in runs]
+    for summary in summaries:
         assert (summary["rows"], summary["ok"]) == (count, count)
+    assert all(summary["requests"] for summary in summaries), "they did not run at the same time"
     asked = stub.stats()["asked"]
     print(f"{count} rows, two runs at once: {sum(asked.values()) - count} rows asked twice")
     assert len(asked) == count
