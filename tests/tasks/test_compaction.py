@@ -1,7 +1,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,19 +18,6 @@ PARSE = "qa_pairs-v1"
 PARTS = f"parts/{PARSE}"
 QUARANTINE = f"quarantine/{PARSE}"
 BATCHES = 10
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "local":
-        return ObjectStore(uri=str(tmp_path / "out"))
-    bucket: str = request.getfixturevalue("s3")
-    return ObjectStore(uri=f"{bucket}/{tmp_path.name}")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(uri=str(tmp_path / "out"))
 
 
 @pytest.fixture(autouse=True)

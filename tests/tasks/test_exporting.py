@@ -28,19 +28,6 @@ from prefect_imageqa.tasks.storing import write_batch
 PIXELS = bytes(range(256))
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "local":
-        return ObjectStore(uri=str(tmp_path / "out"))
-    bucket: str = request.getfixturevalue("s3")
-    return ObjectStore(uri=f"{bucket}/{tmp_path.name}")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(uri=str(tmp_path / "out"))
-
-
 def key(number: int) -> str:
     return f"{number:032x}"
 

@@ -45,19 +45,6 @@ NO_IMAGE = 5
 ROWS = 12
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "local":
-        return ObjectStore(uri=str(tmp_path / "out"))
-    bucket: str = request.getfixturevalue("s3")
-    return ObjectStore(uri=f"{bucket}/{tmp_path.name}")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(uri=str(tmp_path / "out"))
-
-
 def key(number: int, configuration: str) -> str:
     return f"{number if number == NO_IMAGE else number + 256 * ord(configuration):032x}"
 
