@@ -27,6 +27,9 @@ from .progress import RunProgress
 PROMPTED_AHEAD = 2
 """Pieces of the dataset that are prompted while earlier ones are asked."""
 
+STRETCH = 64
+"""Batches that a run beside another one takes from their end."""
+
 
 @dataclass(frozen=True)
 class BatchSteps:
@@ -89,6 +92,7 @@ class BatchLoop:
         batch_size: rows of a batch.
         at_once: batches in flight.
         salt: makes all batches new; empty means that stored completions are used.
+        beside: an earlier run answers the same rows just now.
         suspects: rows that the server was lost with.
     """
 
@@ -99,6 +103,7 @@ class BatchLoop:
     batch_size: int
     at_once: int
     salt: str = ""
+    beside: bool = False
     suspects: list[Prompt] = field(default_factory=list)
 
     def run(self, rows: Iterator[Row], prompting: PromptSettings) -> KeyList:
@@ -107,7 +112,8 @@ class BatchLoop:
         Rows that may kill the server come last, while nothing else is asked.
         """
         keys = KeyList()
-        self._answer(self._batches(self._pending(rows, prompting, keys)), self.at_once)
+        batches = self._batches(self._pending(rows, prompting, keys))
+        self._answer(from_behind(batches, STRETCH) if self.beside else batches, self.at_once)
         if self.suspects:
             get_run_logger().warning(
                 "the server was lost with %s rows: they are asked again, in halves",
@@ -159,10 +165,7 @@ class BatchLoop:
 
     def _batches(self, prompts: Iterator[Prompt], alone: bool = False) -> Iterator[Batch]:
         while some := tuple(islice(prompts, self.batch_size)):
-            batch = self._batch(some, alone)
-            self.progress.asked += len(some)
-            self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
-            yield batch
+            yield self._batch(some, alone)
 
     def _batch(self, prompts: Sequence[Prompt], alone: bool = False) -> Batch:
         self.progress.batches += 1
@@ -181,6 +184,8 @@ class BatchLoop:
             try:
                 batch = next(batches, None) if error is None and len(window) < at_once else None
                 if batch is not None:
+                    self.progress.asked += len(batch.prompts)
+                    self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
                     window.append(self.steps.submit(batch))
                 elif window:
                     self._finish(window.popleft())
@@ -225,3 +230,13 @@ class BatchLoop:
         if crashed:
             told += f", {len(crashed)} set aside"
         get_run_logger().info("batch %s: %s; %s", batch.number, told, self.progress)
+
+
+def from_behind(batches: Iterator[Batch], stretch: int) -> Iterator[Batch]:
+    """Give the batches of each stretch from its end.
+
+    A run that goes this way meets one that goes forward once a stretch, and finds stored what the
+    other has asked; going the same way, both would ask every batch at the same moment.
+    """
+    while some := list(islice(batches, stretch)):
+        yield from reversed(some)

@@ -180,6 +180,7 @@ def image_qa(
                 salt=record.run_id if refresh else "",
             )
             with record.kept():
+                loop.beside = record.is_beside()
                 rows = refuse_column(islice(source.rows(), limit), output_key)
                 keys = loop.run(rows, prompting)
                 counts = export(

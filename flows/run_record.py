@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from ..tasks.caching import configuration_key
 from ..tasks.errors import StoreError
 from ..tasks.object_store import ObjectStore
+from ..tasks.outputs import read_runs
 from ..tasks.parsing import ParseSettings
 from ..tasks.prompting import PromptSettings
 from ..tasks.storing import open_output, write_manifest, write_run
@@ -90,6 +91,20 @@ class RunRecord:
                 self._write("failed" if failed else "interrupted", {"error": reason})
             raise
         self._stop_beating()
+
+    def is_beside(self) -> bool:
+        """Whether an earlier run of the same dataset and configuration is at work on the output.
+
+        Of two that start at the same moment, one is told so.
+        """
+        try:
+            runs = read_runs(self._store)
+        except StoreError as error:  # it only saves requests to know
+            self._logger.warning("other runs of this output cannot be told: %s", error)
+            return False
+        same = (run for run in runs if run.is_going and run.keys == self.keys_name)
+        going = [run.run for run in sorted(same, key=lambda run: (run.started, run.run))]
+        return self.run_id in going[1:]
 
     def _beat(self) -> None:
         """Say now and then how far the run is, also while a batch takes long."""
