@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .flows.operator import ImageQAGenerator as ImageQAGenerator
     from .flows.operator import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
     from .flows.operator import PromptedVQAGenerator as PromptedVQAGenerator
+    from .flows.settings import Columns as Columns
+    from .flows.settings import Images as Images
+    from .flows.settings import Limits as Limits
+    from .flows.settings import Replies as Replies
+    from .flows.settings import Reuse as Reuse
     from .flows.settings import Sampling as Sampling
     from .flows.summary import RunSummary as RunSummary
     from .serving.client import ChatClient as ChatClient
@@ -28,6 +33,11 @@ _HOMES = {
     "ImageQAGenerator": ".flows.operator",
     "LocalModelVLMServing_vllm": ".flows.operator",
     "PromptedVQAGenerator": ".flows.operator",
+    "Columns": ".flows.settings",
+    "Images": ".flows.settings",
+    "Limits": ".flows.settings",
+    "Replies": ".flows.settings",
+    "Reuse": ".flows.settings",
     "Sampling": ".flows.settings",
     "RunSummary": ".flows.summary",
     "ChatClient": ".serving.client",

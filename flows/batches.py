@@ -177,6 +177,7 @@ class BatchLoop:
         """Answer batches, `at_once` at a time, and enter them in the ledger.
 
         When one fails no further one is started, but those in flight are finished and stored.
+        When the run is stopped from outside, the replies that have come are stored.
         """
         window: deque[PendingBatch] = deque()
         error: ImageQAError | None = None
@@ -188,30 +189,46 @@ class BatchLoop:
                     self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
                     window.append(self.steps.submit(batch))
                 elif window:
-                    self._finish(window.popleft())
+                    self._finish(window)
                 else:
                     break
             except ImageQAError as failed:
                 error = error or failed
+            except BaseException:
+                self._stop(window)
+                raise
         if error is not None:
             raise error
 
-    def _finish(self, pending: PendingBatch) -> None:
-        """Wait for a batch, enter it in the ledger, and say what became of it.
+    def _finish(self, window: deque[PendingBatch]) -> None:
+        """Wait for the first batch, enter it in the ledger, and say what became of it.
 
         Raises:
             ImageQAError: the batch failed, or too many rows have.
         """
+        batch = window[0].batch
         try:
-            parsed, names = pending.wait()
-        except EndpointError:
-            self._save_answered(pending.batch)
+            parsed, names = window[0].wait()
+        except ImageQAError as error:
+            window.popleft()
+            if isinstance(error, EndpointError):
+                self._save_answered(batch)
             raise
-        self._enter(pending.batch, parsed, names)
+        window.popleft()
+        self._enter(batch, parsed, names)
         self.breaker.add(parsed.rows)
 
+    def _stop(self, window: Iterable[PendingBatch]) -> None:
+        """Ask nothing more, and store what has been answered: the next run goes on from there."""
+        self.steps.client.stop()
+        try:
+            for pending in window:
+                self._save_answered(pending.batch)
+        except ImageQAError as error:  # why the run is stopped is more important
+            get_run_logger().warning("some replies could not be stored: %s", error)
+
     def _save_answered(self, batch: Batch) -> None:
-        """Store the rows of a failed batch that were answered before it failed."""
+        """Store the rows of a batch that were answered before it failed or was stopped."""
         answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
         if answered and not batch.alone:
             saved = self._batch(answered)

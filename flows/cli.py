@@ -127,6 +127,7 @@ def run(
     model: str | None = None,
     system_prompt: str | None = None,
     user_prompt: str | None = None,
+    pairs_per_image: Annotated[int, Parameter(validator=Number(gte=1, lte=20))] = 1,
     image_key: str = "image",
     conversation_key: str = "conversation",
     output_key: str = "output",
@@ -170,6 +171,8 @@ def run(
         Said before every conversation; a question-answer generator's by default.
     user_prompt:
         Asked where a row has no conversation.
+    pairs_per_image:
+        QA pairs to ask for where neither the row nor --user-prompt says what.
     image_key:
         Image column.
     conversation_key:
@@ -210,6 +213,10 @@ def run(
     if not endpoint and model is None:
         print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
         return 2
+    if not output_key:
+        print("prefect-imageqa: --output-key is empty: name the column", file=sys.stderr)
+        return 2
+    from .settings import Columns, Images, Limits, Reuse, Sampling
     from .terminal import run_in_terminal
 
     prompts = {"system_prompt": system_prompt, "user_prompt": user_prompt}
@@ -218,20 +225,16 @@ def run(
         output=output,
         endpoint=endpoint,
         model=model,
-        image_key=image_key,
-        conversation_key=conversation_key,
-        output_key=output_key,
-        image_root=image_root,
-        batch_size=batch_size,
-        max_in_flight=max_in_flight,
-        sampling={"temperature": temperature, "max_tokens": max_tokens, "seed": seed},
+        pairs_per_image=pairs_per_image,
         limit=limit,
         store=store,
-        cache=cache,
-        refresh=refresh,
-        retry_quarantined=retry_quarantined,
-        max_error_rate=max_error_rate,
-        allow_private_hosts=allow_private_hosts,
+        sampling=Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed),
+        columns=Columns(image=image_key, conversation=conversation_key, output=output_key),
+        images=Images(root=image_root, allow_private_hosts=allow_private_hosts),
+        limits=Limits(
+            batch_size=batch_size, max_in_flight=max_in_flight, max_error_rate=max_error_rate
+        ),
+        reuse=Reuse(cache=cache, refresh=refresh, retry_quarantined=retry_quarantined),
         **{name: text for name, text in prompts.items() if text is not None},
     )
     print(summary.to_json_line() if json else f"{summary}\n{summary.output}")

@@ -28,10 +28,6 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
         output=str(folder / "qa"),
         endpoint=None,
         model=str(CHECKPOINT),
-        image_key="image",
-        conversation_key="conversation",
-        image_root=None,
-        sampling={"temperature": 0.7},
     )
     pairs = pd.read_parquet(folder / "qa" / PAIRS)
     verdicts = [

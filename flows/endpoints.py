@@ -61,6 +61,8 @@ def asked_model(
         ServerError: the model's server could not be started.
     """
     revision, server = "", None
+    if isinstance(endpoint, str) and "://" in endpoint:
+        endpoint = endpoint.split()
     with ExitStack() as stack:
         if endpoint:
             block = load_endpoint(endpoint, model)

@@ -19,7 +19,7 @@ from ..tasks.exporting import QA_JSONL, QUARANTINE_JSONL
 from ..tasks.object_store import ObjectStore
 from .file_storage import FileStorage
 from .image_qa import image_qa
-from .settings import Sampling
+from .settings import Columns, Replies, Sampling
 from .summary import RunSummary
 
 __all__ = ["FileStorage", "ImageQAGenerator", "LocalModelVLMServing_vllm", "PromptedVQAGenerator"]
@@ -158,10 +158,12 @@ class PromptedVQAGenerator:
             dataset=storage.current(),
             output=storage.work_folder(),
             system_prompt=self.system_prompt,
-            image_key=input_image_key,
-            conversation_key=input_prompt_key or input_conversation_key or "",
-            output_key=answer_key,
-            require_pairs=False,
+            columns=Columns(
+                image=input_image_key,
+                conversation=input_prompt_key or input_conversation_key or "",
+                output=answer_key,
+            ),
+            replies=Replies(require_pairs=False),
             **_asked(self.serving),
         )
         failures = ObjectStore(uri=summary.output).read(QUARANTINE_JSONL)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,38 @@ from ..tasks.parsing import ParseSettings
 from ..tasks.prompting import PromptSettings
 from ..tasks.storing import open_output, write_manifest, write_run
 from .progress import RunProgress
-from .settings import DatasetLike
+from .settings import Columns, DatasetLike
 from .summary import RunSummary
 
 BEAT_SECONDS = 10.0
 """How often a run says that it is alive."""
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where the rows of a run come from.
+
+    Attributes:
+        dataset: as the user gave it.
+        columns: which of its columns are used.
+        image_root: folder that relative image paths start from.
+        limit: only so many of its first rows.
+    """
+
+    dataset: DatasetLike
+    columns: Columns
+    image_root: str | None
+    limit: int | None
+
+    def told(self) -> Mapping[str, Any]:
+        """What is kept, to find images again; a DataFrame has no place to be found at."""
+        place = self.dataset if isinstance(self.dataset, str | Path) else ""
+        return {
+            "dataset": str(place),
+            "columns": self.columns.model_dump(),
+            "image_root": self.image_root,
+            "limit": self.limit,
+        }
 
 
 class RunRecord:
@@ -36,7 +64,7 @@ class RunRecord:
     Args:
         store: the output.
         dataset: its short name.
-        dataset_key: names it for good, see `dataset_key`.
+        source: where its rows come from, see `RowSource`.
         prompting: what is asked.
         parsing: how replies are parsed.
         progress: where the run counts.
@@ -46,7 +74,7 @@ class RunRecord:
         self,
         store: ObjectStore,
         dataset: str,
-        dataset_key: str,
+        source: RowSource,
         prompting: PromptSettings,
         parsing: ParseSettings,
         progress: RunProgress,
@@ -54,7 +82,7 @@ class RunRecord:
         self.run_id = str(flow_run.id or uuid4())
         told = _told(prompting, parsing)
         configuration = configuration_key(told)
-        self.keys_name = f"{configuration}/{dataset_key}"
+        self.keys_name = f"{configuration}/{dataset_key(source)}"
         self._store = store
         self._progress = progress
         names = ("prefect-imageqa", "prefect", "pandas", "pillow")
@@ -62,6 +90,7 @@ class RunRecord:
             "run": self.run_id,
             "started": _now(),
             "dataset": dataset,
+            "source": source.told(),
             "configuration": configuration,
             "keys": self.keys_name,
             **told,
@@ -157,10 +186,11 @@ class RunRecord:
             self._logger.warning("the record of the run could not be written: %s", error)
 
 
-def dataset_key(dataset: DatasetLike, limit: int | None) -> str:
+def dataset_key(source: RowSource) -> str:
     """Name a dataset, for what is kept per configuration and dataset."""
-    named = str(dataset) if isinstance(dataset, str | Path) else type(dataset).__name__
-    return configuration_key({"dataset": named, "limited": limit is not None})
+    given = source.dataset
+    named = str(given) if isinstance(given, str | Path) else type(given).__name__
+    return configuration_key({"dataset": named, "limited": source.limit is not None})
 
 
 def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..tasks.loading import Dataset, open_dataset
 from ..tasks.object_store import load_store
 from .endpoints import asked_model
 from .progress import RunProgress, watch
-from .settings import Sampling
+from .settings import Columns, Images
 from .summary import RunSummary
 
 REFRESH_SECONDS = 0.5
@@ -34,7 +34,8 @@ def run_in_terminal(
     dataset: str,
     endpoint: list[str] | None,
     model: str | None,
-    sampling: dict[str, Any],
+    columns: Columns = Columns(),  # noqa: B008 - frozen
+    images: Images = Images(),  # noqa: B008
     store: str | None = None,
     **arguments: Any,
 ) -> RunSummary:
@@ -49,9 +50,10 @@ def run_in_terminal(
 
     source = open_dataset(
         dataset,
-        image_key=arguments["image_key"],
-        conversation_key=arguments["conversation_key"],
-        image_root=arguments["image_root"],
+        image_key=columns.image or "",
+        conversation_key=columns.conversation,
+        image_root=images.root,
+        require_images=columns.image is not None,
         credentials=load_store(store).s3_credentials if store else None,
     )
     urls = [url for url in endpoint or [] if "://" in url]
@@ -66,7 +68,8 @@ def run_in_terminal(
             # A single name may be that of a block.
             endpoint=endpoint[0] if endpoint and len(endpoint) == 1 else endpoint,
             model=model,
-            sampling=Sampling(**sampling),
+            columns=columns,
+            images=images,
             store=store,
             **arguments,
         )

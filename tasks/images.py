@@ -59,7 +59,11 @@ class ImageSettings(BaseModel):
     )
     max_images: int = Field(default=32, ge=1, description="Images that one row may have.")
     jpeg_quality: int = Field(
-        default=90, ge=1, le=95, description="JPEG quality of images that must be re-encoded."
+        default=90,
+        ge=1,
+        le=95,
+        title="JPEG quality",
+        description="JPEG quality of images that must be re-encoded.",
     )
 
 

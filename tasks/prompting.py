@@ -102,6 +102,13 @@ class PromptSettings:
     reader: ImageReader
 
 
+def default_user_prompt(pairs: int) -> str:
+    """What asks for this many question-answer pairs about an image."""
+    if pairs == 1:
+        return DEFAULT_USER_PROMPT
+    return f"Please construct {pairs} QA pairs based on the content in the image."
+
+
 def chat_prompt(given: PromptInput) -> list[Message]:
     """The default style: system prompt, then all turns in order, with the images in place.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import s3fs
 from cluster import KEY, SECRET, CephCluster
-from prefect_imageqa import ObjectStore, image_qa
+from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.filesystems import AccessDeniedError, ObjectMissingError
@@ -100,7 +100,7 @@ def test_a_run_on_ceph_is_not_repeated(store: ObjectStore, stub: Any, tmp_path: 
 
     def ask() -> Any:
         dataset, output = f"{store.uri}/data/dataset.json", f"{store.uri}/out"
-        return image_qa(dataset, output, endpoint=stub.url, batch_size=5)
+        return image_qa(dataset, output, endpoint=stub.url, limits=Limits(batch_size=5))
 
     first, again = ask(), ask()
     assert (first.ok, first.requests) == (12, 12)

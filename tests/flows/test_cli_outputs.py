@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_imageqa import ObjectStore, image_qa
+from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.cli import main
 from prefect_imageqa.tasks.storing import open_output, write_run
 
@@ -55,7 +55,11 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def ask(stub: Any, drawn: Path, output: str) -> Callable[..., Any]:
     def run(**changed: Any) -> Any:
         return image_qa(
-            str(drawn / "dataset.json"), output, endpoint=stub.url, batch_size=5, **changed
+            str(drawn / "dataset.json"),
+            output,
+            endpoint=stub.url,
+            limits=Limits(batch_size=5),
+            **changed,
         )
 
     return run

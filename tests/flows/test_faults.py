@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from fault_proxy import FaultProxy, Rule, s3_error
 from PIL import Image
-from prefect_imageqa import ImageQAError, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa import ImageQAError, Limits, ObjectStore, VLLMEndpoint, image_qa
 
 ROWS, BATCH_SIZE = 96, 16
 HANG_SECONDS = 60
@@ -73,7 +73,10 @@ def suffer(dataset: str, output: str, url: str, caplog: pytest.LogCaptureFixture
             # So long a hang is taken for one; by default a model may take ten minutes.
             endpoint = VLLMEndpoint(urls=[url], read_timeout=5, connect_timeout=2)
             summary = image_qa(
-                dataset, output, endpoint=endpoint, batch_size=BATCH_SIZE, max_in_flight=32
+                dataset,
+                output,
+                endpoint=endpoint,
+                limits=Limits(batch_size=BATCH_SIZE, max_in_flight=32),
             )
         except ImageQAError as error:
             told = str(error)

@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect_imageqa import ImageQAError, ImageSettings, VLLMEndpoint, image_qa
+from prefect_imageqa import (
+    Columns,
+    ImageQAError,
+    ImageSettings,
+    Limits,
+    Replies,
+    VLLMEndpoint,
+    image_qa,
+)
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.tasks.caching import RequestSpec, batch_key
 from prefect_imageqa.tasks.generating import GenerationSettings, generate_batch
@@ -81,7 +89,9 @@ def test_hostile_rows_cost_only_themselves(stub: Any, drawn: Path, tmp_path: Pat
     dataset = drawn / "mixed.jsonl"
     dataset.write_text("\n".join(mixed) + "\n")
 
-    summary = image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, batch_size=4)
+    summary = image_qa(
+        str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=Limits(batch_size=4)
+    )
 
     assert (summary.rows, summary.ok, summary.quarantined) == (len(mixed), len(rows), 8)
     assert summary.reasons == {
@@ -113,7 +123,9 @@ def test_the_second_run_asks_only_what_is_missing(stub: Any, drawn: Path, tmp_pa
     assert image_qa(str(dataset), output, endpoint=stub.url).requests == 7
 
     dataset.write_text(json.dumps(rows))
-    grown = image_qa(str(dataset), output, endpoint=stub.url, batch_size=3, max_in_flight=5)
+    grown = image_qa(
+        str(dataset), output, endpoint=stub.url, limits=Limits(batch_size=3, max_in_flight=5)
+    )
     assert (grown.requests, grown.reused, grown.ok) == (5, 7, 12)
     again = image_qa(str(dataset), output, endpoint=stub.url)
     assert (again.requests, again.reused, again.ok) == (0, 12, 12)
@@ -124,6 +136,15 @@ def test_the_second_run_asks_only_what_is_missing(stub: Any, drawn: Path, tmp_pa
     assert (other.requests, other.ok) == (12, 12)
     back = image_qa(str(dataset), output, endpoint=stub.url)
     assert (back.requests, back.ok) == (0, 12)
+
+
+def test_the_number_of_pairs_is_asked_for(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": [str(drawn / "images" / "000.png")]})
+    for pairs, told in ((1, "construct a QA pair"), (3, "construct 3 QA pairs")):
+        image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, pairs_per_image=pairs)
+        assert told in str(stub.stats()["bodies"][-1]["messages"])
+    image_qa(frame, str(tmp_path / "out"), stub.url, pairs_per_image=3, user_prompt="Which?")
+    assert stub.stats()["bodies"][-1]["messages"][-1]["content"][-1]["text"] == "Which?"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +183,9 @@ def test_raw_text_is_the_answer_where_no_pairs_are_required(
 ) -> None:
     image = str(drawn / "images" / "000.png")
     frame = pd.DataFrame({"image": [image], "conversation": [say("STUB text It shows a cat.")]})
-    summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, require_pairs=False)
+    summary = image_qa(
+        frame, str(tmp_path / "out"), endpoint=stub.url, replies=Replies(require_pairs=False)
+    )
     assert (summary.ok, summary.pairs) == (1, 0)
     assert read_lines(tmp_path / "out" / "qa.jsonl")[0]["output"] == "It shows a cat."
 
@@ -170,7 +193,7 @@ def test_raw_text_is_the_answer_where_no_pairs_are_required(
 def test_a_row_that_stands_twice_is_asked_once(stub: Any, drawn: Path, tmp_path: Path) -> None:
     images = [str(drawn / "images" / f"{n:03}.png") for n in (0, 1, 0, 0)]
     frame = pd.DataFrame({"image": images, "id": [1, 2, 3, 4]})
-    summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, batch_size=2)
+    summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, limits=Limits(batch_size=2))
     assert (summary.requests, summary.ok, summary.reused) == (2, 4, 0)
     assert [row["id"] for row in read_lines(tmp_path / "out" / "qa.jsonl")] == [1, 2, 3, 4]
 
@@ -187,7 +210,7 @@ def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
     for path in sorted(drawn.rglob("*.*")):
         bucket.write(f"data/{path.relative_to(drawn)}", path.read_bytes())
     dataset, output = f"{s3}/flow/data/dataset.json", f"{s3}/flow/out"
-    summary = image_qa(dataset, output, endpoint=stub.url, batch_size=5)
+    summary = image_qa(dataset, output, endpoint=stub.url, limits=Limits(batch_size=5))
     assert (summary.ok, summary.requests) == (12, 12)
     assert len(summary.to_pandas()) == 12
     assert image_qa(dataset, output, endpoint=stub.url).requests == 0
@@ -217,16 +240,14 @@ def test_no_cell_of_a_frame_and_no_key_reaches_the_database(
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "dataset missing": ({"dataset": "nowhere.json"}, "nowhere.json"),
-    "no image column": ({"image_key": "picture"}, "image, conversation"),
+    "no image column": ({"columns": Columns(image="picture")}, "image, conversation"),
     "no such model": ({"model": "gpt-5"}, "does not serve 'gpt-5'"),
     "no server": ({"endpoint": "http://127.0.0.1:9"}, "no server answers at http://127.0.0.1:9"),
     "no endpoint": ({"endpoint": None}, "nothing to ask"),
     "no such block": ({"endpoint": "no-such-block"}, "no-such-block"),
-    "column taken": ({"output_key": "image"}, "'image'"),
-    "unknown parser": ({"parser": "nope"}, "qa_pairs"),
+    "column taken": ({"columns": Columns(output="image")}, "'image'"),
+    "unknown parser": ({"replies": Replies(parser="nope")}, "qa_pairs"),
     "unknown style": ({"prompt_style": "os.path:nope"}, "chat"),
-    "batch too large": ({"batch_size": 1000}, "from 1 to 512"),
-    "limit of nothing": ({"limit": 0}, "limit is 0"),
     "ftp output": ({"output": "ftp://host/out"}, "ftp:// is not supported"),
 }
 
@@ -279,7 +300,12 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     mortal = start_stub()
     monkeypatch.setattr("prefect_imageqa.flows.endpoints.RETURN_SECONDS", 3.0)
     with pytest.raises(ImageQAError, match="no server has answered for 3 s"):
-        image_qa(frame, str(tmp_path / "out"), endpoint=mortal.url, batch_size=2, max_in_flight=1)
+        image_qa(
+            frame,
+            str(tmp_path / "out"),
+            endpoint=mortal.url,
+            limits=Limits(batch_size=2, max_in_flight=1),
+        )
     assert "Traceback" not in caplog.text
     stored = sum(pq.read_metadata(part).num_rows for part in (tmp_path / "out").rglob("*.parquet"))
     assert stored >= 6
@@ -296,7 +322,7 @@ def shout(text: str) -> list[QAPair]:
 def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
     image_qa(dataset, output, endpoint=stub.url, limit=2)
-    summary = image_qa(dataset, output, endpoint=stub.url, limit=2, parser=shout)
+    summary = image_qa(dataset, output, endpoint=stub.url, limit=2, replies=Replies(parser=shout))
     assert (summary.requests, summary.pairs) == (0, 2)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
     assert pairs[0]["answer"].startswith("**QUESTION:**")

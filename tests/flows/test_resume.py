@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from prefect_imageqa import ImageQAError, VLLMEndpoint, image_qa
+from prefect_imageqa import ImageQAError, Limits, Replies, Reuse, VLLMEndpoint, image_qa
 from prefect_imageqa.tasks import parsing
 from prefect_imageqa.tasks.object_store import ObjectStore
 
@@ -29,7 +29,7 @@ def ask(stub: Any, drawn: Path, tmp_path: Path) -> Callable[..., Any]:
     """Runs the flow over the twelve drawn images."""
 
     def run(output: str | Path = tmp_path / "out", **changed: Any) -> Any:
-        told: dict[str, Any] = {"endpoint": stub.url, "batch_size": 5} | changed
+        told: dict[str, Any] = {"endpoint": stub.url, "limits": Limits(batch_size=5)} | changed
         return image_qa(str(drawn / "dataset.json"), str(output), **told)
 
     return run
@@ -43,19 +43,24 @@ def test_completions_without_parts_are_parsed_and_not_asked_again(
     assert len(stored(tmp_path / "out", "completions")) == 3
     before = (tmp_path / "out" / "qa.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "out" / "parts")
-    again = ask(batch_size=4, max_in_flight=3)
+    again = ask(limits=Limits(batch_size=4, max_in_flight=3))
     assert (again.requests, again.ok) == (0, 12)
     assert (tmp_path / "out" / "qa.jsonl").read_bytes() == before
 
 
 def test_outputs_share_a_cache(ask: Callable[..., Any], tmp_path: Path) -> None:
-    cache = str(tmp_path / "cache")
-    assert ask(tmp_path / "a", cache=cache).requests == 12
+    shared = Reuse(cache=str(tmp_path / "cache"))
+    assert ask(tmp_path / "a", reuse=shared).requests == 12
     assert not (tmp_path / "a" / "completions").exists()
-    other = ask(tmp_path / "b", cache=cache)
+    other = ask(tmp_path / "b", reuse=shared)
     assert (other.requests, other.ok) == (0, 12)
     # Of a cache that others share, a changed parser reads what this output has asked for.
-    raw = ask(tmp_path / "a", cache=cache, require_pairs=False, batch_size=7)
+    raw = ask(
+        tmp_path / "a",
+        reuse=shared,
+        replies=Replies(require_pairs=False),
+        limits=Limits(batch_size=7),
+    )
     assert (raw.requests, raw.ok) == (0, 12)
 
 
@@ -69,7 +74,7 @@ def test_a_changed_parser_reads_what_is_stored(
     assert (newer.requests, newer.ok) == (0, 12)
     labels = [path.parent.name for path in stored(tmp_path / "out", "parts")]
     assert (labels.count("qa_pairs-v1"), labels.count("qa_pairs-v2")) == (3, 3)
-    raw = ask(require_pairs=False)
+    raw = ask(replies=Replies(require_pairs=False))
     assert (raw.requests, raw.ok) == (0, 12)
 
 
@@ -82,7 +87,7 @@ def test_a_thousand_rows_are_asked_once_whatever_changes_around_them(
 
     def requests(texts: list[str], output: str = "out", **changed: Any) -> int:
         dataset = write_rows(tmp_path, texts)
-        told = {"endpoint": stub.url, "cache": cache} | changed
+        told = {"endpoint": stub.url, "reuse": Reuse(cache=cache)} | changed
         summary = image_qa(str(dataset), str(tmp_path / output), **told)
         assert (summary.rows, summary.ok) == (len(texts), len(texts))
         return int(summary.requests)
@@ -96,9 +101,9 @@ def test_a_thousand_rows_are_asked_once_whatever_changes_around_them(
     assert requests(texts) == 5
     assert requests(texts, system_prompt="Be brief.") == 1042
     assert requests(texts) == 0
-    assert requests(texts, batch_size=77, max_in_flight=9, endpoint=other) == 0
+    assert requests(texts, limits=Limits(batch_size=77, max_in_flight=9), endpoint=other) == 0
     monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
-    assert requests(texts, batch_size=31) == 0
+    assert requests(texts, limits=Limits(batch_size=31)) == 0
     assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {
         "qa_pairs-v1",
         "qa_pairs-v2",
@@ -107,9 +112,9 @@ def test_a_thousand_rows_are_asked_once_whatever_changes_around_them(
 
 def test_everything_can_be_asked_anew(ask: Callable[..., Any], tmp_path: Path) -> None:
     ask()
-    renewed = ask(refresh=True)
+    renewed = ask(reuse=Reuse(refresh=True))
     assert (renewed.requests, renewed.ok, renewed.rows) == (12, 12, 12)
-    assert ask(refresh=True).requests == 12
+    assert ask(reuse=Reuse(refresh=True)).requests == 12
     assert ask().requests == 0
 
 
@@ -131,18 +136,18 @@ def test_a_cached_object_that_is_not_ours_is_asked_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache = tmp_path / "cache"
-    ask(cache=str(cache))
+    ask(reuse=Reuse(cache=str(cache)))
     spoilt, *_ = (path for path in cache.iterdir())
     rows = len(json.loads(json.loads(spoilt.read_bytes())["result"])["rows"])
     spoilt.write_bytes(spoil(spoilt.read_bytes()))
     with caplog.at_level(logging.WARNING):
-        again = ask(tmp_path / "other", cache=str(cache))
+        again = ask(tmp_path / "other", reuse=Reuse(cache=str(cache)))
     assert (again.requests, again.ok) == (rows, 12)
     warnings = [record.getMessage() for record in caplog.records if told in record.getMessage()]
     assert len(warnings) == 1
     assert "asked again" in warnings[0]
     assert not any(record.exc_info for record in caplog.records)
-    assert ask(tmp_path / "third", cache=str(cache)).requests == 0
+    assert ask(tmp_path / "third", reuse=Reuse(cache=str(cache))).requests == 0
 
 
 class Planted:
@@ -183,7 +188,7 @@ def test_a_cache_that_cannot_be_read_stops_the_run_before_any_request(
     original = ObjectStore.read
     monkeypatch.setattr(ObjectStore, "read", read)
     with pytest.raises(ImageQAError, match="the S3 server failed"):
-        ask(cache=str(cache))
+        ask(reuse=Reuse(cache=str(cache)))
     assert stub.stats()["requests"] == before
 
 
@@ -192,7 +197,7 @@ def test_a_result_that_cannot_be_written_fails_the_run(
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     with pytest.raises(ImageQAError, match=r"a part of the path is a file"):
-        ask(cache=str(tmp_path / "cache"))
+        ask(reuse=Reuse(cache=str(tmp_path / "cache")))
     assert not any(record.exc_info for record in caplog.records)
     assert stored(tmp_path / "out", "parts") == []
 
@@ -218,7 +223,7 @@ def test_failed_rows_in_a_batch_do_not_hide(start_stub: Any, tmp_path: Path) -> 
     assert stub.stats()["requests"] == 1 + 3 + 1 + 1
     again = ask()
     assert (again.requests, again.retried, again.reused) == (3, 1, 2)
-    told = ask(retry_quarantined=True)
+    told = ask(reuse=Reuse(retry_quarantined=True))
     assert (told.requests, told.retried) == (4, 2)
     seeds = [
         body["seed"]
@@ -235,12 +240,14 @@ def test_a_run_that_burns_through_the_dataset_is_stopped(stub: Any, tmp_path: Pa
     output = str(tmp_path / "out")
     before = stub.stats()["requests"]
     with pytest.raises(ImageQAError, match="256 of the last 256 rows asked have failed"):
-        image_qa(str(dataset), output, endpoint=stub.url, batch_size=64, max_in_flight=64)
+        image_qa(
+            str(dataset), output, endpoint=stub.url, limits=Limits(batch_size=64, max_in_flight=64)
+        )
     assert stub.stats()["requests"] - before <= 256 + 2 * 64
     record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
     assert (record["state"], record["progress"]["quarantined"] >= 256) == ("failed", True)
     assert "max_error_rate" in record["error"]
-    told = image_qa(str(dataset), output, endpoint=stub.url, max_error_rate=1)
+    told = image_qa(str(dataset), output, endpoint=stub.url, limits=Limits(max_error_rate=1))
     assert told.reasons == {"unparsed": 2000}
     assert stub.stats()["requests"] - before == 2000
 
@@ -258,7 +265,10 @@ def test_a_row_that_kills_the_server_is_found_and_the_others_are_answered(
     rows[23]["image"] = "poison.png"
     dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = image_qa(
-        str(dataset), str(tmp_path / "out"), endpoint=stub.url, batch_size=16, max_in_flight=16
+        str(dataset),
+        str(tmp_path / "out"),
+        endpoint=stub.url,
+        limits=Limits(batch_size=16, max_in_flight=16),
     )
     assert (summary.ok, summary.reasons) == (59, {"crash": 1})
     failed = lines(tmp_path / "out" / "quarantine.jsonl")
@@ -274,7 +284,9 @@ def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path
     endpoint = VLLMEndpoint(urls=[mortal.url], api_key="k")
 
     def ask() -> Any:
-        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=endpoint, max_in_flight=1)
+        return image_qa(
+            str(dataset), str(tmp_path / "out"), endpoint=endpoint, limits=Limits(max_in_flight=1)
+        )
 
     with pytest.raises(ImageQAError, match="refuses to answer"):
         ask()

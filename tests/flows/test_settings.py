@@ -2,7 +2,11 @@ import json
 from typing import Any
 
 import pytest
-from prefect_imageqa.flows.settings import RESERVED_OPTIONS, DatasetLike, Sampling
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
+from prefect.utilities.schema_tools.validation import validate
+from prefect_imageqa import Columns, Images, ImageSettings, Sampling, image_qa
+from prefect_imageqa.flows.settings import RESERVED_OPTIONS, DatasetLike
 from pydantic import TypeAdapter, ValidationError
 
 
@@ -85,3 +89,63 @@ def test_a_dataset_is_a_text_in_the_form_and_anything_from_python() -> None:
     assert adapter.json_schema() == {"type": "string"}
     frame = object()
     assert adapter.validate_python(frame) is frame
+
+
+def test_a_form_shows_what_is_described_and_refuses_what_is_wrong() -> None:
+    schema = image_qa.parameters.model_dump()
+    fields, groups = schema["properties"], schema["definitions"]
+    assert list(fields)[:3] == ["dataset", "output", "endpoint"]
+    assert schema["required"] == ["dataset", "output"]
+    shown = [*fields.values()]
+    shown += [field for group in groups.values() for field in group["properties"].values()]
+    assert all(field["description"] for field in shown)
+    assert {name for name, field in fields.items() if "$ref" in field} == {
+        "sampling",
+        "columns",
+        "images",
+        "replies",
+        "limits",
+        "reuse",
+    }
+    assert "secret" not in json.dumps(schema).lower()
+    for given in ({"pairs_per_image": 0}, {"limits": {"batch_size": 513}}, {"limit": 0}):
+        with pytest.raises(SchemaError):
+            validate({"dataset": "a", "output": "b", **given}, schema, raise_on_error=True)
+
+
+def test_where_images_are_is_not_part_of_their_settings() -> None:
+    told = Images(max_side=512, root="/data", allow_private_hosts=True)
+    assert told.settings == ImageSettings(max_side=512)
+    assert "root" not in told.settings.model_dump()
+
+
+def test_an_empty_image_column_asks_without_images() -> None:
+    assert Columns(image="").image is None
+    with pytest.raises(ValidationError):
+        Columns(output="")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"limit": 0}, "limit: Input should be greater than or equal to 1"),
+        ({"sampling": {"extra_body": {"model": "x"}}}, "sampling: extra_body may not set model"),
+        ({"limits": {"batch_size": 1000}}, "limits.batch_size: Input should be less than"),
+    ],
+    ids=["limit", "sampling", "batch size"],
+)
+def test_a_wrong_parameter_is_told_in_one_line_without_the_others(
+    given: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ParameterTypeError) as raised:
+        image_qa.validate_parameters({"dataset": "http://a:secret@b/", "output": "o", **given})
+    assert str(raised.value).startswith(told)
+    assert "\n" not in str(raised.value)
+    assert "secret" not in caplog.text
+
+
+def test_a_form_sends_empty_texts_for_what_is_not_given() -> None:
+    fields = image_qa.parameters.model_dump()["properties"]
+    texts = {name for name, field in fields.items() if field.get("default") == ""}
+    assert texts == {"endpoint", "model", "model_revision", "store", "user_prompt"}
+    assert Images(root="").root is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect_imageqa import ImageQAError, ObjectStore, image_qa
+from prefect_imageqa import ImageQAError, ObjectStore, Replies, Reuse, image_qa
 
 SECRET = "test-secret"
 
@@ -45,13 +45,13 @@ def test_a_block_opens_dataset_images_output_and_cache(
             f"{place.uri}/out",
             endpoint=stub.url,
             store=block,
-            cache=f"{place.uri}/cache",
+            reuse=Reuse(cache=f"{place.uri}/cache"),
             **changed,
         )
 
     with caplog.at_level(logging.DEBUG, logger="prefect"):
         first = ask()
-        again = ask(require_pairs=False)
+        again = ask(replies=Replies(require_pairs=False))
     assert (first.ok, first.requests, again.ok, again.requests) == (12, 12, 12, 0)
     assert len(first.to_pandas()) == 12
     assert SECRET not in caplog.text

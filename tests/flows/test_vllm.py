@@ -15,6 +15,7 @@ from PIL import Image
 from prefect_imageqa import (
     FileStorage,
     ImageQAGenerator,
+    Limits,
     LocalModelVLMServing_vllm,
     PromptedVQAGenerator,
     Sampling,
@@ -56,8 +57,7 @@ def test_pairs_about_unseen_scenes_are_right(
         str(tmp_path / "data" / "dataset.json"),
         str(tmp_path / "out"),
         endpoint=server.url,
-        batch_size=16,
-        max_in_flight=32,
+        limits=Limits(batch_size=16, max_in_flight=32),
     )
     assert (summary.ok, summary.requests) == (64, 64)
     assert summary.prompt_tokens > 64 * 9

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_imageqa import image_qa
+from prefect_imageqa import Images, image_qa
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -47,10 +47,13 @@ def site(drawn: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def ask(images: list[str], tmp_path: Path, url: str, **changed: Any) -> Any:
+NO_ROOT = Images()
+
+
+def ask(paths: list[str], tmp_path: Path, url: str, images: Images = NO_ROOT) -> Any:
     dataset = tmp_path / "rows.jsonl"
-    dataset.write_text("".join(json.dumps({"image": image}) + "\n" for image in images))
-    return image_qa(str(dataset), str(tmp_path / "out"), endpoint=url, **changed)
+    dataset.write_text("".join(json.dumps({"image": path}) + "\n" for path in paths))
+    return image_qa(str(dataset), str(tmp_path / "out"), endpoint=url, images=images)
 
 
 def test_addresses_that_must_not_be_asked_are_refused(stub: Any, site: str, tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_an_image_root_is_not_left(stub: Any, site: str, drawn: Path, tmp_path: 
     (root / "link.png").symlink_to("/etc/passwd")
     (root / "up").symlink_to(tmp_path)
     outside = ["link.png", "up/drawn/dataset.json", "../dataset.json", "/etc/passwd", site]
-    inside = ask(["000.png", *outside], tmp_path, stub.url, image_root=str(root))
+    inside = ask(["000.png", *outside], tmp_path, stub.url, Images(root=str(root)))
     assert (inside.ok, inside.reasons) == (1, {"image_refused": len(outside)})
 
 
@@ -90,12 +93,12 @@ def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
         f"{site}/to//a.png",
         f"{site}/to/http://169.254.169.254/",
     ]
-    told = ask(images, tmp_path, stub.url, allow_private_hosts=True)
+    told = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
     assert (told.ok, told.reasons) == (2, {"image_refused": 1})
     fetched = [path for command, path in Site.seen if command == "GET"]
     assert "/a.png?signed=secret" in fetched
     Site.seen.clear()
-    again = ask(images, tmp_path, stub.url, allow_private_hosts=True)
+    again = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
     assert (again.ok, again.requests) == (2, 0)
     assert {command for command, _ in Site.seen} == {"HEAD"}  # nothing is downloaded again
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
