@@ -16,7 +16,8 @@ help: ## Show this help
 demo: $(FLOW_ENV) $(SERVER_ENV) ## Ask the demo model about images it has never seen
 	$(BIN)/prefect-imageqa demo
 
-test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers
+test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers and a real browser
+	tests/browser/install.sh
 	$(BIN)/pytest
 
 test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with apt)

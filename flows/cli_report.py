@@ -1,0 +1,69 @@
+"""`prefect-imageqa report`: the page and the card of an output, made again."""
+
+from typing import TYPE_CHECKING
+
+from cyclopts import App
+
+if TYPE_CHECKING:
+    from ..tasks.image_refs import ImageBase
+    from ..tasks.object_store import ObjectStore
+    from ..tasks.reported_run import ReportedRun
+
+reports = App()
+"""Commands that `cli` takes over."""
+
+
+@reports.command
+def report(output: str, /, *, store: str | None = None) -> int:
+    """Make report.html and README.md of an output again, without asking the model.
+
+    Every completed run makes them. Pictures are read from where the dataset has them; where it is
+    gone, the rows are shown without. Exit code 0: made; 1: there is no completed run, or the
+    output cannot be read or written.
+
+    Example: prefect-imageqa report s3://bucket/qa
+
+    Parameters
+    ----------
+    output:
+        Local path or s3:// URI that runs were given as --output.
+    store:
+        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
+        environment, profile or role.
+    """
+    from ..tasks.image_reader import ImageReader
+    from ..tasks.images import ImageSettings
+    from ..tasks.report import REPORT, make_report
+    from ..tasks.reported_run import reported_run
+    from .places import find_places
+
+    place = find_places(output, None, store).output
+    base = _image_base(place, reported_run(place))
+    images = ImageSettings()
+    with ImageReader(images.max_file_bytes, credentials=place.s3_credentials) as reader:
+        make_report(place, reader=reader, images=images, base=base)
+    print(place.uri_of(REPORT))
+    return 0
+
+
+def _image_base(place: "ObjectStore", run: "ReportedRun") -> "ImageBase":
+    """What relative image paths are tried against."""
+    from ..tasks.errors import DatasetError
+    from ..tasks.image_refs import ImageBase
+    from ..tasks.loading import open_dataset
+
+    source = run.source
+    if not source.dataset:
+        return ImageBase(image_root=source.image_root)
+    try:
+        dataset = open_dataset(
+            source.dataset,
+            image_key=source.columns.image or "",
+            conversation_key=source.columns.conversation,
+            image_root=source.image_root,
+            require_images=False,
+            credentials=place.s3_credentials,
+        )
+    except DatasetError:
+        return ImageBase(image_root=source.image_root)  # it was moved since: no pictures
+    return dataset.base

@@ -1,0 +1,142 @@
+"""What the plots of a report show: counted over all rows of a run, in memory of a fixed size."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .exporting import PAIRS
+from .key_index import Array
+from .object_store import ObjectStore
+from .parts import open_part
+from .reported_run import ReportedRun, export_named, run_keys
+from .steps import ahead
+from .stored_rows import StoredAnswers
+from .storing import damage_named
+
+CENTISECONDS = 100
+"""Latencies are counted in hundredths of a second."""
+
+_LARGEST = 65_535
+"""Larger values are counted as this one: a tally takes at most 0.5 MB."""
+
+_MOST_WORDS = 10_000
+"""First words of questions that are counted apart; then only the most common ones stay."""
+
+_FIRST_WORD = r"^[^\pL\pN]*(?P<word>[\pL\pN]{1,20})"
+_COLUMNS = ["answer.prompt_tokens", "answer.completion_tokens", "answer.latency"]
+_PAIRS_AT_ONCE = 65_536
+_READERS = 4
+
+
+class Tally:
+    """How often each whole number from 0 up was seen."""
+
+    def __init__(self) -> None:
+        self.counts: Array = np.zeros(0, np.int64)
+
+    def add(self, values: Array) -> None:
+        """Count some numbers."""
+        numbers = np.clip(values, 0, _LARGEST).astype(np.int64)
+        counts = np.bincount(numbers, minlength=len(self.counts))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+
+    @property
+    def total(self) -> int:
+        """How many numbers were counted."""
+        return int(self.counts.sum())
+
+    @property
+    def sum(self) -> int:
+        """Their sum."""
+        return int(self.counts @ np.arange(len(self.counts)))
+
+    def quantile(self, share: float) -> int:
+        """The smallest number that at least this share of all does not exceed."""
+        return int(np.searchsorted(np.cumsum(self.counts), share * self.total))
+
+
+@dataclass
+class Statistics:
+    """Of the answered rows of a run.
+
+    Attributes:
+        questions: lengths in characters.
+        answers: lengths in characters.
+        first_words: of the questions, in lower case.
+        prompt_tokens: of each row.
+        completion_tokens: of each row.
+        latencies: of each row, in hundredths of a second.
+        written: when each row that this run asked was stored, in seconds since its start.
+    """
+
+    questions: Tally = field(default_factory=Tally)
+    answers: Tally = field(default_factory=Tally)
+    first_words: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: Tally = field(default_factory=Tally)
+    completion_tokens: Tally = field(default_factory=Tally)
+    latencies: Tally = field(default_factory=Tally)
+    written: Array = field(default_factory=lambda: np.empty(0))
+
+
+def gather(store: ObjectStore, run: ReportedRun, answers: StoredAnswers) -> Statistics:
+    """Count over the answered rows of a completed run.
+
+    Raises:
+        StoreError: an object is missing, damaged or cannot be read.
+    """
+    found = Statistics()
+    _add_pairs(store, found)
+    rows = answers.index.find(run_keys(store, run))
+    known, places = rows.known, rows.places
+    started, ended = run.started.timestamp(), run.updated.timestamp()
+    seconds = places["rank"][known] / 1000 - started
+    found.written = np.sort(seconds[(seconds >= 0) & (seconds <= ended - started + 1)])
+    for table in _answer_tables(store, answers, places[known]):
+        answer = table.column("answer").combine_chunks()
+        found.prompt_tokens.add(answer.field("prompt_tokens").to_numpy())
+        found.completion_tokens.add(answer.field("completion_tokens").to_numpy())
+        found.latencies.add(answer.field("latency").to_numpy() * CENTISECONDS)
+    return found
+
+
+def _add_pairs(store: ObjectStore, found: Statistics) -> None:
+    with export_named(store, PAIRS), store.open(PAIRS) as source:
+        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
+        for piece in file.iter_batches(_PAIRS_AT_ONCE, columns=["question", "answer"]):
+            questions, answers = piece.column("question"), piece.column("answer")
+            found.questions.add(pc.utf8_length(questions).to_numpy(zero_copy_only=False))
+            found.answers.add(pc.utf8_length(answers).to_numpy(zero_copy_only=False))
+            words = pc.utf8_lower(pc.extract_regex(questions, _FIRST_WORD).field("word"))
+            for counted in pc.value_counts(words).to_pylist():
+                if counted["values"]:
+                    found.first_words[counted["values"]] += counted["counts"]
+            if len(found.first_words) > _MOST_WORDS:
+                found.first_words = Counter(dict(found.first_words.most_common(_MOST_WORDS // 2)))
+
+
+def _answer_tables(store: ObjectStore, answers: StoredAnswers, places: Array) -> Iterator[pa.Table]:
+    """Tokens and latencies of the rows at these places, part by part."""
+    order = np.argsort(places["file"], kind="stable")
+    files, starts = np.unique(places["file"][order], return_index=True)
+    rows = np.split(places["row"][order], starts[1:])
+
+    def read(file: int) -> pa.Table:
+        name = answers.names[file]
+        with damage_named(store, name), store.open(name) as source:
+            part = open_part(pa.PythonFile(source, mode="r"))
+            columns = [
+                f"answer.{name}" for name in ("prompt_tokens", "completion_tokens", "latency")
+            ]
+            return part.read(columns=columns, use_threads=False)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = ahead(pool, read, files.tolist(), _READERS)
+        for (_, table), wanted in zip(tables, rows, strict=True):
+            yield table.result().take(wanted)

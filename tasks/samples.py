@@ -1,0 +1,291 @@
+"""A few rows of an output, evenly spread, as people are shown them."""
+
+import io
+import json
+import time
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from .errors import DatasetError
+from .exporting import QA_JSONL, QUARANTINE_JSONL
+from .filesystems import S3Credentials
+from .image_reader import ImageReader
+from .image_refs import ImageBase, image_refs
+from .images import ImageSettings
+from .key_index import Array
+from .loading import open_dataset
+from .object_store import ObjectStore
+from .records import Kind, QAPair, RowError
+from .reported_run import ReportedRun, Source, export_named, run_keys
+from .steps import READERS
+from .stored_rows import StoredAnswers
+from .thumbnails import SIDE, SIDE_OF_SEVERAL, thumbnail
+
+IMAGES_SECONDS = 20.0
+"""Time for the images of all rows; those that take longer, from a slow server say, are left out."""
+
+_MOST_IMAGES = 4
+"""Images shown of one row."""
+
+_MOST_BYTES = 1 << 30
+"""Read of `qa.jsonl`: with embedded images it may be as large as all of them."""
+
+_LONGEST_LINE = 256 << 20
+_BYTES_AT_ONCE = 1 << 20
+_ROWS_PER_LOOK = 1024
+"""Rows read between two looks at the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """A row of an output with small pictures of its images.
+
+    Attributes:
+        row: position in the dataset, from 0.
+        where: the place a person can find it.
+        key: the row key.
+        thumbnails: `data:` URIs of small JPEG files; empty where no image could be read.
+        pairs: what was parsed from the reply; none of a quarantined row.
+        text: the raw reply, empty where there was none.
+        kind: why it is quarantined; empty for an answered row.
+        reason: the same in one line.
+        prompt_tokens: tokens read, images included.
+        completion_tokens: tokens written.
+        latency: seconds.
+    """
+
+    row: int
+    where: str
+    key: str
+    thumbnails: tuple[str, ...]
+    pairs: tuple[QAPair, ...]
+    text: str
+    kind: str = ""
+    reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency: float = 0.0
+
+
+def sample_rows(
+    store: ObjectStore,
+    run: ReportedRun,
+    answers: StoredAnswers,
+    *,
+    answered: int,
+    quarantined: int,
+    reader: ImageReader,
+    images: ImageSettings,
+    base: ImageBase,
+) -> list[SampledRow]:
+    """Take some rows of a completed run, evenly spread over the dataset, in its order.
+
+    Of the quarantined rows, every kind gets its share. Memory does not grow with the rows' size.
+
+    Args:
+        store: the output.
+        run: its last completed run.
+        answers: the stored answers of the run's parser.
+        answered: answered rows to take.
+        quarantined: quarantined rows to take.
+        reader: reads the images.
+        images: limits on what is decoded.
+        base: what relative image paths are tried against.
+
+    Raises:
+        StoreError: an export is missing, damaged or cannot be read.
+    """
+    keys = run_keys(store, run)
+    with export_named(store, QUARANTINE_JSONL):
+        lines_by_kind, failed = _failed_rows(store)
+        ok = _answered_rows(len(keys), failed)
+        chosen = set(_spread_over(lines_by_kind, quarantined))
+        failures = [_failure(line) for _, line in _numbered(store, QUARANTINE_JSONL, chosen)]
+    places = _evenly(_lines_in_reach(store, len(ok)), answered)
+    lines = dict(zip(places, ok[places].tolist(), strict=True))
+    rows = [*_answers(run.dataset, answers, keys, list(lines.values())), *failures]
+    deadline = time.monotonic() + IMAGES_SECONDS
+    values = _image_values(store, run.source, lines, failures, deadline)
+    found = _within(deadline, partial(_thumbnails, reader=reader, images=images, base=base), values)
+    shown = (replace(row, thumbnails=found.get(row.row, ())) for row in rows)
+    return sorted(shown, key=lambda row: row.row)
+
+
+def _failed_rows(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequence[int]]:
+    """Lines of the quarantined rows by their kind, and their positions in the dataset."""
+    lines: dict[Kind, array[int]] = {}
+    rows = array("q")
+    for number, line in enumerate(_lines(store, QUARANTINE_JSONL)):
+        told = json.loads(line)
+        lines.setdefault(Kind(told["kind"]), array("q")).append(number)
+        rows.append(told["row"])
+    return lines, rows
+
+
+def _failure(line: bytes) -> SampledRow:
+    told = json.loads(line)
+    return SampledRow(
+        row=int(told["row"]),
+        where=str(told["where"]),
+        key=str(told["key"]),
+        thumbnails=(),
+        pairs=(),
+        text=str(told["text"] or ""),
+        kind=Kind(told["kind"]).value,
+        reason=str(told["message"]),
+    )
+
+
+def _answered_rows(count: int, failed: Sequence[int]) -> Array:
+    """Positions of the rows that are not quarantined."""
+    answered = np.ones(count, bool)
+    answered[np.asarray(failed, np.int64)] = False
+    return np.flatnonzero(answered)
+
+
+def _answers(
+    dataset: str, answers: StoredAnswers, keys: Array, numbers: Sequence[int]
+) -> Iterator[SampledRow]:
+    found = answers.fetch(keys[np.asarray(numbers, np.int64)])
+    for number, answer in zip(numbers, found, strict=True):
+        if answer is not None:
+            yield SampledRow(
+                row=number,
+                where=f"{dataset}, row {number}",
+                key=answer.key,
+                thumbnails=(),
+                pairs=answer.pairs,
+                text=answer.text,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                latency=answer.latency,
+            )
+
+
+def _image_values(
+    store: ObjectStore,
+    source: Source,
+    lines: Mapping[int, int],
+    failures: Sequence[SampledRow],
+    deadline: float,
+) -> Iterator[tuple[int, Any]]:
+    """Positions of rows with what their image column holds, until the time is up."""
+    column = source.columns.image
+    if not column:
+        return
+    with export_named(store, QA_JSONL):
+        for number, line in _numbered(store, QA_JSONL, lines):
+            if not isinstance(record := json.loads(line), dict):
+                raise TypeError("no record")
+            yield lines[number], record.get(column)
+    places = {failure.row: failure.where for failure in failures}
+    yield from _dataset_values(source, places, store.s3_credentials, deadline)
+
+
+def _dataset_values(
+    source: Source, places: Mapping[int, str], credentials: S3Credentials | None, deadline: float
+) -> Iterator[tuple[int, Any]]:
+    """What the image column of quarantined rows holds: only the dataset itself has it."""
+    column = source.columns.image
+    if not column or not source.dataset or not places:
+        return
+    try:
+        dataset = open_dataset(
+            source.dataset,
+            image_key=column,
+            conversation_key=source.columns.conversation,
+            image_root=source.image_root,
+            credentials=credentials,
+        )
+        last = max(places)
+        with closing(dataset.rows()) as rows:
+            for row in rows:
+                if places.get(row.index) == row.where:
+                    yield row.index, row.record.get(column)
+                late = row.index % _ROWS_PER_LOOK == 0 and time.monotonic() > deadline
+                if row.index >= last or late:
+                    return
+    except DatasetError:
+        return  # it was moved or changed since the run; the rows are shown without their images
+
+
+def _within(
+    deadline: float,
+    make: Callable[[Any], tuple[str, ...]],
+    values: Iterable[tuple[int, Any]],
+) -> Mapping[int, tuple[str, ...]]:
+    """What is made of each value, by the position of its row; what takes too long is left out."""
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="thumbnails")
+    try:
+        futures = {pool.submit(make, value): row for row, value in values}
+        done, _ = wait(futures, max(0.0, deadline - time.monotonic()))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return {futures[future]: future.result() for future in done}
+
+
+def _thumbnails(
+    value: Any, reader: ImageReader, images: ImageSettings, base: ImageBase
+) -> tuple[str, ...]:
+    try:
+        refs = image_refs(value, base)[:_MOST_IMAGES]
+    except RowError:
+        return ()
+    side = SIDE if len(refs) == 1 else SIDE_OF_SEVERAL
+    made = []
+    for ref in refs:
+        try:
+            made.append(thumbnail(reader.read(ref), images, side))
+        except RowError:
+            continue
+    return tuple(filter(None, made))
+
+
+def _spread_over(lines: Mapping[Kind, Sequence[int]], count: int) -> Iterator[int]:
+    """Some lines of each kind; kinds with few rows leave their share to the others."""
+    rest = count
+    kinds = sorted(lines.values(), key=len)
+    for done, of_kind in enumerate(kinds):
+        share = min(len(of_kind), rest // (len(kinds) - done))
+        yield from (of_kind[place] for place in _evenly(len(of_kind), share))
+        rest -= share
+
+
+def _evenly(size: int, count: int) -> list[int]:
+    """Evenly spread places among `size` ones; all of them where they are fewer."""
+    count = min(size, count)
+    return [place * size // count for place in range(count)]
+
+
+def _lines_in_reach(store: ObjectStore, count: int) -> int:
+    """How many of the lines of `qa.jsonl` are looked at; about, where the file is huge."""
+    with store.open(QA_JSONL) as file:
+        size = file.seek(0, io.SEEK_END)
+    return count if size <= _MOST_BYTES else int(count * _MOST_BYTES / size)
+
+
+def _numbered(
+    store: ObjectStore, name: str, numbers: Collection[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Some lines of an object with their numbers, from 0; read from its start to the last one."""
+    if not numbers:
+        return
+    last = max(numbers)
+    for number, line in enumerate(_lines(store, name)):
+        if number in numbers:
+            yield number, line
+        if number >= last:
+            return
+
+
+def _lines(store: ObjectStore, name: str) -> Iterator[bytes]:
+    raw = cast("io.RawIOBase", store.open(name))
+    with io.BufferedReader(raw, _BYTES_AT_ONCE) as file:
+        yield from iter(partial(file.readline, _LONGEST_LINE), b"")

@@ -1,0 +1,37 @@
+"use strict";
+const tools = document.getElementById("tools");
+const search = document.getElementById("search");
+const shown = document.getElementById("shown");
+const buttons = [...tools.querySelectorAll("button")];
+const cards = [...document.querySelectorAll(".card")].map((card) => ({
+  card,
+  kind: card.dataset.kind,
+  text: card.textContent.toLowerCase(),
+}));
+let wanted = "all";
+
+function matches(kind) {
+  return wanted === "all" || wanted === kind || (wanted === "quarantined" && kind !== "answered");
+}
+
+function update() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let count = 0;
+  for (const { card, kind, text } of cards) {
+    const fits = matches(kind) && words.every((word) => text.includes(word));
+    card.hidden = !fits;
+    count += fits;
+  }
+  shown.textContent = count < cards.length ? `${count} of these ${cards.length} fit.` : "";
+}
+
+for (const button of buttons) {
+  button.addEventListener("click", () => {
+    wanted = button.value;
+    for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+    update();
+  });
+}
+search.addEventListener("input", update);
+tools.hidden = false;
+update();

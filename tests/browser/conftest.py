@@ -1,0 +1,216 @@
+"""A headless Chromium, and a Prefect server with its UI, for tests of what people look at."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+Shoot = Callable[..., Path]
+
+
+@dataclass
+class Seen:
+    """What a page did.
+
+    Attributes:
+        urls: everything it asked for, in order.
+        errors: what its console called an error, and exceptions of its scripts.
+        dialogs: texts of `alert` and its like.
+    """
+
+    urls: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+
+    def outside(self) -> list[str]:
+        """The URLs that led off this machine."""
+        return [url for url in self.urls if not _is_here(url)]
+
+
+def _is_here(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"file", "data", "blob", "about"} or parts.hostname == "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for the tests of one module.
+
+    As long as it is there, Python's main thread counts as one with a running event loop, which
+    Prefect's client takes for asynchronous code: tests elsewhere could not bear that, and those
+    of the module use Prefect's command line and HTTP.
+    """
+    program = shutil.which("chromium")
+    assert program, "chromium is missing: run tests/browser/install.sh"
+    # Chromium's sandbox refuses to work for root; /dev/shm is 64 MB in a container.
+    flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=flags)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def seen() -> Seen:
+    """What the test's `page` did, for a test to ask at its end."""
+    return Seen()
+
+
+@pytest.fixture
+def page(browser: Browser, seen: Seen) -> Iterator[Page]:
+    """An empty page in a profile of its own: 1280 x 900, light, English, UTC."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900},
+        color_scheme="light",
+        locale="en-US",
+        timezone_id="UTC",
+    )
+    context.set_default_timeout(60_000)
+    context.on("request", lambda request: seen.urls.append(request.url))
+    context.on("weberror", lambda error: seen.errors.append(str(error.error)))
+    opened = context.new_page()
+    opened.on(
+        "console",
+        lambda told: seen.errors.append(told.text) if told.type == "error" else None,
+    )
+
+    def dismiss(dialog: Dialog) -> None:
+        seen.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    opened.on("dialog", dismiss)
+    yield opened
+    context.close()
+
+
+@pytest.fixture
+def shoot(page: Page) -> Shoot:
+    """Takes a picture of the page: `shoot("name")` writes build/screenshots/name.png."""
+
+    def take(name: str, *, full_page: bool = False) -> Path:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        path = SCREENSHOTS / f"{name}.png"
+        page.screenshot(path=path, full_page=full_page, animations="disabled")
+        return path
+
+    return take
+
+
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass(frozen=True)
+class PrefectUI:
+    """A running server.
+
+    Attributes:
+        url: where the UI is; the API lies below.
+        folder: home of its database, and where deployments start.
+        environment: of commands that are to talk to it.
+    """
+
+    url: str
+    folder: Path
+    environment: dict[str, str] = field(repr=False)
+
+    def api(self, path: str, body: Any = None) -> Any:
+        """Ask the API, with POST where there is a body."""
+        request = Request(  # noqa: S310
+            f"{self.url}/api{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urlopen(request, timeout=60) as response:  # noqa: S310
+            return json.load(response)
+
+    def ended(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
+        """Wait until a flow run has ended; gives it with its state."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            run: dict[str, Any] = self.api(f"/flow_runs/{run_id}")
+            if run["state_type"] in TERMINAL:
+                return run
+            time.sleep(1)
+        raise AssertionError(f"the run is still {run['state_name']} after {seconds} s")
+
+    def wait_until_up(self, server: "subprocess.Popen[bytes]", seconds: float = 180) -> None:
+        """Wait until the server answers."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert server.poll() is None, (self.folder / "server.log").read_text()
+            with suppress(URLError):
+                self.api("/health")
+                return
+            time.sleep(0.3)
+        raise AssertionError(f"the server does not answer after {seconds} s")
+
+
+@contextmanager
+def _process(*command: str, ui: PrefectUI, log: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with children, which end with it."""
+    with (ui.folder / log).open("wb") as told:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(command[0])), *command[1:]],
+            env=ui.environment,
+            cwd=ui.folder,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with suppress(ProcessLookupError):  # its children are gone, too
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUI]:
+    """A server with the shipped deployments, and a worker that takes up their runs."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "DO_NOT_TRACK": "1",
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_API_URL": f"{url}/api",  # by itself, the UI looks for it on port 4200
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    running = PrefectUI(url, folder, environment)
+    start = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
+    work = ("prefect", "worker", "start", "--pool", "default", "--type", "process")
+    with _process(*start, ui=running, log="server.log") as server:
+        running.wait_until_up(server)
+        with (
+            _process(*work, ui=running, log="worker.log"),
+            _process("prefect-imageqa", "deploy", ui=running, log="deploy.log") as deploying,
+        ):
+            assert deploying.wait(timeout=180) == 0, (folder / "deploy.log").read_text()
+            yield running
