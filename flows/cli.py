@@ -9,7 +9,9 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from ..serving.errors import ImageQAError
+from .cli_deploy import deployments
 from .cli_outputs import outputs
+from .cli_report import reports
 
 Flag = Annotated[bool, Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -19,7 +21,8 @@ app = App(
     help="Question-answer pairs about your images: a Prefect flow over a vLLM server.",
     suppress_keyboard_interrupt=False,
 )
-app.update(outputs)
+for commands in (outputs, reports, deployments):
+    app.update(commands)
 
 
 @app.command

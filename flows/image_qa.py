@@ -32,7 +32,10 @@ from .deployable import deployable_flow
 from .endpoints import asked_model
 from .places import find_places
 from .plugins import find_parser, find_prompt_style
+from .presenting import present
 from .progress import current_progress
+from .run_artifacts import progress_shown
+from .run_name import run_name
 from .run_record import RowSource, RunRecord
 from .settings import (
     Columns,
@@ -57,6 +60,7 @@ MAX_BATCHES = 64
 
 @deployable_flow(
     name="image-qa",
+    flow_run_name=run_name,
     description="Question-answer pairs about the images of a table, from a running vLLM server.",
     task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES),
     persist_result=False,  # it would be pickled
@@ -176,7 +180,8 @@ def image_qa(
                 _batches_at_once(limits.batch_size, limits.max_in_flight),
                 salt=record.run_id if reuse.refresh else "",
             )
-            with record.kept():
+            shown = progress_shown(places.output, source, limit, progress)
+            with record.kept(), shown:
                 loop.beside = record.is_beside()
                 rows = refuse_column(islice(source.rows(), limit), columns.output)
                 keys = loop.run(rows, prompting)
@@ -193,6 +198,15 @@ def image_qa(
                 write_keys(places.output, record.keys_name, keys)
                 summary = summarise(counts, progress, places.output)
                 record.complete(summary)
+                present(
+                    places.output,
+                    summary,
+                    source=source,
+                    model=spec.model,
+                    ledger=ledger,
+                    reader=reader,
+                    images=image_settings,
+                )
     except ImageQAError as error:
         # A state, not an exception: Prefect would log a traceback. The caller gets the exception.
         return cast("RunSummary", Failed(message=str(error), data=error))

@@ -29,6 +29,7 @@ class RunProgress:
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
         started: monotonic seconds when the first batch could be sent; 0 before.
+        over: nobody needs the counts any more.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
@@ -41,6 +42,8 @@ class RunProgress:
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0
+    over: bool = False
+    _counting: bool = False
 
     def begin(self, stats: ClientStats, count: int | None, limit: int | None) -> None:
         """Start the clock: everything that is needed is up."""
@@ -49,12 +52,15 @@ class RunProgress:
             self.total = min(count, limit or count)
 
     def count(self, source: Dataset, limit: int | None) -> None:
-        """Count the rows of a dataset that does not say how many it has, for the ETA."""
+        """Count the rows of a dataset that does not say how many it has, for the ETA; once."""
+        if self._counting or self.total is not None:
+            return
+        self._counting = True
         deadline = time.monotonic() + COUNTING_SECONDS
         total = 0
         with suppress(DatasetError):  # the pass that asks comes to the same place, and tells
             for total, _ in enumerate(islice(source.rows(), limit), 1):
-                if total % 1000 == 0 and time.monotonic() > deadline:
+                if total % 1000 == 0 and (self.over or time.monotonic() > deadline):
                     return
             self.total = total
 

@@ -1,5 +1,6 @@
 """The record of a run in its output: what was asked of what, how far it is, what came of it."""
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,9 +47,11 @@ class RowSource:
 
     def told(self) -> Mapping[str, Any]:
         """What is kept, to find images again; a DataFrame has no place to be found at."""
-        place = self.dataset if isinstance(self.dataset, str | Path) else ""
+        place = str(self.dataset) if isinstance(self.dataset, str | Path) else ""
+        if place and "://" not in place:
+            place = os.path.abspath(Path(place).expanduser())  # noqa: PTH100 (keeps links)
         return {
-            "dataset": str(place),
+            "dataset": place,
             "columns": self.columns.model_dump(),
             "image_root": self.image_root,
             "limit": self.limit,

@@ -92,6 +92,13 @@ class ChatClient:
         self._thread.join()
         self._loop.close()
 
+    def stop(self) -> None:
+        """Give up what is in flight, and send nothing more; who waits gets an `EndpointError`."""
+        with self._gate:
+            self._running = False
+            ending = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
+        ending.result()
+
     @property
     def model(self) -> str:
         """The served model name; known after `check` where the endpoint names none."""
@@ -108,6 +115,8 @@ class ChatClient:
         """
         for url in self._transport.urls:
             served = self._await(self._transport.served_models(url))
+            if not served:
+                raise EndpointError(f"{safe_url(url)} serves no model: start it with one")
             if self._model is None:
                 if len(served) != 1:
                     raise EndpointError(
@@ -118,7 +127,7 @@ class ChatClient:
             elif self._model not in served:
                 raise EndpointError(
                     f"{safe_url(url)} does not serve {self._model!r}; it serves: "
-                    f"{', '.join(served) or 'nothing'}"
+                    f"{', '.join(served)}"
                 )
 
     def wait_until_up(self, seconds: float) -> bool:
@@ -133,6 +142,17 @@ class ChatClient:
             return self._await(self._up_within(seconds))
         except CancelledError:
             raise EndpointError("the client was closed before the server was back") from None
+
+    def pause(self, seconds: float) -> None:
+        """Wait before asking again.
+
+        Raises:
+            EndpointError: the client was closed meanwhile, or is not open.
+        """
+        try:
+            self._await(asyncio.sleep(seconds))
+        except CancelledError:
+            raise EndpointError("the client was closed before it could ask again") from None
 
     def complete(
         self,
@@ -206,11 +226,14 @@ class ChatClient:
         self._slots = asyncio.Semaphore(self._max_in_flight)
         await self._transport.open()
 
-    async def _close(self) -> None:
+    async def _end_all(self) -> None:
         pending = asyncio.all_tasks() - {asyncio.current_task()}
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _close(self) -> None:
+        await self._end_all()
         await self._transport.close()
 
     async def _up_within(self, seconds: float) -> bool:

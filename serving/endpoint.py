@@ -15,8 +15,11 @@ class VLLMEndpoint(Block):
 
     Example:
         ```python
-        VLLMEndpoint(urls=["http://gpu-1:8000"], model="Qwen/Qwen2.5-VL-3B-Instruct").save("qwen")
-        image_qa(dataset="qas.json", output="s3://bucket/qa", endpoint="qwen")
+        from prefect_imageqa import VLLMEndpoint, image_qa
+
+        endpoint = VLLMEndpoint.load("BLOCK_NAME")
+        print("asks", endpoint.check())
+        image_qa("qas.json", "s3://bucket/qa", endpoint="BLOCK_NAME")
         ```
     """
 
@@ -26,23 +29,28 @@ class VLLMEndpoint(Block):
     _block_type_name: ClassVar[str | None] = "vLLM Endpoint"
     _block_type_slug: ClassVar[str | None] = "vllm-endpoint"
     _description: ClassVar[str | None] = (
-        "One or more vLLM OpenAI-compatible servers that serve the same model."
+        "Where a vision-language model is served: one or more vLLM servers of the same model, and "
+        "the key they want. Runs of image-qa name this block as their `endpoint`."
     )
 
     urls: list[str] = Field(
         min_length=1,
         title="URLs",
-        description="Base URLs of the servers, with or without /v1: http://gpu-1:8000",
+        description='JSON list of the servers\' base URLs, such as `["http://gpu-1:8000"]`.',
     )
     model: str | None = Field(
         default=None,
         description="Name the model is served under. Not needed where a server has only one.",
     )
     api_key: SecretStr = Field(
-        default=SecretStr(""), title="API key", description="Sent as a bearer token if not empty."
+        default=SecretStr(""),
+        title="API key",
+        description="Sent as a bearer token if not empty. Once saved, it is not shown again.",
     )
     extra_headers: SecretDict = Field(
-        default=SecretDict({}), description="Further HTTP headers, for a gateway before vLLM."
+        default=SecretDict({}),
+        description='Further HTTP headers for a gateway before vLLM, such as `{"X-Tenant": "a"}`. '
+        "Once saved, their values are not shown again.",
     )
     connect_timeout: float = Field(default=10, gt=0, description="Seconds to open a connection.")
     read_timeout: float = Field(
@@ -91,6 +99,22 @@ class VLLMEndpoint(Block):
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
+    def check(self) -> str:
+        """Ask every server what it serves, as a run does before its first row.
+
+        Returns:
+            The name of the model that a run would ask.
+
+        Raises:
+            EndpointError: a server is unreachable, refuses the key or does not serve the model;
+                one line that says which.
+        """
+        from .client import ChatClient  # which imports this module
+
+        with ChatClient(self) as client:
+            client.check()
+            return client.model
+
 
 def safe_url(url: str) -> str:
     """The URL without user, password, query and fragment: fit for messages."""
@@ -131,8 +155,9 @@ def _load_block(name: str) -> VLLMEndpoint:
         block = VLLMEndpoint.load(name)
     except ValueError:
         raise EndpointError(
-            f"there is no {VLLMEndpoint._block_type_name} block named {name!r}: save one in "
-            "Prefect under Blocks, or give a URL such as http://127.0.0.1:8000"
+            f"there is no {VLLMEndpoint._block_type_name} block named {name!r}: give a URL such "
+            "as http://127.0.0.1:8000, or save a block in Prefect under Blocks "
+            "(`prefect block register -m prefect_imageqa` lists its type there)"
         ) from None
     if not isinstance(block, VLLMEndpoint):  # Block.load may hand out an awaitable in async code
         raise EndpointError(f"block {name!r} could not be loaded; load it first and pass the block")

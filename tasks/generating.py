@@ -1,5 +1,6 @@
 """A batch -> replies: image bytes are prepared and sent here, and nowhere else."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
-from prefect.tasks import Task, exponential_backoff
+from prefect.tasks import Task
 
 from ..serving.client import ChatClient
 from ..serving.errors import EndpointError
@@ -71,8 +72,6 @@ def _server_may_return(task: "Task[..., Any]", run: TaskRun, state: "State[Any]"
     name="generate",
     task_run_name="generate-{batch}",
     retries=BATCH_RETRIES + 1,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
     retry_condition_fn=_server_may_return,
     persist_result=False,
     cache_policy=NO_CACHE,
@@ -92,7 +91,9 @@ def generate_batch(
     """
     if (stored := look_again(batch)) is not None:
         return stored
-    if (task_run.run_count or 1) > 1:
+    if (tries := task_run.run_count or 1) > 1:
+        # Not Prefect's own delay: nothing could end that when the run is cancelled.
+        client.pause(2 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
         settings.revive()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     if batch.alone:

@@ -60,6 +60,7 @@ class ImageReader:
         self._digests = digests
         self._web: WebImages | None = None
         self._web_lock = threading.Lock()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -73,11 +74,14 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """End the web client, if there is one, and save what was learnt of local files."""
+        """End the web client, if there is one, and save what was learnt of local files.
+
+        Who still reads images of the web gets a `RowError`, at once.
+        """
         with self._web_lock:
-            web, self._web = self._web, None
-        if web:
-            web.close()
+            closing, self._closed = not self._closed, True
+        if self._web and closing:
+            self._web.close()
         if self._digests:
             self._digests.close()
 
@@ -166,6 +170,8 @@ class ImageReader:
     def _web_images(self) -> WebImages:
         with self._web_lock:
             if self._web is None:
+                if self._closed:
+                    raise RowError(Kind.CONNECTION, "the reader of images is closed")
                 self._web = WebImages(
                     self._max_bytes, allow_private_hosts=self._allow_private_hosts
                 )

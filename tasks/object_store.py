@@ -3,6 +3,8 @@
 import asyncio
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 
@@ -21,20 +23,19 @@ class ObjectStore(StoreBlock):
 
     Example:
         ```python
-        ObjectStore(
-            uri="s3://bucket/qa",
-            endpoint_url="http://minio:9000",
-            access_key_id="...",
-            secret_access_key="...",
-        ).save("minio")
-        load_store("minio").check()
+        from prefect_imageqa import ObjectStore, image_qa
+
+        store = ObjectStore.load("BLOCK_NAME")
+        store.check()
+        image_qa("s3://bucket/qas.json", "s3://bucket/qa", "http://gpu-1:8000", store="BLOCK_NAME")
         ```
     """
 
     _block_type_name: ClassVar[str | None] = "Object Store"
     _block_type_slug: ClassVar[str | None] = "object-store"
     _description: ClassVar[str | None] = (
-        "A local folder or S3 bucket for images, datasets, question-answer pairs and results."
+        "A local folder or S3 bucket, and the key to it, for datasets, images and question-answer "
+        "pairs. Runs of image-qa name this block as their `store`."
     )
 
     @property
@@ -150,15 +151,30 @@ class ObjectStore(StoreBlock):
         """
         folder = f".check-{uuid.uuid4().hex}"
         name, data = f"{folder}/probe", folder.encode()
-        self.write(name, data)
+        with self._checking("write", name):
+            self.write(name, data)
         try:
-            if self.read(name) != data or self.sizes(folder) != {name: len(data)}:
+            with self._checking("read", name):
+                found = self.read(name)
+            with self._checking("list", folder):
+                sizes = self.sizes(folder)
+            if found != data or sizes != {name: len(data)}:
                 reason = "what is written is not there; check the endpoint URL"
                 raise StoreError(f"{self.uri}: {reason}")
         finally:
-            self.remove(name)
+            with self._checking("remove", name):
+                self.remove(name)
             if self.is_local:
                 Path(self.uri_of(folder)).rmdir()
+
+    @contextmanager
+    def _checking(self, action: str, path: str) -> Iterator[None]:
+        """Blame the store and what was tried, not the small object that stood for all others."""
+        try:
+            yield
+        except StoreError as error:
+            reason = str(error).removeprefix(f"{self.uri_of(path)}: ")
+            raise type(error)(f"{self.uri}: cannot {action}: {reason}") from error
 
     def read_path(self, path: str, *, _sync: bool = True) -> bytes:  # type: ignore[override]
         """Read one of Prefect's result records; one that could run code is refused.

@@ -15,6 +15,7 @@ from .caching import RequestSpec, problem_key, row_key
 from .image_reader import ImageReader
 from .image_refs import ImageBase, image_refs
 from .images import ImageSettings
+from .naming import prompt_name
 from .records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .steps import READERS, STEP
 
@@ -269,7 +270,7 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
     return messages
 
 
-@task(name="prompt", **STEP)
+@task(name="prompt", task_run_name=prompt_name, **STEP)
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; see `prompt_row`."""
 

@@ -25,7 +25,7 @@ class StoreBlock(WritableFileSystem):
 
     uri: str = Field(
         title="URI",
-        description="A local path or s3://bucket/prefix. A local path is made absolute.",
+        description="A local path or `s3://bucket/prefix`. A local path is made absolute.",
     )
     access_key_id: str = Field(
         default="",
@@ -33,7 +33,9 @@ class StoreBlock(WritableFileSystem):
         description="If empty, the AWS environment, profile or role says who we are.",
     )
     secret_access_key: SecretStr = Field(
-        default=SecretStr(""), title="Secret access key", description="Belongs to the key ID."
+        default=SecretStr(""),
+        title="Secret access key",
+        description="Belongs to the key ID. Once saved, it is not shown again.",
     )
     session_token: SecretStr = Field(
         default=SecretStr(""), title="Session token", description="Of temporary credentials only."
@@ -41,7 +43,7 @@ class StoreBlock(WritableFileSystem):
     endpoint_url: str = Field(
         default="",
         title="Endpoint URL",
-        description="The S3 server, where it is not AWS: http://minio:9000",
+        description="The S3 server, where it is not AWS's own, such as `http://minio:9000`.",
     )
     region: str = Field(default="", description="Region of the bucket, where the server has any.")
     credentials: str = Field(
@@ -130,7 +132,7 @@ class StoreBlock(WritableFileSystem):
         if block is None:
             raise StoreError(
                 f"there is no {cls._block_type_name} block named {name!r}: save one in Prefect "
-                "under Blocks"
+                "under Blocks (`prefect block register -m prefect_imageqa` lists its type there)"
             )
         return block
 

@@ -442,7 +442,7 @@ def test_the_one_model_served_is_taken(stub: Any) -> None:
 
 @pytest.mark.parametrize(
     ("served", "said"),
-    [(["a", "b"], r"serves 2 models \(a, b\): name one"), ([], "serves 0 models")],
+    [(["a", "b"], r"serves 2 models \(a, b\): name one"), ([], "serves no model")],
     ids=["two", "none"],
 )
 def test_one_of_several_models_must_be_named(served: list[str], said: str) -> None:

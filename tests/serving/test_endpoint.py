@@ -1,3 +1,4 @@
+import asyncio
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -125,7 +126,6 @@ def test_prefect_finds_the_block_through_the_entry_point() -> None:
     module = found.load()
     assert module.VLLMEndpoint is VLLMEndpoint
     assert VLLMEndpoint.get_block_type_slug() == "vllm-endpoint"
-    assert "urls=" in (VLLMEndpoint.get_code_example() or "")
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -153,6 +153,51 @@ def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
     with pytest.raises(EndpointError) as raised:
         load_endpoint(name)
     assert str(raised.value) == (
-        f"there is no vLLM Endpoint block named {name!r}: save one in Prefect under Blocks, or "
-        "give a URL such as http://127.0.0.1:8000"
+        f"there is no vLLM Endpoint block named {name!r}: give a URL such as "
+        "http://127.0.0.1:8000, or save a block in Prefect under Blocks "
+        "(`prefect block register -m prefect_imageqa` lists its type there)"
     )
+
+
+@pytest.mark.parametrize("model", [None, "stub"], ids=["any model", "named model"])
+def test_a_check_tells_which_model_is_asked(keyed_stub: Any, model: str | None) -> None:
+    endpoint = VLLMEndpoint(urls=[keyed_stub.url], model=model, api_key=keyed_stub.api_key)
+    assert endpoint.check() == "stub"
+    assert endpoint.model == model
+    assert keyed_stub.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"urls": ["http://127.0.0.1:1"]}, "no server answers at http://127.0.0.1:1/v1 ("),
+        ({"api_key": KEY}, "{url}/v1 refuses the API key (HTTP 401)"),
+        ({"api_key": ""}, "{url}/v1 refuses the API key (HTTP 401)"),
+        ({"model": "gpt-9"}, "{url}/v1 does not serve 'gpt-9'; it serves: stub"),
+    ],
+    ids=["unreachable", "wrong key", "no key", "wrong model"],
+)
+def test_a_check_tells_what_is_wrong_in_one_line(
+    changed: dict[str, Any], said: str, keyed_stub: Any
+) -> None:
+    given = {"urls": [keyed_stub.url], "model": "stub", "api_key": keyed_stub.api_key} | changed
+    with pytest.raises(EndpointError) as told:
+        VLLMEndpoint(**given).check()
+    assert str(told.value).startswith(said.format(url=keyed_stub.url))
+    assert "\n" not in str(told.value)
+    for key in (KEY, keyed_stub.api_key):
+        assert key not in str(told.value)
+
+
+def test_a_check_asks_every_server(stub: Any, start_stub: Any) -> None:
+    other = start_stub(model="another")
+    with pytest.raises(EndpointError, match=f"{other.url}/v1 does not serve 'stub'"):
+        VLLMEndpoint(urls=[stub.url, other.url]).check()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_check_works_in_asynchronous_code(stub: Any) -> None:
+    async def check() -> str:
+        return VLLMEndpoint(urls=[stub.url]).check()
+
+    assert asyncio.run(check()) == "stub"

@@ -231,3 +231,12 @@ def test_an_image_whose_store_is_closed_may_be_asked_again(
     monkeypatch.setenv(name, value)
     error = problem_of(ImageReader.identify, ImageRef(path=f"{s3}/a.png"))
     assert error.problem.kind is Kind.CONNECTION
+
+
+def test_a_closed_reader_fetches_nothing() -> None:
+    reader = ImageReader(1000)
+    reader.close()
+    reader.close()
+    with pytest.raises(RowError, match="the reader of images is closed") as raised:
+        reader.read(ImageRef("https://example.com/x.png"))
+    assert raised.value.problem.kind is Kind.CONNECTION

@@ -1,11 +1,14 @@
 import copy
+import os
 import pickle
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import prefect_imageqa
 import pytest
+from fault_proxy import FaultProxy, s3_error
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect_imageqa.tasks.errors import StoreError
@@ -43,7 +46,6 @@ def test_prefect_finds_the_block() -> None:
     (found,) = entry_points(group="prefect.collections", name="prefect_imageqa")
     assert found.load().ObjectStore is ObjectStore is prefect_imageqa.ObjectStore
     assert ObjectStore.get_block_type_slug() == "object-store"
-    assert "uri=" in (ObjectStore.get_code_example() or "")
 
 
 def test_what_is_given_is_what_a_file_system_gets() -> None:
@@ -164,3 +166,56 @@ def test_a_block_that_only_names_another_is_told(named: ObjectStore) -> None:
     ObjectStore(uri="s3://b", credentials="minio").save("chained", overwrite=True)
     with pytest.raises(StoreError, match="name 'minio' itself"):
         ObjectStore(uri="s3://c", credentials="chained").read("x")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"uri": "s3://no-such-bucket/a"}, "bucket does not exist; create it first"),
+        ({"access_key_id": "nobody"}, "S3 credentials were refused (InvalidAccessKeyId)"),
+        ({"secret_access_key": SECRET}, "S3 credentials were refused (SignatureDoesNotMatch)"),
+        ({"endpoint_url": "http://127.0.0.1:1"}, "S3 endpoint cannot be reached; check the"),
+    ],
+    ids=["no bucket", "wrong key", "wrong secret", "unreachable"],
+)
+def test_a_check_tells_what_is_wrong_in_one_line(
+    changed: dict[str, str], said: str, s3: str
+) -> None:
+    given = {
+        "uri": f"{s3}/a",
+        "access_key_id": "test-key",
+        "secret_access_key": "test-secret",
+        "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+    }
+    ObjectStore(**given).check()
+    store = ObjectStore(**(given | changed))
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value).startswith(f"{store.uri}: cannot write: the {said}")
+    assert "\n" not in str(told.value)
+    assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "action"),
+    [("PUT", "write"), ("GET", "read"), ("DELETE", "remove")],
+)
+def test_a_check_tells_which_permission_is_missing(
+    method: str, action: str, s3: str, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.set_rules([s3_error(403, "AccessDenied", method=method)])
+    store = ObjectStore(uri=f"{s3}/denied", endpoint_url=s3_proxy.url)
+    reason = "access denied; check the S3 credentials and the bucket's policy"
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value) == f"{s3}/denied: cannot {action}: {reason}"
+
+
+def test_a_folder_nobody_may_write_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = ObjectStore(uri=str(tmp_path / "file"))
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value) == (
+        f"{tmp_path / 'file'}: cannot write: a part of the path is a file, not a folder"
+    )

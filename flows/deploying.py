@@ -1,0 +1,183 @@
+"""The shipped deployments, on the configured Prefect server: pool, block types, deployments.
+
+Everything here can be done with `prefect`'s own commands; docs/deploying.md says how.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.runner.storage import LocalStorage
+from prefect.utilities.urls import url_for
+from prefect.workers.process import ProcessWorker
+
+from ..serving.endpoint import VLLMEndpoint, load_endpoint
+from ..tasks.filesystems import split_uri
+from ..tasks.object_store import ObjectStore, load_store
+from .image_qa import image_qa
+from .prefect_server import PrefectServerError, check_server, has_worker
+
+BLOCKS: tuple[type[Block], ...] = (VLLMEndpoint, ObjectStore)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` has left on the server.
+
+    Attributes:
+        pool: work pool of the deployments.
+        created_pool: whether it was not there before.
+        pages: where the deployments, such as `image-qa/on-demand`, are in Prefect's UI.
+        folder: where relative paths of `dataset` and `output` start.
+        has_worker: whether a worker polls the pool.
+    """
+
+    pool: str
+    created_pool: bool
+    pages: dict[str, str]
+    folder: Path
+    has_worker: bool
+
+
+def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
+    """Create or update the shipped deployments; whatever they need is created where it is missing.
+
+    A schedule that was switched on stays on.
+
+    Args:
+        pool: work pool of type `process`.
+        parameters: `dataset`, `output`, `endpoint`, `model` or `store` for all deployments, over
+            what is shipped.
+
+    Raises:
+        PrefectServerError: there is no server, it is of another major version, or the pool is of
+            another type.
+        EndpointError: the endpoint is malformed, or no such block is saved.
+        StoreError: a path is malformed, or no such block is saved.
+    """
+    check_server(needed=True)
+    folder = Path.cwd()
+    with get_client(sync_client=True) as client:
+        for block in BLOCKS:
+            cast("Any", block).register_type_and_schema(_sync=True)
+        _check_parameters(parameters)
+        created = _create_pool(client, pool)
+        pages = {}
+        for shipped in shipped_deployments():
+            switched_on = _switched_on(client, shipped["name"])
+            deployment = _deployment(shipped, pool, parameters, folder, switched_on)
+            pages[deployment.full_name] = _apply(deployment)
+        return Deployed(pool, created, pages, folder, has_worker(client, pool))
+
+
+def shipped_deployments() -> list[dict[str, Any]]:
+    """The deployments of the packaged `prefect.yaml`."""
+    told = yaml.safe_load(_shipped("prefect.yaml").read_text("utf-8"))
+    return cast("list[dict[str, Any]]", told["deployments"])
+
+
+def _shipped(name: str) -> Traversable:
+    return files("prefect_imageqa") / "deployments" / name
+
+
+def _check_parameters(parameters: Mapping[str, str]) -> None:
+    """Refuse what every run would; a password in a URL would be kept in Prefect's database."""
+    for uri in ("dataset", "output"):
+        if uri in parameters:
+            split_uri(parameters[uri])
+    if "endpoint" in parameters:
+        named = parameters["endpoint"].split()
+        load_endpoint(named[0] if len(named) == 1 else named)
+    if "store" in parameters:
+        load_store(parameters["store"])
+
+
+def _create_pool(client: SyncPrefectClient, pool: str) -> bool:
+    """Create the work pool where it is missing; tell whether it was.
+
+    Raises:
+        PrefectServerError: it is there, and runs nothing as a process.
+    """
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        client.create_work_pool(
+            WorkPoolCreate(name=pool, type="process", base_job_template=template)
+        )
+    except ObjectAlreadyExists:
+        kind = client.read_work_pool(pool).type
+        if kind != "process":
+            raise PrefectServerError(_other_kind(pool, kind)) from None
+        return False
+    return True
+
+
+def _other_kind(pool: str, kind: str) -> str:
+    told = f"the work pool {pool!r} is of type {kind!r}, not 'process': give another --pool"
+    variant = _shipped(f"prefect-{kind}.yaml")
+    if variant.is_file():
+        told += f", or deploy to it with `prefect deploy --prefect-file {variant} --all`"
+    return told
+
+
+def _deployment(
+    shipped: dict[str, Any],
+    pool: str,
+    parameters: Mapping[str, str],
+    folder: Path,
+    switched_on: set[str | None],
+) -> RunnerDeployment:
+    """A deployment of `prefect.yaml` as `prefect deploy` makes it."""
+    limit = shipped.get("concurrency_limit")
+    deployment = RunnerDeployment.from_entrypoint(
+        shipped["entrypoint"],
+        shipped["name"],
+        description=shipped["description"],
+        tags=shipped["tags"],
+        parameters={**shipped["parameters"], **parameters},
+        schedules=[_schedule(told, switched_on) for told in shipped.get("schedules", [])],
+        concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
+        work_pool_name=pool,
+        job_variables=shipped["work_pool"]["job_variables"],
+    )
+    deployment.storage = LocalStorage(str(folder))
+    return deployment
+
+
+def _apply(deployment: RunnerDeployment) -> str:
+    """Create or update a deployment; where it is in Prefect's UI."""
+    try:
+        document = cast("Any", deployment).apply(_sync=True)
+    except DeploymentApplyError as error:
+        told = " ".join(str(error).split())
+        raise PrefectServerError(
+            f"the Prefect server refuses deployment {deployment.full_name}: {told}"
+        ) from None
+    return url_for("deployment", document) or str(document)
+
+
+def _schedule(told: Mapping[str, Any], switched_on: set[str | None]) -> DeploymentScheduleCreate:
+    return DeploymentScheduleCreate(
+        slug=told["slug"],
+        schedule=CronSchedule(cron=told["cron"], timezone=told["timezone"]),
+        active=told["active"] or told["slug"] in switched_on,
+    )
+
+
+def _switched_on(client: SyncPrefectClient, name: str) -> set[str | None]:
+    """The schedules of a deployment, if it exists, that somebody has switched on."""
+    try:
+        found = client.read_deployment_by_name(f"{image_qa.name}/{name}")
+    except ObjectNotFound:
+        return set()
+    return {schedule.slug for schedule in found.schedules if schedule.active}

@@ -1,0 +1,93 @@
+"""The Prefect server this machine is told of: is it there, does it fit, does anyone work for it?"""
+
+import re
+from json import JSONDecodeError
+
+import prefect
+from httpx import HTTPError, HTTPStatusError, InvalidURL
+from prefect.client.base import ServerType
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_EPHEMERAL_ENABLED,
+    temporary_settings,
+)
+
+from ..serving.endpoint import safe_url
+from ..serving.errors import ImageQAError
+
+ANSWER_SECONDS = 10.0
+"""How long a server may take to tell its version."""
+
+SET_URL = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
+
+
+class PrefectServerError(ImageQAError):
+    """There is no Prefect server, or it cannot do what is asked of it."""
+
+
+def check_server(*, needed: bool = False) -> None:
+    """Check that the configured Prefect server answers, and is of this Prefect's major version.
+
+    Args:
+        needed: whether one must be configured; else Prefect starts one of its own for a flow run,
+            unless its settings forbid that.
+
+    Raises:
+        PrefectServerError: it cannot be used; the message names the command that mends it.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        if needed or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+            raise PrefectServerError(
+                f"no Prefect server is configured: `prefect server start`, then `{SET_URL}`"
+            )
+        return
+    retries = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+    client = get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True)
+    with retries, client:
+        if client.server_type != ServerType.CLOUD:  # which is of every version
+            _check_version(client, safe_url(url))
+
+
+def _check_version(client: SyncPrefectClient, url: str) -> None:
+    # httpx's own messages may hold the URL with a password.
+    try:
+        version = client.api_version()
+    except HTTPStatusError as error:
+        raise PrefectServerError(_refusal(url, error.response.status_code)) from None
+    except (JSONDecodeError, UnicodeDecodeError):
+        version = ""
+    except (HTTPError, InvalidURL, OSError) as error:
+        raise PrefectServerError(
+            f"no Prefect server answers at {url} ({type(error).__name__}): `prefect server start`, "
+            f"or name another with `{SET_URL}`"
+        ) from None
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.[\w.+-]{1,60}", version):
+        raise PrefectServerError(
+            f"{url} is no Prefect API: its URL ends with /api, as in `{SET_URL}`"
+        )
+    own = prefect.__version__.partition(".")[0]
+    if version.partition(".")[0] != own:
+        raise PrefectServerError(
+            f"the Prefect server at {url} has version {version}, and this is Prefect "
+            f"{prefect.__version__}: `pip install 'prefect=={own}.*'` where the server runs, or "
+            f"`{SET_URL}`"
+        )
+
+
+def _refusal(url: str, status: int) -> str:
+    if status in (401, 403):
+        return (
+            f"the Prefect server at {url} wants other credentials (HTTP {status}): "
+            "`prefect config set PREFECT_API_AUTH_STRING=user:password`"
+        )
+    return f"{url} is no Prefect API (HTTP {status}): `{SET_URL}`"
+
+
+def has_worker(client: SyncPrefectClient, pool: str) -> bool:
+    """Whether a worker polls a work pool; without one its runs stay Late."""
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    return bool(client.read_workers_for_work_pool(pool, worker_filter=online))

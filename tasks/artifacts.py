@@ -1,0 +1,210 @@
+"""What a run shows in Prefect's UI: Markdown and tables, from plain data.
+
+Whatever a model or a dataset says is shown as text. Prefect renders Markdown with HTML in it, its
+older UI also in the cells of a table and with `javascript:` links.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, cast
+
+from .exporting import QUARANTINE_JSONL
+from .object_store import ObjectStore
+from .outputs import RunCounts
+from .samples import SampledRow
+from .storing import damage_named
+
+GALLERY_BYTES = 900_000
+"""Prefect's UIs stay quick with Markdown of up to a megabyte."""
+
+GALLERY_ROWS = 24
+"""With thumbnails of at most 32 kB each, these fit."""
+
+TABLE_ROWS = 100
+
+_LONGEST_TEXT = 600
+"""Characters shown of one text."""
+
+_MOST_PAIRS = 6
+"""Pairs shown of one row."""
+
+_LONGEST_LINE = 16 << 20
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_LINKS = re.compile(r"(?i)(?<=http)(?=s?://)|(?<=www)(?=\.)|(?=@)")
+_MARKUP = re.compile(r"(?<=[<!\]])(?=.)")
+_NARROW = "\u2060"
+"""A word joiner: it has no width, and ends what would become a link or markup."""
+
+_THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+class CountedRun(RunCounts):
+    """What a completed run has counted.
+
+    Attributes:
+        reused: ok rows that were answered before it.
+        requests: requests it sent.
+        prompt_tokens: tokens the model read.
+        completion_tokens: tokens the model wrote.
+        seconds: its own work.
+    """
+
+    reused: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows a text of strangers as it is, on one line, cut where it is long."""
+    return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_NARROW, _one_line(text)))
+
+
+def as_cell(text: str) -> str:
+    """A text of strangers for a table: one UI reads its cells as Markdown, the other does not."""
+    return _MARKUP.sub(_NARROW, _LINKS.sub(_NARROW, _one_line(text)))
+
+
+def summary_markdown(run: CountedRun, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
+    """Counts, reasons, tokens and throughput of a completed run.
+
+    Args:
+        run: what it counted.
+        dataset: short name.
+        model: the name it is served under.
+        files: what is in the output, as title -> path or URI without secrets.
+    """
+    counts = {
+        "Rows": run.rows,
+        "answered": run.ok,
+        "of them before this run": run.reused,
+        "filtered": run.filtered,
+        "quarantined": run.quarantined,
+        "QA pairs": run.pairs,
+    }
+    work = {
+        "Model": as_text(model),
+        "Requests": f"{run.requests:,}",
+        "Prompt tokens": f"{run.prompt_tokens:,}",
+        "Completion tokens": f"{run.completion_tokens:,}",
+        "Seconds": f"{run.seconds:,.1f}",
+        "New answers per second": _rate(run.ok - run.reused, run.seconds),
+        "Completion tokens per second": _rate(run.completion_tokens, run.seconds),
+    }
+    parts = [
+        f"# {as_text(dataset)}",
+        _table(("", "rows"), [(name, f"{count:,}") for name, count in counts.items()]),
+    ]
+    if run.reasons:
+        kinds = sorted(run.reasons.items(), key=lambda item: (-item[1], item[0]))
+        told = [(as_text(kind), f"{count:,}", f"{count / run.rows:.2%}") for kind, count in kinds]
+        parts += ["## Quarantined", _table(("reason", "rows", "of all"), told)]
+    parts += ["## This run", _table(("", ""), work.items())]
+    if files:
+        told_files = [(as_text(title), as_text(place)) for title, place in files.items()]
+        parts += ["## Output", _table(("", ""), told_files)]
+    return "\n\n".join(parts) + "\n"
+
+
+def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLERY_BYTES) -> str:
+    """Sampled rows with their images and question-answer pairs.
+
+    Args:
+        rows: in the order they are shown, evenly thinned to `GALLERY_ROWS`; then the largest are
+            left out until all fits.
+        of: how many rows there are to sample from.
+        limit: bytes of all of it.
+    """
+    count = min(len(rows), GALLERY_ROWS)
+    blocks = {number: _block(rows[number * len(rows) // count]) for number in range(count)}
+    sizes = {number: len(block.encode()) + 2 for number, block in blocks.items()}
+    room = limit - 200  # for the heading
+    for number in sorted(sizes, key=lambda number: -sizes[number]):
+        if sum(sizes[kept] for kept in blocks) <= room:
+            break
+        del blocks[number]
+    heading = f"# {len(blocks):,} of {of:,} rows"
+    return "\n\n".join([heading, *blocks.values()]) + "\n"
+
+
+def quarantine_table(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first quarantined rows, for a table artifact.
+
+    Args:
+        lines: what `quarantine.jsonl` holds.
+    """
+    return [
+        {
+            "row": line["row"],
+            "where": as_cell(str(line["where"])),
+            "kind": as_cell(str(line["kind"])),
+            "reason": as_cell(str(line["message"])),
+        }
+        for line in islice(lines, TABLE_ROWS)
+    ]
+
+
+def quarantined_lines(store: ObjectStore) -> list[Mapping[str, Any]]:
+    """The first lines of an output's `quarantine.jsonl`, as many as a table shows.
+
+    Raises:
+        StoreError: it is missing, damaged or cannot be read.
+    """
+    raw = cast("io.RawIOBase", store.open(QUARANTINE_JSONL))
+    with damage_named(store, QUARANTINE_JSONL), io.BufferedReader(raw) as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        return [json.loads(line) for line in islice(lines, TABLE_ROWS)]
+
+
+def artifact_key(output: str, what: str) -> str:
+    """Name an artifact by the output it tells of, so that each output has a history of its own.
+
+    Args:
+        output: URI of the output.
+        what: `summary` or the like.
+
+    Returns:
+        Lower-case letters, digits and dashes, as Prefect wants it.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", output.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    digest = hashlib.sha256(output.rstrip("/").encode("utf-8", "replace")).hexdigest()[:6]
+    return "-".join(filter(None, ["image-qa", name[:40].strip("-"), digest, what]))
+
+
+def _one_line(text: str) -> str:
+    visible = (char if _is_visible(char) else " " for char in text[: 4 * _LONGEST_TEXT])
+    line = " ".join("".join(visible).split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
+
+
+def _is_visible(char: str) -> bool:
+    # The two joiners shape letters and emoji; other controls only hide or turn text around.
+    return char.isprintable() or char in "\u200c\u200d"
+
+
+def _block(row: SampledRow) -> str:
+    pictures = [f"![]({uri})" for uri in row.thumbnails if _THUMBNAIL.fullmatch(uri)]
+    parts = [f"### {as_text(row.where)}", " ".join(pictures)]
+    for pair in row.pairs[:_MOST_PAIRS]:
+        parts += [f"**Q:** {as_text(pair.question)}", f"**A:** {as_text(pair.answer)}"]
+    if len(row.pairs) > _MOST_PAIRS:
+        parts.append(f"and {len(row.pairs) - _MOST_PAIRS} more")
+    if row.kind:
+        parts.append(f"**{as_text(row.kind)}:** {as_text(row.reason)}")
+    elif not row.pairs:
+        parts.append(f"**Reply:** {as_text(row.text)}")
+    return "\n\n".join(filter(None, parts))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    numbers = ["---"] + ["---:"] * (len(heads) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, numbers, *rows])
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:,.1f}" if seconds > 0 else "0.0"

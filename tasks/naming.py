@@ -1,0 +1,34 @@
+"""What flow runs and task runs are called in Prefect: fit for people, without secrets."""
+
+from pathlib import Path
+from typing import Any
+
+from ..serving.endpoint import safe_url
+
+_LONGEST_NAME = 60
+
+
+def short_name(place: Any) -> str:
+    """The last part of a path or URI, without user, password and query; else the type's name.
+
+    Of a glob, the last two parts: `images/*.png`.
+    """
+    if not isinstance(place, str | Path):
+        return type(place).__name__
+    text = str(place)
+    path = safe_url(text) if "://" in text else text
+    parts = [part for part in path.replace("\\", "/").split("/") if part.strip()] or ["dataset"]
+    count = 2 if "*" in parts[-1] else 1
+    name = "".join(char if char.isprintable() else "_" for char in "/".join(parts[-count:]))
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def load_name(parameters: dict[str, Any]) -> str:
+    """Name of the task run that finds a dataset: `load-capsbench.json`."""
+    return f"load-{short_name(parameters['dataset'])}"
+
+
+def prompt_name(parameters: dict[str, Any]) -> str:
+    """Name of a task run that prompts rows, by their positions: `prompt-0-255`."""
+    rows = parameters["rows"]
+    return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"

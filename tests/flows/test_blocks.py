@@ -1,0 +1,132 @@
+"""The blocks as Prefect and its users see them: listed, described, their secrets kept."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import prefect_imageqa
+import pytest
+from prefect.blocks.core import Block
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect_imageqa import ObjectStore, VLLMEndpoint
+
+SECRETS = ["hush-key", "hush-header", "hush-secret", "hush-token"]
+STANDARDS: list[Callable[..., None]] = [
+    BlockStandardTestSuite.test_has_a_description,
+    BlockStandardTestSuite.test_all_fields_have_a_description,
+    BlockStandardTestSuite.test_has_a_valid_code_example,
+]
+"""Prefect's own, less those that want a logo and a page on the web."""
+
+
+def prefect(*arguments: str) -> str:
+    """Run Prefect's command line against the tests' server."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments],
+        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def ask_api(path: str, body: Any = None) -> str:
+    """What Prefect's API answers one who does not ask for secrets."""
+    request = Request(  # noqa: S310
+        f"{PREFECT_API_URL.value()}{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urlopen(request, timeout=30) as response:  # noqa: S310
+        answer: bytes = response.read()
+    return answer.decode()
+
+
+@pytest.mark.parametrize("block", [VLLMEndpoint, ObjectStore], ids=["endpoint", "store"])
+@pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.__name__)
+def test_the_blocks_keep_prefects_standards(
+    block: type[Block], standard: Callable[..., None]
+) -> None:
+    standard(None, block)
+
+
+@pytest.mark.parametrize("block", [VLLMEndpoint, ObjectStore], ids=["endpoint", "store"])
+def test_the_example_of_a_block_can_be_run(block: type[Block]) -> None:
+    fenced = block.get_code_example() or ""
+    code = re.sub(r"^```.*$", "", fenced, flags=re.MULTILINE)
+    names = compile(code, "example", "exec").co_names
+    assert "image_qa" in names
+    assert {"load", "check"} <= set(names)
+    assert set(names) & set(prefect_imageqa.__all__) == {block.__name__, "image_qa"}
+
+
+def test_registered_blocks_are_listed() -> None:
+    told = prefect("block", "register", "-m", "prefect_imageqa")
+    assert "Successfully registered 2 blocks" in told
+    listed = prefect("block", "type", "ls")
+    for block in (VLLMEndpoint, ObjectStore):
+        assert block.get_block_type_slug() in listed
+        shown = json.loads(ask_api(f"/block_types/slug/{block.get_block_type_slug()}"))
+        assert shown["name"] == block._block_type_name
+        assert shown["description"] == block.get_description()
+        assert "BLOCK_NAME" in shown["code_example"]
+        assert shown["logo_url"] is None
+
+
+def test_the_api_gives_no_secret_of_a_block() -> None:
+    endpoint: Any = VLLMEndpoint(
+        urls=["http://gpu-1:8000"],
+        api_key=SECRETS[0],
+        extra_headers={"X-Token": SECRETS[1]},
+    )
+    store: Any = ObjectStore(
+        uri="s3://bucket/qa",
+        access_key_id="an-id",
+        secret_access_key=SECRETS[2],
+        session_token=SECRETS[3],
+    )
+    masked = {"api_key", "extra_headers", "secret_access_key", "session_token"}
+    for block in (endpoint, store):
+        document = str(block.save("with-secrets", overwrite=True))
+        slug = block.get_block_type_slug()
+        answers = [
+            ask_api(f"/block_documents/{document}"),
+            ask_api(f"/block_types/slug/{slug}/block_documents"),
+            ask_api(f"/block_types/slug/{slug}/block_documents/name/with-secrets"),
+            ask_api("/block_documents/filter", {}),
+            ask_api("/block_schemas/filter", {}),
+        ]
+        for answer in answers:
+            assert not [secret for secret in SECRETS if secret in answer]
+        data = json.loads(answers[0])["data"]
+        hidden = {name for name, value in data.items() if "********" in json.dumps(value)}
+        assert hidden == masked & data.keys()
+
+
+def test_saving_what_the_form_shows_keeps_the_secrets() -> None:
+    endpoint: Any = VLLMEndpoint(
+        urls=["http://gpu-1:8000"], api_key=SECRETS[0], extra_headers={"X-Token": SECRETS[1]}
+    )
+    document = endpoint.save("edited", overwrite=True)
+    shown = json.loads(ask_api(f"/block_documents/{document}"))["data"]
+    request = Request(  # noqa: S310
+        f"{PREFECT_API_URL.value()}/block_documents/{document}",
+        json.dumps({"data": shown | {"read_timeout": 7}, "merge_existing_data": False}).encode(),
+        {"Content-Type": "application/json"},
+        method="PATCH",
+    )
+    urlopen(request, timeout=30).close()  # noqa: S310
+    loaded = VLLMEndpoint.load("edited")
+    assert isinstance(loaded, VLLMEndpoint)
+    assert loaded.read_timeout == 7
+    assert loaded.headers() == endpoint.headers()

@@ -1,0 +1,34 @@
+"""Names of runs: short, and without secrets."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect_imageqa.tasks.naming import load_name, prompt_name, short_name
+from prefect_imageqa.tasks.records import Row
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/capsbench.json", "capsbench.json"),
+        (Path("/data/images/"), "images"),
+        ("s3://bucket/sets/day 1.parquet", "day 1.parquet"),
+        ("s3://key:secret@bucket", "bucket"),
+        ("https://user:secret@host/x.json?token=secret#secret", "x.json"),
+        ("/data/images/*.png", "images/*.png"),
+        ("/data/two\nlines.csv", "two_lines.csv"),
+        ("/", "dataset"),
+        ("x" * 99, "x" * 59 + "…"),
+        (pd.DataFrame({"secret": [1]}), "DataFrame"),
+    ],
+)
+def test_a_place_is_told_by_its_last_part(place: Any, name: str) -> None:
+    assert short_name(place) == name
+
+
+def test_task_runs_tell_dataset_and_rows() -> None:
+    rows = [Row(index, {}, "") for index in range(256, 512)]
+    assert load_name({"dataset": "/data/qa.json"}) == "load-qa.json"
+    assert prompt_name({"rows": rows}) == "prompt-256-511"
