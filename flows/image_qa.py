@@ -90,29 +90,29 @@ def image_qa(
     "finish what is missing". A row that cannot be answered is quarantined with the reason.
 
     Args:
-        dataset: table with images (JSON, JSON lines, CSV, Parquet, also compressed), or a folder
+        dataset: Table with images (JSON, JSON lines, CSV, Parquet, also compressed), or a folder
             or glob of images: a local path or s3://bucket/qas.json; from Python also a pandas
             DataFrame.
-        output: local path or s3://bucket/prefix under which the run keeps everything; the same
+        output: Local path or s3://bucket/prefix under which the run keeps everything; the same
             output again means "finish what is missing".
-        endpoint: name of a saved VLLMEndpoint block, or the URL of a running vLLM server, or
+        endpoint: Name of a saved VLLMEndpoint block, or the URL of a running vLLM server, or
             several with spaces between. Without it a server is started for the model named below.
-        prompt_style: how a row becomes messages.
+        prompt_style: How a row becomes messages.
         pairs_per_image: QA pairs to ask for where neither the row nor the user prompt says what.
-        limit: how many rows, for a first look.
-        system_prompt: said before every conversation.
-        user_prompt: asked where a row has no conversation; by default, for the number of pairs.
-        model: name the server serves the model under, where it serves several; without an
+        limit: How many rows, for a first look.
+        system_prompt: Said before every conversation.
+        user_prompt: Asked where a row has no conversation; by default, for the number of pairs.
+        model: Name the server serves the model under, where it serves several; without an
             endpoint, the path or hub name of the model to serve.
-        model_revision: tells versions of a model apart that are served under one name.
-        store: name of a saved ObjectStore block whose credentials are used for every s3:// URI;
+        model_revision: Tells versions of a model apart that are served under one name.
+        store: Name of a saved ObjectStore block whose credentials are used for every s3:// URI;
             by default the AWS environment, profile or role says who we are.
-        sampling: how the model samples.
-        limits: how much is done at once, and when to stop.
-        columns: which columns of the dataset are read and written.
-        replies: what is made of the model's replies.
-        reuse: what is taken from earlier runs.
-        images: where images may come from, and how large they are sent.
+        sampling: How the model samples.
+        limits: How much is done at once, and when to stop.
+        columns: Which columns of the dataset are read and written.
+        replies: What is made of the model's replies.
+        reuse: What is taken from earlier runs.
+        images: Where images may come from, and how large they are sent.
 
     Raises:
         DatasetError: the dataset cannot be used.

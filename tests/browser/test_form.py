@@ -167,15 +167,15 @@ def write_dataset(folder: Path) -> None:
 
 
 def test_a_run_is_started_watched_and_looked_at(
-    page: Page, ui: Any, endpoint: str, keyed_stub: Any, seen: Any, shoot: Any, tmp_path: Path
+    page: Page, ui: Any, endpoint: str, keyed_stub: Any, seen: Any, shoot: Any
 ) -> None:
-    write_dataset(tmp_path)
+    write_dataset(ui.folder / "shapes")
     page.goto(f"{ui.url}/deployments")
     page.get_by_role("link", name="on-demand").first.click()
     page.get_by_role("button", name=re.compile(r"^\s*Run\s*$")).click()
     page.get_by_text("Custom run").click()
-    fill(page, "dataset", str(tmp_path / "dataset.json"))
-    fill(page, "output", str(tmp_path / "qa"))
+    fill(page, "dataset", "shapes/dataset.json")
+    fill(page, "output", "qa")
     fill(page, "endpoint", endpoint)
     shoot("form")
     run_id = press(page, "Submit", "/create_flow_run")["id"]

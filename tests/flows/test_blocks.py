@@ -14,7 +14,7 @@ import prefect_imageqa
 import pytest
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from prefect_imageqa import ObjectStore, VLLMEndpoint
 
 SECRETS = ["hush-key", "hush-header", "hush-secret", "hush-token"]

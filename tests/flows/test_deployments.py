@@ -19,7 +19,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateName,
 )
 from prefect.deployments import run_deployment
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.states import Pending
 from prefect_imageqa import image_qa
 from prefect_imageqa.flows.deploying import deploy
@@ -170,9 +174,10 @@ def test_a_schedule_that_is_on_makes_runs(folder: Path) -> None:
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("image-qa/nightly")
         # What the server does every minute, and cannot do with every release of SQLAlchemy.
-        client.request(
-            "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={}
-        )
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            client.request(
+                "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={}
+            )
         runs = client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id])),
             flow_run_filter=FlowRunFilter(
