@@ -8,16 +8,19 @@ SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo test test-ceph check format lock demo-model demo-accuracy bench
+.PHONY: help env demo test test-ceph check format lock demo-model demo-accuracy bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+
+env: $(FLOW_ENV) $(SERVER_ENV) ## Build .venv (the flow) and .venv-vllm (the model server on CPU)
 
 demo: $(FLOW_ENV) $(SERVER_ENV) ## Ask the demo model about images it has never seen
 	$(BIN)/prefect-imageqa demo
 
 test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers and a real browser
 	tests/browser/install.sh
+	tests/deployments/install.sh
 	$(BIN)/pytest
 
 test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with apt)

@@ -47,7 +47,9 @@ def run_in_terminal(
         ImageQAError: as `image_qa` does.
     """
     from .image_qa import image_qa
+    from .prefect_server import check_server
 
+    check_server()
     source = open_dataset(
         dataset,
         image_key=columns.image or "",

@@ -21,7 +21,7 @@ from .errors import DatasetError, StoreError
 from .filesystems import S3Credentials, open_filesystem, store_errors
 from .image_refs import ImageBase
 from .json_formats import Located, is_json_array, read_json_array, read_json_lines
-from .naming import load_name
+from .naming import load_name, named_by
 from .records import Problem, Row
 from .steps import STEP
 
@@ -93,7 +93,7 @@ class Dataset:
                 yield Row(index, record, where)
 
 
-@task(name="load", task_run_name=load_name, **STEP)
+@task(name="load", **STEP, **named_by(load_name))
 def load_dataset(
     dataset: "str | Path | pd.DataFrame",
     image_key: str | None = "image",

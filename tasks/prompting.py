@@ -15,7 +15,7 @@ from .caching import RequestSpec, problem_key, row_key
 from .image_reader import ImageReader
 from .image_refs import ImageBase, image_refs
 from .images import ImageSettings
-from .naming import prompt_name
+from .naming import named_by, prompt_name
 from .records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .steps import READERS, STEP
 
@@ -270,7 +270,7 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
     return messages
 
 
-@task(name="prompt", task_run_name=prompt_name, **STEP)
+@task(name="prompt", **STEP, **named_by(prompt_name))
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; see `prompt_row`."""
 

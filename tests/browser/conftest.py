@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -62,6 +62,7 @@ def browser() -> Iterator[Browser]:
     assert program, "chromium is missing: run tests/browser/install.sh"
     # Chromium's sandbox refuses to work for root; /dev/shm is 64 MB in a container.
     flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=flags)
         yield running
@@ -132,14 +133,21 @@ class PrefectUI:
     environment: dict[str, str] = field(repr=False)
 
     def api(self, path: str, body: Any = None) -> Any:
-        """Ask the API, with POST where there is a body."""
+        """Ask the API, with POST where there is a body; again while its database is locked."""
         request = Request(  # noqa: S310
             f"{self.url}/api{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urlopen(request, timeout=60) as response:  # noqa: S310
-            return json.load(response)
+        for _ in range(60):
+            try:
+                with urlopen(request, timeout=60) as response:  # noqa: S310
+                    return json.load(response)
+            except HTTPError as error:
+                if error.code != 503:
+                    raise
+                time.sleep(0.5)
+        raise AssertionError(f"{path} is still unavailable")
 
     def ended(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
         """Wait until a flow run has ended; gives it with its state."""

@@ -174,7 +174,7 @@ def test_a_schedule_that_is_on_makes_runs(folder: Path) -> None:
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("image-qa/nightly")
         # What the server does every minute, and cannot do with every release of SQLAlchemy.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 3}):
             client.request(
                 "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={}
             )
