@@ -126,7 +126,7 @@ def image_qa(
         places = find_places(output, reuse.cache, store)
         credentials = whole(places.credentials)
         source = load_dataset(
-            whole(dataset), columns.image, columns.conversation, images.root, credentials
+            whole(dataset), columns.image, columns.conversation, images.root or None, credentials
         )
         _check_dataset(source, output, columns.output)
         version = source.version()
@@ -162,7 +162,7 @@ def image_qa(
             generate = cached(generate_batch, places.completions)
             progress = current_progress()
             progress.begin(asked.client.stats, source.count, limit)
-            rows_from = RowSource(dataset, columns, images.root, limit)
+            rows_from = RowSource(dataset, columns, images.root or None, limit)
             record = RunRecord(places.output, source.name, rows_from, prompting, parsing, progress)
             steps = BatchSteps(
                 generate,
@@ -180,8 +180,7 @@ def image_qa(
                 _batches_at_once(limits.batch_size, limits.max_in_flight),
                 salt=record.run_id if reuse.refresh else "",
             )
-            shown = progress_shown(places.output, source, limit, progress)
-            with record.kept(), shown:
+            with record.kept(), progress_shown(places.output, source, limit, progress):
                 loop.beside = record.is_beside()
                 rows = refuse_column(islice(source.rows(), limit), columns.output)
                 keys = loop.run(rows, prompting)
@@ -198,15 +197,15 @@ def image_qa(
                 write_keys(places.output, record.keys_name, keys)
                 summary = summarise(counts, progress, places.output)
                 record.complete(summary)
-                present(
-                    places.output,
-                    summary,
-                    source=source,
-                    model=spec.model,
-                    ledger=ledger,
-                    reader=reader,
-                    images=image_settings,
-                )
+            present(
+                places.output,
+                summary,
+                source=source,
+                model=spec.model,
+                ledger=ledger,
+                reader=reader,
+                images=image_settings,
+            )
     except ImageQAError as error:
         # A state, not an exception: Prefect would log a traceback. The caller gets the exception.
         return cast("RunSummary", Failed(message=str(error), data=error))

@@ -147,18 +147,13 @@ class Images(ImageSettings):
     """Where images may come from, what is refused, and how large they are sent."""
 
     root: OptionalText = Field(
-        default=None,
+        default="",
         description="Folder that relative image paths start from, and that none may leave; by "
         "default the dataset's, which absolute paths may leave.",
     )
     allow_private_hosts: bool = Field(
         default=False, description="Fetch web images also from private and loopback addresses."
     )
-
-    @field_validator("root")
-    @classmethod
-    def _no_empty_root(cls, root: str | None) -> str | None:
-        return root or None  # a form sends an empty text
 
     @property
     def settings(self) -> ImageSettings:
@@ -211,7 +206,7 @@ class Reuse(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: OptionalText = Field(
-        default=None,
+        default="",
         description="Local path or s3:// URI where raw replies are shared with other outputs; "
         "by default they lie in the output.",
     )

@@ -54,7 +54,7 @@ def run_in_terminal(
         dataset,
         image_key=columns.image or "",
         conversation_key=columns.conversation,
-        image_root=images.root,
+        image_root=images.root or None,
         require_images=columns.image is not None,
         credentials=load_store(store).s3_credentials if store else None,
     )

@@ -84,10 +84,8 @@ class ChatClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._gate:
-            self._running = False
-            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        closing.result()
+        self.stop()
+        asyncio.run_coroutine_threadsafe(self._transport.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -231,10 +229,6 @@ class ChatClient:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-
-    async def _close(self) -> None:
-        await self._end_all()
-        await self._transport.close()
 
     async def _up_within(self, seconds: float) -> bool:
         poll = tenacity.AsyncRetrying(retry=tenacity.retry_if_result(operator.not_), wait=_POLLING)

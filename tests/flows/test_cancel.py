@@ -119,7 +119,7 @@ def wait_until(reached: Callable[[], bool], seconds: float = 180) -> float:
 def state_of(client: SyncPrefectClient, run: FlowRun) -> str:
     state = client.read_flow_run(run.id).state
     assert state
-    return state.name
+    return str(state.name)
 
 
 def test_a_cancelled_run_stops_soon_and_goes_on_later(

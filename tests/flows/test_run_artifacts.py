@@ -137,7 +137,7 @@ def test_results_that_cannot_be_shown_stop_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, client: SyncPrefectClient
 ) -> None:
     counts = dict.fromkeys(RunSummary.model_fields.keys() - {"output", "reasons", "store"}, 1)
-    summary = RunSummary(output=str(tmp_path), **counts)  # type: ignore[arg-type]
+    summary = RunSummary(output=str(tmp_path), **counts)
 
     @flow(name="shows", persist_result=False)
     def shows() -> str:
@@ -268,7 +268,7 @@ def everything(api: str) -> Iterator[tuple[str, str]]:
     """All that Prefect's API tells, as it does to anyone who may see runs and blocks."""
     kinds = ["logs", "flow_runs", "task_runs", "artifacts", "artifacts/latest", "deployments"]
     for kind in [*kinds, "block_documents", "block_types", "block_schemas", "flows", "variables"]:
-        offset, page = 0, [{}]
+        offset, page = 0, [None]
         while page:
             reply = httpx.post(f"{api}/{kind}/filter", json={"limit": 200, "offset": offset})
             page = reply.raise_for_status().json()

@@ -148,4 +148,5 @@ def test_a_form_sends_empty_texts_for_what_is_not_given() -> None:
     fields = image_qa.parameters.model_dump()["properties"]
     texts = {name for name, field in fields.items() if field.get("default") == ""}
     assert texts == {"endpoint", "model", "model_revision", "store", "user_prompt"}
-    assert Images(root="").root is None
+    cards = {name: fields[name]["default"] for name in ("images", "reuse")}
+    assert (cards["images"]["root"], cards["reuse"]["cache"]) == ("", "")
