@@ -56,5 +56,13 @@ def present(
         )
     except StoreError as error:
         get_run_logger().warning("the report could not be made: %s", error)
+    except Exception as error:  # whatever a plot or a stranger's picture may raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        get_run_logger().warning(
+            "the report could not be made (%s): `prefect-imageqa report %s` tries again",
+            reason,
+            output.uri,
+        )
+        get_run_logger().debug("where the report failed", exc_info=True)
     show_results(output, summary, samples, dataset=source.name, model=model, files=FILES)
     emit_completed(summary, dataset=source.name, model=model)

@@ -125,16 +125,13 @@ def _answer_tables(store: ObjectStore, answers: StoredAnswers, places: Array) ->
     """Tokens and latencies of the rows at these places, part by part."""
     order = np.argsort(places["file"], kind="stable")
     files, starts = np.unique(places["file"][order], return_index=True)
-    rows = np.split(places["row"][order], starts[1:])
+    rows = np.split(places["row"][order], starts)[1:]  # before the first start is nothing
 
     def read(file: int) -> pa.Table:
         name = answers.names[file]
         with damage_named(store, name), store.open(name) as source:
             part = open_part(pa.PythonFile(source, mode="r"))
-            columns = [
-                f"answer.{name}" for name in ("prompt_tokens", "completion_tokens", "latency")
-            ]
-            return part.read(columns=columns, use_threads=False)
+            return part.read(columns=_COLUMNS, use_threads=False)
 
     with ThreadPoolExecutor(_READERS) as pool:
         tables = ahead(pool, read, files.tolist(), _READERS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa import Images, image_qa
+from prefect_imageqa.flows import image_qa as image_qa_module
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -74,6 +75,7 @@ def test_addresses_that_must_not_be_asked_are_refused(stub: Any, site: str, tmp_
     assert summary.reasons == {"image_refused": len(refused)}
     assert stub.stats()["requests"] == before
     assert Site.seen == []
+    assert (tmp_path / "out" / "report.html").exists()  # also where nothing is answered
 
 
 def test_an_image_root_is_not_left(stub: Any, site: str, drawn: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_an_image_root_is_not_left(stub: Any, site: str, drawn: Path, tmp_path: 
 
 
 def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
-    stub: Any, site: str, tmp_path: Path
+    stub: Any, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [
         f"{site}/a.png?signed=secret",
@@ -97,10 +99,12 @@ def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
     assert (told.ok, told.reasons) == (2, {"image_refused": 1})
     fetched = [path for command, path in Site.seen if command == "GET"]
     assert "/a.png?signed=secret" in fetched
+    # The report shows pictures, and fetches those of its rows for that; what comes before does not.
+    monkeypatch.setattr(image_qa_module, "present", lambda *_, **__: Site.seen.append(("shown", "")))
     Site.seen.clear()
     again = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
     assert (again.ok, again.requests) == (2, 0)
-    assert {command for command, _ in Site.seen} == {"HEAD"}  # nothing is downloaded again
+    assert {command for command, _ in Site.seen} == {"HEAD", "shown"}  # nothing is downloaded again
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     names = {path.name for path in written if b"signed=secret" in path.read_bytes()}
     assert names <= {"qa.jsonl", "qa.json", "pairs.parquet"}  # the dataset's own columns
