@@ -1,20 +1,22 @@
 """`prefect-imageqa report`: the page and the card of an output, made again."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
     from ..tasks.image_refs import ImageBase
     from ..tasks.object_store import ObjectStore
     from ..tasks.reported_run import ReportedRun
 
+Flag = Annotated[bool, Parameter(negative=())]
+
 reports = App()
 """Commands that `cli` takes over."""
 
 
 @reports.command
-def report(output: str, /, *, store: str | None = None) -> int:
+def report(output: str, /, *, store: str | None = None, allow_private_hosts: Flag = False) -> int:
     """Make report.html and README.md of an output again, without asking the model.
 
     Every completed run makes them. Pictures are read from where the dataset has them; where it is
@@ -30,17 +32,22 @@ def report(output: str, /, *, store: str | None = None) -> int:
     store:
         Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
         environment, profile or role.
+    allow_private_hosts:
+        Fetch web images for its pictures also from private and loopback addresses.
     """
     from ..tasks.image_reader import ImageReader
-    from ..tasks.images import ImageSettings
     from ..tasks.report import REPORT, make_report
     from ..tasks.reported_run import reported_run
     from .places import find_places
 
     place = find_places(output, None, store).output
-    base = _image_base(place, reported_run(place))
-    images = ImageSettings()
-    with ImageReader(images.max_file_bytes, credentials=place.s3_credentials) as reader:
+    run = reported_run(place)
+    base, images = _image_base(place, run), run.images
+    with ImageReader(
+        images.max_file_bytes,
+        credentials=place.s3_credentials,
+        allow_private_hosts=allow_private_hosts,
+    ) as reader:
         make_report(place, reader=reader, images=images, base=base)
     print(place.uri_of(REPORT))
     return 0

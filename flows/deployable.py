@@ -8,16 +8,21 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow
 from prefect.blocks.core import Block
+from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
+from .prefect_server import check_server
 
 EPHEMERAL_STARTUP_SECONDS = 120
 """The first start on an empty database takes as long as Prefect's own limit, 20 seconds."""
 
+
+URIS = frozenset({"dataset", "output", "endpoint", "store"})
+"""Parameters that may be URIs, into which people put passwords although they are refused."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +46,7 @@ class DeployableFlow(Flow[P, R]):
         Prefect would store every cell of a DataFrame in its database.
         """
         return super().serialize_parameters(
-            {name: _storable(value) for name, value in parameters.items()}
+            {name: _storable(value, name in URIS) for name, value in parameters.items()}
         )
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +70,13 @@ class DeployableFlow(Flow[P, R]):
         return cast("DeployableFlow[P, R]", changed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the flow; an ephemeral Prefect server gets time enough to start."""
+        """Run the flow; an ephemeral Prefect server gets time enough to start.
+
+        Raises:
+            PrefectServerError: the configured server does not answer, or does not fit.
+        """
+        if FlowRunContext.get() is None:  # a subflow's server is there
+            check_server()
         setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
         with temporary_settings({setting: seconds}):
@@ -95,13 +106,13 @@ def _mistakes(error: ValidationError) -> list[str]:
     ]
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: Any, is_uri: bool) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, str) and "://" in value and "@" in value:
-        return safe_url(value)  # it may carry a password
+    if is_uri and isinstance(value, str) and "://" in value and "@" in value:
+        return " ".join(map(safe_url, value.split(" ")))  # it may carry a password
     if isinstance(value, list):
-        return [_storable(item) for item in value]
+        return [_storable(item, is_uri) for item in value]
     if isinstance(value, str | int | float | dict | None):
         return value
     if isinstance(value, BaseModel) and not isinstance(value, Block):

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from httpx import HTTPStatusError
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -53,12 +55,12 @@ class Deployed:
 def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
     """Create or update the shipped deployments; whatever they need is created where it is missing.
 
-    A schedule that was switched on stays on.
+    What was set on the server, in its UI say, stays: parameters and schedules.
 
     Args:
         pool: work pool of type `process`.
         parameters: `dataset`, `output`, `endpoint`, `model` or `store` for all deployments, over
-            what is shipped.
+            what is set on the server and what is shipped.
 
     Raises:
         PrefectServerError: there is no server, it is of another major version, or the pool is of
@@ -75,8 +77,7 @@ def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
         created = _create_pool(client, pool)
         pages = {}
         for shipped in shipped_deployments():
-            switched_on = _switched_on(client, shipped["name"])
-            deployment = _deployment(shipped, pool, parameters, folder, switched_on)
+            deployment = _deployment(shipped, pool, parameters, folder, _found(client, shipped))
             pages[deployment.full_name] = _apply(deployment)
         return Deployed(pool, created, pages, folder, has_worker(client, pool))
 
@@ -119,6 +120,11 @@ def _create_pool(client: SyncPrefectClient, pool: str) -> bool:
         if kind != "process":
             raise PrefectServerError(_other_kind(pool, kind)) from None
         return False
+    except HTTPStatusError as error:
+        raise PrefectServerError(
+            f"the Prefect server refuses the work pool {pool!r} ({_detail(error)}): "
+            "give another --pool"
+        ) from None
     return True
 
 
@@ -130,22 +136,32 @@ def _other_kind(pool: str, kind: str) -> str:
     return told
 
 
+def _detail(error: HTTPStatusError) -> str:
+    """What the server says of its refusal, in one bounded line."""
+    try:
+        told = str(error.response.json()["detail"])
+    except (ValueError, LookupError, TypeError):
+        told = f"HTTP {error.response.status_code}"
+    return " ".join(told.split())[:200].rstrip(".")
+
+
 def _deployment(
     shipped: dict[str, Any],
     pool: str,
     parameters: Mapping[str, str],
     folder: Path,
-    switched_on: set[str | None],
+    found: DeploymentResponse | None,
 ) -> RunnerDeployment:
-    """A deployment of `prefect.yaml` as `prefect deploy` makes it."""
+    """A deployment of `prefect.yaml` as `prefect deploy` makes it, with what was set before."""
     limit = shipped.get("concurrency_limit")
+    before = found.parameters if found else {}
     deployment = RunnerDeployment.from_entrypoint(
         shipped["entrypoint"],
         shipped["name"],
         description=shipped["description"],
         tags=shipped["tags"],
-        parameters={**shipped["parameters"], **parameters},
-        schedules=[_schedule(told, switched_on) for told in shipped.get("schedules", [])],
+        parameters={**shipped["parameters"], **before, **parameters},
+        schedules=_schedules(shipped, found),
         concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
         work_pool_name=pool,
         job_variables=shipped["work_pool"]["job_variables"],
@@ -166,18 +182,30 @@ def _apply(deployment: RunnerDeployment) -> str:
     return url_for("deployment", document) or str(document)
 
 
-def _schedule(told: Mapping[str, Any], switched_on: set[str | None]) -> DeploymentScheduleCreate:
-    return DeploymentScheduleCreate(
-        slug=told["slug"],
-        schedule=CronSchedule(cron=told["cron"], timezone=told["timezone"]),
-        active=told["active"] or told["slug"] in switched_on,
-    )
+def _schedules(
+    shipped: Mapping[str, Any], found: DeploymentResponse | None
+) -> list[DeploymentScheduleCreate]:
+    """All schedules that a deployment has, as they are, and those of `prefect.yaml` it lacks."""
+    kept = [
+        DeploymentScheduleCreate.model_validate(
+            schedule.model_dump(include=set(DeploymentScheduleCreate.model_fields))
+        )
+        for schedule in (found.schedules if found else [])
+    ]
+    return kept + [
+        DeploymentScheduleCreate(
+            slug=told["slug"],
+            schedule=CronSchedule(cron=told["cron"], timezone=told["timezone"]),
+            active=told["active"],
+        )
+        for told in shipped.get("schedules", [])
+        if told["slug"] not in {schedule.slug for schedule in kept}
+    ]
 
 
-def _switched_on(client: SyncPrefectClient, name: str) -> set[str | None]:
-    """The schedules of a deployment, if it exists, that somebody has switched on."""
+def _found(client: SyncPrefectClient, shipped: Mapping[str, Any]) -> DeploymentResponse | None:
+    """A deployment as the server has it."""
     try:
-        found = client.read_deployment_by_name(f"{image_qa.name}/{name}")
+        return client.read_deployment_by_name(f"{image_qa.name}/{shipped['name']}")
     except ObjectNotFound:
-        return set()
-    return {schedule.slug for schedule in found.schedules if schedule.active}
+        return None

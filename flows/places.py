@@ -11,6 +11,7 @@ from ..tasks.object_store import ObjectStore, load_store
 from ..tasks.parsing import ParseSettings
 from ..tasks.steps import whole
 from ..tasks.storing import COMPLETIONS, parse_labels, read_manifest
+from .prefect_server import check_server
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,13 @@ def find_places(output: str, cache: str | None, store: str | ObjectStore | None)
         store: a saved block, or its name, whose credentials are used on S3.
 
     Raises:
+        PrefectServerError: a block is named, and no Prefect server answers.
         StoreError: a URI is of another kind, or there is no such block.
     """
-    access = load_store(store) if isinstance(store, str) and store else store or None
+    access: str | ObjectStore | None = store
+    if isinstance(store, str) and store:
+        check_server()
+        access = load_store(store)
 
     def at(uri: str) -> ObjectStore:
         return access.at(uri) if isinstance(access, ObjectStore) else ObjectStore(uri=uri)

@@ -118,11 +118,10 @@ def show_results(
     def description(what: str) -> str:
         return f"{what} of {as_text(dataset)}"
 
+    # All of them, also where there is nothing to show: an older run's would stand for it.
     _shown("summary", show_summary)
-    if samples:
-        _shown("gallery", show_gallery)
-    if summary.quarantined:
-        _shown("quarantine", show_quarantine)
+    _shown("gallery", show_gallery)
+    _shown("quarantine", show_quarantine)
 
 
 class _ShownProgress:

@@ -146,7 +146,7 @@ def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None
         try:
             endpoint = VLLMEndpoint(urls=urls)
         except ValueError as error:
-            raise EndpointError(f"endpoint: {_first_line(error)}") from None
+            raise EndpointError(f"endpoint: {first_mistake(error)}") from None
     return endpoint.model_copy(update={"model": model}) if model else endpoint
 
 
@@ -159,12 +159,20 @@ def _load_block(name: str) -> VLLMEndpoint:
             "as http://127.0.0.1:8000, or save a block in Prefect under Blocks "
             "(`prefect block register -m prefect_imageqa` lists its type there)"
         ) from None
+    except RuntimeError as error:
+        # Prefect's UI saves what its form allows, and that is more.
+        if not isinstance(cause := error.__cause__, ValueError):
+            raise
+        raise EndpointError(
+            f"the {VLLMEndpoint._block_type_name} block {name!r} cannot be used: "
+            f"{first_mistake(cause)}; correct it in Prefect under Blocks"
+        ) from None
     if not isinstance(block, VLLMEndpoint):  # Block.load may hand out an awaitable in async code
         raise EndpointError(f"block {name!r} could not be loaded; load it first and pass the block")
     return block
 
 
-def _first_line(error: ValueError) -> str:
+def first_mistake(error: ValueError) -> str:
     """What pydantic says of the first wrong value, without its frame."""
     errors = getattr(error, "errors", None)
     if errors is None:

@@ -139,6 +139,14 @@ def _plot(title: str, alt: str, draw: Draw) -> Plot:
 
 def _svg(draw: Draw) -> str:
     # Slow to import. No pyplot: its state is the process's, and this may run in any thread.
+    from matplotlib import rc_context, rcParamsDefault
+
+    # Whatever the user's own plots look like, and ask for: LaTeX, say.
+    with rc_context(rcParamsDefault):
+        return _drawn(draw)
+
+
+def _drawn(draw: Draw) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -17,8 +17,10 @@ _LONGEST = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
 
 # Controls but tab and line ends, and marks that turn the direction of all that follows.
 _CONTROLS = (range(9), range(11, 13), range(14, 32), range(127, 160))
-_TURNS = (range(0x202A, 0x202F), range(0x2066, 0x206A))
-_UNSEEN = dict.fromkeys(code for codes in (*_CONTROLS, *_TURNS) for code in codes)
+_TURNS = (range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2066, 0x206A), range(0x61C, 0x61D))
+# Marks without a width; not the two joiners, which shape letters and emoji.
+_HIDDEN = (range(0xAD, 0xAE), range(0x200B, 0x200C), range(0x2060, 0x2065), range(0xFEFF, 0xFF00))
+_UNSEEN = dict.fromkeys(code for codes in (*_CONTROLS, *_TURNS, *_HIDDEN) for code in codes)
 
 
 def visible(text: str) -> str:
@@ -56,7 +58,7 @@ class Card:
 def headline(run: ReportedRun, numbers: Statistics) -> Iterator[Fact]:
     """The large numbers at the top."""
     counts = run.summary
-    asked = max(counts.rows - counts.reused, 0)
+    asked = run.progress.ok + run.progress.quarantined
     yield Fact("Rows", f"{counts.rows:,}")
     yield Fact("Answered", f"{counts.ok:,}", _share(counts.ok, counts.rows))
     if counts.filtered:
@@ -150,7 +152,7 @@ def provenance(run: ReportedRun) -> Iterator[Fact]:
         "System prompt": run.system_prompt,
         "User prompt": run.user_prompt,
         "Sampling": _options(run.sampling),
-        "Images": _options(run.images),
+        "Images": _options(run.images.model_dump(mode="json")),
         "Image root": source.image_root or "",
         "Parser": run.parser,
         "Versions": ", ".join(f"{name} {number}" for name, number in run.versions.items()),

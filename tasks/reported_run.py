@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import StoreError
+from .images import ImageSettings
 from .key_index import KEY, Array
 from .object_store import ObjectStore
 from .outputs import Run, RunCounts, last_completed, require_output
@@ -60,7 +61,7 @@ class ReportedRun(Run):
     user_prompt: str = ""
     prompt_style: str = ""
     sampling: Mapping[str, Any] = {}
-    images: Mapping[str, Any] = {}
+    images: ImageSettings = ImageSettings()
     versions: Mapping[str, str] = {}
     source: Source = Source()
 

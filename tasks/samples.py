@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,10 @@ from .stored_rows import StoredAnswers
 from .thumbnails import SIDE, SIDE_OF_SEVERAL, thumbnail
 
 IMAGES_SECONDS = 20.0
-"""Time for the images of all rows; those that take longer, from a slow server say, are left out."""
+"""Time to find out where the images of all rows are, and once more to read what is found by then.
+
+Those that take longer, from a slow server say, are left out.
+"""
 
 _MOST_IMAGES = 4
 """Images shown of one row."""
@@ -111,9 +115,9 @@ def sample_rows(
     places = _evenly(_lines_in_reach(store, len(ok)), answered)
     lines = dict(zip(places, ok[places].tolist(), strict=True))
     rows = [*_answers(run.dataset, answers, keys, list(lines.values())), *failures]
-    deadline = time.monotonic() + IMAGES_SECONDS
-    values = _image_values(store, run.source, lines, failures, deadline)
-    found = _within(deadline, partial(_thumbnails, reader=reader, images=images, base=base), values)
+    late = time.monotonic() + IMAGES_SECONDS
+    values = _image_values(store, run.source, lines, failures, late)
+    found = _made(partial(_thumbnails, reader=reader, images=images, base=base), values)
     shown = (replace(row, thumbnails=found.get(row.row, ())) for row in rows)
     return sorted(shown, key=lambda row: row.row)
 
@@ -174,23 +178,23 @@ def _image_values(
     source: Source,
     lines: Mapping[int, int],
     failures: Sequence[SampledRow],
-    deadline: float,
+    late: float,
 ) -> Iterator[tuple[int, Any]]:
     """Positions of rows with what their image column holds, until the time is up."""
     column = source.columns.image
     if not column:
         return
     with export_named(store, QA_JSONL):
-        for number, line in _numbered(store, QA_JSONL, lines):
+        for number, line in _numbered(store, QA_JSONL, lines, late):
             if not isinstance(record := json.loads(line), dict):
                 raise TypeError("no record")
             yield lines[number], record.get(column)
     places = {failure.row: failure.where for failure in failures}
-    yield from _dataset_values(source, places, store.s3_credentials, deadline)
+    yield from _dataset_values(source, places, store.s3_credentials, late)
 
 
 def _dataset_values(
-    source: Source, places: Mapping[int, str], credentials: S3Credentials | None, deadline: float
+    source: Source, places: Mapping[int, str], credentials: S3Credentials | None, late: float
 ) -> Iterator[tuple[int, Any]]:
     """What the image column of quarantined rows holds: only the dataset itself has it."""
     column = source.columns.image
@@ -209,23 +213,20 @@ def _dataset_values(
             for row in rows:
                 if places.get(row.index) == row.where:
                     yield row.index, row.record.get(column)
-                late = row.index % _ROWS_PER_LOOK == 0 and time.monotonic() > deadline
-                if row.index >= last or late:
+                if row.index >= last or _is_late(row.index, late):
                     return
     except DatasetError:
         return  # it was moved or changed since the run; the rows are shown without their images
 
 
-def _within(
-    deadline: float,
-    make: Callable[[Any], tuple[str, ...]],
-    values: Iterable[tuple[int, Any]],
+def _made(
+    make: Callable[[Any], tuple[str, ...]], values: Iterable[tuple[int, Any]]
 ) -> Mapping[int, tuple[str, ...]]:
     """What is made of each value, by the position of its row; what takes too long is left out."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="thumbnails")
     try:
         futures = {pool.submit(make, value): row for row, value in values}
-        done, _ = wait(futures, max(0.0, deadline - time.monotonic()))
+        done, _ = wait(futures, IMAGES_SECONDS)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return {futures[future]: future.result() for future in done}
@@ -272,17 +273,24 @@ def _lines_in_reach(store: ObjectStore, count: int) -> int:
 
 
 def _numbered(
-    store: ObjectStore, name: str, numbers: Collection[int]
+    store: ObjectStore, name: str, numbers: Collection[int], late: float = math.inf
 ) -> Iterator[tuple[int, bytes]]:
-    """Some lines of an object with their numbers, from 0; read from its start to the last one."""
+    """Some lines of an object with their numbers, from 0; read from its start to the last one.
+
+    Nothing more is read when it is late.
+    """
     if not numbers:
         return
     last = max(numbers)
     for number, line in enumerate(_lines(store, name)):
         if number in numbers:
             yield number, line
-        if number >= last:
+        if number >= last or _is_late(number, late):
             return
+
+
+def _is_late(number: int, late: float) -> bool:
+    return number % _ROWS_PER_LOOK == 0 and time.monotonic() > late
 
 
 def _lines(store: ObjectStore, name: str) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from prefect.filesystems import WritableFileSystem
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
+from ..serving.endpoint import first_mistake
 from .errors import StoreError
 from .filesystems import S3Credentials, split_uri
 
@@ -115,18 +116,30 @@ class StoreBlock(WritableFileSystem):
 
     @classmethod
     def find_saved(cls, name: str) -> Self | None:
-        """The saved block of that name, if there is one."""
+        """The saved block of that name, if there is one.
+
+        Raises:
+            StoreError: it holds something else than a store.
+        """
         try:
             return cast("Self", cast("Any", cls).load(name, _sync=True))
         except ValueError:
             return None
+        except RuntimeError as error:
+            # Prefect's UI saves what its form allows, and that is more.
+            if not isinstance(cause := error.__cause__, ValueError):
+                raise
+            raise StoreError(
+                f"the {cls._block_type_name} block {name!r} cannot be used: "
+                f"{first_mistake(cause)}; correct it in Prefect under Blocks"
+            ) from None
 
     @classmethod
     def load_saved(cls, name: str) -> Self:
         """The saved block of that name.
 
         Raises:
-            StoreError: there is none.
+            StoreError: there is none, or it holds something else.
         """
         block = cls.find_saved(name)
         if block is None:

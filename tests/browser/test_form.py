@@ -190,7 +190,7 @@ def test_a_run_is_started_watched_and_looked_at(
     expect(page.get_by_text("11 answered, 1 quarantined").first).to_be_visible()
     shoot("run")
     page.get_by_text("Artifacts", exact=True).click()
-    for what in ("summary", "gallery", "quarantine"):
+    for what in ("progress", "summary", "gallery", "quarantine"):
         expect(page.get_by_text(re.compile(f"image-qa-.*-{what}$"))).to_be_visible()
     shoot("artifacts")
     artifacts = artifacts_of(ui, run_id)

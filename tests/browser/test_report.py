@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Page, expect
+from prefect_imageqa.tasks.dataset_card import render_card
 from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.report import render_report
@@ -60,12 +62,12 @@ def rows() -> list[SampledRow]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a page whose every text is hostile."""
+def told() -> ReportedRun:
+    """A run whose every text is hostile."""
     counts = {"rows": 12, "ok": 10, "filtered": 0, "quarantined": 2, "pairs": 10, "seconds": 3.0}
-    told = ("run", "configuration", "keys", "parser", "system_prompt", "user_prompt")
-    run = ReportedRun.model_validate(
-        dict(zip(told, HOSTILE, strict=False))
+    names = ("run", "configuration", "keys", "parser", "system_prompt", "user_prompt")
+    return ReportedRun.model_validate(
+        dict(zip(names, HOSTILE, strict=False))
         | {
             "state": "completed",
             "dataset": HOSTILE[0],
@@ -78,6 +80,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
             "source": {"dataset": HOSTILE[3]},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def report(told: ReportedRun, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a page whose every text is hostile."""
     numbers = Statistics()
     for tally in (numbers.questions, numbers.answers, numbers.latencies):
         tally.add(np.arange(10, 60))
@@ -86,7 +93,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     numbers.first_words.update({"what": 7, "onerror": 3})
     numbers.written = np.arange(0, 10, 0.2)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_bytes(render_report(run, numbers, rows()))
+    path.write_bytes(render_report(told, numbers, rows()))
     return path.as_uri()
 
 
@@ -127,6 +134,23 @@ def test_strangers_texts_are_shown_and_do_nothing(page: Page, report: str, seen:
     assert page.locator("iframe, link, base, svg[onload], img[onerror]").count() == 0
     assert [url for url in seen.urls if not url.startswith("data:")] == [report]
     assert (seen.dialogs, seen.errors) == ([], [])
+
+
+def test_strangers_texts_do_nothing_in_the_card(
+    page: Page, told: ReportedRun, seen: Any, tmp_path: Path
+) -> None:
+    """Rendered with all HTML let through: no reader of Markdown is that careless."""
+    card = render_card(told, rows()).partition("\n---\n")[2]
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    (tmp_path / "card.html").write_text(f"<title>card</title>{html}")
+    url = (tmp_path / "card.html").as_uri()
+    page.goto(url)
+    page.wait_for_timeout(200)
+    for text in (HOSTILE[0], HOSTILE[3], HOSTILE[4]):
+        expect(page.get_by_text(text).first).to_be_visible()
+    assert page.title() == "card"
+    assert page.locator("script, img, a, iframe, link, base, style, meta, svg").count() == 0
+    assert (seen.urls, seen.dialogs, seen.errors) == ([url], [], [])
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,14 @@ def test_several_urls_are_one_text_as_in_the_form() -> None:
     [
         (["--pool", "containers"], "prefect-docker.yaml --all`"),
         (["--pool", "clouds"], "is of type 'ecs', not 'process': give another --pool"),
+        (["--pool", "prefect-imageqa"], "are reserved for internal use): give another --pool"),
         (["--endpoint", "nobody"], "`prefect block register -m prefect_imageqa`"),
         (["--store", "nobody"], "`prefect block register -m prefect_imageqa`"),
         (["--endpoint", "http://me:hunter2@gpu"], "without user"),
         (["--output", "ftp://host/qa"], "ftp:// is not supported"),
         (["--dataset", "s3://me:hunter2@bucket/qa"], "without a plain bucket name"),
     ],
-    ids=["docker", "ecs", "no endpoint", "no store", "password", "output", "dataset"],
+    ids=["docker", "ecs", "reserved", "no endpoint", "no store", "password", "output", "dataset"],
 )
 def test_a_mistake_gets_one_clear_line_and_changes_nothing(
     options: list[str], expected: str

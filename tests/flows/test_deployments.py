@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -151,22 +152,33 @@ def switch_schedule(*, on: bool) -> None:
         client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=on)
 
 
-def test_deploying_again_keeps_a_schedule_on_and_takes_new_defaults(
+def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     switch_schedule(on=True)
-    deploy("default", {"dataset": "dataset.json", "output": "s3://bucket/qa"})
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name("image-qa/nightly")
+        set_in_ui = {**nightly.parameters, "dataset": "mine.json", "limits": {"batch_size": 64}}
+        client.update_deployment(nightly.id, DeploymentUpdate(parameters=set_in_ui))
+    more = ["--cron", "30 4 * * *", "--timezone", "Europe/Berlin"]
+    prefect(folder, "deployment", "schedule", "create", "image-qa/nightly", *more)
+    deploy("default", {"output": "s3://bucket/qa"})
     told = on_server()
-    assert [schedule["active"] for schedule in told["nightly"]["schedules"]] == [True]
+    assert told["nightly"]["parameters"] == {**set_in_ui, "output": "s3://bucket/qa"}
+    schedules = {
+        schedule["schedule"]["cron"]: schedule["active"]
+        for schedule in told["nightly"]["schedules"]
+    }
+    assert schedules == {"0 2 * * *": True, "30 4 * * *": True}
     assert told["preview"]["parameters"] == {
         "endpoint": "http://127.0.0.1:8000",
         "limit": 20,
-        "dataset": "dataset.json",
         "output": "s3://bucket/qa",
     }
-    switch_schedule(on=False)
     deploy("default", {})
+    assert on_server() == told
+    prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
 
 
 def test_a_schedule_that_is_on_makes_runs(folder: Path) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 import httpx
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Running
 from prefect_imageqa import ImageQAError, image_qa
 
 AUTOMATIONS = Path(__file__).resolve().parents[2] / "deployments" / "automations.yaml"
@@ -48,7 +51,9 @@ def automations(inbox: tuple[str, list[str]], tmp_path: Path) -> Iterator[None]:
     )
     block_id = block.save(f"inbox-{uuid.uuid4().hex[:8]}")
     file = tmp_path / "automations.yaml"
-    file.write_text(AUTOMATIONS.read_text().replace("BLOCK_DOCUMENT_ID", str(block_id)))
+    told = AUTOMATIONS.read_text().replace("BLOCK_DOCUMENT_ID", str(block_id))
+    assert "within: 120" in told
+    file.write_text(told.replace("within: 120", "within: 10"))
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", "automation"]
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
 
@@ -59,9 +64,9 @@ def automations(inbox: tuple[str, list[str]], tmp_path: Path) -> Iterator[None]:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "Created 2 automation(s)" in prefect("create", "--from-file", str(file))
+    assert "Created 3 automation(s)" in prefect("create", "--from-file", str(file))
     yield
-    for name in ("image-qa-failed", "image-qa-quarantine-high"):
+    for name in ("image-qa-failed", "image-qa-quarantine-high", "image-qa-silent"):
         prefect("delete", name)
 
 
@@ -102,6 +107,34 @@ def test_a_completed_run_emits_its_counts(stub: Any, drawn: Path, tmp_path: Path
     assert event["payload"]["quarantined_share"] == 0
     roles = {related["prefect.resource.role"] for related in event["related"]}
     assert {"flow-run", "flow"} <= roles
+
+
+def test_a_run_without_a_sign_of_life_has_crashed(
+    automations: None, inbox: tuple[str, list[str]]
+) -> None:
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(image_qa)
+        run = client.create_flow_run(image_qa, parameters={"dataset": "d.json", "output": "out"})
+        client.set_flow_run_state(run.id, Running())
+        emit_event(
+            "prefect.flow-run.heartbeat",
+            {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            related=[
+                {
+                    "prefect.resource.id": f"prefect.flow.{flow_id}",
+                    "prefect.resource.role": "flow",
+                    "prefect.resource.name": image_qa.name,
+                }
+            ],
+        )
+
+        def state() -> Any:
+            return client.read_flow_run(run.id).state
+
+        wait_for(lambda: state().name == "Crashed")
+        assert "no sign of life" in state().message
+    message = json.loads(wait_for(lambda: inbox[1])[0])
+    assert message["subject"].endswith("is Crashed")
 
 
 def test_the_automations_notify(

@@ -1,9 +1,13 @@
 import asyncio
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
+from prefect.exceptions import ObjectNotFound
 from prefect_imageqa.serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
 from prefect_imageqa.serving.errors import EndpointError
 from pydantic import ValidationError
@@ -156,6 +160,28 @@ def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
         f"there is no vLLM Endpoint block named {name!r}: give a URL such as "
         "http://127.0.0.1:8000, or save a block in Prefect under Blocks "
         "(`prefect block register -m prefect_imageqa` lists its type there)"
+    )
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_before_its_type_is_registered_no_block_is_there() -> None:
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_block_type(client.read_block_type_by_slug("vllm-endpoint").id)
+    with pytest.raises(EndpointError, match="`prefect block register -m prefect_imageqa`"):
+        load_endpoint("qwen")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_block_that_the_form_took_and_nobody_can_use_is_one_clear_line() -> None:
+    document: Any = VLLMEndpoint(urls=["http://gpu-1:8000"]).save("half-right", overwrite=True)
+    with get_client(sync_client=True) as client:
+        changed = BlockDocumentUpdate(data={"urls": ["me:hunter2@gpu-1:8000"]})
+        client.update_block_document(document, changed)
+    with pytest.raises(EndpointError) as told:
+        load_endpoint("half-right")
+    assert str(told.value) == (
+        "the vLLM Endpoint block 'half-right' cannot be used: 'me:gpu-1:8000' is not an http:// or "
+        "https:// URL; correct it in Prefect under Blocks"
     )
 
 
