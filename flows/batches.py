@@ -11,14 +11,14 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 
 from ..serving.client import ChatClient
-from ..serving.errors import EndpointError, ImageQAError
+from ..serving.errors import EndpointError, ImageQAError, ServerError
 from ..tasks.caching import KeyList, batch_key
 from ..tasks.generating import GenerationSettings
 from ..tasks.ledger import Ledger, RowStatus
 from ..tasks.object_store import ObjectStore
 from ..tasks.parsing import ParsedBatch, ParseSettings, parse_batch
 from ..tasks.prompting import PromptSettings, prompt_rows
-from ..tasks.records import Batch, Kind, Prompt, Quarantined, Row
+from ..tasks.records import Answered, Batch, Kind, Prompt, Quarantined, Row
 from ..tasks.steps import result_of, whole
 from ..tasks.storing import store_batch
 from .breaker import Breaker
@@ -29,6 +29,9 @@ PROMPTED_AHEAD = 2
 
 STRETCH = 64
 """Batches that a run beside another one takes from their end."""
+
+STRETCH_BYTES = 256 << 20
+"""Of embedded images that such a run holds in memory."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +214,12 @@ class BatchLoop:
             parsed, names = window[0].wait()
         except ImageQAError as error:
             window.popleft()
-            if isinstance(error, EndpointError):
+            if isinstance(error, EndpointError | ServerError):
                 self._save_answered(batch)
             raise
         window.popleft()
         self._enter(batch, parsed, names)
-        self.breaker.add(parsed.rows)
+        self.breaker.add(row for row in parsed.rows if not _is_set_aside(row, batch))
 
     def _stop(self, window: Iterable[PendingBatch]) -> None:
         """Ask nothing more, and store what has been answered: the next run goes on from there."""
@@ -230,8 +233,8 @@ class BatchLoop:
     def _save_answered(self, batch: Batch) -> None:
         """Store the rows of a batch that were answered before it failed or was stopped."""
         answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
-        if answered and not batch.alone:
-            saved = self._batch(answered)
+        if answered:
+            saved = self._batch(answered, batch.alone)
             saved.replies.update(batch.replies)
             self._enter(saved, *self.steps.submit(saved).wait())
 
@@ -239,7 +242,7 @@ class BatchLoop:
         self.ledger.add(list(names), parsed.rows, parsed.time)
         failed = [row for row in parsed.rows if isinstance(row, Quarantined)]
         answered = len(parsed.rows) - len(failed)
-        crashed = {row.key for row in failed if row.kind is Kind.CRASH and not batch.alone}
+        crashed = {row.key for row in failed if _is_set_aside(row, batch)}
         self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
         self.progress.ok += answered
         self.progress.quarantined += len(failed) - len(crashed)
@@ -249,11 +252,24 @@ class BatchLoop:
         get_run_logger().info("batch %s: %s; %s", batch.number, told, self.progress)
 
 
+def _is_set_aside(row: Answered | Quarantined, batch: Batch) -> bool:
+    """Whether a row is only suspected, and asked again alone."""
+    return isinstance(row, Quarantined) and row.kind is Kind.CRASH and not batch.alone
+
+
 def from_behind(batches: Iterator[Batch], stretch: int) -> Iterator[Batch]:
     """Give the batches of each stretch from its end.
 
     A run that goes this way meets one that goes forward once a stretch, and finds stored what the
-    other has asked; going the same way, both would ask every batch at the same moment.
+    other has asked; going the same way, both would ask every batch at the same moment. Stretches
+    are shorter where the dataset embeds its images.
     """
-    while some := list(islice(batches, stretch)):
-        yield from reversed(some)
+    some: list[Batch] = []
+    held = 0
+    for batch in batches:
+        some.append(batch)
+        held += sum(len(ref.data or b"") for prompt in batch.prompts for ref in prompt.images)
+        if len(some) == stretch or held > STRETCH_BYTES:
+            yield from reversed(some)
+            some, held = [], 0
+    yield from reversed(some)

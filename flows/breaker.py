@@ -4,24 +4,10 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from ..serving.errors import ImageQAError
-from ..tasks.records import Answered, Kind, Quarantined
+from ..tasks.records import Answered, Quarantined
 
 WINDOW = 256
 """Rows over which the share of failing ones is taken."""
-
-_NEVER_ASKED = frozenset(
-    {
-        Kind.BAD_ROW,
-        Kind.NO_IMAGE,
-        Kind.IMAGE_MISSING,
-        Kind.IMAGE_REFUSED,
-        Kind.NOT_AN_IMAGE,
-        Kind.IMAGE_BROKEN,
-        Kind.IMAGE_TOO_LARGE,
-        Kind.IMAGE_TOO_SMALL,
-    }
-)
-"""These cost no request, so that there is nothing to save by stopping."""
 
 
 class ErrorRateError(ImageQAError):
@@ -29,7 +15,10 @@ class ErrorRateError(ImageQAError):
 
 
 class Breaker:
-    """Watches the newest rows that were asked.
+    """Watches the newest rows that were asked for the first time.
+
+    Rows that cost no request do not count: there is nothing to save by stopping. Nor do rows that
+    failed before: they come first in every later run, and say nothing of the rows after them.
 
     Args:
         max_error_rate: share of failing rows, 0 to 1, above which the run is stopped.
@@ -40,13 +29,15 @@ class Breaker:
         self._newest: deque[Answered | Quarantined] = deque(maxlen=WINDOW)
 
     def add(self, rows: Iterable[Answered | Quarantined]) -> None:
-        """Take in what became of a batch's rows.
+        """Take in what became of a batch's rows, less those that were set aside.
 
         Raises:
             ErrorRateError: of the newest `WINDOW` rows too many have failed.
         """
         self._newest.extend(
-            row for row in rows if isinstance(row, Answered) or row.kind not in _NEVER_ASKED
+            row
+            for row in rows
+            if isinstance(row, Answered) or (row.attempts > 0 and row.attempt == 0)
         )
         failed = [row for row in self._newest if isinstance(row, Quarantined)]
         full = len(self._newest) == WINDOW

@@ -47,6 +47,7 @@ def report(output: str, /, *, store: str | None = None, allow_private_hosts: Fla
         images.max_file_bytes,
         credentials=place.s3_credentials,
         allow_private_hosts=allow_private_hosts,
+        root=run.source.image_root,
     ) as reader:
         make_report(place, reader=reader, images=images, base=base)
     print(place.uri_of(REPORT))

@@ -106,11 +106,17 @@ def _mistakes(error: ValidationError) -> list[str]:
     ]
 
 
+def _without_secrets(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    is_web = scheme.lower() in {"http", "https"}  # elsewhere a "?" belongs to a name
+    return safe_url(uri) if mark and (is_web or "@" in rest) else uri
+
+
 def _storable(value: Any, is_uri: bool) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if is_uri and isinstance(value, str) and "://" in value and "@" in value:
-        return " ".join(map(safe_url, value.split(" ")))  # it may carry a password
+    if is_uri and isinstance(value, str):
+        return " ".join(map(_without_secrets, value.split(" ")))
     if isinstance(value, list):
         return [_storable(item, is_uri) for item in value]
     if isinstance(value, str | int | float | dict | None):

@@ -139,6 +139,7 @@ def image_qa(
             credentials=places.credentials,
             allow_private_hosts=images.allow_private_hosts,
             digests=FileDigests(),
+            root=images.root or None,
         )
         with reader, asked_model(endpoint or None, model or None, limits.max_in_flight) as asked:
             spec = RequestSpec(

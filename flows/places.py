@@ -43,23 +43,21 @@ class Places:
         ledger = Ledger.read(
             self.output, parsing.label, retry_quarantined=retry_quarantined, refresh=refresh
         )
-        if unparsed := sorted(self._stored_batches(ledger) - ledger.batches):
+        if unparsed := sorted(self._stored_batches(parsing.label) - ledger.batches):
             adopted = adopt_completions(
                 self.completions, unparsed, whole(self.output), whole(ledger), whole(parsing)
             )
             get_run_logger().info("%s batches were stored but not parsed: they are now", adopted)
         return ledger
 
-    def _stored_batches(self, ledger: Ledger) -> set[str]:
-        """Batches of this output whose completions may be stored."""
+    def _stored_batches(self, parser: str) -> set[str]:
+        """Batches of this output whose completions may be stored, and not parsed by a parser."""
         if not self.shared:
             return set(self.completions.list())
-        if ledger.batches:
-            return set()
-        # Of a shared cache only what this output has asked for, told by what another parser left.
+        # Of a shared cache only what this output has asked for, told by what other parsers left.
         return {
             batch
-            for parse in parse_labels(self.output)
+            for parse in parse_labels(self.output) - {parser}
             for batch in Ledger.read(self.output, parse).batches
         }
 

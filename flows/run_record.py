@@ -1,5 +1,6 @@
 """The record of a run in its output: what was asked of what, how far it is, what came of it."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from prefect import get_run_logger
@@ -24,6 +25,9 @@ from ..tasks.storing import open_output, write_manifest, write_run
 from .progress import RunProgress
 from .settings import Columns, DatasetLike
 from .summary import RunSummary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BEAT_SECONDS = 10.0
 """How often a run says that it is alive."""
@@ -192,8 +196,18 @@ class RunRecord:
 def dataset_key(source: RowSource) -> str:
     """Name a dataset, for what is kept per configuration and dataset."""
     given = source.dataset
-    named = str(given) if isinstance(given, str | Path) else type(given).__name__
-    return configuration_key({"dataset": named, "limited": source.limit is not None})
+    named = str(given) if isinstance(given, str | Path) else _frame_name(given)
+    return configuration_key({"dataset": named, "limit": source.limit})
+
+
+def _frame_name(frame: "pd.DataFrame") -> str:
+    """What tells a DataFrame from another, without looking at every row."""
+    cells = [
+        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__
+        for place in ([0, -1] if len(frame) else [])
+        for cell in frame.iloc[place].tolist()
+    ]
+    return json.dumps([len(frame), [str(column) for column in frame.columns], cells])
 
 
 def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:

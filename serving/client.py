@@ -15,7 +15,7 @@ import tenacity
 
 from .endpoint import VLLMEndpoint, safe_url
 from .errors import EndpointError
-from .replies import failure, may_pass
+from .replies import GATEWAY_STATUSES, failure, may_pass
 from .transport import Transport
 from .types import ChatRequest, Completion, Failure, FailureKind, Outcome
 
@@ -281,7 +281,10 @@ class ChatClient:
             outcome = await self._send(url, body, started, number)
         if isinstance(outcome, Completion):
             return outcome
-        if outcome.kind is FailureKind.SERVER_ERROR and not await self._outlived(url):
+        died = (outcome.kind is FailureKind.SERVER_ERROR and not await self._outlived(url)) or (
+            outcome.status in GATEWAY_STATUSES and not await self._transport.is_up(url)
+        )
+        if died:
             what = f"{safe_url(url)}: the server went away after HTTP {outcome.status}"
             outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, cuts=1)
         return replace(outcome, cuts=cuts + outcome.cuts)

@@ -25,6 +25,9 @@ CUTS = 2
 
 RETRYABLE = {*ATTEMPTS, FailureKind.TIMEOUT}
 
+GATEWAY_STATUSES = {502, *range(520, 524)}
+"""A gateway's words for a dead server behind it, or for one that it could not understand."""
+
 
 def may_pass(outcome: Outcome) -> bool:
     """Whether to send the request again now."""
@@ -73,8 +76,7 @@ def _kind_of_status(status: int) -> FailureKind:
         return FailureKind.AUTH
     if status == 404:
         return FailureKind.NOT_FOUND
-    # 502 and 520 to 523 are a gateway's words for a dead server behind it.
-    if status in {408, 429, 502, 503, *range(520, 524)}:
+    if status in {408, 429, 503, *GATEWAY_STATUSES}:
         return FailureKind.UNAVAILABLE
     if status in {504, 524}:
         return FailureKind.TIMEOUT

@@ -70,7 +70,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     index = KeyIndex()
     for name in names:
         if name.split("/")[1] in kept:
-            keys = pack_keys(read_keys(store, name.removeprefix(f"{KEYS}/")))
+            keys = read_keys(store, name.removeprefix(f"{KEYS}/"))
             index.extend([(keys, np.zeros(len(keys), PLACE))])
     needed: set[str] = set()
     for label in {run.parser for run in runs if run.configuration in kept}:

@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from ..serving.types import Completion
 from .caching import KEY_LENGTH, batch_key
 from .errors import StoreError
-from .records import Batch, Kind, Problem, Reply
+from .records import Batch, Problem, Reply
+
+_COMPLETION = TypeAdapter(Completion)
+_PROBLEM = TypeAdapter(Problem)
 
 FORMAT_VERSION = 1
 """Raised when stored replies are shaped differently; those of another version are asked again."""
@@ -101,12 +106,11 @@ def _dump_reply(stored: StoredReply) -> dict[str, Any]:
 def _load_reply(row: Mapping[str, Any]) -> StoredReply:
     reply: Reply
     if "completion" in row:
-        reply = Completion(**row["completion"])
-        if not isinstance(reply.text, str):
-            raise TypeError
+        Completion(**row["completion"])  # nothing else is in it
+        reply = _COMPLETION.validate_python(row["completion"])
     else:
-        problem = row["problem"]
-        reply = Problem(**{**problem, "kind": Kind(problem["kind"])})
+        Problem(**row["problem"])
+        reply = _PROBLEM.validate_python(row["problem"])
     key = str(row["key"])
     if len(bytes.fromhex(key)) * 2 != KEY_LENGTH:
         raise ValueError

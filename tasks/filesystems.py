@@ -185,7 +185,7 @@ def _store_error(uri: str, error: Exception) -> StoreError:
         return AccessDeniedError(f"{uri}: the AWS profile cannot be used: {error}")
     if isinstance(error, boto.SSLError):
         reason = "the S3 endpoint's TLS certificate is not trusted, or it speaks no TLS"
-        return StoreError(f"{uri}: {reason}; check the endpoint URL and AWS_CA_BUNDLE")
+        return StoreUnavailableError(f"{uri}: {reason}; check the endpoint URL and AWS_CA_BUNDLE")
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError | TimeoutError):
         reason = "the S3 endpoint cannot be reached; check the endpoint URL and the network"
         return StoreUnavailableError(f"{uri}: {reason}")

@@ -14,6 +14,7 @@ from prefect.tasks import Task
 
 from ..serving.client import ChatClient
 from ..serving.errors import EndpointError
+from ..serving.replies import GATEWAY_STATUSES
 from ..serving.types import ChatRequest, Completion, Failure, FailureKind, Message, Outcome
 from .batch_cache import keep, look_again
 from .completions import Completions
@@ -24,6 +25,10 @@ from .steps import READERS, ahead
 
 SUSPECT_CUTS = 2
 """How many times the server may be lost with a row before the row is set aside."""
+
+MOST_FAULTS = 2
+"""Tries of a batch in which a gateway gives no reply to a row but to others, until that is its own
+fault."""
 
 MAX_LOST_ALONE = 10
 """How many times the server may be lost with single rows that have not killed it for certain."""
@@ -114,7 +119,22 @@ def ask(
         EndpointLostError: the server is gone; the replies that came before are kept.
         EndpointError: the server refuses the key, or no longer serves the model.
     """
-    lost: list[Failure] = []
+    while pending := [prompt for prompt in prompts if prompt.key not in batch.replies]:
+        lost = _ask_once(pending, batch, client, settings)
+        _blame(lost, batch, client)
+        left = [failure for key, failure in lost.items() if key not in batch.replies]
+        for failure in left:
+            if not failure.retryable:
+                raise EndpointError(f"the server refuses to answer: {failure.message}")
+        if left:
+            raise EndpointLostError(f"the server stopped answering: {left[0].message}")
+
+
+def _ask_once(
+    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
+) -> Mapping[str, Failure]:
+    """Ask until the server is lost; gives the failures that may be its fault, by row key."""
+    lost: dict[str, Failure] = {}
     sent: list[Prompt] = []
     attempts = {prompt.key: n for prompt, n in zip(batch.prompts, batch.attempts, strict=True)}
 
@@ -140,17 +160,32 @@ def ask(
         if not isinstance(outcome, Failure) or outcome.kind not in _ENDPOINT_FAULTS:
             batch.replies[key] = reply_of(outcome)
             return
-        lost.append(outcome)
+        lost[key] = outcome
         batch.cuts[key] += outcome.cuts
         if batch.cuts[key] >= SUSPECT_CUTS:
             batch.replies[key] = _crash(outcome, batch)
 
     client.complete(requests(), enter)
-    for failure in lost:
-        if not failure.retryable:
-            raise EndpointError(f"the server refuses to answer: {failure.message}")
-    if lost and any(prompt.key not in batch.replies for prompt in prompts):
-        raise EndpointLostError(f"the server stopped answering: {lost[0].message}")
+    return lost
+
+
+def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient) -> None:
+    """Blame rows that are refused by a server or gateway which answers others, and is well."""
+    refused = {
+        key: failure
+        for key, failure in lost.items()
+        if not failure.cuts and (not failure.retryable or failure.status in GATEWAY_STATUSES)
+    }
+    if not refused or client.stats.completions == 0:
+        return
+    try:
+        client.check()
+    except EndpointError:
+        return
+    for key, failure in refused.items():
+        batch.faults[key] += 1
+        if not failure.retryable or batch.faults[key] >= MOST_FAULTS:
+            batch.replies[key] = reply_of(failure)
 
 
 def ask_alone(
@@ -165,15 +200,20 @@ def ask_alone(
     groups, lost_alone = [list(prompts)], 0
     while groups:
         group = groups.pop()
+        lost = False
         try:
             ask(group, batch, client, settings)
         except EndpointLostError:
-            settings.revive(expected=True)
-        rest = [prompt for prompt in group if _unanswered(prompt, batch)]
-        if len(group) > 1:
-            for prompt in rest:
+            lost = True
+        finally:
+            # What is known of a row that was asked with others is no finding.
+            rest = [prompt for prompt in group if _unanswered(prompt, batch)]
+            for prompt in rest if len(group) > 1 else ():
                 batch.replies.pop(prompt.key, None)
                 batch.cuts[prompt.key] = 0
+        if lost:
+            settings.revive(expected=True)
+        if len(group) > 1:
             middle = (len(rest) + 1) // 2
             groups += [half for half in (rest[middle:], rest[:middle]) if half]
         elif rest and rest[0].key not in batch.replies:  # lost once: that may have been chance
@@ -215,6 +255,8 @@ def reply_of(outcome: Outcome) -> Reply:
         FailureKind.BAD_REQUEST: Kind.BAD_REQUEST,
         FailureKind.TIMEOUT: Kind.TIMEOUT,
         FailureKind.CONNECTION: Kind.CONNECTION,
+        FailureKind.AUTH: Kind.BAD_REQUEST,
+        FailureKind.NOT_FOUND: Kind.BAD_REQUEST,
     }
     kind = kinds.get(outcome.kind, Kind.SERVER_ERROR)
     return Problem(kind, outcome.message, outcome.status, outcome.attempts)

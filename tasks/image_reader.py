@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -31,6 +32,18 @@ from .web_images import WebImages
 
 T = TypeVar("T")
 
+_LASTING = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+}
+"""Errors of a local file that trying again does not mend; others, of a network's disk say, pass."""
+
 
 class ImageReader:
     """Knows images by their identity and reads them; safe to use from several threads.
@@ -44,6 +57,9 @@ class ImageReader:
         allow_private_hosts: let images of the web come from private and loopback addresses too.
         digests: remembers the digests of local files; closed with the reader. Without it, every
             file is read to identify it.
+        root: the only folder, local or `s3://`, that images come from, where it is given. Who
+            names an image has checked that; of a local one it is checked again when it is opened,
+            since links may have changed.
     """
 
     def __init__(
@@ -53,11 +69,13 @@ class ImageReader:
         credentials: S3Credentials | None = None,
         allow_private_hosts: bool = False,
         digests: FileDigests | None = None,
+        root: str | None = None,
     ) -> None:
         self._max_bytes = max_bytes
         self._credentials = credentials
         self._allow_private_hosts = allow_private_hosts
         self._digests = digests
+        self._root = Path(root).expanduser().resolve() if root and "://" not in root else None
         self._web: WebImages | None = None
         self._web_lock = threading.Lock()
         self._closed = False
@@ -96,12 +114,15 @@ class ImageReader:
             RowError: as `read` does; only `read` is sure to find an image of the web missing.
         """
         if ref.path is None:
-            return f"sha256:{hashlib.sha256(self.read(ref)).hexdigest()}"
+            return self._content(ref)
         if _is_web(ref.path):
             return self._web_images().identify(ref.path)
         if ref.path.startswith("s3://"):
             return self._s3_tag(ref)
         return f"sha256:{self._file_digest(ref)}"
+
+    def _content(self, ref: ImageRef) -> str:
+        return f"sha256:{hashlib.sha256(self.read(ref)).hexdigest()}"
 
     def recall(self, refs: Sequence[ImageRef]) -> None:
         """Look up what is remembered of local images that are about to be identified."""
@@ -125,7 +146,7 @@ class ImageReader:
             # One byte more than allowed tells, and saves asking for the size first.
             data = self._ask_s3(ref.path, lambda s3, key: _start(s3, key, self._max_bytes + 1))
         else:
-            with _open_local(ref.path) as file:
+            with _open_local(ref.path, self._root) as file:
                 size = os.fstat(file.fileno()).st_size
                 data = file.read(size) if size <= self._max_bytes else None
         if data is None or len(data) > self._max_bytes:
@@ -139,7 +160,7 @@ class ImageReader:
             known = self._digests.find(path, version_of(info))
             if known and info.st_size <= self._max_bytes:
                 return known
-        with _open_local(path) as file:
+        with _open_local(path, self._root) as file:
             now, info = time.time(), os.fstat(file.fileno())
             if info.st_size > self._max_bytes:
                 raise self._too_large(ref)
@@ -156,7 +177,9 @@ class ImageReader:
         if info["size"] > self._max_bytes:
             raise self._too_large(ref)
         # Not the version id: it changes when the same bytes are uploaded again, the tag does not.
-        return f"etag:{info['ETag'].strip(chr(34))}:{info['size']}"
+        if tag := str(info.get("ETag") or "").strip('"'):
+            return f"etag:{tag}:{info['size']}"
+        return self._content(ref)  # not every server that speaks S3 has tags
 
     def _ask_s3(self, uri: str, ask: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
         try:
@@ -190,23 +213,27 @@ def _look_at(path: str) -> os.stat_result:
     try:
         return os.stat(path)  # noqa: PTH116 (a Path costs more than the look-up)
     except OSError as error:
-        raise _missing(path, error) from None
+        raise _unreadable(path, error) from None
 
 
 @contextmanager
-def _open_local(path: str) -> Iterator[io.BufferedReader]:
+def _open_local(path: str, root: Path | None) -> Iterator[io.BufferedReader]:
     """Open a regular file; a pipe or device put in its place must not block or flood us."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise RowError(Kind.IMAGE_MISSING, f"{path}: is not a regular file")
+            opened = Path(f"/proc/self/fd/{file.fileno()}").readlink()
+            if root is not None and not opened.is_relative_to(root):
+                raise RowError(Kind.IMAGE_REFUSED, f"{path} is not inside the image root {root}")
             yield file
     except OSError as error:
-        raise _missing(path, error) from None
+        raise _unreadable(path, error) from None
 
 
-def _missing(path: str, error: OSError) -> RowError:
-    return RowError(Kind.IMAGE_MISSING, f"{path}: {error.strerror or error}")
+def _unreadable(path: str, error: OSError) -> RowError:
+    kind = Kind.IMAGE_MISSING if error.errno in _LASTING else Kind.CONNECTION
+    return RowError(kind, f"{path}: {error.strerror or error}")
 
 
 def _start(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .filesystems import is_path
+from .pixels import upright
 from .records import ImageRef, Kind, RowError
 from .web_addresses import shown, web_url
 
@@ -188,10 +189,10 @@ def png_of(image: Image.Image) -> bytes:
     """Encode a PIL image without loss; upright, as its EXIF orientation would not be kept."""
     encoded = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode not in _PNG_MODES:
-            upright = upright.convert("RGB")
-        upright.save(encoded, "PNG", compress_level=1)
-    except (OSError, ValueError, SyntaxError) as error:
+        shown = upright(image)
+        if shown.mode not in _PNG_MODES:
+            shown = shown.convert("RGB")
+        shown.save(encoded, "PNG", compress_level=1)
+    except Exception as error:  # of any type, where it was opened from a damaged file
         raise RowError(Kind.IMAGE_BROKEN, f"a PIL image that cannot be encoded: {error}") from None
     return encoded.getvalue()

@@ -27,6 +27,13 @@ def orientation(image: Image.Image) -> int:
     return value if value in _TO_UPRIGHT else 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it is to be shown."""
+    image.load()  # which already turns a TIFF
+    turn = _TO_UPRIGHT.get(orientation(image))
+    return image.transpose(turn) if turn is not None else image
+
+
 def decode(image: ImageFile, size: tuple[int, int]) -> Image.Image:
     """Decode an opened image (its first frame) to upright RGB or 8-bit grey pixels, on white.
 

@@ -131,6 +131,7 @@ class Batch:
         replies: row key -> what is known already; filled while generating, so that a retry
             of the batch asks only for the rest.
         cuts: row key -> how many times the server was lost while the row was with it.
+        faults: row key -> how many times a gateway gave no reply to the row, and to others it did.
     """
 
     number: int
@@ -141,6 +142,7 @@ class Batch:
     alone: bool = False
     replies: dict[str, Reply] = field(default_factory=dict, compare=False)
     cuts: Counter[str] = field(default_factory=Counter, compare=False)
+    faults: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __str__(self) -> str:
         return f"{self.number}"

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import StoreError
 from .images import ImageSettings
-from .key_index import KEY, Array
+from .key_index import Array
 from .object_store import ObjectStore
 from .outputs import Run, RunCounts, last_completed, require_output
 from .parts import DAMAGE
-from .storing import KEYS, MANIFEST, ObjectDamagedError
+from .storing import MANIFEST, ObjectDamagedError, read_keys
 
 
 class SourceColumns(BaseModel):
@@ -94,9 +93,7 @@ def run_keys(store: ObjectStore, run: ReportedRun) -> Array:
     Raises:
         StoreError: they are missing, damaged or cannot be read.
     """
-    name = f"{KEYS}/{run.keys}"
-    with export_named(store, name):
-        return np.frombuffer(store.read(name), KEY)
+    return read_keys(store, run.keys)
 
 
 @contextmanager

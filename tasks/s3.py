@@ -6,6 +6,8 @@ Imported only where an `s3://` URI is used: s3fs takes its time.
 import asyncio
 import os
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import fsspec
@@ -30,8 +32,8 @@ _TRIES_SILENT = 2
 
 _PATIENCE = 45.0
 _SLOWEST = 256 << 10
-"""Seconds for a call with all its retries, and bytes per second of what it sends. The timeouts
-above do not see a server that takes no bytes."""
+"""Seconds for a call with all its retries, and bytes per second of what it sends or gets. The
+timeouts above do not see a server that takes no bytes, or gives one now and then."""
 
 _THROTTLED_CODES = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 
@@ -39,11 +41,37 @@ _THROTTLED_CODES = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "T
 class _S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
         body = kwargs.get("Body") or b""
-        try:
-            async with asyncio.timeout(_PATIENCE + len(body) / _SLOWEST):
-                return await super()._call_s3(method, *args, **kwargs)
-        except TimeoutError as error:
-            raise boto.EndpointConnectionError(endpoint_url="S3", error=error) from error
+        async with _patience(len(body)):
+            reply = await super()._call_s3(method, *args, **kwargs)
+        if method == "get_object":
+            reply["Body"] = _PatientBody(reply["Body"], int(reply.get("ContentLength") or 0))
+        return reply
+
+
+class _PatientBody:
+    """The body of a reply, which must come in a time that fits its size."""
+
+    def __init__(self, body: Any, size: int) -> None:
+        self._body = body
+        self._size = size
+
+    async def read(self, *count: int) -> bytes:
+        async with _patience(self._size):
+            data: bytes = await self._body.read(*count)
+            return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+@asynccontextmanager
+async def _patience(size: int) -> AsyncIterator[None]:
+    """Give up what takes longer than so many bytes may."""
+    try:
+        async with asyncio.timeout(_PATIENCE + size / _SLOWEST):
+            yield
+    except TimeoutError as error:
+        raise boto.EndpointConnectionError(endpoint_url="S3", error=error) from error
 
 
 def connect(credentials: S3Credentials) -> fsspec.AbstractFileSystem:

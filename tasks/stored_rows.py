@@ -24,7 +24,7 @@ from .parts import (
 )
 from .records import Answered, Quarantined
 from .steps import READERS, ahead
-from .storing import batch_of, damage_named
+from .storing import batch_of, damage_named, needs_part
 
 T = TypeVar("T", Answered, Quarantined)
 
@@ -44,7 +44,7 @@ class StoredRows(ABC, Generic[T]):
     Attributes:
         folder: where the objects are.
         index: where each row is; of several copies of a row, the one that counts.
-        batches: keys of all batches that the objects are of.
+        batches: keys of all batches that are whole with these objects.
         names: the objects by number; some may be gone.
     """
 
@@ -115,7 +115,7 @@ class StoredRows(ABC, Generic[T]):
         return [file for file in self._numbers.values() if self._row_counts[file] < rows]
 
     def batches_of(self, file: int) -> Sequence[str]:
-        """The batches that an object is of."""
+        """The batches that are whole with an object."""
         return self._batches[file]
 
     @abstractmethod
@@ -169,7 +169,7 @@ class StoredRows(ABC, Generic[T]):
                         yield read.keys, read.places
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
-        own = batch_of(name)
+        own = None if needs_part(name) else batch_of(name)
         number = self._numbers[name] = len(self.names)
         self.names.append(name)
         self._sizes.append(size)

@@ -3,8 +3,10 @@
 parts/<parse>/<batch-key>-<digest>.parquet     answered rows of a batch, as one configuration
                                                of the parser read them
 parts/<parse>/merged-<digest>.parquet          answered rows of many batches
-quarantine/<parse>/...jsonl                    rows that could not be answered, likewise
-keys/<configuration>                           row keys of a configuration's last run
+quarantine/<parse>/...jsonl                    rows that could not be answered, likewise; `+part`
+                                               in a name: the batch is not whole without its part
+keys/<configuration>/<dataset>                 row keys of a dataset's last run
+keys/<configuration>/<dataset>.before          row keys that earlier runs had besides
 runs/<id>.json                                 the record of each run
 manifest.json                                  the layout's version and the present state
 
@@ -21,12 +23,13 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from prefect import task
 
-from .caching import KEY_LENGTH, KeyList
+from .caching import KEY_LENGTH
 from .errors import StoreError
 from .filesystems import ObjectMissingError
-from .key_index import pack_keys
+from .key_index import KEY, Array, pack_keys
 from .object_store import ObjectStore
 from .parsing import ParsedBatch
 from .parts import DAMAGE, answers_table, part_writer, quarantine_lines
@@ -43,10 +46,12 @@ KEYS = "keys"
 RUNS = "runs"
 MANIFEST = "manifest.json"
 
-_KEY_BYTES = KEY_LENGTH // 2
 _DIGEST_LENGTH = 8
+_PART = "+part"
+_BEFORE = ".before"
 _OWN_NAME = re.compile(
-    rf"(?:([0-9a-f]{{{KEY_LENGTH}}})-[0-9a-f]{{{_DIGEST_LENGTH}}}|merged-[0-9a-f]+)\.(?:parquet|jsonl)"
+    rf"(?:([0-9a-f]{{{KEY_LENGTH}}})-[0-9a-f]{{{_DIGEST_LENGTH}}}|merged-[0-9a-f]+)"
+    rf"(?:\.parquet|(?:{re.escape(_PART)})?\.jsonl)"
 )
 
 
@@ -123,7 +128,8 @@ def write_batch(
     names = []
     if quarantined:
         data = b"\n".join(quarantine_lines(quarantined)) + b"\n"
-        name = f"{QUARANTINE}/{parse}/{batch_key}-{_digest(data)}.jsonl"
+        mark = _PART if answered else ""
+        name = f"{QUARANTINE}/{parse}/{batch_key}-{_digest(data)}{mark}.jsonl"
         store.write(name, data)
         names.append(name)
     if answered:
@@ -149,32 +155,58 @@ def parse_labels(store: ObjectStore) -> set[str]:
     return {name.split("/")[1] for name in names if name.count("/") == 2}
 
 
-def write_keys(store: ObjectStore, configuration: str, keys: Sequence[str]) -> None:
-    """Keep the row keys of a configuration's last run, in dataset order, 16 bytes each."""
-    store.write(f"{KEYS}/{configuration}", pack_keys(keys).tobytes())
+def write_keys(store: ObjectStore, run: str, keys: Sequence[str]) -> None:
+    """Keep the row keys of a run in dataset order, 16 bytes each, in place of those before.
 
+    Keys that are in the dataset no more are kept beside them: their answers are paid for, and may
+    be wanted again.
 
-def read_keys(store: ObjectStore, configuration: str) -> KeyList:
-    """Read what `write_keys` kept.
+    Args:
+        store: the output.
+        run: `<configuration>/<dataset>`.
+        keys: the row keys.
 
     Raises:
-        ObjectMissingError: no run of this configuration has come so far.
+        StoreError: the output cannot be read or written.
+    """
+    packed = pack_keys(keys)
+    last, older = (_stored_keys(store, name) for name in (run, f"{run}{_BEFORE}"))
+    if not np.array_equal(packed[: len(last)], last):  # a dataset that has only grown loses none
+        gone = np.setdiff1d(np.concatenate([last, older]), packed)
+        store.write(f"{KEYS}/{run}{_BEFORE}", gone.tobytes())
+    store.write(f"{KEYS}/{run}", packed.tobytes())
+
+
+def _stored_keys(store: ObjectStore, run: str) -> Array:
+    try:
+        return read_keys(store, run)
+    except (ObjectMissingError, ObjectDamagedError):
+        return np.empty(0, KEY)
+
+
+def read_keys(store: ObjectStore, run: str) -> Array:
+    """Read what `write_keys` kept, an array of `KEY`.
+
+    Raises:
+        ObjectMissingError: no such run has come so far.
         StoreError: the keys are damaged, or cannot be read.
     """
-    name = f"{KEYS}/{configuration}"
+    name = f"{KEYS}/{run}"
     packed = store.read(name)
-    if len(packed) % _KEY_BYTES:
+    if len(packed) % KEY.itemsize:
         raise ObjectDamagedError(f"{store.uri_of(name)} is damaged: delete it and run again")
-    keys = KeyList()
-    for start in range(0, len(packed), _KEY_BYTES):
-        keys.append(packed[start : start + _KEY_BYTES].hex())
-    return keys
+    return np.frombuffer(packed, KEY)
 
 
 def batch_of(name: str) -> str | None:
     """The batch that an object is of; empty for a merged one, None for what is not ours."""
     own = _OWN_NAME.fullmatch(name.rsplit("/", 1)[-1])
     return None if own is None else own[1] or ""
+
+
+def needs_part(name: str) -> bool:
+    """Whether the batch of an object is finished only if it also has a part."""
+    return name.endswith(f"{_PART}.jsonl")
 
 
 def merged_name(folder: str, digest: str, suffix: str) -> str:

@@ -13,7 +13,7 @@ from .completions import CompletionsDamagedError
 from .export_checks import RUN_AGAIN, Faults, check_answers, check_failures, check_pairs
 from .exporting import PAIRS, QUARANTINE_JSONL
 from .filesystems import ObjectMissingError
-from .key_index import KEY, Array, pack_keys
+from .key_index import KEY, Array
 from .object_store import ObjectStore
 from .outputs import EXPORTS, Run, RunCounts, in_folder, last_completed, read_run, require_output
 from .parts import Contents, answers_contents, failure_of, open_part, quarantine_contents
@@ -197,7 +197,7 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
 def _run_keys(store: ObjectStore, run: Run, faults: Faults) -> Array | None:
     """The row keys of a run, in dataset order; None where they cannot be read."""
     try:
-        return pack_keys(read_keys(store, run.keys))
+        return read_keys(store, run.keys)
     except ObjectMissingError:
         faults.add(f"{KEYS}/{run.keys}", "missing")
     except ObjectDamagedError:

@@ -50,7 +50,7 @@ MAX_WAIT = 30.0
 """Seconds waited before another try at most, also where a server asks for more."""
 
 REST_SECONDS = 60.0
-"""How long a host that cannot be reached is passed over: datasets are full of dead ones."""
+"""How long a host that cannot be reached or is silent is passed over: datasets are full of them."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PASSING = {408, 425, 429, 500, *range(502, 600)}
@@ -62,7 +62,7 @@ class _PassingError(RowError):
 
     Attributes:
         wait: seconds that the server asks to wait first.
-        unreached: host and port, where they could not be connected to.
+        unreached: host and port, where these could not be connected to, or did not answer.
     """
 
     def __init__(self, kind: Kind, message: str, wait: float = 0, unreached: str = "") -> None:
@@ -228,10 +228,12 @@ class WebImages:
     async def _send(self, method: str, url: URL, seconds: float) -> _Reply:
         """Make one request; its redirect is not followed."""
         limits = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        answers = seconds < CONNECT_SECONDS  # redirects took the rest: it had no fair chance
         try:
             async with self._session.request(
                 method, url, timeout=limits, allow_redirects=False
             ) as response:
+                answers = True
                 if response.status in _PASSING:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
                     message = f"{shown(url)}: answers HTTP {response.status}"
@@ -243,7 +245,7 @@ class WebImages:
                     raise self._too_large(url)
                 return _Reply(reply.status, reply.headers, await self._body(response))
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _wire_error(url, error) from None
+            raise _wire_error(url, error, answers) from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
@@ -258,7 +260,9 @@ class WebImages:
         return RowError(Kind.IMAGE_TOO_LARGE, f"{shown(url)} is larger than {limit}")
 
 
-def _wire_error(url: URL, error: aiohttp.ClientError | OSError | ValueError) -> RowError:
+def _wire_error(
+    url: URL, error: aiohttp.ClientError | OSError | ValueError, answers: bool
+) -> RowError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return RowError(Kind.CONNECTION, f"{shown(url)}: its certificate is not trusted")
     if isinstance(error, ValueError):  # of aiohttp, or of the encoding of a host name
@@ -269,7 +273,7 @@ def _wire_error(url: URL, error: aiohttp.ClientError | OSError | ValueError) -> 
         message = f"{shown(url)}: {reason(error)}"
         return _PassingError(Kind.CONNECTION, message, unreached=_place(url))
     if isinstance(error, TimeoutError):
-        unreached = _place(url) if isinstance(error, aiohttp.ConnectionTimeoutError) else ""
+        unreached = "" if answers else _place(url)  # a slow image says nothing of its host
         message = f"{shown(url)}: no image within {TOTAL_SECONDS:g} s"
         return _PassingError(Kind.TIMEOUT, message, unreached=unreached)
     return _PassingError(Kind.CONNECTION, f"{shown(url)}: {reason(error)}")

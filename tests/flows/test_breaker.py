@@ -7,8 +7,13 @@ def answered(count: int) -> list[Answered | Quarantined]:
     return [Answered("k", "t", (), "m", 1, 1, 0.1)] * count
 
 
-def failed(count: int, kind: Kind = Kind.UNPARSED) -> list[Answered | Quarantined]:
-    return [Quarantined("k", 7, "d.jsonl:8", kind, "no pair in it")] * count
+def failed(
+    count: int, kind: Kind = Kind.UNPARSED, attempts: int = 1, attempt: int = 0
+) -> list[Answered | Quarantined]:
+    row = Quarantined(
+        "k", 7, "d.jsonl:8", kind, "no pair in it", attempts=attempts, attempt=attempt
+    )
+    return [row] * count
 
 
 def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
@@ -37,7 +42,14 @@ def test_a_few_rows_say_nothing() -> None:
 
 def test_rows_that_cost_no_request_do_not_count() -> None:
     breaker = Breaker(0)
-    breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING))
+    breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING, attempts=0))
+    breaker.add(failed(10 * WINDOW, Kind.CONNECTION, attempts=0))
+    breaker.add(answered(WINDOW))
+
+
+def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None:
+    breaker = Breaker(0)
+    breaker.add(failed(10 * WINDOW, Kind.SERVER_ERROR, attempts=3, attempt=1))
     breaker.add(answered(WINDOW))
 
 

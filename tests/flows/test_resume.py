@@ -3,16 +3,21 @@
 import json
 import logging
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
+from fault_proxy import FaultProxy, Rule
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import ImageQAError, Limits, Replies, Reuse, VLLMEndpoint, image_qa
 from prefect_imageqa.tasks import parsing
+from prefect_imageqa.tasks.cleaning import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store import ObjectStore
 
 
@@ -278,19 +283,133 @@ def test_a_row_that_kills_the_server_is_found_and_the_others_are_answered(
 
 
 def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path) -> None:
-    mortal = start_stub("--respawn=0.2", f"--count-texts={tmp_path / 'asked'}", api_key="k")
-    texts = [f"{number}?" for number in range(20)] + ["STUB status 401"]
-    dataset = write_rows(tmp_path, texts)
-    endpoint = VLLMEndpoint(urls=[mortal.url], api_key="k")
+    stub = start_stub()
+    dataset = write_rows(tmp_path, [f"{number}?" for number in range(21)])
 
     def ask() -> Any:
         return image_qa(
-            str(dataset), str(tmp_path / "out"), endpoint=endpoint, limits=Limits(max_in_flight=1)
+            str(dataset), str(tmp_path / "out"), endpoint=proxy.url, limits=Limits(max_in_flight=1)
         )
 
-    with pytest.raises(ImageQAError, match="refuses to answer"):
-        ask()
-    assert mortal.stats()["requests"] == 21
-    with pytest.raises(ImageQAError, match="refuses to answer"):
-        ask()
-    assert mortal.stats()["requests"] == 22
+    with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
+        # The first request asks for the models; the key ends after twenty rows.
+        proxy.set_rules([Rule("answer", status=401, path="/v1/", first=22)])
+        with pytest.raises(ImageQAError, match="refuses to answer"):
+            ask()
+        assert stub.stats()["requests"] == 20
+        proxy.set_rules([])
+        assert (ask().requests, stub.stats()["requests"]) == (1, 21)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, "bad_request"), (403, "bad_request"), (404, "bad_request"), (502, "server_error")],
+)
+def test_a_row_that_a_well_server_refuses_is_to_blame(
+    status: int, kind: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    texts = [f"{number}?" for number in range(20)]
+    texts[3:3] = [f"STUB status {status}"]
+    dataset = write_rows(tmp_path, texts)
+    summary = image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url)
+    assert (summary.ok, summary.reasons) == (20, {kind: 1})
+    [failed] = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert (failed["row"], failed["status"]) == (3, status)
+
+
+def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
+    stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client._DYING_SECONDS", 0.0)
+    texts = [f"{number}?" for number in range(400)]
+    texts += [f"STUB status 500 {number}" for number in range(300)]
+    chance = random.Random(5)
+    chance.shuffle(texts)
+
+    def ask() -> Any:
+        return image_qa(str(write_rows(tmp_path, texts)), str(tmp_path / "out"), endpoint=stub.url)
+
+    assert (ask().ok, ask().ok) == (400, 400)
+    texts += [f"{number} new?" for number in range(200)]
+    assert (ask().ok, ask().reasons) == (600, {"server_error": 300})
+
+
+@pytest.mark.parametrize("lost", ["the part", "a damaged part"])
+def test_a_batch_of_which_only_the_quarantine_is_there_is_parsed_again(
+    lost: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_rows(tmp_path, [*map(str, range(20)), "STUB finish length"])
+
+    def ask() -> Any:
+        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url)
+
+    def write(store: ObjectStore, path: str, data: bytes) -> None:
+        if path.startswith("parts/"):
+            raise ImageQAError("the disk is full")
+        original(store, path, data)
+
+    original = ObjectStore.write
+    if lost == "the part":
+        with monkeypatch.context() as patched:
+            patched.setattr(ObjectStore, "write", write)
+            with pytest.raises(ImageQAError, match="disk is full"):
+                ask()
+        assert len(stored(tmp_path / "out", "quarantine")) == 1
+    else:
+        assert ask().requests == 21
+        [part] = stored(tmp_path / "out", "parts")
+        part.unlink()  # as the message about a damaged one says
+    again = ask()
+    assert (again.requests, again.ok, again.reasons) == (0, 20, {"truncated": 1})
+
+
+def test_a_changed_parser_that_was_interrupted_goes_on_with_a_shared_cache(
+    stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*map(str, range(50))]
+
+    def ask() -> Any:
+        return image_qa(
+            str(write_rows(tmp_path, texts)),
+            str(tmp_path / "out"),
+            endpoint=stub.url,
+            reuse=Reuse(cache=str(tmp_path / "cache")),
+        )
+
+    assert ask().requests == 50
+    texts += map(str, range(50, 80))
+    assert ask().requests == 30
+    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    original, written = ObjectStore.write, []
+
+    def write(store: ObjectStore, path: str, data: bytes) -> None:
+        if path.startswith("parts/"):
+            written.append(path)
+            if len(written) == 2:
+                raise ImageQAError("the disk is full")
+        original(store, path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStore, "write", write)
+        with pytest.raises(ImageQAError, match="disk is full"):
+            ask()
+    again = ask()
+    assert (again.requests, again.ok) == (0, 80)
+
+
+def test_cleaning_keeps_the_answers_of_other_tables_and_limits(stub: Any, tmp_path: Path) -> None:
+    output, place = str(tmp_path / "out"), ObjectStore(uri=str(tmp_path / "out"))
+    first = write_rows(tmp_path, [f"{number}?" for number in range(20)])
+    one = pd.DataFrame(lines(first)).assign(image=str(tmp_path / "red.png"))
+    other = one.assign(conversation=[f"other {number}?" for number in range(20)])
+
+    def ask(frame: pd.DataFrame, limit: int | None = None) -> int:
+        return int(image_qa(frame, output, endpoint=stub.url, limit=limit).requests)
+
+    assert [ask(one), ask(other), ask(one, 5)] == [20, 20, 0]
+    unused = find_unused(place)
+    assert not unused.objects
+    remove_unused(place, unused)
+    assert [ask(one), ask(other)] == [0, 0]

@@ -252,7 +252,7 @@ def test_what_is_damaged_or_gone_is_left_alone(local: ObjectStore) -> None:
     local.remove(damaged)
     again = read(local)
     assert sum(outcome is None for outcome in again.outcomes(keys)) == 6
-    assert len(again.batches) == BATCHES
+    assert len(again.batches) == BATCHES - 2  # what is left of these two is parsed again
 
 
 def test_nothing_is_removed_if_the_merged_object_cannot_be_stored(

@@ -61,6 +61,8 @@ def with_row(**changed: Any) -> dict[str, Any]:
         with_row(attempt="often"),
         with_row(completion={"text": "no more"}),
         with_row(completion=stored()["rows"][0]["completion"] | {"text": 3}),
+        with_row(completion=stored()["rows"][0]["completion"] | {"finish_reason": 5}),
+        with_row(completion=stored()["rows"][0]["completion"] | {"latency": "long"}),
         with_row(completion=stored()["rows"][0]["completion"] | {"__class__": "os.system"}),
         stored() | {"rows": [{**stored()["rows"][1], "problem": {"kind": "new", "message": ""}}]},
     ],

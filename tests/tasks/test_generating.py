@@ -13,7 +13,7 @@ from prefect.states import Failed
 from prefect_imageqa.serving import client as client_module
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
-from prefect_imageqa.serving.errors import EndpointError
+from prefect_imageqa.serving.errors import EndpointError, ServerError
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 from prefect_imageqa.tasks.completions import Completions
 from prefect_imageqa.tasks.generating import (
@@ -277,3 +277,32 @@ def test_only_a_lost_server_is_waited_for(error: Exception, run_count: int, agai
     assert decided is again
     assert isinstance(generate_batch.retries, int)
     assert generate_batch.retries > BATCH_RETRIES
+
+
+def test_what_is_found_out_about_suspects_is_kept_when_the_search_is_given_up(
+    start_stub: Any,
+) -> None:
+    """Two rows kill the server; after some restarts there are no more."""
+    stub = start_stub("--respawn=0.1")
+    prompts = [prompt(number) for number in range(8)]
+    prompts[2], prompts[5] = prompt(2, "STUB die"), prompt(5, "STUB die")
+    asked = replace(batch(*prompts), alone=True)
+    revived: list[bool] = []
+    with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub"), max_in_flight=8) as client:
+
+        def revive(*, expected: bool = False) -> None:
+            revived.append(expected)
+            if Kind.CRASH in kinds():
+                raise ServerError("given up")
+            assert client.wait_until_up(10)
+
+        def kinds() -> dict[Kind, str]:
+            replies = asked.replies.items()
+            return {reply.kind: key for key, reply in replies if isinstance(reply, Problem)}
+
+        with pytest.raises(ServerError, match="given up"):
+            generate(asked, client, replace(SETTINGS, revive=revive))
+    assert all(revived)
+    assert kinds() == {Kind.CRASH: prompts[2].key}
+    assert prompts[5].key not in asked.replies
+    assert all(prompt.key in asked.replies for prompt in prompts[:2])

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import logging
 import os
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.tasks.file_digests import FileDigests
-from prefect_imageqa.tasks.filesystems import S3Credentials
+from prefect_imageqa.tasks.filesystems import S3Credentials, open_filesystem
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
 from prefect_imageqa.tasks.object_store import ObjectStore
@@ -240,3 +241,58 @@ def test_a_closed_reader_fetches_nothing() -> None:
     with pytest.raises(RowError, match="the reader of images is closed") as raised:
         reader.read(ImageRef("https://example.com/x.png"))
     assert raised.value.problem.kind is Kind.CONNECTION
+
+
+def test_a_link_that_changes_after_the_check_does_not_lead_out_of_the_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "sub", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(folder.name.encode())
+    (ref,) = image_refs("sub/a.png", ImageBase(image_root=str(root)))
+    with ImageReader(1000, root=str(root)) as reader:
+        assert reader.read(ref) == b"sub"
+        (root / "sub").rename(root / "was-sub")
+        (root / "sub").symlink_to(outside)
+        for use in (reader.read, reader.identify):
+            with pytest.raises(RowError, match="is not inside the image root") as raised:
+                use(ref)
+            assert raised.value.problem.kind is Kind.IMAGE_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EIO, Kind.CONNECTION),
+        (errno.ESTALE, Kind.CONNECTION),
+        (errno.EMFILE, Kind.CONNECTION),
+        (errno.ENOENT, Kind.IMAGE_MISSING),
+        (errno.EACCES, Kind.IMAGE_MISSING),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
+)
+@USES
+def test_what_may_pass_is_asked_again(
+    use: Use, number: int, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a")
+
+    def fail(*_: Any, **__: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    assert problem_of(use, ImageRef(path=str(path))).problem.kind is kind
+
+
+def test_images_of_a_store_without_tags_are_told_apart(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    for name in ("a", "b"):
+        store.write(name, name.encode())
+    filesystem, _ = open_filesystem(store.uri)
+    original = filesystem.info
+    monkeypatch.setattr(filesystem, "info", lambda key: {**original(key), "ETag": ""})
+    with ImageReader(10) as reader:
+        found = [reader.identify(ImageRef(path=store.uri_of(name))) for name in ("a", "b")]
+    assert found == [sha256(b"a"), sha256(b"b")]

@@ -231,3 +231,22 @@ def test_a_missing_value_of_a_dataframe_is_no_image() -> None:
 
     for value in (pd.NA, pd.NaT, float("nan")):
         assert image_refs(plain(value), ImageBase()) == ()
+
+
+def test_a_picture_with_a_damaged_exif_block_is_still_one() -> None:
+    encoded = io.BytesIO()
+    turned = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    wrong = b"\x1a\x01\x01\0\x03\0\0\0\xf5O.\x22"  # a resolution that is no number
+    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + wrong + b"\0\0\0\0"
+    Image.new("RGB", (8, 4), "red").save(encoded, "JPEG", exif=block)
+    with Image.open(encoded) as image, ImageReader(10_000) as reader:
+        (ref,) = image_refs(image, ImageBase())
+        shown = Image.open(io.BytesIO(reader.read(ref)))
+    assert (shown.format, shown.size) == ("PNG", (4, 8))
+
+
+def test_a_damaged_picture_costs_its_row() -> None:
+    encoded = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(encoded, "PNG")
+    with Image.open(io.BytesIO(encoded.getvalue()[:-2000])) as image:
+        assert problem_of(image, ImageBase()).problem.kind == Kind.IMAGE_BROKEN

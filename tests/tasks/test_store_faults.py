@@ -3,8 +3,10 @@
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,32 @@ def test_a_server_that_takes_nothing_is_given_up(s3: str) -> None:
         started = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             store.write("large", bytes(32 << 20))
+        assert time.monotonic() - started < 10
+
+
+def drip(server: socket.socket) -> None:
+    """Answer every request with a thousand bytes, one now and then."""
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.1)
+
+    with suppress(OSError):
+        while True:
+            threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+
+def test_a_server_that_gives_a_byte_now_and_then_is_given_up(s3: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        store = ObjectStore(uri=s3, endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            store.read("x")
         assert time.monotonic() - started < 10
 
 

@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.tasks.caching import KeyList
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.filesystems import ObjectMissingError
+from prefect_imageqa.tasks.key_index import KEY
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.parsing import ParsedBatch
 from prefect_imageqa.tasks.parts import PART_SCHEMA
@@ -94,6 +96,8 @@ def test_an_object_is_named_by_its_content(local: ObjectStore) -> None:
     [
         (f"parts/x/{key(1)}-0123abcd.parquet", key(1)),
         (f"{key(1)}-0123abcd.jsonl", key(1)),
+        (f"{key(1)}-0123abcd+part.jsonl", key(1)),
+        (f"{key(1)}-0123abcd+part.parquet", None),
         ("parts/x/merged-0123abcd.parquet", ""),
         (f"parts/x/{key(1)}.parquet", None),
         (f"parts/x/{key(1)}-0123abcd.parquet.tmp", None),
@@ -111,8 +115,23 @@ def test_keys_are_kept_in_order(count: int, store: ObjectStore) -> None:
     for number in range(count):
         keys.append(key(2**100 // (number + 1)))
     write_keys(store, "configuration", keys)
-    assert list(read_keys(store, "configuration")) == list(keys)
+    assert read_keys(store, "configuration").tobytes().hex() == "".join(keys)
     assert len(store.read("keys/configuration")) == 16 * count
+
+
+def test_keys_that_a_dataset_has_lost_are_kept_beside_it(local: ObjectStore) -> None:
+    def kept(*numbers: int) -> tuple[str, set[str]]:
+        write_keys(local, "c/d", [key(number) for number in numbers])
+        older = "c/d.before"
+        before = read_keys(local, older) if f"keys/{older}" in local.list() else np.empty(0, KEY)
+        held = {before[place : place + 1].tobytes().hex() for place in range(len(before))}
+        return read_keys(local, "c/d").tobytes().hex(), held
+
+    assert kept(3, 1, 2) == (key(3) + key(1) + key(2), set())
+    assert kept(3, 1, 2, 4)[1] == set()
+    assert kept(4, 5) == (key(4) + key(5), {key(1), key(2), key(3)})
+    assert kept(6)[1] == {key(number) for number in (1, 2, 3, 4, 5)}
+    assert kept(1, 5)[1] == {key(number) for number in (2, 3, 4, 6)}
 
 
 def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:

@@ -629,7 +629,7 @@ def test_what_is_no_host_name_costs_its_row(host: str, public: WebImages) -> Non
 def test_an_untrusted_certificate_may_be_mended() -> None:
     place = ConnectionKey("host", 443, True, True, None, None, None)
     error = aiohttp.ClientConnectorCertificateError(place, ssl.SSLCertVerificationError())
-    problem = web_images._wire_error(URL("https://host/a.png"), error).problem
+    problem = web_images._wire_error(URL("https://host/a.png"), error, False).problem
     assert problem.kind is Kind.CONNECTION
     assert "certificate is not trusted" in problem.message
 
@@ -668,3 +668,15 @@ def test_proxies_and_credentials_of_the_environment_are_not_used(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert local.read(site.put("/a.png", Answer())) == PICTURE
     assert "Authorization" not in site.headers[0]
+
+
+def test_a_host_that_is_silent_is_passed_over(
+    site: Site, local: WebImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.2)
+    monkeypatch.setattr(web_images, "CONNECT_SECONDS", 0.1)
+    url = site.put("/a.png", Answer(seconds=5))
+    assert problem_of(local.read, url).problem.kind is Kind.TIMEOUT
+    error = problem_of(local.read, url)
+    assert "could not be reached a moment ago" in error.problem.message
+    assert len(site.asked) == ATTEMPTS

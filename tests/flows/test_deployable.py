@@ -1,0 +1,42 @@
+"""What Prefect stores of a run's parameters."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect_imageqa import image_qa
+
+
+def stored(**parameters: Any) -> dict[str, Any]:
+    return image_qa.serialize_parameters(parameters)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("http://me:hunter2@gpu-1:8000", "http://gpu-1:8000"),
+        ("http://gpu-1:8000/v1?api_key=hunter2", "http://gpu-1:8000/v1"),
+        ("http://me:hunter2@a http://me:hunter2@b/v1#c", "http://a http://b/v1"),
+        (["http://a", "HTTP://me:hunter2@b"], ["http://a", "http://b"]),
+        ("qwen", "qwen"),
+    ],
+)
+def test_no_password_of_a_url_is_stored(given: Any, told: Any) -> None:
+    assert stored(endpoint=given)["endpoint"] == told
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/me@home/a b?.json", "photos@2x/qas.json", "qas.json", "/data/what#1?.json"]
+)
+def test_a_path_is_stored_as_it_is(uri: str) -> None:
+    assert stored(dataset=uri, output=uri) == {"dataset": uri, "output": uri}
+    assert stored(dataset="s3://me:hunter2@bucket/x")["dataset"] == "s3://bucket/x"
+
+
+def test_a_prompt_is_stored_as_it_is() -> None:
+    prompt = "See https://example.org/a?b. Sign as bot@example.org, in one line."
+    assert stored(system_prompt=prompt)["system_prompt"] == prompt
+
+
+def test_a_table_is_only_named() -> None:
+    assert stored(dataset=pd.DataFrame({"a": [1]}))["dataset"] == "<DataFrame>"
