@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, t
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
+from ..serving.errors import ImageQAError
 from .prefect_server import check_server
 
 EPHEMERAL_STARTUP_SECONDS = 120
@@ -29,7 +30,12 @@ R = TypeVar("R")
 
 
 def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Like `prefect.flow`, for a flow whose parameters may be DataFrames, blocks or callables."""
+    """Like `prefect.flow`, for a flow whose parameters may be DataFrames, blocks or callables.
+
+    A mistake of the user's is one line in the logs of its runs.
+    """
+    for logger in ("flow_runs", "engine"):
+        get_logger(logger).addFilter(_without_traceback)
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         return DeployableFlow(function, **options)
@@ -81,6 +87,14 @@ class DeployableFlow(Flow[P, R]):
         seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
         with temporary_settings({setting: seconds}):
             return super().__call__(*args, **kwargs)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Say what is wrong instead of where in the code it was found, where the user can mend it."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ImageQAError | ParameterTypeError):
+        record.msg, record.args, record.exc_info = str(error), (), None
+    return True
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class RunRecord:
         names = ("prefect-imageqa", "prefect", "pandas", "pillow")
         self._head = {
             "run": self.run_id,
-            "started": _now(),
+            "started": _now("microseconds"),
             "dataset": dataset,
             "source": source.told(),
             "configuration": configuration,
@@ -115,6 +115,10 @@ class RunRecord:
             StoreError: the output cannot be written.
         """
         open_output(self._store)
+        # Of two runs that begin at once, one must see the other as the earlier one: who does not
+        # see the other's first record is earlier by the time that is taken after it.
+        self._write("running")
+        self._head["started"] = _now("microseconds")
         self._write("running")
         self._beating.start()
         try:
@@ -225,5 +229,5 @@ def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _now(precision: str = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=precision)

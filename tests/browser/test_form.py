@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ WRONG = [
     ("pairs_per_image", "1.5", "1.5 is not of type 'integer'"),
     ("limits/Batch Size", "9999", "'limits.batch_size'. Failure reason: 9999 is greater than the"),
 ]
+
+
+ROWS = 320
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +208,36 @@ def test_a_run_is_started_watched_and_looked_at(
         shoot(what)
     assert (seen.dialogs, seen.outside()) == ([], [])
     assert keyed_stub.api_key not in everything_told(ui)
+
+
+def test_a_run_is_cancelled_and_goes_on_later(
+    page: Page, ui: Any, deployment: dict[str, Any], start_stub: Any
+) -> None:
+    slow = start_stub(latency=1.0, slots=16)
+    write_demo_dataset(ui.folder / "many", ROWS, seed=6)
+    given = {"dataset": "many/dataset.json", "output": "many-qa", "endpoint": slow.url}
+    given["limits"] = {"batch_size": 32, "max_in_flight": 16}
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+
+    run_id = ui.api(path, {"parameters": given})["id"]
+    page.goto(f"{ui.url}/runs/flow-run/{run_id}")
+    expect(page.get_by_text("Running").first).to_be_visible()
+    while slow.stats()["requests"] < ROWS / 4:
+        page.wait_for_timeout(100)
+    page.get_by_role("button", name="Cancel").click()
+    began = time.monotonic()
+    press(page, "Confirm", "/set_state")
+    run = ui.ended(run_id)
+    seconds = time.monotonic() - began
+    assert run["state_name"] == "Cancelled"
+    expect(page.get_by_text("Cancelled").first).to_be_visible()
+    asked = slow.stats()["requests"]
+    assert asked < ROWS
+    print(f"{seconds:.1f} s until Cancelled, {asked} of {ROWS} rows asked before")
+
+    again = ui.ended(ui.api(path, {"parameters": given})["id"])
+    assert again["state"]["message"].startswith(f"{ROWS} answered")
+    assert slow.stats()["requests"] <= ROWS + 16
 
 
 def artifacts_of(ui: Any, run_id: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ if sys.argv[1] == "-c":
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 given = lambda flag: sys.argv[sys.argv.index(flag) + 1]
 told = ["--port", given("--port"), "--model", given("--served-model-name"), "--latency=0.5"]
-told += ["--slots=64", "--count-texts={journal}", "--api-key", os.environ["VLLM_API_KEY"]]
+told += ["--slots=64", "--count-texts={journal}", "--api-key=" + os.environ["VLLM_API_KEY"]]
 os.execv(sys.executable, [sys.executable, "{stub}", *told])
 """
 

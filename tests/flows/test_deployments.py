@@ -18,6 +18,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateName,
+    LogFilter,
+    LogFilterFlowRunId,
 )
 from prefect.deployments import run_deployment
 from prefect.settings import (
@@ -59,6 +61,7 @@ def on_server() -> dict[str, dict[str, Any]]:
     unlike = {"id", "created", "updated", "deployment_id", "last_polled", "status"}
     told = {deployment.name: deployment.model_dump(mode="json") for deployment in found}
     for deployment in told.values():
+        deployment["schedules"].sort(key=lambda schedule: schedule["schedule"]["cron"])
         for part in (deployment, *deployment["schedules"]):
             for name in unlike & part.keys():
                 del part[name]
@@ -98,6 +101,24 @@ def test_a_night_asks_about_the_new_images_only(stub: Any, folder: Path) -> None
         asked.append(stub.stats()["requests"] - before)
         assert len((folder / "nightly" / "qa.jsonl").read_text().splitlines()) == count
     assert asked == [12, 10]
+
+
+def test_a_mistake_in_a_run_of_a_worker_is_one_line(folder: Path) -> None:
+    write_demo_dataset(folder, 1, seed=5)
+    parameters = {"dataset": "dataset.json", "output": "mistake", "endpoint": "no-such-block"}
+    told = "there is no vLLM Endpoint block named 'no-such-block'"
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("image-qa/on-demand")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        work(folder)
+        ended = client.read_flow_run(run.id)
+        chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        logs = [log.message for log in client.read_logs(chosen, limit=200)]
+    assert ended.state
+    assert ended.state.name == "Failed"
+    assert told in str(ended.state.message)
+    assert any(told in log for log in logs)
+    assert not [log for log in logs if "Traceback" in log]
 
 
 def test_run_deployment_asks_with_the_parameters_given(
@@ -178,6 +199,9 @@ def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
     }
     deploy("default", {})
     assert on_server() == told
+    with get_client(sync_client=True) as client:
+        for schedule in client.read_deployment_by_name("image-qa/nightly").schedules:
+            client.delete_deployment_schedule(nightly.id, schedule.id)
     prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
 
 
