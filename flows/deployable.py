@@ -1,8 +1,10 @@
 """A Prefect flow whose Python-only arguments stay out of Prefect's database."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -35,7 +37,7 @@ def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     A mistake of the user's is one line in the logs of its runs.
     """
     for logger in ("flow_runs", "engine"):
-        get_logger(logger).addFilter(_without_traceback)
+        get_logger(logger).addFilter(partial(_without_traceback, options["name"]))
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         return DeployableFlow(function, **options)
@@ -89,10 +91,12 @@ class DeployableFlow(Flow[P, R]):
             return super().__call__(*args, **kwargs)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
+def _without_traceback(flow: str, record: logging.LogRecord) -> bool:
     """Say what is wrong instead of where in the code it was found, where the user can mend it."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, ImageQAError | ParameterTypeError):
+    if getattr(record, "flow_name", flow) == flow and isinstance(
+        error, ImageQAError | ParameterTypeError
+    ):
         record.msg, record.args, record.exc_info = str(error), (), None
     return True
 
@@ -130,7 +134,7 @@ def _storable(value: Any, is_uri: bool) -> Any:
     if isinstance(value, Path):
         return str(value)
     if is_uri and isinstance(value, str):
-        return " ".join(map(_without_secrets, value.split(" ")))
+        return re.sub(r"\S+", lambda part: _without_secrets(part[0]), value)
     if isinstance(value, list):
         return [_storable(item, is_uri) for item in value]
     if isinstance(value, str | int | float | dict | None):

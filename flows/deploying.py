@@ -30,6 +30,9 @@ from ..tasks.object_store import ObjectStore, load_store
 from .image_qa import image_qa
 from .prefect_server import PrefectServerError, check_server, has_worker
 
+SHIPPED = ("prefect.yaml", "prefect-docker.yaml", "prefect-kubernetes.yaml")
+"""The same deployments, for work pools of one kind each."""
+
 BLOCKS: tuple[type[Block], ...] = (VLLMEndpoint, ObjectStore)
 
 
@@ -84,8 +87,15 @@ def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
 
 def shipped_deployments() -> list[dict[str, Any]]:
     """The deployments of the packaged `prefect.yaml`."""
-    told = yaml.safe_load(_shipped("prefect.yaml").read_text("utf-8"))
+    told = yaml.safe_load(_shipped(SHIPPED[0]).read_text("utf-8"))
     return cast("list[dict[str, Any]]", told["deployments"])
+
+
+def _shipped_defaults() -> list[tuple[str, Any]]:
+    """Parameters that nobody has set: those of all shipped files."""
+    texts = [_shipped(name).read_text("utf-8") for name in SHIPPED]
+    deployments = [told for text in texts for told in yaml.safe_load(text)["deployments"]]
+    return [default for told in deployments for default in told["parameters"].items()]
 
 
 def _shipped(name: str) -> Traversable:
@@ -154,7 +164,12 @@ def _deployment(
 ) -> RunnerDeployment:
     """A deployment of `prefect.yaml` as `prefect deploy` makes it, with what was set before."""
     limit = shipped.get("concurrency_limit")
-    before = found.parameters if found else {}
+    defaults = _shipped_defaults()
+    before = {
+        name: value
+        for name, value in (found.parameters if found else {}).items()
+        if (name, value) not in defaults
+    }
     deployment = RunnerDeployment.from_entrypoint(
         shipped["entrypoint"],
         shipped["name"],

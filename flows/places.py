@@ -43,7 +43,8 @@ class Places:
         ledger = Ledger.read(
             self.output, parsing.label, retry_quarantined=retry_quarantined, refresh=refresh
         )
-        if unparsed := sorted(self._stored_batches(parsing.label) - ledger.batches):
+        stored = self._stored_batches(parsing.label) | ledger.halves
+        if unparsed := sorted(stored - ledger.batches):
             adopted = adopt_completions(
                 self.completions, unparsed, whole(self.output), whole(ledger), whole(parsing)
             )

@@ -21,6 +21,9 @@ from ..serving.errors import ImageQAError
 ANSWER_SECONDS = 10.0
 """How long a server may take to tell its version."""
 
+BUSY = {429, 502, 503, 504}
+"""HTTP statuses that may pass."""
+
 SET_URL = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
 
 
@@ -84,6 +87,8 @@ def _refusal(url: str, status: int) -> str:
             f"the Prefect server at {url} wants other credentials (HTTP {status}): "
             "`prefect config set PREFECT_API_AUTH_STRING=user:password`"
         )
+    if status in BUSY:
+        return f"the Prefect server at {url} cannot answer now (HTTP {status}): try again later"
     return f"{url} is no Prefect API (HTTP {status}): `{SET_URL}`"
 
 

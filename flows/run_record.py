@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from .summary import RunSummary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ENTERING_SECONDS = 5.0
+"""How long a run that is about to begin is waited for; it takes two small writes."""
 
 BEAT_SECONDS = 10.0
 """How often a run says that it is alive."""
@@ -115,9 +119,9 @@ class RunRecord:
             StoreError: the output cannot be written.
         """
         open_output(self._store)
-        # Of two runs that begin at once, one must see the other as the earlier one: who does not
-        # see the other's first record is earlier by the time that is taken after it.
-        self._write("running")
+        # Of two runs that begin at once, both must know which is earlier: one that is about to
+        # take its time says so, and is waited for in `is_beside`.
+        self._write("running", {"entering": True})
         self._head["started"] = _now("microseconds")
         self._write("running")
         self._beating.start()
@@ -137,12 +141,17 @@ class RunRecord:
 
         Of two that start at the same moment, one is told so.
         """
-        try:
-            runs = read_runs(self._store)
-        except StoreError as error:  # it only saves requests to know
-            self._logger.warning("other runs of this output cannot be told: %s", error)
-            return False
-        same = (run for run in runs if run.is_going and run.keys == self.keys_name)
+        deadline = time.monotonic() + ENTERING_SECONDS
+        while True:
+            try:
+                runs = read_runs(self._store)
+            except StoreError as error:  # it only saves requests to know
+                self._logger.warning("other runs of this output cannot be told: %s", error)
+                return False
+            same = [run for run in runs if run.is_going and run.keys == self.keys_name]
+            if time.monotonic() > deadline or not any(run.entering for run in same):
+                break
+            time.sleep(0.1)
         going = [run.run for run in sorted(same, key=lambda run: (run.started, run.run))]
         return self.run_id in going[1:]
 
@@ -201,17 +210,16 @@ def dataset_key(source: RowSource) -> str:
     """Name a dataset, for what is kept per configuration and dataset."""
     given = source.dataset
     named = str(given) if isinstance(given, str | Path) else _frame_name(given)
-    return configuration_key({"dataset": named, "limit": source.limit})
+    return configuration_key({"dataset": named, "limited": source.limit is not None})
 
 
 def _frame_name(frame: "pd.DataFrame") -> str:
-    """What tells a DataFrame from another, without looking at every row."""
+    """What tells a DataFrame from others, and stays as it grows: its columns and first row."""
+    first = frame.iloc[0].tolist() if len(frame) else []
     cells = [
-        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__
-        for place in ([0, -1] if len(frame) else [])
-        for cell in frame.iloc[place].tolist()
+        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__ for cell in first
     ]
-    return json.dumps([len(frame), [str(column) for column in frame.columns], cells])
+    return json.dumps([[str(column) for column in frame.columns], cells])
 
 
 def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:

@@ -120,8 +120,9 @@ def ask(
         EndpointError: the server refuses the key, or no longer serves the model.
     """
     while pending := [prompt for prompt in prompts if prompt.key not in batch.replies]:
+        before = client.stats.completions
         lost = _ask_once(pending, batch, client, settings)
-        _blame(lost, batch, client)
+        _blame(lost, batch, client, answers=client.stats.completions > before)
         left = [failure for key, failure in lost.items() if key not in batch.replies]
         for failure in left:
             if not failure.retryable:
@@ -169,14 +170,23 @@ def _ask_once(
     return lost
 
 
-def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient) -> None:
-    """Blame rows that are refused by a server or gateway which answers others, and is well."""
+def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient, *, answers: bool) -> None:
+    """Blame rows that are refused by a server or gateway which is well, and answers others.
+
+    Args:
+        lost: failures that may be the server's fault, by row key.
+        batch: their batch.
+        client: asks the server.
+        answers: whether others were answered meanwhile.
+    """
     refused = {
         key: failure
         for key, failure in lost.items()
-        if not failure.cuts and (not failure.retryable or failure.status in GATEWAY_STATUSES)
+        if not failure.cuts
+        and (not failure.retryable or failure.status in GATEWAY_STATUSES)
+        and (answers or batch.faults[key])
     }
-    if not refused or client.stats.completions == 0:
+    if not refused:
         return
     try:
         client.check()
@@ -255,8 +265,6 @@ def reply_of(outcome: Outcome) -> Reply:
         FailureKind.BAD_REQUEST: Kind.BAD_REQUEST,
         FailureKind.TIMEOUT: Kind.TIMEOUT,
         FailureKind.CONNECTION: Kind.CONNECTION,
-        FailureKind.AUTH: Kind.BAD_REQUEST,
-        FailureKind.NOT_FOUND: Kind.BAD_REQUEST,
     }
     kind = kinds.get(outcome.kind, Kind.SERVER_ERROR)
     return Problem(kind, outcome.message, outcome.status, outcome.attempts)

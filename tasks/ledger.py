@@ -96,6 +96,11 @@ class Ledger:
         """Keys of the batches that have a part or quarantined rows; a new set at every call."""
         return frozenset(self.answers.batches | self.failures.batches)
 
+    @property
+    def halves(self) -> set[str]:
+        """Keys of the batches that have quarantined rows, and whose part is not there."""
+        return self.failures.halves - self.batches
+
     def status(self, key: str) -> RowStatus:
         """Where a row stands; one that is to be asked is claimed by this call."""
         packed = bytes.fromhex(key)

@@ -70,6 +70,7 @@ class Run(BaseModel):
         progress: how far it was then.
         summary: what came of it, if it was completed.
         error: why it was not.
+        entering: it has not begun yet, and `started` is not final.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,6 +87,7 @@ class Run(BaseModel):
     progress: RunSteps
     summary: RunCounts | None = None
     error: str = ""
+    entering: bool = False
 
     @model_validator(mode="after")
     def _check_summary(self) -> Self:

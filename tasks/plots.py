@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +40,9 @@ class Plot:
 _INK, _GRID, _FIRST, _SECOND = "#57606f", "#e3e7ee", "#3d63dd", "#e2853a"
 _DARK = {_INK: "#a9b2c3", _GRID: "#2b3242", _FIRST: "#7f9cf5", _SECOND: "#f0a868"}
 """What these colours become on a dark page: as text in the SVG, drawing takes longer."""
+
+_LOCK = threading.Lock()
+"""matplotlib's settings are the process's."""
 
 Draw = Callable[["Axes"], None]
 
@@ -138,11 +142,11 @@ def _plot(title: str, alt: str, draw: Draw) -> Plot:
 
 
 def _svg(draw: Draw) -> str:
-    # Slow to import. No pyplot: its state is the process's, and this may run in any thread.
+    # Slow to import. No pyplot: it keeps its figures.
     from matplotlib import rc_context, rcParamsDefault
 
     # Whatever the user's own plots look like, and ask for: LaTeX, say.
-    with rc_context(rcParamsDefault):
+    with _LOCK, rc_context(rcParamsDefault):
         return _drawn(draw)
 
 

@@ -45,6 +45,7 @@ class StoredRows(ABC, Generic[T]):
         folder: where the objects are.
         index: where each row is; of several copies of a row, the one that counts.
         batches: keys of all batches that are whole with these objects.
+        halves: keys of the batches that are not.
         names: the objects by number; some may be gone.
     """
 
@@ -55,6 +56,7 @@ class StoredRows(ABC, Generic[T]):
         self.folder = folder
         self.index = KeyIndex()
         self.batches: set[str] = set()
+        self.halves: set[str] = set()
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
         self._sizes: list[int] = []
@@ -169,7 +171,10 @@ class StoredRows(ABC, Generic[T]):
                         yield read.keys, read.places
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
-        own = None if needs_part(name) else batch_of(name)
+        own = batch_of(name)
+        if needs_part(name):
+            self.halves.add(str(own))
+            own = None
         number = self._numbers[name] = len(self.names)
         self.names.append(name)
         self._sizes.append(size)

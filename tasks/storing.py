@@ -234,8 +234,7 @@ def damage_named(store: ObjectStore, name: str) -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise ObjectDamagedError(
-            f"{store.uri_of(name)} is damaged ({type(error).__name__}): "
-            "delete it, its rows are asked again"
+            f"{store.uri_of(name)} is damaged ({type(error).__name__}): delete it, and run again"
         ) from None
 
 

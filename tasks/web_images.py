@@ -166,6 +166,7 @@ class WebImages:
     async def _open(self) -> None:
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._resting_until: dict[str, float] = {}
+        self._answered: dict[str, float] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=CheckedResolver(self._allow_private),
@@ -191,6 +192,7 @@ class WebImages:
         await self._session.close()
 
     async def _ask(self, method: str, url: URL) -> _Reply:
+        began = self._loop.time()
         try:
             return await tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(_PassingError),
@@ -199,7 +201,8 @@ class WebImages:
                 reraise=True,
             )(self._follow, method, url)
         except _PassingError as error:
-            if error.unreached:
+            # One silent address of a host that answers others says nothing of the host.
+            if error.unreached and self._answered.get(error.unreached, 0) < began:
                 self._resting_until[error.unreached] = self._loop.time() + REST_SECONDS
             raise
 
@@ -234,6 +237,7 @@ class WebImages:
                 method, url, timeout=limits, allow_redirects=False
             ) as response:
                 answers = True
+                self._answered[_place(url)] = self._loop.time()
                 if response.status in _PASSING:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
                     message = f"{shown(url)}: answers HTTP {response.status}"

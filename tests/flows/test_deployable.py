@@ -17,6 +17,7 @@ def stored(**parameters: Any) -> dict[str, Any]:
         ("http://me:hunter2@gpu-1:8000", "http://gpu-1:8000"),
         ("http://gpu-1:8000/v1?api_key=hunter2", "http://gpu-1:8000/v1"),
         ("http://me:hunter2@a http://me:hunter2@b/v1#c", "http://a http://b/v1"),
+        ("http://a/v1\nhttp://me:hunter2@b", "http://a/v1\nhttp://b"),
         (["http://a", "HTTP://me:hunter2@b"], ["http://a", "http://b"]),
         ("qwen", "qwen"),
     ],

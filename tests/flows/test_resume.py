@@ -301,19 +301,33 @@ def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path
         assert (ask().requests, stub.stats()["requests"]) == (1, 21)
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(401, "bad_request"), (403, "bad_request"), (404, "bad_request"), (502, "server_error")],
-)
+def test_a_gateway_that_refuses_everything_stops_the_run(
+    start_stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its list of models is open to all, and its key has ended."""
+    stub = start_stub()
+    dataset = write_rows(tmp_path, [f"{number}?" for number in range(200)])
+    limits = Limits(batch_size=50, max_in_flight=4)
+    with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
+        proxy.set_rules([Rule("answer", status=403, path="/chat/", first=61)])
+        with pytest.raises(ImageQAError, match="refuses to answer: HTTP 403"):
+            image_qa(str(dataset), str(tmp_path / "out"), endpoint=proxy.url, limits=limits)
+        assert stub.stats()["requests"] == 60
+        proxy.set_rules([])
+        again = image_qa(str(dataset), str(tmp_path / "out"), endpoint=proxy.url, limits=limits)
+    assert (again.ok, stub.stats()["requests"]) == (200, 200)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 502])
 def test_a_row_that_a_well_server_refuses_is_to_blame(
-    status: int, kind: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
     texts = [f"{number}?" for number in range(20)]
     texts[3:3] = [f"STUB status {status}"]
     dataset = write_rows(tmp_path, texts)
     summary = image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url)
-    assert (summary.ok, summary.reasons) == (20, {kind: 1})
+    assert (summary.ok, summary.reasons) == (20, {"server_error": 1})
     [failed] = lines(tmp_path / "out" / "quarantine.jsonl")
     assert (failed["row"], failed["status"]) == (3, status)
 
@@ -336,14 +350,16 @@ def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
     assert (ask().ok, ask().reasons) == (600, {"server_error": 300})
 
 
+@pytest.mark.parametrize("cache", ["", "cache"], ids=["own completions", "shared completions"])
 @pytest.mark.parametrize("lost", ["the part", "a damaged part"])
 def test_a_batch_of_which_only_the_quarantine_is_there_is_parsed_again(
-    lost: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lost: str, cache: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write_rows(tmp_path, [*map(str, range(20)), "STUB finish length"])
+    reuse = Reuse(cache=str(tmp_path / cache) if cache else "")
 
     def ask() -> Any:
-        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url)
+        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, reuse=reuse)
 
     def write(store: ObjectStore, path: str, data: bytes) -> None:
         if path.startswith("parts/"):

@@ -1,10 +1,20 @@
 import json
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prefect_imageqa import ImageQAError, VLLMEndpoint, image_qa
 from prefect_imageqa.flows import run_record
+from prefect_imageqa.flows.progress import RunProgress
+from prefect_imageqa.flows.run_record import RowSource, RunRecord
+from prefect_imageqa.flows.settings import Columns
+from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.storing import write_run
 
 
@@ -42,3 +52,34 @@ def test_a_run_that_fails_says_why(keyed_stub: Any, drawn: Path, tmp_path: Path)
     assert record["state"] == "failed"
     assert "refuses to answer" in record["error"]
     assert keyed_stub.api_key not in path.read_text()
+
+
+def test_of_two_runs_that_begin_at_once_one_is_beside_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_record, "get_run_logger", lambda: logging.getLogger("test"))
+    chance = random.Random(4)
+
+    def write(store: Any, run_id: str, record: Any) -> None:
+        time.sleep(chance.uniform(0, 0.02))  # so that they meet in every order
+        write_run(store, run_id, record)
+
+    monkeypatch.setattr(run_record, "write_run", write)
+    spec = SimpleNamespace(model="m", model_revision="", prompt="chat", sampling={}, images={})
+    prompting: Any = SimpleNamespace(spec=spec, system_prompt="", user_prompt="")
+    parsing: Any = SimpleNamespace(label="qa_pairs-v1")
+    source = RowSource("d.json", Columns(), None, None)
+
+    def begin(store: ObjectStore, both: Barrier) -> bool:
+        record = RunRecord(store, "d.json", source, prompting, parsing, RunProgress())
+        both.wait()
+        with record.kept():
+            beside = record.is_beside()
+            both.wait()
+        return beside
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(30):
+            store, both = ObjectStore(uri=str(tmp_path / str(number))), Barrier(2, timeout=30)
+            runs = [pool.submit(begin, store, both) for _ in range(2)]
+            assert sorted(run.result() for run in runs) == [False, True]

@@ -326,3 +326,16 @@ def test_closing_ends_the_wait() -> None:
             time.sleep(0.2)
         with pytest.raises(EndpointError, match=r"the client (was|is) closed"):
             waiting.result(5)
+
+
+def test_a_gateway_whose_server_has_gone_cuts_what_was_with_it(quick: None) -> None:
+    asked: list[bytes] = []
+
+    def gateway(connection: socket.socket, head: bytes) -> None:
+        asked.append(head.split(b" ", 2)[0])
+        send(connection, 502)
+
+    with listening(gateway) as url, ChatClient(endpoint(url)) as client:
+        failed = only_failure(client.complete([ChatRequest([], {})]))
+    assert (failed.kind, failed.cuts) == (FailureKind.CONNECTION, 1)
+    assert asked.count(b"POST") == 1

@@ -247,7 +247,7 @@ def test_what_is_damaged_or_gone_is_left_alone(local: ObjectStore) -> None:
     local.remove(gone)
     assert compact(local, ledger, keys) == 2 * BATCHES - 2
     assert local.read(damaged) == b"damaged"
-    with pytest.raises(StoreError, match=r"is damaged .*: delete it, its rows are asked again"):
+    with pytest.raises(StoreError, match=r"is damaged .*: delete it, and run again"):
         read(local)
     local.remove(damaged)
     again = read(local)

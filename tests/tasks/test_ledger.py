@@ -349,7 +349,7 @@ def test_a_damaged_object_is_named_with_what_to_do(
     with pytest.raises(StoreError) as raised:
         read(local)
     assert str(raised.value).startswith(f"{local.uri_of(name)} is damaged (")
-    assert str(raised.value).endswith("delete it, its rows are asked again")
+    assert str(raised.value).endswith("delete it, and run again")
     assert "\n" not in str(raised.value)
     local.remove(name)
     read(local)

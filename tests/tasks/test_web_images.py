@@ -680,3 +680,18 @@ def test_a_host_that_is_silent_is_passed_over(
     error = problem_of(local.read, url)
     assert "could not be reached a moment ago" in error.problem.message
     assert len(site.asked) == ATTEMPTS
+
+
+def test_a_host_with_one_silent_address_is_asked_for_the_others(
+    site: Site, local: WebImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.4)
+    monkeypatch.setattr(web_images, "CONNECT_SECONDS", 0.1)
+    silent, good = site.put("/silent.png", Answer(seconds=5)), site.put("/good.png", Answer())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(problem_of, local.read, silent)
+        while not waiting.done():
+            assert local.read(good) == PICTURE
+            time.sleep(0.02)
+    assert waiting.result().problem.kind is Kind.TIMEOUT
+    assert local.read(good) == PICTURE
