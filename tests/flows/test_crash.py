@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_while_it_stores_goes_on(
 
 def test_two_runs_on_one_output_both_finish(start_stub: Any, tmp_path: Path) -> None:
     count = 1500
-    stub = start_stub(f"--count-texts={tmp_path / 'asked'}", latency=1.0, slots=2 * IN_FLIGHT)
+    stub = start_stub(f"--count-texts={tmp_path / 'asked'}", latency=2.0, slots=2 * IN_FLIGHT)
     dataset, output = write_dataset(tmp_path, count), tmp_path / "out"
     runs = [start(dataset, str(output), stub.url) for _ in range(2)]
     summaries = [finish(run) for run in runs]
