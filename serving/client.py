@@ -281,11 +281,9 @@ class ChatClient:
             outcome = await self._send(url, body, started, number)
         if isinstance(outcome, Completion):
             return outcome
-        died = (outcome.kind is FailureKind.SERVER_ERROR and not await self._outlived(url)) or (
-            outcome.status in GATEWAY_STATUSES and not await self._transport.is_up(url)
-        )
-        if died:
-            what = f"{safe_url(url)}: the server went away after HTTP {outcome.status}"
+        if await self._is_dying(url, outcome):
+            after = f"HTTP {outcome.status}" if outcome.status else "a timeout"
+            what = f"{safe_url(url)}: the server went away after {after}"
             outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, cuts=1)
         return replace(outcome, cuts=cuts + outcome.cuts)
 
@@ -297,7 +295,10 @@ class ChatClient:
         finally:
             self.stats.in_flight -= 1
 
-    async def _outlived(self, url: str) -> bool:
-        """Whether a server that answered 5xx is still there when a dying one would be gone."""
-        await asyncio.sleep(_DYING_SECONDS)
-        return await self._transport.is_up(url)
+    async def _is_dying(self, url: str, failed: Failure) -> bool:
+        """Whether a request has failed because its server has gone, or is about to."""
+        if failed.kind is FailureKind.SERVER_ERROR:
+            await asyncio.sleep(_DYING_SECONDS)
+        elif failed.kind is not FailureKind.TIMEOUT and failed.status not in GATEWAY_STATUSES:
+            return False
+        return not await self._transport.is_up(url)

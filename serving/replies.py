@@ -13,17 +13,12 @@ ATTEMPTS = {
     FailureKind.UNAVAILABLE: 5,
     # vLLM answers some bad images with 500, for ever: try a few times, then blame the row.
     FailureKind.SERVER_ERROR: 3,
+    FailureKind.TIMEOUT: 2,  # each may take minutes
 }
-"""Requests sent at most per failure kind; a kind that is not listed cannot pass by asking again.
-
-Timeouts are not among them: a request that was given up after minutes would be queued behind
-itself. They are retryable, but by the next run.
-"""
+"""Requests sent at most per failure kind; a kind that is not listed cannot pass by asking again."""
 
 CUTS = 2
 """Times a request may be with a server as it goes away; it may be what kills the server."""
-
-RETRYABLE = {*ATTEMPTS, FailureKind.TIMEOUT}
 
 GATEWAY_STATUSES = {502, *range(520, 524)}
 """A gateway's words for a dead server behind it, or for one that it could not understand."""
@@ -89,7 +84,7 @@ def failure(
     kind: FailureKind, message: str, attempt: int, status: int | None = None, cuts: int = 0
 ) -> Failure:
     """A failure whose kind says whether asking again later may help."""
-    return Failure(kind, message, status, kind in RETRYABLE, attempt, cuts)
+    return Failure(kind, message, status, kind in ATTEMPTS, attempt, cuts)
 
 
 def _error_message(data: bytes) -> str:

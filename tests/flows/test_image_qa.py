@@ -23,6 +23,8 @@ from prefect_imageqa import (
     image_qa,
 )
 from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.replies import ATTEMPTS
+from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.caching import RequestSpec, batch_key
 from prefect_imageqa.tasks.generating import GenerationSettings, generate_batch
 from prefect_imageqa.tasks.image_reader import ImageReader
@@ -374,8 +376,9 @@ def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path)
 
 
 def test_the_next_run_asks_only_failures_that_may_pass(
-    stub: Any, drawn: Path, tmp_path: Path
+    stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(ATTEMPTS, FailureKind.TIMEOUT, 1)
     texts = ["STUB once 504", "STUB finish length", "STUB text no pair", "Hello"]
     frame = pd.DataFrame(
         {

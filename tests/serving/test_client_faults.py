@@ -129,7 +129,7 @@ def test_a_request_that_is_cut_twice_is_given_up(behave: Behaviour, quick: None)
 
 @pytest.mark.parametrize(
     ("behave", "kind"),
-    [(hang, FailureKind.TIMEOUT), (babble, FailureKind.CONNECTION)],
+    [(healthy(hang), FailureKind.TIMEOUT), (babble, FailureKind.CONNECTION)],
     ids=["silent", "not HTTP"],
 )
 def test_what_is_no_cut(behave: Behaviour, kind: FailureKind, quick: None) -> None:
@@ -326,6 +326,16 @@ def test_closing_ends_the_wait() -> None:
             time.sleep(0.2)
         with pytest.raises(EndpointError, match=r"the client (was|is) closed"):
             waiting.result(5)
+
+
+def test_a_server_that_hangs_altogether_is_lost(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_PROBE_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    with listening(hang) as url, ChatClient(endpoint(url, read_timeout=0.2)) as client:
+        failed = only_failure(client.complete([ask("hello")]))
+        assert client.stats.requests == 1
+    assert (failed.kind, failed.cuts) == (FailureKind.CONNECTION, 1)
 
 
 def test_a_gateway_whose_server_has_gone_cuts_what_was_with_it(quick: None) -> None:
