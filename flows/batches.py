@@ -13,12 +13,12 @@ from prefect.tasks import Task
 from ..serving.client import ChatClient
 from ..serving.errors import EndpointError, ImageQAError, ServerError
 from ..tasks.caching import KeyList, batch_key
-from ..tasks.generating import GenerationSettings
 from ..tasks.ledger import Ledger, RowStatus
 from ..tasks.object_store import ObjectStore
 from ..tasks.parsing import ParsedBatch, ParseSettings, parse_batch
 from ..tasks.prompting import PromptSettings, prompt_rows
 from ..tasks.records import Answered, Batch, Kind, Prompt, Quarantined, Row
+from ..tasks.row_requests import GenerationSettings
 from ..tasks.steps import result_of, whole
 from ..tasks.storing import store_batch
 from .breaker import Breaker

@@ -18,12 +18,13 @@ from ..tasks.caching import RequestSpec
 from ..tasks.compaction import compact
 from ..tasks.exporting import export
 from ..tasks.file_digests import FileDigests
-from ..tasks.generating import GenerationSettings, generate_batch
+from ..tasks.generating import generate_batch
 from ..tasks.image_reader import ImageReader
 from ..tasks.loading import Dataset, load_dataset
 from ..tasks.parsing import ParseSettings
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, PromptSettings, default_user_prompt
 from ..tasks.records import Kind, Problem, Row
+from ..tasks.row_requests import GenerationSettings
 from ..tasks.steps import whole
 from ..tasks.storing import write_keys
 from .batches import BatchLoop, BatchSteps

@@ -26,7 +26,7 @@ from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.replies import ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.caching import RequestSpec, batch_key
-from prefect_imageqa.tasks.generating import GenerationSettings, generate_batch
+from prefect_imageqa.tasks.generating import generate_batch
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.loading import load_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
@@ -39,6 +39,7 @@ from prefect_imageqa.tasks.prompting import (
     prompt_rows,
 )
 from prefect_imageqa.tasks.records import Answered, Batch, QAPair
+from prefect_imageqa.tasks.row_requests import GenerationSettings
 from prefect_imageqa.tasks.storing import store_batch
 
 

@@ -19,14 +19,13 @@ from prefect_imageqa.tasks.completions import Completions
 from prefect_imageqa.tasks.generating import (
     BATCH_RETRIES,
     EndpointLostError,
-    GenerationSettings,
-    build_request,
     generate_batch,
     reply_of,
 )
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply, RowError
+from prefect_imageqa.tasks.row_requests import GenerationSettings, build_request
 
 IMAGES = ImageSettings(max_side=64)
 
