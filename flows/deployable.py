@@ -94,9 +94,9 @@ class DeployableFlow(Flow[P, R]):
 def _without_traceback(flow: str, record: logging.LogRecord) -> bool:
     """Say what is wrong instead of where in the code it was found, where the user can mend it."""
     error = record.exc_info[1] if record.exc_info else None
-    if getattr(record, "flow_name", flow) == flow and isinstance(
-        error, ImageQAError | ParameterTypeError
-    ):
+    # A worker's process, which runs one flow, does not name it.
+    own = getattr(record, "flow_name", flow) in (flow, "<unknown>")
+    if own and isinstance(error, ImageQAError | ParameterTypeError):
         record.msg, record.args, record.exc_info = str(error), (), None
     return True
 
