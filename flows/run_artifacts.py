@@ -109,7 +109,9 @@ def show_results(
 
     def show_quarantine() -> None:
         table = quarantine_table(quarantined_lines(output))
-        told = f"Quarantined: {len(table):,} of {summary.quarantined:,} rows"
+        told = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
+        if len(table) < summary.quarantined:
+            told = f"{told}, the first {len(table):,}"
         create_table_artifact(table, key("quarantine"), description(told))
 
     def key(what: str) -> str:
