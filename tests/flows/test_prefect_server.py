@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import prefect
@@ -13,6 +14,8 @@ from prefect.settings import (
     PREFECT_SERVER_EPHEMERAL_ENABLED,
     temporary_settings,
 )
+from prefect_imageqa import image_qa
+from prefect_imageqa.flows.places import find_places
 from prefect_imageqa.flows.prefect_server import PrefectServerError, check_server
 from prefect_imageqa.serving.endpoint import load_endpoint
 from prefect_imageqa.serving.errors import ImageQAError
@@ -127,3 +130,20 @@ def test_an_unknown_block_is_told_with_the_command_that_lists_its_type(
     assert "'nobody-saved-this'" in told
     assert "`prefect block register -m prefect_imageqa`" in told
     assert "\n" not in told
+
+
+def test_a_block_is_not_looked_for_where_no_server_answers(tmp_path: Path) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(PrefectServerError, match="no Prefect server answers at"),
+    ):
+        find_places(str(tmp_path), None, "minio")
+
+
+def test_a_run_from_python_needs_a_server_that_answers(tmp_path: Path) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(PrefectServerError, match="no Prefect server answers at"),
+    ):
+        image_qa("qas.json", str(tmp_path / "out"), endpoint="http://127.0.0.1:9")
+    assert not (tmp_path / "out").exists()

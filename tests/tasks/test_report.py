@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
+from matplotlib import rc_context, rcParams
 from prefect_imageqa.tasks.dataset_card import render_card
 from prefect_imageqa.tasks.plots import draw_plots
 from prefect_imageqa.tasks.records import QAPair
@@ -332,3 +333,15 @@ def outside_fences(markdown: str) -> str:
             lines.append(line)
     assert not fence, "a fence is open"
     return "\n".join(lines)
+
+
+def test_a_run_that_asked_nothing_has_no_throughput() -> None:
+    idle = {"reused": 12, "ok": 0, "quarantined": 0}
+    assert "Throughput" in page_of([answered(1)]).texts
+    assert "Throughput" not in page_of([answered(1)], progress=idle).texts
+
+
+def test_plots_do_not_depend_on_the_users_own_settings() -> None:
+    with rc_context({"text.usetex": True, "font.family": "no such font"}):
+        assert len(list(draw_plots(numbers_of()))) == 5
+        assert rcParams["text.usetex"]
