@@ -25,8 +25,7 @@ SUSPECT_CUTS = 2
 """How many times the server may be lost with a row before the row is set aside."""
 
 MOST_FAULTS = 2
-"""Tries of a batch in which a gateway gives no reply to a row but to others, until that is its own
-fault."""
+"""Tries of a batch in which a row is refused, and others are answered, until that is its fault."""
 
 MAX_LOST_ALONE = 10
 """How many times the server may be lost with single rows that have not killed it for certain."""
@@ -158,7 +157,7 @@ def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient, *, ans
         key: failure
         for key, failure in lost.items()
         if not failure.cuts
-        and (not failure.retryable or failure.status in GATEWAY_STATUSES)
+        and (not failure.retryable or failure.status in _REFUSALS)
         and (answers or batch.faults[key])
     }
     if not refused:
@@ -230,6 +229,10 @@ _ENDPOINT_FAULTS = {
     FailureKind.NOT_FOUND,
 }
 """What is no row's fault, and stops a batch instead of costing it a row."""
+
+
+_REFUSALS = GATEWAY_STATUSES | {503}
+"""What may also be said of one row, for ever; 429 is about their number."""
 
 
 def reply_of(outcome: Outcome) -> Reply:

@@ -318,7 +318,7 @@ def test_a_gateway_that_refuses_everything_stops_the_run(
     assert (again.ok, stub.stats()["requests"]) == (200, 200)
 
 
-@pytest.mark.parametrize("status", [403, 502])
+@pytest.mark.parametrize("status", [403, 502, 503])
 def test_a_row_that_a_well_server_refuses_is_to_blame(
     status: int, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
