@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from ..serving.types import Completion
 from .batch_cache import check_completions
@@ -31,7 +32,7 @@ from .outputs import (
 from .result_records import RecordDamagedError, RecordRefusedError
 from .steps import READERS, ahead
 from .stored_rows import StoredRows
-from .storing import COMPLETIONS, KEYS, PARTS, QUARANTINE, batch_of, read_keys
+from .storing import COMPLETIONS, KEYS, PARTS, QUARANTINE, RUNS, batch_of, read_keys, write_run
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Unused:
     Attributes:
         objects: names and bytes, in the order in which they are to be removed.
         unreadable: damaged completions, left because nobody can tell whose they are.
+        dropped: ids of unfinished runs whose rows go.
     """
 
     objects: Mapping[str, int]
     unreadable: Sequence[str]
+    dropped: Sequence[str]
 
 
 def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Unused:
@@ -61,7 +64,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     """
     last = last_completed(store, require_output(store))
     runs = read_runs(store)
-    _refuse_unfinished(store, runs, force=force)
+    dropped = [run.run for run in _refuse_unfinished(store, runs, force=force)]
     sizes = store.sizes()  # before the ledger: what comes later is not looked at
     names = [name for name in in_folder(sizes, KEYS) if name.count("/") == 2]
     kept = kept_configurations(runs, {name.split("/")[1] for name in names}, keep, last)
@@ -80,7 +83,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
         own = (name for name in in_folder(sizes, folder) if batch_of(name) is not None)
         unused += [name for name in own if name not in needed]
     unused += [name for name in names if name.split("/")[1] not in kept]
-    return Unused({name: sizes[name] for name in unused}, unreadable)
+    return Unused({name: sizes[name] for name in unused}, unreadable, dropped)
 
 
 def remove_unused(store: ObjectStore, unused: Unused) -> None:
@@ -96,6 +99,8 @@ def remove_unused(store: ObjectStore, unused: Unused) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         for folder in (COMPLETIONS, QUARANTINE, PARTS, KEYS):
             list(pool.map(store.remove, in_folder(unused.objects, folder)))
+    for run in unused.dropped:
+        write_run(store, run, {**orjson.loads(store.read(f"{RUNS}/{run}.json")), "dropped": True})
     if store.is_local:
         for parent in {Path(store.uri_of(name)).parent for name in unused.objects}:
             with suppress(OSError):  # others are in it
@@ -121,7 +126,8 @@ def kept_configurations(
     return set(sorted(ends, key=lambda configuration: ends[configuration])[-keep:])
 
 
-def _refuse_unfinished(store: ObjectStore, runs: Sequence[Run], *, force: bool) -> None:
+def _refuse_unfinished(store: ObjectStore, runs: Sequence[Run], *, force: bool) -> Sequence[Run]:
+    """Raise where a run goes on, or is unfinished without `force`; gives those that are."""
     unfinished = unfinished_runs(runs)
     for run in unfinished:
         if run.is_going:
@@ -137,6 +143,7 @@ def _refuse_unfinished(store: ObjectStore, runs: Sequence[Run], *, force: bool) 
             "complete; finish it first with the same command: its rows are not known yet "
             "(--force drops them)"
         )
+    return unfinished
 
 
 def _needed(store: ObjectStore, label: str, kept: KeyIndex) -> Iterator[str]:

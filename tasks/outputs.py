@@ -71,6 +71,7 @@ class Run(BaseModel):
         summary: what came of it, if it was completed.
         error: why it was not.
         entering: it has not begun yet, and `started` is not final.
+        dropped: nobody will finish it: its rows were cleaned away.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +89,7 @@ class Run(BaseModel):
     summary: RunCounts | None = None
     error: str = ""
     entering: bool = False
+    dropped: bool = False
 
     @model_validator(mode="after")
     def _check_summary(self) -> Self:
@@ -227,7 +229,9 @@ def unfinished_runs(runs: Iterable[Run]) -> list[Run]:
     runs = list(runs)
     newest = {run.keys: run for run in runs}
     return [
-        run for run in runs if not run.is_completed and (run.is_going or newest[run.keys] is run)
+        run
+        for run in runs
+        if not run.is_completed and not run.dropped and (run.is_going or newest[run.keys] is run)
     ]
 
 

@@ -18,7 +18,7 @@ from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.exporting import export
 from prefect_imageqa.tasks.ledger import Ledger, RowStatus
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.outputs import Objects, output_status
+from prefect_imageqa.tasks.outputs import Objects, output_status, read_runs
 from prefect_imageqa.tasks.records import (
     Answered,
     Batch,
@@ -447,7 +447,21 @@ def test_clean_refuses_what_is_not_finished(
     local.write(f"completions/{name}", data)
     with pytest.raises(StoreError, match="did not complete; finish it first with the same command"):
         find_unused(local)
-    assert list(find_unused(local, force=True).objects) == [f"completions/{name}"]
+    unused = find_unused(local, force=True)
+    assert list(unused.objects) == [f"completions/{name}"]
+    before = {run.run: run for run in read_runs(local)}
+    remove_unused(local, unused)
+    assert find_unused(local).objects == {}  # nothing is left to be forced
+    after = {run.run: run for run in read_runs(local)}
+    [dropped] = [run for run in after if after[run] != before[run]]
+    assert after[dropped].model_copy(update={"dropped": False}) == before[dropped]
+
+
+def test_a_run_that_is_completed_later_keeps_its_rows(local: ObjectStore) -> None:
+    complete(local, "a", 200)
+    write_record(local, "b", 90, "failed")
+    name, data = completions_of([outcome(1, "b")])
+    local.write(f"completions/{name}", data)
     complete(local, "b", 1)
     assert find_unused(local, keep=2).objects == {}
 
