@@ -137,16 +137,20 @@ def _read_tail(path: Path, start: int) -> list[str]:
 def terminate_on_signals() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit inside the block, so that `with` blocks unwind.
 
-    For the main thread of a program; a library must not change signal handlers.
+    For the main thread of a program; a library must not change signal handlers. Under `nohup`,
+    SIGHUP stays ignored.
     """
 
     def leave(signal_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signal_number)
 
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, leave) for number in signals]
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
 
 BUCKET = "imageqa-tests"
+
+# A shell that starts pytest with `&` has it ignore Ctrl-C, and programs under test inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:

@@ -27,6 +27,7 @@ from prefect_imageqa.serving.launch import (
     serve_command,
     serve_environment,
 )
+from prefect_imageqa.serving.process import terminate_on_signals
 from prefect_imageqa.serving.revival import Revival
 from prefect_imageqa.serving.server import VLLMServer
 from prefect_imageqa.serving.types import ChatRequest, Completion, FailureKind
@@ -67,6 +68,7 @@ REVIVING_PARENT = """
 import os, sys, threading, time
 from pathlib import Path
 from prefect_imageqa.serving.launch import ServerOptions
+from prefect_imageqa.serving.process import terminate_on_signals
 from prefect_imageqa.serving.process import terminate_on_signals
 from prefect_imageqa.serving.revival import Revival
 from prefect_imageqa.serving.server import VLLMServer
@@ -369,6 +371,18 @@ def test_nothing_outlives_the_parent(
             supervisor_of(parent)
         parent.send_signal(ending)
         assert_gone(processes[1:], 15)
+
+
+def test_a_program_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_stopped_supervisor_takes_the_server_along(options: Callable[..., ServerOptions]) -> None:
