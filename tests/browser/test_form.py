@@ -213,16 +213,16 @@ def test_a_run_is_started_watched_and_looked_at(
 def test_a_run_is_cancelled_and_goes_on_later(
     page: Page, ui: Any, deployment: dict[str, Any], start_stub: Any
 ) -> None:
-    slow = start_stub(latency=1.0, slots=16)
+    slow, fast = start_stub(latency=1.0, slots=4), start_stub()
     write_demo_dataset(ui.folder / "many", ROWS, seed=6)
     given = {"dataset": "many/dataset.json", "output": "many-qa", "endpoint": slow.url}
-    given["limits"] = {"batch_size": 32, "max_in_flight": 16}
+    given["limits"] = {"batch_size": 16, "max_in_flight": 4}
     path = f"/deployments/{deployment['id']}/create_flow_run"
 
     run_id = ui.api(path, {"parameters": given})["id"]
     page.goto(f"{ui.url}/runs/flow-run/{run_id}")
     expect(page.get_by_text("Running").first).to_be_visible()
-    while slow.stats()["requests"] < ROWS / 4:
+    while slow.stats()["requests"] < ROWS / 8:
         page.wait_for_timeout(100)
     page.get_by_role("button", name="Cancel").click()
     began = time.monotonic()
@@ -235,9 +235,10 @@ def test_a_run_is_cancelled_and_goes_on_later(
     assert asked < ROWS
     print(f"{seconds:.1f} s until Cancelled, {asked} of {ROWS} rows asked before")
 
+    given["endpoint"] = fast.url
     again = ui.ended(ui.api(path, {"parameters": given})["id"])
     assert again["state"]["message"].startswith(f"{ROWS} answered")
-    assert slow.stats()["requests"] <= ROWS + 16
+    assert asked + fast.stats()["requests"] <= ROWS + 2 * 16  # batches without stored completions
 
 
 def artifacts_of(ui: Any, run_id: str) -> dict[str, str]:
