@@ -161,7 +161,7 @@ def run(
     Parameters
     ----------
     dataset:
-        JSON array, JSON lines, CSV or Parquet file (also compressed), a folder or glob of
+        JSON array, JSON lines or CSV file (also compressed), Parquet, a folder or glob of
         images; a local path or s3:// URI.
     output:
         Local path or s3:// URI under which the run keeps everything.

@@ -91,7 +91,7 @@ def image_qa(
     "finish what is missing". A row that cannot be answered is quarantined with the reason.
 
     Args:
-        dataset: Table with images (JSON, JSON lines, CSV, Parquet, also compressed), or a folder
+        dataset: Table with images (JSON, JSON lines or CSV, also compressed; Parquet), or a folder
             or glob of images: a local path or s3://bucket/qas.json; from Python also a pandas
             DataFrame.
         output: Local path or s3://bucket/prefix under which the run keeps everything; the same

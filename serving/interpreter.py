@@ -48,8 +48,8 @@ def find_vllm_python(python: str | Path | None = None) -> VLLMPython:
     """Find an interpreter with vLLM.
 
     The first that is given or there counts: `python`, the variable PREFECT_IMAGEQA_VLLM_PYTHON,
-    the running interpreter if it has vLLM, `.venv-vllm` in the working directory or beside the
-    package (a source checkout).
+    the running interpreter if it has vLLM, `.venv-vllm` in the working directory or in the
+    source checkout.
 
     Raises:
         ServerError: There is none, or the one that was named is missing or has no vLLM.

@@ -52,8 +52,8 @@ def automations(inbox: tuple[str, list[str]], tmp_path: Path) -> Iterator[None]:
     block_id = block.save(f"inbox-{uuid.uuid4().hex[:8]}")
     file = tmp_path / "automations.yaml"
     told = AUTOMATIONS.read_text().replace("BLOCK_DOCUMENT_ID", str(block_id))
-    assert "within: 120" in told
-    file.write_text(told.replace("within: 120", "within: 10"))
+    assert "within: 600" in told
+    file.write_text(told.replace("within: 600", "within: 10"))
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", "automation"]
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
 
