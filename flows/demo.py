@@ -11,6 +11,7 @@ from rich.table import Table
 from ..serving.demo_model.questions import Verdict, judge_pair
 from ..serving.demo_model.scenes import write_demo_dataset
 from ..tasks.exporting import PAIRS
+from ..tasks.report import REPORT
 from .terminal import run_in_terminal
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "serving" / "demo_model" / "checkpoint"
@@ -43,7 +44,7 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
         f"{summary}\n"
         f"{right} of {len(verdicts)} pairs are right ({right / max(len(verdicts), 1):.1%}); "
         f"{time.perf_counter() - started:.0f} s in all, {summary.seconds:.1f} s of them asking"
-        f"\n{summary.output}",
+        f"\nlook at {Path(summary.output) / REPORT}",
         soft_wrap=True,
         highlight=False,
     )

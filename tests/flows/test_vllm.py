@@ -184,6 +184,7 @@ def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None
     assert share >= 95
     [folder] = tmp_path.iterdir()
     assert (folder / "qa" / "qa.jsonl").exists()
+    assert f"look at {folder / 'qa' / 'report.html'}" in done.stdout
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False)
     assert left.stdout == b""
 
