@@ -199,8 +199,8 @@ def _process(*command: str, ui: PrefectUI, log: str) -> Iterator["subprocess.Pop
         process.wait(timeout=10)
 
 
-def _environment(folder: Path) -> PrefectUI:
-    """Where a server is to be, on a free port."""
+def _planned(folder: Path) -> PrefectUI:
+    """A server that is to be started, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -221,8 +221,8 @@ def _start(ui: PrefectUI, running: ExitStack) -> None:
     """Start the server and a worker, and deploy.
 
     Raises:
-        TimeoutError: the server took the deployments and then fell silent, as Prefect's did
-            once in a few hundred starts. What its threads did is in server.log.
+        TimeoutError: the server took the deployments and then fell silent, as Prefect's once
+            did; with what its threads were doing.
     """
     port = str(urlsplit(ui.url).port)
     start = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
@@ -247,11 +247,11 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUI]:
     """A server with the shipped deployments, and a worker that takes up their runs."""
     with ExitStack() as running:
         try:
-            ui = _environment(tmp_path_factory.mktemp("prefect"))
+            ui = _planned(tmp_path_factory.mktemp("prefect"))
             _start(ui, running)
         except TimeoutError as error:
             warnings.warn(f"the Prefect server hung and is started anew: {error}", stacklevel=1)
             running.close()
-            ui = _environment(tmp_path_factory.mktemp("prefect"))
+            ui = _planned(tmp_path_factory.mktemp("prefect"))
             _start(ui, running)
         yield ui

@@ -20,6 +20,8 @@ def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
     breaker = Breaker(0.5)
     for _ in range(20):
         breaker.add(failed(WINDOW // 4) + answered(WINDOW // 4))
+    with pytest.raises(ErrorRateError):
+        breaker.add(failed(WINDOW // 4 + 1))
 
 
 def test_a_run_in_which_too_much_fails_is_stopped_and_says_why() -> None:
@@ -45,13 +47,19 @@ def test_rows_that_cost_no_request_do_not_count() -> None:
     breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING, attempts=0))
     breaker.add(failed(10 * WINDOW, Kind.CONNECTION, attempts=0))
     breaker.add(answered(WINDOW))
+    with pytest.raises(ErrorRateError, match="1 connection"):
+        breaker.add(failed(1, Kind.CONNECTION))
 
 
 def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None:
     breaker = Breaker(0)
     breaker.add(failed(10 * WINDOW, Kind.SERVER_ERROR, attempts=3, attempt=1))
     breaker.add(answered(WINDOW))
+    with pytest.raises(ErrorRateError, match="1 server_error"):
+        breaker.add(failed(1, Kind.SERVER_ERROR, attempts=3))
 
 
 def test_any_share_may_be_allowed() -> None:
     Breaker(1).add(failed(10 * WINDOW))
+    with pytest.raises(ErrorRateError):
+        Breaker(0.99).add(failed(10 * WINDOW))

@@ -69,7 +69,6 @@ import os, sys, threading, time
 from pathlib import Path
 from prefect_imageqa.serving.launch import ServerOptions
 from prefect_imageqa.serving.process import terminate_on_signals
-from prefect_imageqa.serving.process import terminate_on_signals
 from prefect_imageqa.serving.revival import Revival
 from prefect_imageqa.serving.server import VLLMServer
 thread, python, model, log, play = sys.argv[1:]
