@@ -13,19 +13,34 @@ if TYPE_CHECKING:
     from .flows.operator import ImageQAGenerator as ImageQAGenerator
     from .flows.operator import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
     from .flows.operator import PromptedVQAGenerator as PromptedVQAGenerator
-    from .flows.settings import Columns as Columns
-    from .flows.settings import Images as Images
-    from .flows.settings import Limits as Limits
-    from .flows.settings import Replies as Replies
-    from .flows.settings import Reuse as Reuse
-    from .flows.settings import Sampling as Sampling
     from .flows.summary import RunSummary as RunSummary
     from .serving.client import ChatClient as ChatClient
     from .serving.endpoint import VLLMEndpoint as VLLMEndpoint
-    from .serving.errors import ImageQAError as ImageQAError
     from .serving.server import VLLMServer as VLLMServer
+    from .tasks.errors import AccessDeniedError as AccessDeniedError
+    from .tasks.errors import DatasetError as DatasetError
+    from .tasks.errors import EndpointError as EndpointError
+    from .tasks.errors import EndpointLostError as EndpointLostError
+    from .tasks.errors import ErrorRateError as ErrorRateError
+    from .tasks.errors import ImageQAError as ImageQAError
+    from .tasks.errors import ObjectDamagedError as ObjectDamagedError
+    from .tasks.errors import ObjectMissingError as ObjectMissingError
+    from .tasks.errors import OutputBusyError as OutputBusyError
+    from .tasks.errors import PrefectServerError as PrefectServerError
+    from .tasks.errors import RecordDamagedError as RecordDamagedError
+    from .tasks.errors import RecordRefusedError as RecordRefusedError
+    from .tasks.errors import ServerError as ServerError
+    from .tasks.errors import StoreError as StoreError
+    from .tasks.errors import StoreUnavailableError as StoreUnavailableError
     from .tasks.images import ImageSettings as ImageSettings
     from .tasks.object_store import ObjectStore as ObjectStore
+    from .tasks.parameters import Caching as Caching
+    from .tasks.parameters import Columns as Columns
+    from .tasks.parameters import Exports as Exports
+    from .tasks.parameters import Images as Images
+    from .tasks.parameters import Limits as Limits
+    from .tasks.parameters import Parsing as Parsing
+    from .tasks.parameters import Sampling as Sampling
 
 _HOMES = {
     "image_qa": ".flows.image_qa",
@@ -33,17 +48,32 @@ _HOMES = {
     "ImageQAGenerator": ".flows.operator",
     "LocalModelVLMServing_vllm": ".flows.operator",
     "PromptedVQAGenerator": ".flows.operator",
-    "Columns": ".flows.settings",
-    "Images": ".flows.settings",
-    "Limits": ".flows.settings",
-    "Replies": ".flows.settings",
-    "Reuse": ".flows.settings",
-    "Sampling": ".flows.settings",
+    "Caching": ".tasks.parameters",
+    "Columns": ".tasks.parameters",
+    "Exports": ".tasks.parameters",
+    "Images": ".tasks.parameters",
+    "Limits": ".tasks.parameters",
+    "Parsing": ".tasks.parameters",
+    "Sampling": ".tasks.parameters",
     "RunSummary": ".flows.summary",
     "ChatClient": ".serving.client",
     "VLLMEndpoint": ".serving.endpoint",
-    "ImageQAError": ".serving.errors",
     "VLLMServer": ".serving.server",
+    "AccessDeniedError": ".tasks.errors",
+    "DatasetError": ".tasks.errors",
+    "EndpointError": ".tasks.errors",
+    "EndpointLostError": ".tasks.errors",
+    "ErrorRateError": ".tasks.errors",
+    "ImageQAError": ".tasks.errors",
+    "ObjectDamagedError": ".tasks.errors",
+    "ObjectMissingError": ".tasks.errors",
+    "OutputBusyError": ".tasks.errors",
+    "PrefectServerError": ".tasks.errors",
+    "RecordDamagedError": ".tasks.errors",
+    "RecordRefusedError": ".tasks.errors",
+    "ServerError": ".tasks.errors",
+    "StoreError": ".tasks.errors",
+    "StoreUnavailableError": ".tasks.errors",
     "ImageSettings": ".tasks.images",
     "ObjectStore": ".tasks.object_store",
 }

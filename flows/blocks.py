@@ -1,6 +1,8 @@
 """All blocks of this package: Prefect's entry point imports this module to know them."""
 
+from prefect.blocks.core import Block
+
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.object_store import ObjectStore
 
-__all__ = ["ObjectStore", "VLLMEndpoint"]
+BLOCKS: tuple[type[Block], ...] = (VLLMEndpoint, ObjectStore)

@@ -3,15 +3,11 @@
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from ..serving.errors import ImageQAError
+from ..tasks.errors import ErrorRateError
 from ..tasks.records import Answered, Quarantined
 
 WINDOW = 256
 """Rows over which the share of failing ones is taken."""
-
-
-class ErrorRateError(ImageQAError):
-    """Too many of the rows that were asked have failed."""
 
 
 class Breaker:

@@ -41,12 +41,12 @@ def deploy(
     output:
         Local path or s3:// URI under which runs keep everything where they name no other.
     endpoint:
-        URL of a running vLLM server, or the name of a saved VLLMEndpoint block; repeat the
+        URL of a running vLLM server, or the name of a saved vLLM Endpoint block; repeat the
         option for several URLs. By default http://127.0.0.1:8000.
     model:
         Name the server serves the model under.
     store:
-        Name of a saved ObjectStore block whose S3 credentials are used.
+        Name of a saved Image QA Store block whose S3 credentials are used.
     """
     from .deploying import deploy as deploy_all
 
@@ -58,14 +58,13 @@ def deploy(
         "store": store,
     }
     parameters = {name: value for name, value in given.items() if value}
-    for line in _told(deploy_all(pool, parameters)):
+    for line in _told(pool, deploy_all(pool, parameters)):
         print(line)
     return 0
 
 
-def _told(deployed: "Deployed") -> Iterator[str]:
+def _told(pool: str, deployed: "Deployed") -> Iterator[str]:
     """What was done, and the command that comes next."""
-    pool = deployed.pool
     yield f"work pool {pool!r}: {'created' if deployed.created_pool else 'is there'}"
     for name, page in deployed.pages.items():
         yield f"{name}: {page}"

@@ -11,7 +11,8 @@ from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from ..tasks.object_store import ObjectStore
-    from ..tasks.outputs import OutputStatus, Run
+    from ..tasks.outputs import OutputStatus
+    from ..tasks.run_records import RunRecord
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -32,7 +33,7 @@ def status(output: str, /, *, store: str | None = None, json: Flag = False) -> i
     output:
         Local path or s3:// URI that runs were given as --output.
     store:
-        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
+        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
         environment, profile or role.
     json:
         Print one line of JSON.
@@ -63,7 +64,7 @@ def verify(output: str, /, *, store: str | None = None) -> int:
     output:
         Local path or s3:// URI that runs were given as --output.
     store:
-        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
+        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
         environment, profile or role.
     """
     from ..tasks import verifying
@@ -78,7 +79,7 @@ def verify(output: str, /, *, store: str | None = None) -> int:
         print(_printable(fault))
     count = len(verified.faults)
     print(f"{count:,} {'fault' if count == 1 else 'faults'} in {verified.objects:,} objects")
-    if verified.is_going:
+    if verified.is_live:
         print("a run is going on: verify again when it is done")
     return 1
 
@@ -107,7 +108,7 @@ def clean(
     keep:
         Configurations to keep.
     store:
-        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
+        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
         environment, profile or role.
     dry_run:
         Say what would be removed, and remove nothing.
@@ -129,9 +130,9 @@ def clean(
 
 
 def _open(output: str, store: str | None) -> "ObjectStore":
-    from .places import find_places
+    from .run import store_at
 
-    return find_places(output, None, store).output
+    return store_at(output, store)
 
 
 @contextmanager
@@ -152,18 +153,17 @@ def _status_lines(uri: str, found: "OutputStatus") -> Iterator[str]:
     if found.last is None:
         yield "last completed run: none yet"
     else:
-        last, summary = found.last, found.last.summary
-        assert summary is not None  # noqa: S101 - it is completed
+        last, summary = found.last, found.last.counts
         yield f"last completed run: {last.updated:%Y-%m-%d %H:%M:%S} UTC, {_asked(last)}"
         rows = f"  {summary.rows:,} rows: {summary.ok:,} ok"
         rows += f", {summary.filtered:,} filtered" if summary.filtered else ""
         yield f"{rows}, {_quarantined(summary.reasons, summary.quarantined)}"
     for run in found.unfinished:
-        yield f"{'going on' if run.is_going else 'not completed'}: {_asked(run)}"
+        yield f"{'going on' if run.is_live else 'not completed'}: {_asked(run)}"
         yield f"  {_progress(run)}; {_life(run)}"
     for label, counts in found.stored.items():
-        kinds = {kind.value: count for kind, count in counts.quarantined.items()}
-        told = _quarantined(kinds, counts.quarantined.total())
+        kinds = {kind.value: count for kind, count in counts.reasons.items()}
+        told = _quarantined(kinds, counts.quarantined)
         yield f"stored by parser {label}: {counts.answered:,} answered, {told}"
     if found.unparsed:
         yield f"stored completions without a part: {found.unparsed:,}; the next run parses them"
@@ -171,22 +171,23 @@ def _status_lines(uri: str, found: "OutputStatus") -> Iterator[str]:
         yield f"  {kind:<12}{objects.count:>9,} objects{_size(objects.bytes):>12}"
 
 
-def _asked(run: "Run") -> str:
+def _asked(run: "RunRecord") -> str:
     return f"{run.dataset} asked of {run.model}, parsed by {run.parser}"
 
 
-def _progress(run: "Run") -> str:
-    done = run.progress.reused + run.progress.ok + run.progress.quarantined
-    total = run.progress.total
+def _progress(run: "RunRecord") -> str:
+    done, total = run.counts.rows, run.total
     return f"{done:,}{f' of {total:,}' if total is not None else ''} rows done"
 
 
-def _life(run: "Run") -> str:
+def _life(run: "RunRecord") -> str:
     """Whether a run that is not completed goes on, and what to do if not."""
-    if run.is_going:
-        return f"last sign of life {run.silent_seconds:.0f} s ago"
-    if run.state == "running":
-        told = f"no sign of life for {run.silent_seconds:,.0f} s: killed or stuck"
+    if run.is_live and run.state == "waiting":
+        return "waits for its turn to write"
+    if run.is_live:
+        return f"last heartbeat {run.silent_seconds:.0f} s ago"
+    if run.state in ("running", "waiting"):
+        told = f"no heartbeat for {run.silent_seconds:,.0f} s: killed or stuck"
     else:
         told = f"{run.state}{f': {run.error}' if run.error else ''}"
     return f"{told}; the same command goes on from here"
@@ -218,7 +219,7 @@ def _status_json(found: "OutputStatus") -> dict[str, Any]:
         "last": _run_json(found.last) if found.last else None,
         "unfinished": [_run_json(run) for run in found.unfinished],
         "stored": {
-            label: {"answered": counts.answered, "quarantined": dict(counts.quarantined)}
+            label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
             for label, counts in found.stored.items()
         },
         "unparsed": found.unparsed,
@@ -229,8 +230,8 @@ def _status_json(found: "OutputStatus") -> dict[str, Any]:
     }
 
 
-def _run_json(run: "Run") -> dict[str, Any]:
-    told = {"going": run.is_going, "silent_seconds": round(run.silent_seconds)}
+def _run_json(run: "RunRecord") -> dict[str, Any]:
+    told = {"going": run.is_live, "silent_seconds": round(run.silent_seconds)}
     return {**run.model_dump(mode="json", exclude_none=True), **told}
 
 

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from ..tasks.image_refs import ImageBase
     from ..tasks.object_store import ObjectStore
-    from ..tasks.reported_run import ReportedRun
+    from ..tasks.run_records import RunRecord
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -37,41 +37,41 @@ def report(output: str, /, *, store: str | None = None, allow_private_hosts: Fla
     """
     from ..tasks.image_reader import ImageReader
     from ..tasks.report import REPORT, make_report
-    from ..tasks.reported_run import reported_run
-    from .places import find_places
+    from ..tasks.run_records import completed_run
+    from .run import store_at
 
-    place = find_places(output, None, store).output
-    run = reported_run(place)
-    base, images = _image_base(place, run), run.images
+    place = store_at(output, store)
+    run = completed_run(place)
+    base, images = _image_base(place, run), run.told.images
     with ImageReader(
         images.max_file_bytes,
         credentials=place.s3_credentials,
         allow_private_hosts=allow_private_hosts,
-        root=run.source.image_root,
+        root=images.root or None,
     ) as reader:
-        make_report(place, reader=reader, images=images, base=base)
+        make_report(place, reader=reader, images=images.settings, base=base)
     print(place.uri_of(REPORT))
     return 0
 
 
-def _image_base(place: "ObjectStore", run: "ReportedRun") -> "ImageBase":
+def _image_base(place: "ObjectStore", run: "RunRecord") -> "ImageBase":
     """What relative image paths are tried against."""
     from ..tasks.errors import DatasetError
     from ..tasks.image_refs import ImageBase
     from ..tasks.loading import open_dataset
 
-    source = run.source
-    if not source.dataset:
-        return ImageBase(image_root=source.image_root)
+    told, root = run.told, run.told.images.root or None
+    if not told.dataset:
+        return ImageBase(image_root=root)
     try:
         dataset = open_dataset(
-            source.dataset,
-            image_key=source.columns.image or "",
-            conversation_key=source.columns.conversation,
-            image_root=source.image_root,
+            told.dataset,
+            image_key=told.columns.image or "",
+            conversation_key=told.columns.conversation,
+            image_root=root,
             require_images=False,
             credentials=place.s3_credentials,
         )
     except DatasetError:
-        return ImageBase(image_root=source.image_root)  # it was moved since: no pictures
+        return ImageBase(image_root=root)  # it was moved since: no pictures
     return dataset.base

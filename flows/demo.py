@@ -25,10 +25,8 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
     scenes = write_demo_dataset(folder, rows, seed)
     started = time.perf_counter()
     summary = run_in_terminal(
-        dataset=str(folder / "dataset.json"),
-        output=str(folder / "qa"),
-        endpoint=None,
-        model=str(CHECKPOINT),
+        str(folder / "dataset.json"),
+        {"output": str(folder / "qa"), "model": str(CHECKPOINT)},
     )
     pairs = pd.read_parquet(folder / "qa" / PAIRS)
     verdicts = [

@@ -13,11 +13,13 @@ from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
-from ..serving.errors import ImageQAError
+from ..tasks.errors import ImageQAError
+from ..tasks.naming import short_name
 from .prefect_server import check_server
 
 EPHEMERAL_STARTUP_SECONDS = 120
@@ -36,13 +38,20 @@ def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
     A mistake of the user's is one line in the logs of its runs.
     """
-    for logger in ("flow_runs", "engine"):
+    for logger in ("flow_runs", "task_runs", "engine"):
         get_logger(logger).addFilter(partial(_without_traceback, options["name"]))
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         return DeployableFlow(function, **options)
 
     return decorate
+
+
+def run_name() -> str:
+    """Name the current flow run by its dataset and output: `capsbench.json to qa`."""
+    given = flow_run.parameters
+    name = f"{short_name(given['dataset'])} to {short_name(given['output'])}"
+    return f"{name}, first {given['max_rows']}" if given.get("max_rows") else name
 
 
 class DeployableFlow(Flow[P, R]):

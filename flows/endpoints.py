@@ -10,13 +10,14 @@ from typing import Protocol
 from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 
+from ..serving.background import BackgroundLoop
 from ..serving.checkpoint import checkpoint_digest
 from ..serving.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
-from ..serving.errors import EndpointError
 from ..serving.launch import ServerOptions, local_checkpoint
 from ..serving.revival import Revival
 from ..serving.server import VLLMServer
+from ..tasks.errors import EndpointError
 
 RETURN_SECONDS = 45.0
 """How long a server that others run is waited for when it has gone."""
@@ -52,7 +53,10 @@ class AskedModel:
 
 @contextmanager
 def asked_model(
-    endpoint: str | list[str] | VLLMEndpoint | None, model: str | None, max_in_flight: int
+    endpoint: str | list[str] | VLLMEndpoint | None,
+    model: str | None,
+    max_in_flight: int,
+    loop: BackgroundLoop | None = None,
 ) -> Iterator[AskedModel]:
     """The model to ask, checked; its server is started where the run has none, and stopped after.
 
@@ -79,7 +83,7 @@ def asked_model(
                 "there is nothing to ask: give the endpoint of a running server, "
                 "or a model to start one for"
             )
-        client = stack.enter_context(ChatClient(block, max_in_flight))
+        client = stack.enter_context(ChatClient(block, max_in_flight, loop))
         client.check()
         revive: Revive = _Return(client)
         if server is not None:

@@ -12,14 +12,14 @@ import pandas as pd
 
 from ..serving.checkpoint import checkpoint_digest
 from ..serving.endpoint import VLLMEndpoint
-from ..serving.errors import ImageQAError
 from ..serving.launch import ServerOptions, local_checkpoint
 from ..serving.server import VLLMServer
+from ..tasks.errors import ImageQAError
 from ..tasks.exporting import QA_JSONL, QUARANTINE_JSONL
 from ..tasks.object_store import ObjectStore
+from ..tasks.parameters import Columns, Exports, Parsing, Sampling
 from .file_storage import FileStorage
 from .image_qa import image_qa
-from .settings import Columns, Replies, Sampling
 from .summary import RunSummary
 
 __all__ = ["FileStorage", "ImageQAGenerator", "LocalModelVLMServing_vllm", "PromptedVQAGenerator"]
@@ -163,7 +163,8 @@ class PromptedVQAGenerator:
                 conversation=input_prompt_key or input_conversation_key or "",
                 output=answer_key,
             ),
-            replies=Replies(require_pairs=False),
+            parsing=Parsing(require_pairs=False),
+            exports=Exports(json_array=True),
             **_asked(self.serving),
         )
         failures = ObjectStore(uri=summary.output).read(QUARANTINE_JSONL)

@@ -16,7 +16,7 @@ from prefect.settings import (
 )
 
 from ..serving.endpoint import safe_url
-from ..serving.errors import ImageQAError
+from ..tasks.errors import PrefectServerError
 
 ANSWER_SECONDS = 10.0
 """How long a server may take to tell its version."""
@@ -25,10 +25,6 @@ BUSY = {429, 502, 503, 504}
 """HTTP statuses that may pass."""
 
 SET_URL = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
-
-
-class PrefectServerError(ImageQAError):
-    """There is no Prefect server, or it cannot do what is asked of it."""
 
 
 def check_server(*, needed: bool = False) -> None:

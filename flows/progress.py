@@ -4,11 +4,12 @@ import time
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import islice
 
 from ..serving.client import ClientStats
 from ..tasks.errors import DatasetError
+from ..tasks.ledger import RowStatus
 from ..tasks.loading import Dataset
+from ..tasks.run_records import RunCounts
 
 COUNTING_SECONDS = 60
 """A million lines take about 20 seconds; a file that takes longer goes without an ETA."""
@@ -21,37 +22,40 @@ class RunProgress:
     Attributes:
         stats: what the client has done.
         total: rows of the dataset, as soon as that is known.
-        reused: rows that an earlier run has answered.
-        skipped: rows that need no asking for another reason: repeated, or known to fail.
+        known: rows that are not asked, by where they stand in the ledger.
         batches: batches that were formed.
         asked: rows in them; stored completions answer some without a request.
         retried: rows in them that were quarantined before.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
         started: monotonic seconds when the first batch could be sent; 0 before.
+        completed_before: completions that the client had by then, of an earlier pass say.
         over: nobody needs the counts any more.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
     total: int | None = None
-    reused: int = 0
-    skipped: int = 0
+    known: dict[RowStatus, int] = field(default_factory=dict)
     batches: int = 0
     asked: int = 0
     retried: int = 0
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0
+    completed_before: int = 0
     over: bool = False
     _counting: bool = False
 
-    def begin(self, stats: ClientStats, count: int | None, limit: int | None) -> None:
-        """Start the clock: everything that is needed is up."""
-        self.stats, self.started = stats, time.monotonic()
-        if count is not None:
-            self.total = min(count, limit or count)
+    def begin(self, stats: ClientStats, total: int | None) -> None:
+        """Start the clock, and count from zero: everything that is needed is up."""
+        before = stats.completions
+        self.__init__(stats, total, started=time.monotonic(), completed_before=before)  # type: ignore[misc]
 
-    def count(self, source: Dataset, limit: int | None) -> None:
+    def add_known(self, status: RowStatus) -> None:
+        """Count a row that is not asked."""
+        self.known[status] = self.known.get(status, 0) + 1
+
+    def count(self, source: Dataset) -> None:
         """Count the rows of a dataset that does not say how many it has, for the ETA; once."""
         if self._counting or self.total is not None:
             return
@@ -59,21 +63,49 @@ class RunProgress:
         deadline = time.monotonic() + COUNTING_SECONDS
         total = 0
         with suppress(DatasetError):  # the pass that asks comes to the same place, and tells
-            for total, _ in enumerate(islice(source.rows(), limit), 1):
+            for total, _ in enumerate(source.rows(), 1):
                 if total % 1000 == 0 and (self.over or time.monotonic() > deadline):
                     return
             self.total = total
 
+    def counts(self) -> RunCounts:
+        """What has become of the rows so far; one that stands twice in the dataset counts once."""
+        reused = self.known.get(RowStatus.ANSWERED, 0)
+        failed = self.known.get(RowStatus.FAILED, 0)
+        ok, quarantined = reused + self.ok, failed + self.quarantined
+        return RunCounts(
+            rows=ok + quarantined,
+            ok=ok,
+            quarantined=quarantined,
+            reused=reused,
+            asked=self.asked,
+            retried=self.retried,
+            requests=self.stats.requests,
+            prompt_tokens=self.stats.prompt_tokens,
+            completion_tokens=self.stats.completion_tokens,
+            seconds=round(self.seconds, 3),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started if self.started else 0.0
+
     @property
     def done(self) -> int:
         """Rows that are finished, or known to need nothing more."""
-        return self.reused + self.skipped + max(self.ok + self.quarantined, self.stats.completions)
+        return sum(self.known.values()) + self._done_now
 
     @property
     def rows_per_second(self) -> float:
         """Rows answered per second since the start."""
-        seconds = time.monotonic() - self.started if self.started else 0.0
-        return (self.done - self.reused - self.skipped) / seconds if seconds > 0 else 0.0
+        seconds = self.seconds
+        return self._done_now / seconds if seconds > 0 else 0.0
+
+    @property
+    def _done_now(self) -> int:
+        answered = self.stats.completions - self.completed_before
+        return max(self.ok + self.quarantined, answered)
 
     def __str__(self) -> str:
         of_total = f" of {self.total:,}" if self.total is not None else ""

@@ -20,7 +20,6 @@ from prefect.artifacts import (
 )
 
 from ..tasks.artifacts import (
-    CountedRun,
     artifact_key,
     as_text,
     gallery_markdown,
@@ -42,20 +41,17 @@ PATIENCE_SECONDS = 3.0
 
 
 @contextmanager
-def progress_shown(
-    output: ObjectStore, source: Dataset, limit: int | None, progress: RunProgress
-) -> Iterator[None]:
+def progress_shown(output: ObjectStore, source: Dataset, progress: RunProgress) -> Iterator[None]:
     """Show inside the block how far a run is; from threads of its own, so that it costs nothing.
 
     Args:
         output: the run's output.
         source: its dataset, which is counted where it does not say how many rows it has.
-        limit: only so many of its first rows.
         progress: where the run counts.
     """
     shown = _ShownProgress(artifact_key(output.uri, "progress"), source.name, progress)
     over = threading.Event()
-    threading.Thread(target=progress.count, args=(source, limit), daemon=True).start()
+    threading.Thread(target=progress.count, args=(source,), daemon=True).start()
 
     def follow() -> None:
         shown.update()
@@ -98,9 +94,8 @@ def show_results(
     """
 
     def show_summary() -> None:
-        counted = CountedRun.model_validate(summary.model_dump())
         places = {title: output.uri_of(name) for title, name in files.items()}
-        told = summary_markdown(counted, dataset=dataset, model=model, files=places)
+        told = summary_markdown(summary, dataset=dataset, model=model, files=places)
         create_markdown_artifact(told, key("summary"), description("Summary"))
 
     def show_gallery() -> None:

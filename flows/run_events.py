@@ -34,7 +34,7 @@ def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
         "prefect-imageqa.model": model,
     }
     payload: dict[str, Any] = {
-        **summary.model_dump(mode="json", exclude={"store"}),
+        **summary.model_dump(mode="json", exclude={"asked", "store"}),
         "quarantined_share": round(share, 6),
         "message": str(summary),
     }

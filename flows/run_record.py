@@ -1,169 +1,80 @@
-"""The record of a run in its output: what was asked of what, how far it is, what came of it."""
+"""The record of the current run: its heartbeat, its turn to write, and how it ends."""
 
-import json
-import os
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from prefect import get_run_logger
-from prefect.runtime import flow_run
 
-from ..tasks.caching import configuration_key
-from ..tasks.errors import StoreError
+from ..tasks.errors import ObjectDamagedError, OutputBusyError, StoreError
+from ..tasks.exporting import QA_JSON
 from ..tasks.object_store import ObjectStore
-from ..tasks.outputs import read_runs
-from ..tasks.parsing import ParseSettings
-from ..tasks.prompting import PromptSettings
-from ..tasks.storing import open_output, write_manifest, write_run
+from ..tasks.run_records import RunCounts, RunRecord, complete_run, last_completed, read_runs
+from ..tasks.storing import open_output, read_manifest, run_name
 from .progress import RunProgress
-from .settings import Columns, DatasetLike
 from .summary import RunSummary
 
-if TYPE_CHECKING:
-    import pandas as pd
+HEARTBEAT_SECONDS = 10.0
 
-ENTERING_SECONDS = 5.0
-"""How long a run that is about to begin is waited for; it takes two small writes."""
+LOOK_SECONDS = 1.0
+"""Between two looks whether the run that writes to the output is done."""
 
-BEAT_SECONDS = 10.0
-"""How often a run says that it is alive."""
-
-
-@dataclass(frozen=True)
-class RowSource:
-    """Where the rows of a run come from.
-
-    Attributes:
-        dataset: as the user gave it.
-        columns: which of its columns are used.
-        image_root: folder that relative image paths start from.
-        limit: only so many of its first rows.
-    """
-
-    dataset: DatasetLike
-    columns: Columns
-    image_root: str | None
-    limit: int | None
-
-    def told(self) -> Mapping[str, Any]:
-        """What is kept, to find images again; a DataFrame has no place to be found at."""
-        place = str(self.dataset) if isinstance(self.dataset, str | Path) else ""
-        if place and "://" not in place:
-            place = os.path.abspath(Path(place).expanduser())  # noqa: PTH100 (keeps links)
-        return {
-            "dataset": place,
-            "columns": self.columns.model_dump(),
-            "image_root": self.image_root,
-            "limit": self.limit,
-        }
+TOLD_SECONDS = 60.0
+"""How often it is said again what is waited for."""
 
 
-class RunRecord:
+class KeptRecord:
     """`runs/<id>.json` while the run goes on, and `manifest.json` when it is complete.
-
-    Attributes:
-        keys_name: what the row keys of this dataset and configuration are kept under.
 
     Args:
         store: the output.
-        dataset: its short name.
-        source: where its rows come from, see `RowSource`.
-        prompting: what is asked.
-        parsing: how replies are parsed.
+        record: what is known of the run as it begins.
         progress: where the run counts.
     """
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        dataset: str,
-        source: RowSource,
-        prompting: PromptSettings,
-        parsing: ParseSettings,
-        progress: RunProgress,
-    ) -> None:
-        self.run_id = str(flow_run.id or uuid4())
-        told = _told(prompting, parsing)
-        configuration = configuration_key(told)
-        self.keys_name = f"{configuration}/{dataset_key(source)}"
+    def __init__(self, store: ObjectStore, record: RunRecord, progress: RunProgress) -> None:
         self._store = store
+        self._record = record
         self._progress = progress
-        names = ("prefect-imageqa", "prefect", "pandas", "pillow")
-        self._head = {
-            "run": self.run_id,
-            "started": _now("microseconds"),
-            "dataset": dataset,
-            "source": source.told(),
-            "configuration": configuration,
-            "keys": self.keys_name,
-            **told,
-            "versions": {name: version(name) for name in names},
-        }
+        self._passed_over: set[str] = set()
         self._logger = get_run_logger()  # a thread of its own has none
+        self._lock = threading.Lock()
         self._done = threading.Event()
-        self._beating = threading.Thread(target=self._beat, name="run-record", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="run-record", daemon=True)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Write the record now, and how the run ended if it is not completed.
+    def kept(self, *, wait: bool) -> Iterator[None]:
+        """Write to the output alone inside the block; write how the run ended if it does not.
+
+        Args:
+            wait: whether to wait while another run is writing to the output.
 
         Raises:
-            StoreError: the output cannot be written.
+            OutputBusyError: one is, and this one does not wait.
+            StoreError: the output cannot be read or written.
         """
         open_output(self._store)
-        # Of two runs that begin at once, both must know which is earlier: one that is about to
-        # take its time says so, and is waited for in `is_beside`.
-        self._write("running", {"entering": True})
-        self._head["started"] = _now("microseconds")
-        self._write("running")
-        self._beating.start()
+        self._write(state="waiting")
+        self._heart.start()
         try:
+            self._take_turn(wait)
             yield
+        except OutputBusyError:
+            self._stop_beating()
+            self._store.remove(run_name(self._record.run))
+            raise
         except BaseException as error:
             self._stop_beating()
             reason = str(error) or type(error).__name__
             with self._best_effort():
                 failed = isinstance(error, Exception)
-                self._write("failed" if failed else "interrupted", {"error": reason})
+                self._write(state="failed" if failed else "interrupted", error=reason)
             raise
-        self._stop_beating()
-
-    def is_beside(self) -> bool:
-        """Whether an earlier run of the same dataset and configuration is at work on the output.
-
-        Of two that start at the same moment, one is told so.
-        """
-        deadline = time.monotonic() + ENTERING_SECONDS
-        while True:
-            try:
-                runs = read_runs(self._store)
-            except StoreError as error:  # it only saves requests to know
-                self._logger.warning("other runs of this output cannot be told: %s", error)
-                return False
-            same = [run for run in runs if run.is_going and run.keys == self.keys_name]
-            if time.monotonic() > deadline or not any(run.entering for run in same):
-                break
-            time.sleep(0.1)
-        going = [run.run for run in sorted(same, key=lambda run: (run.started, run.run))]
-        return self.run_id in going[1:]
-
-    def _beat(self) -> None:
-        """Say now and then how far the run is, also while a batch takes long."""
-        while not self._done.wait(BEAT_SECONDS):
-            with self._best_effort():
-                self._write("running")
-
-    def _stop_beating(self) -> None:
-        self._done.set()
-        self._beating.join()
+        finally:
+            self._stop_beating()
 
     def complete(self, summary: RunSummary) -> None:
         """Record the end of the run, and that the output is in this state.
@@ -172,30 +83,81 @@ class RunRecord:
             StoreError: the output cannot be written.
         """
         self._stop_beating()
-        done = {"summary": summary.model_dump(mode="json")}
-        write_manifest(self._store, self._write("completed", done))
+        before = last_completed(self._store, read_manifest(self._store) or {})
+        if before and before.told.exports.json_array and not self._record.told.exports.json_array:
+            self._store.remove(QA_JSON)  # it would tell of the run before
+        counts = RunCounts(**summary.model_dump(exclude={"output", "store"}))
+        complete_run(self._store, self._changed(state="completed", counts=counts))
 
-    def _write(self, state: str, more: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        progress = self._progress
-        record = {
-            **self._head,
-            "state": state,
-            "updated": _now(),
-            "progress": {
-                "total": progress.total,
-                "asked": progress.asked,
-                "retried": progress.retried,
-                "reused": progress.reused,
-                "ok": progress.ok,
-                "quarantined": progress.quarantined,
-                "requests": progress.stats.requests,
-                "prompt_tokens": progress.stats.prompt_tokens,
-                "completion_tokens": progress.stats.completion_tokens,
-            },
-            **(more or {}),
-        }
-        write_run(self._store, self.run_id, record)
-        return record
+    def _take_turn(self, wait: bool) -> None:
+        """Return when no other run writes to the output.
+
+        Of runs that find each other waiting, the one that was first goes on; one that goes on says
+        so, and looks once more: of two that do so at the same moment, the later one steps back.
+        """
+        told = -math.inf
+        while True:
+            while other := self._other(before=True):
+                if not wait:
+                    raise OutputBusyError(
+                        f"{self._store.uri}: {_described(other)} is writing there; wait until "
+                        "it is done, or choose another output"
+                    )
+                if time.monotonic() - told > TOLD_SECONDS:
+                    told = time.monotonic()
+                    self._logger.warning(
+                        "waiting until %s is done, which is writing to %s; `--no-wait` "
+                        "(limits.wait false) refuses instead",
+                        _described(other),
+                        self._store.uri,
+                    )
+                time.sleep(LOOK_SECONDS)
+            self._write(state="running", started=datetime.now(UTC))
+            if self._other(before=False) is None:
+                return
+            self._write(state="waiting")
+
+    def _other(self, *, before: bool) -> RunRecord | None:
+        """A live run that this one must give way to.
+
+        Args:
+            before: also one that came later, if it is writing already.
+        """
+        own = self._record
+        for run in read_runs(self._store, self._pass_over):
+            first = (run.queued, run.run) < (own.queued, own.run)
+            if (
+                run.run != own.run
+                and (first or (before and run.state == "running"))
+                and run.is_live
+            ):
+                return run
+        return None
+
+    def _pass_over(self, damaged: ObjectDamagedError) -> None:
+        if str(damaged) not in self._passed_over:
+            self._passed_over.add(str(damaged))
+            self._logger.warning("%s", damaged)
+
+    def _beat(self) -> None:
+        """Say now and then how far the run is, also while a batch takes long."""
+        while not self._done.wait(HEARTBEAT_SECONDS):
+            with self._best_effort():
+                self._write()
+
+    def _stop_beating(self) -> None:
+        self._done.set()
+        if self._heart.is_alive():
+            self._heart.join()
+
+    def _write(self, **changed: object) -> None:
+        with self._lock:
+            self._record = self._changed(counts=self._progress.counts(), **changed)
+            self._record.write(self._store)
+
+    def _changed(self, **changed: object) -> RunRecord:
+        now, total = datetime.now(UTC), self._progress.total
+        return self._record.model_copy(update={"updated": now, "total": total, **changed})
 
     @contextmanager
     def _best_effort(self) -> Iterator[None]:
@@ -206,36 +168,5 @@ class RunRecord:
             self._logger.warning("the record of the run could not be written: %s", error)
 
 
-def dataset_key(source: RowSource) -> str:
-    """Name a dataset, for what is kept per configuration and dataset."""
-    given = source.dataset
-    named = str(given) if isinstance(given, str | Path) else _frame_name(given)
-    return configuration_key({"dataset": named, "limited": source.limit is not None})
-
-
-def _frame_name(frame: "pd.DataFrame") -> str:
-    """What tells a DataFrame from others, and stays as it grows: its columns and first row."""
-    first = frame.iloc[0].tolist() if len(frame) else []
-    cells = [
-        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__ for cell in first
-    ]
-    return json.dumps([[str(column) for column in frame.columns], cells])
-
-
-def _told(prompting: PromptSettings, parsing: ParseSettings) -> dict[str, Any]:
-    """What decides the answers of a run. No secret is in it."""
-    spec = prompting.spec
-    return {
-        "model": spec.model,
-        "model_revision": spec.model_revision,
-        "system_prompt": prompting.system_prompt,
-        "user_prompt": prompting.user_prompt,
-        "prompt_style": spec.prompt,
-        "parser": parsing.label,
-        "sampling": dict(spec.sampling),
-        "images": dict(spec.images),
-    }
-
-
-def _now(precision: str = "seconds") -> str:
-    return datetime.now(UTC).isoformat(timespec=precision)
+def _described(run: RunRecord) -> str:
+    return f"the run of {run.started:%Y-%m-%d %H:%M:%S} UTC on {run.host} ({run.run})"

@@ -1,55 +1,25 @@
-"""What a run tells at the end: to its caller, and in the output's manifest."""
+"""What a run tells its caller at the end."""
 
 import json
-import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ..tasks.exporting import QA_JSONL, Counts
+from ..tasks.exporting import QA_JSONL
 from ..tasks.object_store import ObjectStore, load_store
-from .progress import RunProgress
+from ..tasks.run_records import RunCounts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class RunSummary(BaseModel):
-    """What became of a run's rows: `rows` is always `ok + filtered + quarantined`.
+class RunSummary(RunCounts):
+    """What became of a run's rows, and where they are.
 
     Attributes:
-        rows: rows of the dataset, up to the limit.
-        ok: rows with an answer, old or new.
-        filtered: rows whose answer was checked and left out.
-        quarantined: rows that could not be answered.
-        reused: ok rows whose answer was stored before this run.
-        retried: rows asked again that an earlier run had quarantined.
-        pairs: QA pairs of the ok rows.
-        requests: requests sent to the model, repeated ones included.
-        prompt_tokens: tokens the model read.
-        completion_tokens: tokens the model wrote.
-        seconds: the flow's own work, without the start-up of Prefect and vLLM.
         output: where everything is.
-        reasons: quarantined rows by kind.
-        store: name of the `ObjectStore` block whose credentials were used; empty for none.
+        store: name of the `Image QA Store` block whose credentials were used; empty for none.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    rows: int
-    ok: int
-    filtered: int
-    quarantined: int
-    reused: int
-    retried: int
-    pairs: int
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
     output: str
-    reasons: Mapping[str, int] = Field(default_factory=dict)
     store: str = ""
 
     def __str__(self) -> str:
@@ -67,7 +37,7 @@ class RunSummary(BaseModel):
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        return self.model_dump_json(exclude={"pairs", "reasons", "retried", "store"})
+        return self.model_dump_json(exclude={"asked", "pairs", "reasons", "retried", "store"})
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.
@@ -83,24 +53,3 @@ class RunSummary(BaseModel):
         )
         lines = store.read(QA_JSONL).splitlines()
         return pd.DataFrame([json.loads(line) for line in lines], dtype=object)
-
-
-def summarise(counts: Counts, progress: RunProgress, output: ObjectStore) -> RunSummary:
-    """The summary of a run, from what the exports hold and what the client sent."""
-    stats = progress.stats
-    return RunSummary(
-        rows=counts.rows,
-        ok=counts.ok,
-        filtered=counts.filtered,
-        quarantined=counts.quarantined,
-        reused=progress.reused,
-        retried=progress.retried,
-        pairs=counts.pairs,
-        requests=stats.requests,
-        prompt_tokens=stats.prompt_tokens,
-        completion_tokens=stats.completion_tokens,
-        seconds=round(time.monotonic() - progress.started, 3),
-        output=output.uri,
-        store=output.credentials,
-        reasons=dict(counts.reasons),
-    )

@@ -1,9 +1,10 @@
 """A run as a person at a terminal, or a log file, sees it."""
 
+import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,67 +20,58 @@ from rich.progress import (
 )
 
 from ..serving.process import terminate_on_signals
-from ..tasks.loading import Dataset, open_dataset
-from ..tasks.object_store import load_store
+from ..tasks.loading import Dataset, load_dataset
+from ..tasks.parameters import RunParameters
 from .endpoints import asked_model
+from .image_qa import image_qa
+from .prefect_server import check_server
 from .progress import RunProgress, watch
-from .settings import Columns, Images
+from .run import store_at
 from .summary import RunSummary
 
 REFRESH_SECONDS = 0.5
 
 
-def run_in_terminal(
-    *,
-    dataset: str,
-    endpoint: list[str] | None,
-    model: str | None,
-    columns: Columns = Columns(),  # noqa: B008 - frozen
-    images: Images = Images(),  # noqa: B008
-    store: str | None = None,
-    **arguments: Any,
-) -> RunSummary:
+def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     """Run the flow with live progress on a terminal, plain log lines otherwise.
 
     Dataset and endpoint are looked at before Prefect or a server starts: a typo costs no minute.
 
+    Args:
+        dataset: path or URI.
+        parameters: the other parameters of `image_qa`; the endpoint as a list.
+
     Raises:
         ImageQAError: as `image_qa` does.
     """
-    from .image_qa import image_qa
-    from .prefect_server import check_server
-
+    given = inspect.signature(image_qa.fn).bind(dataset, **parameters)
+    given.apply_defaults()
+    told = RunParameters(**given.arguments)
     check_server()
-    source = open_dataset(
+    table = load_dataset.fn(
         dataset,
-        image_key=columns.image or "",
-        conversation_key=columns.conversation,
-        image_root=images.root or None,
-        require_images=columns.image is not None,
-        credentials=load_store(store).s3_credentials if store else None,
+        told.columns,
+        told.output,
+        told.images.root or None,
+        told.max_rows,
+        store_at(told.output, told.store).s3_credentials,
     )
-    urls = [url for url in endpoint or [] if "://" in url]
+    names = parameters.get("endpoint") or []
+    urls = [url for url in names if "://" in url]
     if urls:
-        with asked_model(urls, model, max_in_flight=1):
+        with asked_model(urls, told.model or None, max_in_flight=1):
             pass
     progress = RunProgress()
     watch(progress)
-    with terminate_on_signals(), _display(progress, source, arguments.get("limit")):
-        summary: RunSummary = image_qa(
-            dataset=dataset,
-            # A single name may be that of a block.
-            endpoint=endpoint[0] if endpoint and len(endpoint) == 1 else endpoint,
-            model=model,
-            columns=columns,
-            images=images,
-            store=store,
-            **arguments,
-        )
+    # A single name may be that of a block.
+    endpoint = names[0] if len(names) == 1 else names or None
+    with terminate_on_signals(), _display(progress, table):
+        summary: RunSummary = image_qa(**{**given.arguments, "endpoint": endpoint})
     return summary
 
 
 @contextmanager
-def _display(progress: RunProgress, source: Dataset, limit: int | None) -> Iterator[None]:
+def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -88,7 +80,7 @@ def _display(progress: RunProgress, source: Dataset, limit: int | None) -> Itera
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if source.count is None:
-        threading.Thread(target=progress.count, args=(source, limit), daemon=True).start()
+        threading.Thread(target=progress.count, args=(source,), daemon=True).start()
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

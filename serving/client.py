@@ -4,8 +4,9 @@ import asyncio
 import operator
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Self, TypeVar
 import orjson
 import tenacity
 
+from .background import BackgroundLoop, CoroutineGroup, GroupEndedError
 from .endpoint import VLLMEndpoint, safe_url
 from .errors import EndpointError
 from .replies import GATEWAY_STATUSES, failure, may_pass
@@ -36,9 +38,20 @@ must not be taken for a request that it cannot answer.
 
 @dataclass(slots=True)
 class ClientStats:
-    """What a client has done so far; read it from any thread."""
+    """What a client has done so far; read it from any thread.
+
+    Attributes:
+        requests: sent, repeated ones included.
+        queued: requests that wait for a slot.
+        in_flight: requests that are with a server.
+        completions: requests that were answered.
+        failures: requests that were given up.
+        prompt_tokens: tokens the model read.
+        completion_tokens: tokens the model wrote.
+    """
 
     requests: int = 0
+    queued: int = 0
     in_flight: int = 0
     completions: int = 0
     failures: int = 0
@@ -47,7 +60,7 @@ class ClientStats:
 
 
 class ChatClient:
-    """Sends chat requests concurrently from one background event loop that it owns.
+    """Sends chat requests concurrently from a background event loop.
 
     Threads share one client: connections are reused, and `max_in_flight` holds across all of them.
 
@@ -55,26 +68,25 @@ class ChatClient:
         endpoint: the servers; requests go to the one with the fewest in flight. One that cannot
             be reached gets none for some seconds, as long as there is another.
         max_in_flight: requests sent and not yet answered, at most.
+        loop: what it runs on; by default a loop of its own.
     """
 
-    def __init__(self, endpoint: VLLMEndpoint, max_in_flight: int = 64) -> None:
+    def __init__(
+        self, endpoint: VLLMEndpoint, max_in_flight: int = 64, loop: BackgroundLoop | None = None
+    ) -> None:
         self.endpoint = endpoint
+        self.max_in_flight = max_in_flight
         self.stats = ClientStats()
         self._transport = Transport(endpoint)
-        self._max_in_flight = max_in_flight
         # Bounds requests that hold their image bytes, sent or about to be.
         self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
         self._model = endpoint.model
-        self._running = False
-        self._gate = threading.Lock()
+        self._shared_loop = loop
+        self._group: CoroutineGroup | None = None
 
     def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="chat-client", daemon=True
-        )
-        self._thread.start()
-        self._running = True
+        self._loop = self._shared_loop or BackgroundLoop()
+        self._group = CoroutineGroup(self._loop)
         self._await(self._open())
         return self
 
@@ -85,17 +97,14 @@ class ChatClient:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-        asyncio.run_coroutine_threadsafe(self._transport.close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.start(self._transport.close()).result()
+        if self._shared_loop is None:
+            self._loop.close()
 
     def stop(self) -> None:
         """Give up what is in flight, and send nothing more; who waits gets an `EndpointError`."""
-        with self._gate:
-            self._running = False
-            ending = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
-        ending.result()
+        if self._group is not None:
+            self._group.end()
 
     @property
     def model(self) -> str:
@@ -208,10 +217,11 @@ class ChatClient:
         return self._start(ask())
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        # What is started before the client closes is ended by it; nothing is started after.
-        with self._gate:
-            if self._running:
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            if self._group is not None:
+                return self._group.start(coroutine)
+        except GroupEndedError:
+            pass
         coroutine.close()
         raise EndpointError("the client is closed: use it inside its `with` block")
 
@@ -221,14 +231,8 @@ class ChatClient:
     # Everything below runs on the background loop.
 
     async def _open(self) -> None:
-        self._slots = asyncio.Semaphore(self._max_in_flight)
+        self._slots = asyncio.Semaphore(self.max_in_flight)
         await self._transport.open()
-
-    async def _end_all(self) -> None:
-        pending = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
 
     async def _up_within(self, seconds: float) -> bool:
         poll = tenacity.AsyncRetrying(retry=tenacity.retry_if_result(operator.not_), wait=_POLLING)
@@ -271,7 +275,7 @@ class ChatClient:
     async def _attempt(self, body: bytes, started: float, last: Outcome | None = None) -> Outcome:
         """Send it once more after `last`; a slot is held while it is with the server, no longer."""
         number, cuts = last.attempts + 1 if last else 1, getattr(last, "cuts", 0)
-        async with self._slots:
+        async with self._slot():
             url = self._transport.pick()
             # A tunnel or proxy before a dead server accepts a request and drops it, which is no
             # cut: what was cut goes out again only to a server that is seen to be there.
@@ -286,6 +290,19 @@ class ChatClient:
             what = f"{safe_url(url)}: the server went away after {after}"
             outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, cuts=1)
         return replace(outcome, cuts=cuts + outcome.cuts)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it."""
+        self.stats.queued += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.stats.queued -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def _send(self, url: str, body: bytes, started: float, number: int) -> Outcome:
         self.stats.requests += 1

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from .errors import EndpointError
 
@@ -28,9 +28,12 @@ class VLLMEndpoint(Block):
 
     _block_type_name: ClassVar[str | None] = "vLLM Endpoint"
     _block_type_slug: ClassVar[str | None] = "vllm-endpoint"
+    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl(
+        "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"
+    )
     _description: ClassVar[str | None] = (
-        "Where a vision-language model is served: one or more vLLM servers of the same model, and "
-        "the key they want. Runs of image-qa name this block as their `endpoint`."
+        "The vLLM servers that an image-qa run asks: their URLs, the model's name, the API key. "
+        "Give a run the name of this block as its endpoint."
     )
 
     urls: list[str] = Field(

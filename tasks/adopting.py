@@ -6,14 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from prefect import get_run_logger, task
 
 from .batch_cache import check_completions
-from .completions import CompletionsDamagedError
-from .filesystems import ObjectMissingError
+from .errors import ObjectMissingError, RecordDamagedError, RecordRefusedError
 from .ledger import Ledger
 from .object_store import ObjectStore
 from .parsing import ParsedBatch, ParseSettings, parse_completions
-from .result_records import RecordDamagedError, RecordRefusedError
 from .steps import STEP, ahead
-from .storing import write_batch
+from .storing import write_part
 
 _READ_AT_ONCE = 8
 
@@ -24,7 +22,7 @@ def adopt_completions(
     batches: Iterable[str],
     output: ObjectStore,
     ledger: Ledger,
-    settings: ParseSettings,
+    parsing: ParseSettings,
 ) -> int:
     """Parse and store batches whose completions are stored, and enter them in the ledger.
 
@@ -39,24 +37,23 @@ def adopt_completions(
     """
     logger = get_run_logger()  # the threads below have none
 
-    def adopt(batch: str) -> tuple[list[str], ParsedBatch] | None:
+    def adopt(batch: str) -> tuple[str, ParsedBatch] | None:
         try:
             found = check_completions(batch, completions.read(batch))
         except ObjectMissingError:
             return None  # cleaned away meanwhile
-        except (RecordRefusedError, RecordDamagedError, CompletionsDamagedError) as error:
+        except (RecordRefusedError, RecordDamagedError) as error:
             where = completions.uri_of(batch)
             logger.warning("%s: %s; its rows are asked again", where, error)
             return None
-        parsed = parse_completions(found, settings)
-        names = write_batch(output, settings.label, batch, parsed.rows, parsed.time)
-        return names, parsed
+        parsed = parse_completions(found, parsing)
+        return write_part(output, ledger.folder, batch, parsed.rows, parsed.time), parsed
 
     stored = 0
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for _, done in ahead(pool, adopt, batches, _READ_AT_ONCE):
             if (adopted := done.result()) is not None:
-                names, parsed = adopted
-                ledger.add(names, parsed.rows, parsed.time)
+                name, parsed = adopted
+                ledger.add(name, parsed.rows, parsed.time)
                 stored += 1
     return stored

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from .exporting import QUARANTINE_JSONL
 from .object_store import ObjectStore
-from .outputs import RunCounts
+from .run_records import RunCounts
 from .samples import SampledRow
 from .storing import damage_named
 
@@ -42,24 +42,6 @@ _NARROW = "\u2060"
 _THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
-class CountedRun(RunCounts):
-    """What a completed run has counted.
-
-    Attributes:
-        reused: ok rows that were answered before it.
-        requests: requests it sent.
-        prompt_tokens: tokens the model read.
-        completion_tokens: tokens the model wrote.
-        seconds: its own work.
-    """
-
-    reused: int
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-
-
 def as_text(text: str) -> str:
     """Markdown that shows a text of strangers as it is, on one line, cut where it is long."""
     return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_NARROW, _one_line(text)))
@@ -70,7 +52,7 @@ def as_cell(text: str) -> str:
     return _MARKUP.sub(_NARROW, _LINKS.sub(_NARROW, _one_line(text)))
 
 
-def summary_markdown(run: CountedRun, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
+def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
     """Counts, reasons, tokens and throughput of a completed run.
 
     Args:

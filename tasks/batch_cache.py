@@ -5,31 +5,30 @@ looks again before it asks, and writes its result itself.
 """
 
 from collections.abc import Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from prefect import get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
-from prefect.tasks import Task
 from prefect.transactions import get_transaction
 
-from .completions import Completions, CompletionsDamagedError
-from .filesystems import ObjectMissingError
+from .completions import Completions
+from .errors import ObjectMissingError, RecordDamagedError, RecordRefusedError
 from .object_store import ObjectStore
 from .records import Batch
-from .result_records import (
-    RESULT_SERIALIZER,
-    RecordDamagedError,
-    RecordRefusedError,
-    record_result,
-)
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from .result_records import RESULT_SERIALIZER, record_result
 
 
+@dataclass
 class BatchKeyPolicy(CachePolicy):
-    """The key of a batch is its name in the cache, whatever else the task is given."""
+    """A batch is found by its key, whatever else the task is given.
+
+    Attributes:
+        folder: path of the completions in the result storage.
+    """
+
+    folder: str = ""
 
     def compute_key(
         self,
@@ -38,37 +37,37 @@ class BatchKeyPolicy(CachePolicy):
         flow_parameters: dict[str, Any],  # noqa: ARG002
         **_: Any,
     ) -> str:
-        """The batch key of the task's `batch`."""
-        return cast("Batch", inputs["batch"]).key
+        """Where the completions of the task's `batch` are kept."""
+        return f"{self.folder}/{cast('Batch', inputs['batch']).key}".lstrip("/")
 
 
-def cached(task: Task[P, R], completions: ObjectStore) -> Task[P, R]:
-    """The task with its results kept in, and taken from, a store.
+def batch_cache(completions: ObjectStore) -> dict[str, Any]:
+    """The options of a task whose results are kept in, and taken from, a store.
 
     Args:
-        task: takes a `batch` and returns plain JSON.
-        completions: where the results are, one object a batch key.
+        completions: where the results are, one object a batch key. The task takes a `batch` and
+            returns plain JSON.
     """
-    return task.with_options(
-        persist_result=True,
-        result_storage=completions.saved().accepting(check_completions),
-        result_serializer=RESULT_SERIALIZER,
-        cache_policy=BatchKeyPolicy(),
-        cache_result_in_memory=False,
-    )
+    results, folder = completions.result_storage()
+    return {
+        "persist_result": True,
+        "result_storage": results.accepting(_check_stored),
+        "result_serializer": RESULT_SERIALIZER,
+        "cache_policy": BatchKeyPolicy(folder=folder),
+        "cache_result_in_memory": False,
+    }
 
 
-def check_completions(key: str, record: bytes) -> Completions:
+def check_completions(batch_key: str, record: bytes) -> Completions:
     """Read a stored result record.
 
     Raises:
         RecordRefusedError: it wants to be read in another way than this program's.
-        RecordDamagedError: it is not such a record.
-        CompletionsDamagedError: it does not hold the replies to that batch.
+        RecordDamagedError: it is not such a record, or does not hold the replies to that batch.
     """
     completions = Completions.load(record_result(record))
-    if completions.key != key:
-        raise CompletionsDamagedError("stored replies are those of another batch")
+    if completions.key != batch_key:
+        raise RecordDamagedError("stored replies are those of another batch")
     return completions
 
 
@@ -78,37 +77,43 @@ def look_again(batch: Batch) -> Mapping[str, Any] | None:
     Raises:
         StoreError: the cache cannot be read now.
     """
-    found = _storage()
-    if found is None:
+    if (found := _storage()) is None:
         return None
+    storage, name = found
     try:
-        return check_completions(batch.key, found.read(batch.key)).dump()
+        return check_completions(batch.key, storage.read(name)).dump()
     except ObjectMissingError:
         return None
-    except (RecordRefusedError, RecordDamagedError, CompletionsDamagedError) as error:
-        where = found.uri_of(batch.key)
+    except (RecordRefusedError, RecordDamagedError) as error:
+        where = storage.uri_of(name)
         get_run_logger().warning("%s: %s; its rows are asked again", where, error)
         return None
 
 
-def keep(batch: Batch, result: Mapping[str, Any]) -> None:
-    """Store a batch's result in the cache, if it has one.
+def keep(result: Mapping[str, Any]) -> None:
+    """Store the result of the current task run in its cache, if it has one.
 
     Raises:
         StoreError: it cannot be written.
     """
-    context = TaskRunContext.get()
-    if _storage() is None or context is None:
+    context, transaction = TaskRunContext.get(), get_transaction()
+    if (found := _storage()) is None or context is None or transaction is None:
         return
-    context.result_store.write(dict(result), key=batch.key)
-    transaction = get_transaction()
-    if transaction is not None:
-        transaction.write_on_commit = False  # it is written
+    _, name = found
+    context.result_store.write(dict(result), key=name)
+    transaction.write_on_commit = False  # it is written
 
 
-def _storage() -> ObjectStore | None:
-    context = TaskRunContext.get()
-    if context is None or not context.persist_result:
+def _check_stored(name: str, record: bytes) -> None:
+    check_completions(name.rpartition("/")[2], record)
+
+
+def _storage() -> tuple[ObjectStore, str] | None:
+    """Where the current task run keeps its result, and under which name."""
+    context, transaction = TaskRunContext.get(), get_transaction()
+    if context is None or not context.persist_result or transaction is None:
         return None
     storage = context.result_store.result_storage
-    return storage if isinstance(storage, ObjectStore) else None
+    if not isinstance(storage, ObjectStore) or transaction.key is None:
+        return None
+    return storage, transaction.key

@@ -8,31 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 
 from ..serving.types import Completion
 from .batch_cache import check_completions
-from .completions import CompletionsDamagedError
-from .errors import StoreError
+from .errors import RecordDamagedError, RecordRefusedError, StoreError
 from .key_index import PLACE, Array, KeyIndex, pack_keys
 from .ledger import Ledger
 from .object_store import ObjectStore
-from .outputs import (
+from .outputs import in_folder
+from .run_records import (
     ALIVE_SECONDS,
-    Run,
-    in_folder,
+    RunRecord,
     last_completed,
+    read_run,
     read_runs,
-    require_output,
+    require_manifest,
     unfinished_runs,
 )
-from .result_records import RecordDamagedError, RecordRefusedError
 from .steps import READERS, ahead
-from .stored_rows import StoredRows
-from .storing import COMPLETIONS, KEYS, PARTS, QUARANTINE, RUNS, batch_of, read_keys, write_run
+from .storing import PassFolder, batch_of, read_keys, run_name
 
 
 @dataclass(frozen=True)
@@ -62,45 +58,51 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
         StoreError: a run is going on, a run was not completed, none ever was, or the output
             cannot be read.
     """
-    last = last_completed(store, require_output(store))
+    last = last_completed(store, require_manifest(store))
     runs = read_runs(store)
     dropped = [run.run for run in _refuse_unfinished(store, runs, force=force)]
+    folder = PassFolder()
     sizes = store.sizes()  # before the ledger: what comes later is not looked at
-    names = [name for name in in_folder(sizes, KEYS) if name.count("/") == 2]
-    kept = kept_configurations(runs, {name.split("/")[1] for name in names}, keep, last)
+    # By configuration, which is the folder that they are in.
+    key_names = {name: name.split("/")[2] for name in _key_names(sizes, folder)}
+    kept = kept_configurations(runs, set(key_names.values()), keep, last)
     if not kept:
         raise StoreError(f"{store.uri}: no run has been completed here: there is nothing to keep")
     index = KeyIndex()
-    for name in names:
-        if name.split("/")[1] in kept:
-            keys = read_keys(store, name.removeprefix(f"{KEYS}/"))
+    for name, configuration in key_names.items():
+        if configuration in kept:
+            keys = read_keys(store, name)
             index.extend([(keys, np.zeros(len(keys), PLACE))])
     needed: set[str] = set()
     for label in {run.parser for run in runs if run.configuration in kept}:
-        needed.update(_needed(store, label, index))
-    unused, unreadable = _unused_completions(store, in_folder(sizes, COMPLETIONS), index)
-    for folder in (QUARANTINE, PARTS):
-        own = (name for name in in_folder(sizes, folder) if batch_of(name) is not None)
-        unused += [name for name in own if name not in needed]
-    unused += [name for name in names if name.split("/")[1] not in kept]
+        needed.update(_needed(store, folder.parts(label), index))
+    unused, unreadable = _unused_completions(store, sizes, folder, index)
+    parts = [name for name in in_folder(sizes, folder.all_parts) if batch_of(name) is not None]
+    unused += [name for name in parts if name not in needed]
+    unused += [name for name, configuration in key_names.items() if configuration not in kept]
     return Unused({name: sizes[name] for name in unused}, unreadable, dropped)
+
+
+def _key_names(names: Iterable[str], folder: PassFolder) -> list[str]:
+    return [name for name in in_folder(names, folder.keys) if name.count("/") == 3]
 
 
 def remove_unused(store: ObjectStore, unused: Unused) -> None:
     """Remove what was found.
 
-    Completions go first: without their parts the next run would parse them once more. Quarantined
-    rows go before parts: without its answer a row would count as failed, and not be asked again.
+    Completions go first: without their parts the next run would parse them once more.
 
     Raises:
         StoreError: a run has begun meanwhile, or an object cannot be removed.
     """
     _refuse_unfinished(store, read_runs(store), force=True)
+    folder = PassFolder()
     with ThreadPoolExecutor(READERS) as pool:
-        for folder in (COMPLETIONS, QUARANTINE, PARTS, KEYS):
-            list(pool.map(store.remove, in_folder(unused.objects, folder)))
+        for inside in (folder.completions, folder.all_parts, folder.keys):
+            list(pool.map(store.remove, in_folder(unused.objects, inside)))
     for run in unused.dropped:
-        write_run(store, run, {**orjson.loads(store.read(f"{RUNS}/{run}.json")), "dropped": True})
+        record = read_run(store, run_name(run))
+        record.model_copy(update={"dropped": True}).write(store)
     if store.is_local:
         for parent in {Path(store.uri_of(name)).parent for name in unused.objects}:
             with suppress(OSError):  # others are in it
@@ -108,7 +110,7 @@ def remove_unused(store: ObjectStore, unused: Unused) -> None:
 
 
 def kept_configurations(
-    runs: Sequence[Run], known: set[str], keep: int, last: Run | None
+    runs: Sequence[RunRecord], known: set[str], keep: int, last: RunRecord | None
 ) -> set[str]:
     """The configurations that were completed last, of those whose row keys are known.
 
@@ -126,13 +128,15 @@ def kept_configurations(
     return set(sorted(ends, key=lambda configuration: ends[configuration])[-keep:])
 
 
-def _refuse_unfinished(store: ObjectStore, runs: Sequence[Run], *, force: bool) -> Sequence[Run]:
+def _refuse_unfinished(
+    store: ObjectStore, runs: Sequence[RunRecord], *, force: bool
+) -> Sequence[RunRecord]:
     """Raise where a run goes on, or is unfinished without `force`; gives those that are."""
     unfinished = unfinished_runs(runs)
     for run in unfinished:
-        if run.is_going:
+        if run.is_live:
             raise StoreError(
-                f"{store.uri}: a run on {run.dataset} is going on (last sign of life "
+                f"{store.uri}: a run on {run.dataset} is going on (last heartbeat "
                 f"{run.silent_seconds:.0f} s ago); wait until it is done, or, if it was killed, "
                 f"for {ALIVE_SECONDS} s"
             )
@@ -146,30 +150,28 @@ def _refuse_unfinished(store: ObjectStore, runs: Sequence[Run], *, force: bool) 
     return unfinished
 
 
-def _needed(store: ObjectStore, label: str, kept: KeyIndex) -> Iterator[str]:
-    """Objects that hold what counts for rows that are kept, under a configuration of the parser."""
-    ledger = Ledger.read(store, label)
-    stored: StoredRows[Any]
-    for stored in (ledger.answers, ledger.failures):
-        keys, places = stored.index.entries()
-        for number in np.unique(places["file"][kept.find(keys).known]).tolist():
-            yield stored.names[number]
+def _needed(store: ObjectStore, parts: str, kept: KeyIndex) -> Iterator[str]:
+    """Parts that hold what counts for rows that are kept, under a configuration of the parser."""
+    stored = Ledger.read(store, parts).rows
+    keys, places = stored.index.entries()
+    for number in np.unique(places["file"][kept.find(keys).known]).tolist():
+        yield stored.names[number]
 
 
 def _unused_completions(
-    store: ObjectStore, names: Iterable[str], kept: KeyIndex
+    store: ObjectStore, names: Iterable[str], folder: PassFolder, kept: KeyIndex
 ) -> tuple[list[str], list[str]]:
     """Completions without a row that is kept, and those that cannot be read."""
 
     def read(name: str) -> Array | None:
         try:
-            return _asked_keys(name.removeprefix(f"{COMPLETIONS}/"), store.read(name))
-        except (CompletionsDamagedError, RecordDamagedError, RecordRefusedError):
+            return _asked_keys(name.rpartition("/")[2], store.read(name))
+        except (RecordDamagedError, RecordRefusedError):
             return None
 
     unused, unreadable = [], []
     with ThreadPoolExecutor(READERS) as pool:
-        for name, keys in ahead(pool, read, names, 2 * READERS):
+        for name, keys in ahead(pool, read, in_folder(names, folder.completions), 2 * READERS):
             if (found := keys.result()) is None:
                 unreadable.append(name)
             elif not kept.find(found).known.any():

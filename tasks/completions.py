@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from ..serving.types import Completion
 from .caching import KEY_LENGTH, batch_key
-from .errors import StoreError
+from .errors import RecordDamagedError
 from .records import Batch, Problem, Reply
 
 _COMPLETION = TypeAdapter(Completion)
@@ -18,9 +18,8 @@ _PROBLEM = TypeAdapter(Problem)
 FORMAT_VERSION = 1
 """Raised when stored replies are shaped differently; those of another version are asked again."""
 
-
-class CompletionsDamagedError(StoreError):
-    """Stored replies that are not what this program writes."""
+_SMALL, _LARGE = 1 << 30, 1 << 48
+"""Limits of what is counted: the columns of a part must hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +78,18 @@ class Completions:
         """Read what `dump` gave.
 
         Raises:
-            CompletionsDamagedError: it is something else.
+            RecordDamagedError: it is something else.
         """
         try:
             if stored["format"] != FORMAT_VERSION:
-                raise CompletionsDamagedError(f"format {stored['format']!r} of stored replies")
+                raise RecordDamagedError(f"format {stored['format']!r} of stored replies")
             replies = [_load_reply(row) for row in stored["rows"]]
-            return cls(replies, float(stored["time"]), str(stored["salt"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            time = float(stored["time"])
+            _check_numbers(_LARGE, time * 1000)
+            return cls(replies, time, str(stored["salt"]))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"stored replies are damaged ({type(error).__name__})"
-            raise CompletionsDamagedError(reason) from None
+            raise RecordDamagedError(reason) from None
 
     @property
     def key(self) -> str:
@@ -108,10 +109,21 @@ def _load_reply(row: Mapping[str, Any]) -> StoredReply:
     if "completion" in row:
         Completion(**row["completion"])  # nothing else is in it
         reply = _COMPLETION.validate_python(row["completion"])
+        _check_numbers(_LARGE, reply.prompt_tokens, reply.completion_tokens, reply.latency)
+        _check_numbers(_SMALL, reply.attempts)
     else:
         Problem(**row["problem"])
         reply = _PROBLEM.validate_python(row["problem"])
+        _check_numbers(_SMALL, reply.status or 0, reply.attempts)
     key = str(row["key"])
     if len(bytes.fromhex(key)) * 2 != KEY_LENGTH:
         raise ValueError
-    return StoredReply(key, int(row["attempt"]), int(row["row"]), str(row["where"]), reply)
+    attempt, place = int(row["attempt"]), int(row["row"])
+    _check_numbers(_SMALL, attempt)
+    _check_numbers(_LARGE, place)
+    return StoredReply(key, attempt, place, str(row["where"]), reply)
+
+
+def _check_numbers(limit: int, *numbers: float) -> None:
+    if not all(0 <= number < limit for number in numbers):
+        raise ValueError

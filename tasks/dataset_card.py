@@ -15,7 +15,7 @@ from markupsafe import Markup
 from .exporting import PAIRS, QA_JSONL
 from .object_store import ObjectStore
 from .report_facts import provenance, reasons, visible
-from .reported_run import ReportedRun
+from .run_records import RunRecord
 from .samples import SampledRow
 
 CARD = "README.md"
@@ -41,7 +41,7 @@ _MARKUP = re.compile(r"([$&*<>@\[\\\]_`|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _NOT_IN_TABLE = frozenset({"System prompt", "User prompt", "Dataset", "Image root", "Row limit"})
 
 
-def write_card(store: ObjectStore, run: ReportedRun, rows: Sequence[SampledRow]) -> None:
+def write_card(store: ObjectStore, run: RunRecord, rows: Sequence[SampledRow]) -> None:
     """Write `README.md`.
 
     Raises:
@@ -50,12 +50,12 @@ def write_card(store: ObjectStore, run: ReportedRun, rows: Sequence[SampledRow])
     store.write(CARD, render_card(run, rows).encode("utf-8", "replace"))
 
 
-def render_card(run: ReportedRun, rows: Sequence[SampledRow]) -> str:
+def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
     """The card of a completed run; one of the rows is shown."""
     # Slow to import, and nothing of it talks to the Hub here.
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    pairs = run.summary.pairs
+    pairs = run.counts.pairs
     data = DatasetCardData(
         license="unknown",
         task_categories=["visual-question-answering"],
@@ -86,8 +86,8 @@ def render_card(run: ReportedRun, rows: Sequence[SampledRow]) -> str:
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _counts(run: ReportedRun) -> list[tuple[str, int]]:
-    counts = run.summary
+def _counts(run: RunRecord) -> list[tuple[str, int]]:
+    counts = run.counts
     return [(name, getattr(counts, name)) for name in ("rows", "ok", "quarantined", "pairs")]
 
 

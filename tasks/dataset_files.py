@@ -8,8 +8,8 @@ from typing import Any
 
 import fsspec
 
-from .errors import DatasetError
-from .filesystems import ObjectMissingError, S3Credentials, open_filesystem, store_errors
+from .errors import DatasetError, ObjectMissingError
+from .filesystems import S3Credentials, open_filesystem, store_errors
 
 TABLE_FORMATS = {
     ".json": "json",

@@ -1,6 +1,43 @@
-"""Errors of the steps, each with a message for the user."""
+"""Every error that this package raises on purpose: one line for the user, one tree.
 
-from ..serving.errors import ImageQAError
+    ImageQAError               what, where (file, row, URL without secrets), what to do
+    ├── DatasetError           the dataset as a whole cannot be used
+    ├── EndpointError          an endpoint cannot be used
+    │   └── EndpointLostError  its server stopped answering; it may come back
+    ├── ServerError            a vLLM server could not be started, or died
+    ├── StoreError             the output cannot be read or written
+    │   ├── ObjectMissingError     there is no object of that name
+    │   ├── ObjectDamagedError     an object does not hold what was written
+    │   ├── RecordRefusedError     a stored result could run code when it is read
+    │   ├── RecordDamagedError     a stored result is cut off, or something else
+    │   ├── StoreUnavailableError  the store does not answer now
+    │   ├── AccessDeniedError      no credentials, or they are refused
+    │   └── OutputBusyError        another run is writing to the output
+    ├── ErrorRateError         too many of the rows asked have failed
+    └── PrefectServerError     there is no Prefect server, or it cannot do what is asked
+
+`records.RowError` is not among them: it costs one row, and never leaves a step.
+"""
+
+from ..serving.errors import EndpointError, EndpointLostError, ImageQAError, ServerError
+
+__all__ = [
+    "AccessDeniedError",
+    "DatasetError",
+    "EndpointError",
+    "EndpointLostError",
+    "ErrorRateError",
+    "ImageQAError",
+    "ObjectDamagedError",
+    "ObjectMissingError",
+    "OutputBusyError",
+    "PrefectServerError",
+    "RecordDamagedError",
+    "RecordRefusedError",
+    "ServerError",
+    "StoreError",
+    "StoreUnavailableError",
+]
 
 
 class DatasetError(ImageQAError):
@@ -9,3 +46,39 @@ class DatasetError(ImageQAError):
 
 class StoreError(ImageQAError):
     """The output cannot be read or written."""
+
+
+class ObjectMissingError(StoreError):
+    """There is no object of that name; no other failure looks like this."""
+
+
+class ObjectDamagedError(StoreError):
+    """An object does not hold what was written."""
+
+
+class RecordRefusedError(StoreError):
+    """A stored result is of another kind than this package writes: reading it could run code."""
+
+
+class RecordDamagedError(StoreError):
+    """A stored result is cut off, or does not hold the replies to its batch."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer, or answered that it cannot now; later it may."""
+
+
+class AccessDeniedError(StoreError):
+    """There are no S3 credentials, they were refused, or they do not allow this."""
+
+
+class OutputBusyError(StoreError):
+    """Another run is writing to the output, and the run was told not to wait for it."""
+
+
+class ErrorRateError(ImageQAError):
+    """Too many of the rows that were asked have failed."""
+
+
+class PrefectServerError(ImageQAError):
+    """There is no Prefect server, or it cannot do what is asked of it."""

@@ -12,10 +12,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import ObjectDamagedError
 from .exporting import PAIRS, PAIRS_SCHEMA, QA_JSON, QA_JSONL, QUARANTINE_JSONL
 from .key_index import Array, pack_keys
 from .object_store import ObjectStore
-from .storing import ObjectDamagedError, damage_named
+from .storing import damage_named
 
 RUN_AGAIN = "run the same command again"
 
@@ -55,7 +56,7 @@ class Faults:
 
 
 def check_answers(store: ObjectStore, sizes: Mapping[str, int], ok: int, faults: Faults) -> None:
-    """Check that `qa.jsonl` has so many records, and `qa.json` the same ones."""
+    """Check that `qa.jsonl` has so many records, and `qa.json`, if there is one, the same."""
     if QA_JSONL not in sizes:
         return
     digest = hashlib.sha256()

@@ -1,13 +1,12 @@
-"""What users take away: `qa.jsonl`, `qa.json`, `pairs.parquet` and `quarantine.jsonl`."""
+"""What users take away: `qa.jsonl`, `pairs.parquet`, `quarantine.jsonl`, on demand `qa.json`."""
 
 import base64
 import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,18 +14,25 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from prefect import task
 
-from .errors import StoreError
+from .errors import ObjectDamagedError, StoreError
 from .image_refs import png_of
 from .images import sniff
 from .ledger import Ledger
 from .object_store import ObjectStore
-from .records import Answered, Quarantined, Row, RowError
+from .parameters import Columns
+from .parts import DAMAGE
+from .records import Answered, QAPair, Quarantined, Row, RowError
+from .run_records import RunCounts
+from .steps import STEP
 
 QA_JSONL = "qa.jsonl"
 QA_JSON = "qa.json"
 PAIRS = "pairs.parquet"
 QUARANTINE_JSONL = "quarantine.jsonl"
+
+ALWAYS_EXPORTED = (QA_JSONL, PAIRS, QUARANTINE_JSONL)
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -41,27 +47,16 @@ PAIRS_SCHEMA = pa.schema(
 _PAIRS_PER_GROUP = 4096
 
 
-@dataclass
-class Counts:
-    """Rows of the dataset by what became of them; `rows` is always the sum of the others."""
-
-    rows: int = 0
-    ok: int = 0
-    filtered: int = 0
-    quarantined: int = 0
-    pairs: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
-def export(
+@task(name="export", task_run_name="export", **STEP)
+def export_rows(
     store: ObjectStore,
     ledger: Ledger,
     rows: Iterable[Row],
     keys: Sequence[str],
-    output_key: str,
-    image_key: str | None,
+    columns: Columns,
     unchanged: Callable[[], bool] = lambda: True,
-) -> Counts:
+    json_array: bool = False,
+) -> RunCounts:
     """Join the dataset with its answers, in dataset order, and replace the exports whole.
 
     Args:
@@ -69,28 +64,28 @@ def export(
         ledger: holds an answer or a failure for every key.
         rows: the dataset from its start, at least as many rows as there are keys.
         keys: the row keys, in dataset order.
-        output_key: the column that gets the raw completion.
-        image_key: the image column, whose embedded bytes become data URIs.
+        columns: the one that gets the raw completion, and that of the images, whose embedded
+            bytes become data URIs.
         unchanged: whether the dataset is still the one that the keys are of.
+        json_array: whether to write `qa.json` too.
+
+    Returns:
+        How many rows there are, by what became of them, and how many pairs.
 
     Raises:
         StoreError: the dataset changed meanwhile, a row is in neither place, or the output
-            cannot be written.
+            cannot be read or written.
     """
-    counts = Counts()
+    seen = pairs = 0
+    reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder, ExitStack() as stack:
-        files = _Files(Path(folder), stack)
-        seen = 0
+        files = _Files(Path(folder), stack, json_array)
         for row, outcome in zip(rows, ledger.outcomes(keys), strict=False):
             seen += 1
-            counts.rows += 1
             if isinstance(outcome, Answered):
-                counts.ok += 1
-                counts.pairs += len(outcome.pairs)
-                files.add_answer(row, outcome, output_key, image_key)
+                pairs += files.add_answer(row, outcome, columns)
             elif outcome is not None:
-                counts.quarantined += 1
-                counts.reasons[outcome.kind] += 1
+                reasons[outcome.kind] += 1
                 files.add_failure(row, outcome)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
@@ -98,38 +93,43 @@ def export(
             raise StoreError("the dataset was changed during the run: run it again")
         for name, path in files.close().items():
             store.put(name, path)
-    return counts
+    quarantined = reasons.total()
+    return RunCounts(
+        rows=seen, ok=seen - quarantined, quarantined=quarantined, pairs=pairs, reasons=reasons
+    )
 
 
 class _Files:
-    """The four exports while they grow, on local disk."""
+    """The exports while they grow, on local disk."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._paths = {name: folder / name for name in (QA_JSONL, QA_JSON, PAIRS, QUARANTINE_JSONL)}
+    def __init__(self, folder: Path, stack: ExitStack, json_array: bool) -> None:
+        self._paths: dict[str, Path] = {}
 
         def create(name: str) -> BinaryIO:
+            self._paths[name] = folder / name
             return stack.enter_context(self._paths[name].open("wb"))
 
-        self._lines, self._array = create(QA_JSONL), create(QA_JSON)
-        self._failures = create(QUARANTINE_JSONL)
+        self._lines, self._failures = create(QA_JSONL), create(QUARANTINE_JSONL)
+        self._array = create(QA_JSON) if json_array else None
         self._pairs = stack.enter_context(
-            pq.ParquetWriter(self._paths[PAIRS], PAIRS_SCHEMA, compression="zstd")
+            pq.ParquetWriter(create(PAIRS), PAIRS_SCHEMA, compression="zstd")
         )
         self._stack = stack
         self._group: list[dict[str, Any]] = []
         self._separator = b"[\n"
 
-    def add_answer(
-        self, row: Row, answer: Answered, output_key: str, image_key: str | None
-    ) -> None:
+    def add_answer(self, row: Row, answer: Answered, columns: Columns) -> int:
+        """Write an answered row; returns how many pairs it has."""
         record = dict(row.record)
-        images = [] if image_key is None else _image_names(record.get(image_key))
-        record[output_key] = answer.text
-        line = dump_record(record, image_key)
+        images = [] if columns.image is None else _image_names(record.get(columns.image))
+        record[columns.output] = answer.text
+        line = dump_record(record, columns.image)
         self._lines.write(line + b"\n")
-        self._array.write(self._separator + line)
+        if self._array:
+            self._array.write(self._separator + line)
         self._separator = b",\n"
-        for number, pair in enumerate(answer.pairs):
+        pairs = pairs_of(answer, row.where)
+        for number, pair in enumerate(pairs):
             self._group.append(
                 {
                     "row": row.index,
@@ -142,8 +142,10 @@ class _Files:
             )
         if len(self._group) >= _PAIRS_PER_GROUP:
             self._write_group()
+        return len(pairs)
 
     def add_failure(self, row: Row, failure: Quarantined) -> None:
+        """Write a row that could not be answered."""
         told = {
             "row": row.index,
             "where": row.where,
@@ -157,7 +159,9 @@ class _Files:
         self._failures.write(json.dumps(told).encode() + b"\n")
 
     def close(self) -> Mapping[str, Path]:
-        self._array.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
+        """Finish the files; returns where each export is."""
+        if self._array:
+            self._array.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
         self._write_group()
         self._stack.close()
         return self._paths
@@ -166,6 +170,20 @@ class _Files:
         if self._group:
             self._pairs.write_table(pa.Table.from_pylist(self._group, schema=PAIRS_SCHEMA))
             self._group.clear()
+
+
+def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
+    """The QA pairs of an answer.
+
+    Raises:
+        ObjectDamagedError: what is stored of the row at that place is something else.
+    """
+    try:
+        return answer.pairs
+    except (TypeError, ValueError):
+        raise ObjectDamagedError(
+            f"what is stored of {where} is damaged: run again with --refresh"
+        ) from None
 
 
 def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
@@ -229,3 +247,15 @@ def _image_names(value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [name for item in value for name in _image_names(item)]
     return []
+
+
+@contextmanager
+def export_named(store: ObjectStore, name: str) -> Iterator[None]:
+    """Say what is damaged that every run writes, where it does not hold what was written."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise ObjectDamagedError(
+            f"{store.uri_of(name)} is damaged ({type(error).__name__}): "
+            "run the same command as before, which writes it again"
+        ) from None

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 import fsspec
 from botocore import exceptions as boto
 
-from .errors import StoreError
+from .errors import AccessDeniedError, ObjectMissingError, StoreError, StoreUnavailableError
 
 SUPPORTED = "a local path or s3://bucket/prefix"
 
@@ -42,18 +42,6 @@ _LOCAL_REASONS = {
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
-
-
-class ObjectMissingError(StoreError):
-    """There is no object of that name."""
-
-
-class StoreUnavailableError(StoreError):
-    """The store did not answer, or answered that it cannot now; later it may."""
-
-
-class AccessDeniedError(StoreError):
-    """There are no S3 credentials, they were refused, or they do not allow this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefect import task
@@ -12,11 +11,11 @@ from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from ..serving.client import ChatClient
-from ..serving.errors import EndpointError
 from ..serving.replies import GATEWAY_STATUSES
 from ..serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from .batch_cache import keep, look_again
 from .completions import Completions
+from .errors import EndpointError, EndpointLostError
 from .records import Batch, Kind, Problem, Prompt, Reply, RowError
 from .row_requests import GenerationSettings, build_request
 from .steps import READERS, ahead
@@ -34,23 +33,15 @@ BATCH_RETRIES = 3
 """How often a batch is tried again when its server is gone: after about 2, 4 and 8 seconds."""
 
 
-class EndpointLostError(EndpointError):
-    """The server stopped answering in the middle of a batch; it may come back."""
-
-
 def _server_may_return(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
-    """Retry only a lost server, and end the retries here.
-
-    Prefect logs a traceback when it runs out of retries by itself, hence one more below.
-    """
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, EndpointLostError) and run.run_count <= BATCH_RETRIES
+    """Retry only when the server was lost."""
+    return isinstance(state.result(raise_on_failure=False), EndpointLostError)
 
 
 @task(
     name="generate",
     task_run_name="generate-{batch}",
-    retries=BATCH_RETRIES + 1,
+    retries=BATCH_RETRIES,
     retry_condition_fn=_server_may_return,
     persist_result=False,
     cache_policy=NO_CACHE,
@@ -75,12 +66,13 @@ def generate_batch(
         client.pause(2 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
         settings.revive()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
+    batch.unsent = len(pending)
     if batch.alone:
         ask_alone(pending, batch, client, settings)
     else:
         ask(pending, batch, client, settings)
     completions = Completions.of(batch).dump()
-    keep(batch, completions)
+    keep(completions)
     return completions
 
 
@@ -113,22 +105,21 @@ def _ask_once(
     sent: list[Prompt] = []
     attempts = {prompt.key: n for prompt, n in zip(batch.prompts, batch.attempts, strict=True)}
 
+    def build(prompt: Prompt) -> ChatRequest:
+        return build_request(prompt, settings, attempts[prompt.key])
+
     def requests() -> Iterator[ChatRequest]:
-        with ThreadPoolExecutor(READERS) as pool:
-
-            def build(prompt: Prompt) -> ChatRequest:
-                return build_request(prompt, settings, attempts[prompt.key])
-
-            for prompt, request in ahead(pool, build, prompts, READERS):
-                if lost:
-                    return
-                try:
-                    ready = request.result()
-                except RowError as error:
-                    batch.replies[prompt.key] = error.problem
-                    continue
-                sent.append(prompt)
-                yield ready
+        for prompt, request in ahead(settings.reader.threads, build, prompts, READERS):
+            if lost:
+                return
+            batch.unsent -= 1
+            try:
+                ready = request.result()
+            except RowError as error:
+                batch.replies[prompt.key] = error.problem
+                continue
+            sent.append(prompt)
+            yield ready
 
     def enter(position: int, outcome: Outcome) -> None:
         key = sent[position].key

@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +19,17 @@ from typing import Self, TypeVar
 
 import fsspec
 
-from .errors import StoreError
+from ..serving.background import BackgroundLoop
+from .errors import AccessDeniedError, StoreError, StoreUnavailableError
 from .file_digests import FileDigests, settled, version_of
-from .filesystems import (
-    AccessDeniedError,
-    S3Credentials,
-    StoreUnavailableError,
-    open_filesystem,
-    store_errors,
-)
+from .filesystems import S3Credentials, open_filesystem, store_errors
 from .records import ImageRef, Kind, RowError
 from .web_images import WebImages
 
 T = TypeVar("T")
+
+READ_THREADS = 48
+"""Enough to hide an object store's latency; those that wait cost nothing."""
 
 _LASTING = {
     errno.EACCES,
@@ -51,6 +50,9 @@ class ImageReader:
     Nothing is started before it is needed: without images from the web there is no web client.
     Close it, or use it as a context manager, to end that client and to save digests.
 
+    Attributes:
+        threads: in which all images of a run are read and prepared.
+
     Args:
         max_bytes: larger images are not read.
         credentials: who to be on S3; by default the environment says.
@@ -60,6 +62,7 @@ class ImageReader:
         root: the only folder, local or `s3://`, that images come from, where it is given. Who
             names an image has checked that; of a local one it is checked again when it is opened,
             since links may have changed.
+        loop: what the client for the web runs on; by default a loop of its own.
     """
 
     def __init__(
@@ -70,7 +73,10 @@ class ImageReader:
         allow_private_hosts: bool = False,
         digests: FileDigests | None = None,
         root: str | None = None,
+        loop: BackgroundLoop | None = None,
     ) -> None:
+        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="images")
+        self._loop = loop
         self._max_bytes = max_bytes
         self._credentials = credentials
         self._allow_private_hosts = allow_private_hosts
@@ -102,6 +108,7 @@ class ImageReader:
             self._web.close()
         if self._digests:
             self._digests.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     def identify(self, ref: ImageRef) -> str:
         """Identify an image by its content, or by its store's or server's tag of it.
@@ -196,7 +203,9 @@ class ImageReader:
                 if self._closed:
                     raise RowError(Kind.CONNECTION, "the reader of images is closed")
                 self._web = WebImages(
-                    self._max_bytes, allow_private_hosts=self._allow_private_hosts
+                    self._max_bytes,
+                    allow_private_hosts=self._allow_private_hosts,
+                    loop=self._loop,
                 )
             return self._web
 

@@ -1,8 +1,7 @@
-"""Which rows are finished, and which failed before: what is stored, seen row by row.
+"""Which rows of a pass are finished, and which failed before: what is stored, seen row by row.
 
-Several objects can hold the same row, for two runs may have asked it at once. An answer beats any
-quarantine record; of answers the one written last counts, of quarantine records the one with the
-highest attempt number.
+Several parts can hold the same row. An answer beats any failure; of answers the one written last
+counts, of failures the one with the highest attempt number.
 """
 
 from collections import Counter
@@ -14,13 +13,12 @@ import numpy as np
 
 from .key_index import Array, KeyIndex, Place, pack_keys
 from .object_store import ObjectStore
-from .parts import kind_number
-from .records import TRANSIENT, Answered, Kind, Quarantined
-from .stored_rows import StoredAnswers, StoredFailures
-from .storing import PARTS, QUARANTINE, milliseconds, split_rows
+from .parts import ANSWERED_NUMBER, KINDS, kind_number, rank_of
+from .records import TRANSIENT, FinishedRow, Kind
+from .stored_rows import StoredRows
+from .storing import milliseconds
 
-_KINDS = list(Kind)
-_OUTCOMES_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096
 """Rows read together: enough that a shuffled dataset does not read every part for every row."""
 
 
@@ -36,32 +34,39 @@ class RowStatus(Enum):
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """Rows in the ledger, whichever dataset they are of.
+    """Rows in a ledger, or those of them that were asked for.
 
     Attributes:
         answered: rows with an answer.
-        quarantined: rows without one, by the reason of their last attempt.
+        reasons: rows without one, by the reason of their last attempt.
+        missing: rows asked for that are not in the ledger.
     """
 
     answered: int
-    quarantined: Counter[Kind] = field(default_factory=Counter)
+    reasons: Counter[Kind] = field(default_factory=Counter)
+    missing: int = 0
+
+    @property
+    def quarantined(self) -> int:
+        """Rows without an answer."""
+        return self.reasons.total()
 
 
 class Ledger:
-    """What became of the rows under one configuration of the parser. For one thread.
+    """What became of the rows of a pass under one configuration of the parser. For one thread.
 
     Keeps about 33 bytes a row, never an answer.
 
     Attributes:
-        answers: the answered rows.
-        failures: the quarantined rows; one that was answered later may be among them.
+        folder: where its parts are.
+        rows: the finished rows.
     """
 
     def __init__(
-        self, store: ObjectStore, parse: str, *, retry_quarantined: bool, refresh: bool
+        self, store: ObjectStore, folder: str, *, retry_quarantined: bool, refresh: bool
     ) -> None:
-        self.answers = StoredAnswers(store, f"{PARTS}/{parse}")
-        self.failures = StoredFailures(store, f"{QUARANTINE}/{parse}")
+        self.folder = folder
+        self.rows = StoredRows(store, folder)
         self._retry_quarantined = retry_quarantined
         self._refresh = refresh
         self._claimed = KeyIndex()
@@ -70,36 +75,30 @@ class Ledger:
     def read(
         cls,
         store: ObjectStore,
-        parse: str,
+        folder: str,
         *,
         retry_quarantined: bool = False,
         refresh: bool = False,
     ) -> "Ledger":
-        """Read the ledger of an output; an empty or missing output gives an empty one.
+        """Read the ledger of a pass; an empty or missing folder gives an empty one.
 
         Args:
             store: the output.
-            parse: the label of the parser's configuration.
+            folder: of the parts of one configuration of the parser.
             retry_quarantined: whether rows are pending that failed for a lasting reason.
             refresh: whether all rows are pending.
 
         Raises:
             StoreError: the output cannot be read, or an object in it is damaged.
         """
-        ledger = cls(store, parse, retry_quarantined=retry_quarantined, refresh=refresh)
-        ledger.answers.sync()
-        ledger.failures.sync()
+        ledger = cls(store, folder, retry_quarantined=retry_quarantined, refresh=refresh)
+        ledger.rows.sync()
         return ledger
 
     @property
     def batches(self) -> frozenset[str]:
-        """Keys of the batches that have a part or quarantined rows; a new set at every call."""
-        return frozenset(self.answers.batches | self.failures.batches)
-
-    @property
-    def halves(self) -> set[str]:
-        """Keys of the batches that have quarantined rows, and whose part is not there."""
-        return self.failures.halves - self.batches
+        """Keys of the batches that have a part; a new set at every call."""
+        return frozenset(self.rows.batches)
 
     def status(self, key: str) -> RowStatus:
         """Where a row stands; one that is to be asked is claimed by this call."""
@@ -112,78 +111,62 @@ class Ledger:
         return status
 
     def attempt(self, key: str) -> int:
-        """How many times the row was quarantined before."""
-        place = self.failures.index.get(bytes.fromhex(key))
-        return 0 if place is None else place.rank + 1
+        """How many times the row was quarantined before; 0 for one that is answered."""
+        place = self.rows.index.get(bytes.fromhex(key))
+        return 0 if place is None or place.kind == ANSWERED_NUMBER else place.rank + 1
 
-    def answer(self, key: str) -> Answered | None:
-        """The stored answer of a row."""
-        return self.answers.fetch(pack_keys([key]))[0]
+    def outcome(self, key: str) -> FinishedRow | None:
+        """The stored answer of a row, or why it has none; None where it was never finished."""
+        return self.rows.fetch(pack_keys([key]))[0]
 
-    def failure(self, key: str) -> Quarantined | None:
-        """Why a row could not be answered, as its latest attempt tells."""
-        return self.failures.fetch(pack_keys([key]))[0]
-
-    def outcomes(self, keys: Sequence[str]) -> Iterator[Answered | Quarantined | None]:
-        """The answer of each row, else why there is none, else None; read piece by piece.
+    def outcomes(self, keys: Sequence[str]) -> Iterator[FinishedRow | None]:
+        """The outcome of each row; read piece by piece.
 
         Raises:
             StoreError: an object is damaged or cannot be read.
         """
-        for start in range(0, len(keys), _OUTCOMES_AT_ONCE):
-            packed = pack_keys(keys[start : start + _OUTCOMES_AT_ONCE])
-            outcomes: list[Answered | Quarantined | None] = [*self.answers.fetch(packed)]
-            rest = [place for place, outcome in enumerate(outcomes) if outcome is None]
-            if rest:
-                for place, failure in zip(rest, self.failures.fetch(packed[rest]), strict=True):
-                    outcomes[place] = failure
-            yield from outcomes
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
+            yield from self.rows.fetch(pack_keys(keys[start : start + _ROWS_AT_ONCE]))
 
-    def add(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Answered | Quarantined],
-        written: float | None = None,
-    ) -> None:
-        """Take in what `write_batch` has just stored: the names it returned, what it was given."""
-        answered, quarantined = split_rows(rows)
+    def add(self, name: str, rows: Sequence[FinishedRow], written: float | None = None) -> None:
+        """Take in what `write_part` has just stored: the name it returned, what it was given."""
         time = milliseconds(written)
-        for name in names:
-            if name.endswith(StoredAnswers.suffix):
-                self.answers.add(
-                    name, ((row.key, Place(0, line, time)) for line, row in enumerate(answered))
-                )
-            else:
-                self.failures.add(
-                    name,
-                    (
-                        (row.key, Place(0, line, row.attempt, kind_number(row.kind)))
-                        for line, row in enumerate(quarantined)
-                    ),
-                )
+        places = (
+            (row.key, Place(0, line, rank_of(row, time), kind_number(row)))
+            for line, row in enumerate(rows)
+        )
+        self.rows.add(name, places)
 
-    def counts(self) -> LedgerCounts:
-        """How many rows are answered, and how many are not and why."""
-        _, places = self.unanswered()
-        numbers = np.bincount(places["kind"], minlength=len(_KINDS)).tolist()
-        quarantined = Counter({kind: n for kind, n in zip(_KINDS, numbers, strict=True) if n})
-        return LedgerCounts(len(self.answers.index), quarantined)
+    def counts(self, keys: Sequence[str] | None = None) -> LedgerCounts:
+        """How many rows are answered, and how many are not and why.
 
-    def unanswered(self) -> tuple[Array, Array]:
-        """Keys and places of the quarantined rows that have no answer."""
-        keys, places = self.failures.index.entries()
-        open_rows = ~self.answers.index.find(keys).known
-        return keys[open_rows], places[open_rows]
+        Args:
+            keys: count these rows, one as often as it stands there; by default all that are stored.
+        """
+        if keys is None:
+            _, places = self.rows.index.entries()
+            return _counts(np.bincount(places["kind"], minlength=len(KINDS)), 0)
+        numbers, missing = np.zeros(len(KINDS), np.int64), 0
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
+            found = self.rows.index.find(pack_keys(keys[start : start + _ROWS_AT_ONCE]))
+            missing += int((~found.known).sum())
+            kinds = found.places["kind"][found.known]
+            numbers += np.bincount(kinds, minlength=len(KINDS))
+        return _counts(numbers, missing)
 
     def _stored_status(self, key: bytes) -> RowStatus:
-        if key in self.answers.index:
-            return RowStatus.PENDING if self._refresh else RowStatus.ANSWERED
-        place = self.failures.index.get(key)
-        if place is None:
+        place = self.rows.index.get(key)
+        kind = KINDS[place.kind] if place else None
+        if place is None or (self._refresh and kind is not Kind.CRASH):
             return RowStatus.PENDING
-        kind = _KINDS[place.kind]
+        if kind is None:
+            return RowStatus.ANSWERED
         if kind is Kind.CRASH:
             return RowStatus.SUSPECT
-        if kind in TRANSIENT or self._retry_quarantined or self._refresh:
-            return RowStatus.PENDING
-        return RowStatus.FAILED
+        asked_again = kind in TRANSIENT or self._retry_quarantined
+        return RowStatus.PENDING if asked_again else RowStatus.FAILED
+
+
+def _counts(numbers: Array, missing: int) -> LedgerCounts:
+    reasons = Counter({kind: int(n) for kind, n in zip(KINDS, numbers, strict=True) if kind and n})
+    return LedgerCounts(int(numbers[ANSWERED_NUMBER]), reasons, missing)

@@ -22,7 +22,8 @@ from .filesystems import S3Credentials, open_filesystem, store_errors
 from .image_refs import ImageBase
 from .json_formats import Located, is_json_array, read_json_array, read_json_lines
 from .naming import load_name, named_by
-from .records import Problem, Row
+from .parameters import Columns
+from .records import Kind, Problem, Row
 from .steps import STEP
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _COUNTED_FILES = 64
 
 _ASKED_AT_ONCE = 16
 """Files whose version is asked for at the same time: on S3 each is a round trip."""
+
+_OTHER_COLUMN = "take another output column"
 
 Reader = Callable[[io.BufferedReader], Iterator[Located]]
 Opened = Callable[[], AbstractContextManager[io.BufferedReader]]
@@ -52,6 +55,8 @@ class Dataset:
         base: what the relative image paths of its rows are tried against.
         folder: the local folder or `s3://` URI whose files are its data, where the source is a
             folder or a glob; None for one file and for a DataFrame.
+        max_rows: only so many of its first rows are read.
+        reserved: a column that no row may have: the one that gets the answers.
     """
 
     name: str
@@ -62,6 +67,13 @@ class Dataset:
     _read: Callable[[], Iterator[Located]]
     _tables: tuple[str, ...] = ()
     _credentials: S3Credentials | None = field(default=None, repr=False)
+    max_rows: int | None = None
+    reserved: str | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Path or URI of the file or folder that it was read from; none for a DataFrame."""
+        return (self.folder,) if self.folder is not None else self._tables[:1]
 
     def version(self) -> tuple[str, ...]:
         """What tells the dataset's tables from what they were or will be at another time.
@@ -86,9 +98,12 @@ class Dataset:
         Raises:
             DatasetError: on the way, where a file is broken in a way that costs more than a row.
         """
-        for index, (where, record) in enumerate(self._read()):
+        for index, (where, record) in enumerate(islice(self._read(), self.max_rows)):
             if isinstance(record, Problem):
                 yield Row(index, {}, where, record)
+            elif self.reserved in record:
+                message = f"the row has a column {self.reserved!r} already: {_OTHER_COLUMN}"
+                yield Row(index, record, where, Problem(Kind.BAD_ROW, message))
             else:
                 yield Row(index, record, where)
 
@@ -96,23 +111,44 @@ class Dataset:
 @task(name="load", **STEP, **named_by(load_name))
 def load_dataset(
     dataset: "str | Path | pd.DataFrame",
-    image_key: str | None = "image",
-    conversation_key: str = "conversation",
+    columns: Columns,
+    output: str = "",
     image_root: str | None = None,
+    max_rows: int | None = None,
     credentials: S3Credentials | None = None,
 ) -> Dataset:
     """Find a dataset and check that it can be used; its rows are read later, lazily.
 
-    `image_key` None asks without images; see `open_dataset` for the rest.
+    Args:
+        dataset: see `open_dataset`.
+        columns: which are read, and the one that gets the answers.
+        output: where these go: not among the dataset's own files.
+        image_root: the only folder its images may come from.
+        max_rows: only so many of its first rows are read.
+        credentials: who to be on S3; by default the environment says.
+
+    Raises:
+        DatasetError: as `open_dataset` does, and where it has the column for the answers already.
     """
-    return open_dataset(
+    found = open_dataset(
         dataset,
-        image_key=image_key or "",
-        conversation_key=conversation_key,
+        image_key=columns.image or "",
+        conversation_key=columns.conversation,
         image_root=image_root,
-        require_images=image_key is not None,
+        require_images=columns.image is not None,
         credentials=credentials,
     )
+    if columns.output in found.columns:
+        raise DatasetError(f"{found.name} has a column {columns.output!r}: {_OTHER_COLUMN}")
+    if output and found.folder is not None:
+        # An output among the data would be data to the next run.
+        place = output if "://" in output else str(Path(output).expanduser().absolute())
+        if f"{place.rstrip('/')}/".startswith(f"{found.folder.rstrip('/')}/"):
+            raise DatasetError(
+                f"the output {output} lies in the dataset's folder {found.folder}: choose another"
+            )
+    count = found.count if max_rows is None or found.count is None else min(found.count, max_rows)
+    return replace(found, count=count, max_rows=max_rows, reserved=columns.output)
 
 
 def open_dataset(

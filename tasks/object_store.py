@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
-from .errors import StoreError
-from .filesystems import GuardedFile, ObjectMissingError, open_filesystem, store_errors
+from .errors import ObjectMissingError, StoreError
+from .filesystems import GuardedFile, open_filesystem, store_errors
 from .local_files import replacing, sizes_below
 from .result_records import check_record
 from .store_block import StoreBlock
@@ -31,11 +31,13 @@ class ObjectStore(StoreBlock):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "Object Store"
-    _block_type_slug: ClassVar[str | None] = "object-store"
+    _block_type_name: ClassVar[str | None] = "Image QA Store"
+    _block_type_slug: ClassVar[str | None] = "image-qa-store"
+    _documentation_url: ClassVar[Any] = "https://docs.prefect.io/v3/concepts/blocks"
     _description: ClassVar[str | None] = (
-        "A local folder or S3 bucket, and the key to it, for datasets, images and question-answer "
-        "pairs. Runs of image-qa name this block as their `store`."
+        "The key to an S3 server, for datasets, images and question-answer pairs. Runs of image-qa "
+        "name this block as their `store`, and use its credentials for every `s3://` URI they are "
+        "given; from Python it is also a folder or bucket to read and write."
     )
 
     @property

@@ -1,9 +1,11 @@
 """Replies -> finished rows and quarantined ones: what is an answer, and what pairs are in it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -11,36 +13,60 @@ from prefect import task
 from ..serving.types import Completion
 from .completions import Completions, StoredReply
 from .parsing_text import PARSER_VERSION, parse_qa_pairs, without_reasoning
-from .records import Answered, Batch, Kind, Problem, QAPair, Quarantined
+from .records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
 from .steps import STEP
 
-Parser = Callable[[str], list[QAPair]]
-"""Takes a completion's text as it came; may raise, which costs that row only."""
+Parser = Callable[[str], Any]
+"""Takes a completion's text as it came, gives plain JSON; may raise, which costs that row only."""
+
+PairParser = Callable[[str], list[QAPair]]
+"""A parser of QA pairs, as users write it."""
 
 
 @dataclass(frozen=True)
 class ParseSettings:
-    """How completions are parsed.
+    """How the completions of a pass are parsed.
 
     Attributes:
         name: the parser's name; it stands for what the parser does.
-        parser: text -> QA pairs.
-        require_pairs: a reply without a pair is no answer.
+        parser: text -> plain JSON.
+        required: a reply of which the parser makes nothing is no answer.
+        version: tells what the parser gives from what it gave before; None where only its name
+            can tell.
     """
 
     name: str
     parser: Parser
-    require_pairs: bool = True
+    required: bool = True
+    version: int | None = None
 
     @property
     def label(self) -> str:
         """Names everything that decides what is parsed from a text, fit for a file name."""
-        if self.parser is parse_qa_pairs:
-            label = f"{self.name}-v{PARSER_VERSION}"
+        if self.version is not None:
+            label = f"{self.name}-v{self.version}"
         else:
             digest = hashlib.sha256(self.name.encode("utf-8", "replace")).hexdigest()[:8]
             label = f"{re.sub(r'[^A-Za-z0-9_]+', '-', self.name)[:60]}-{digest}"
-        return label if self.require_pairs else f"{label}-raw"
+        return label if self.required else f"{label}-raw"
+
+
+def pair_parsing(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
+    """How completions are parsed for QA pairs.
+
+    Args:
+        name: the parser's name.
+        parser: text -> QA pairs; the built-in one has a version.
+        require_pairs: a reply without a pair is no answer.
+    """
+    version = PARSER_VERSION if parser is parse_qa_pairs else None
+    return ParseSettings(name, partial(_plain_pairs, parser), require_pairs, version)
+
+
+def _plain_pairs(parser: PairParser, text: str) -> list[dict[str, str]]:
+    """Pairs of which both halves say something."""
+    found = [(pair.question.strip(), pair.answer.strip()) for pair in parser(text)]
+    return [{"question": asked, "answer": told} for asked, told in found if asked and told]
 
 
 @dataclass(frozen=True)
@@ -52,7 +78,7 @@ class ParsedBatch:
         time: when their completions were stored, in seconds since 1970 (UTC).
     """
 
-    rows: Sequence[Answered | Quarantined]
+    rows: Sequence[FinishedRow]
     time: float
 
 
@@ -72,24 +98,28 @@ def parse_completions(completions: Completions, settings: ParseSettings) -> Pars
     return ParsedBatch(rows, completions.time)
 
 
-def parse_reply(stored: StoredReply, settings: ParseSettings) -> Answered | Quarantined:
+def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     """Turn the reply to one row into a finished row or a quarantined one."""
     reply = stored.reply
     if isinstance(reply, Problem):
-        problem, text, attempts = reply, None, reply.attempts
-    else:
-        judged = judge_completion(reply, settings.parser, settings.require_pairs)
-        if not isinstance(judged, Problem):
-            return Answered(
-                key=stored.key,
-                text=reply.text,
-                pairs=judged,
-                model=reply.model,
-                prompt_tokens=reply.prompt_tokens,
-                completion_tokens=reply.completion_tokens,
-                latency=round(reply.latency, 4),
-            )
-        problem, text, attempts = judged, reply.text, reply.attempts
+        return _quarantined(stored, reply, reply.attempts, None)
+    parsed = read_completion(reply, settings)
+    if isinstance(parsed, Problem):
+        return _quarantined(stored, parsed, reply.attempts, reply.text)
+    return Answered(
+        key=stored.key,
+        text=reply.text,
+        parsed=parsed,
+        model=reply.model,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        latency=round(reply.latency, 4),
+    )
+
+
+def _quarantined(
+    stored: StoredReply, problem: Problem, attempts: int, text: str | None
+) -> Quarantined:
     return Quarantined(
         key=stored.key,
         row=stored.row,
@@ -103,39 +133,31 @@ def parse_reply(stored: StoredReply, settings: ParseSettings) -> Answered | Quar
     )
 
 
-def judge_completion(
-    completion: Completion, parser: Parser, require_pairs: bool
-) -> tuple[QAPair, ...] | Problem:
-    """The pairs of a completion, or why it is no answer.
+def read_completion(completion: Completion, settings: ParseSettings) -> Any | Problem:
+    """What the parser makes of a completion, or why that is no answer.
 
-    Args:
-        completion: the reply.
-        parser: a parser of the user's may raise; this is then this row's problem.
-        require_pairs: whether a reply without pairs is a problem (UNPARSED).
+    A parser of the user's may raise: this is then this row's problem.
     """
     problem = _unfinished(completion)
     if problem is not None:
         return problem
-    name = getattr(parser, "__name__", type(parser).__name__)
     try:
-        parsed = [
-            QAPair(pair.question.strip(), pair.answer.strip()) for pair in parser(completion.text)
-        ]
+        parsed = settings.parser(completion.text)
+        json.dumps(parsed)
     except Exception as error:
         # The parser may be the user's own code, met with text nobody foresaw.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Problem(
             Kind.UNPARSED,
-            f"parser {name} raised {reason}; look at the raw text and correct the parser",
+            f"parser {settings.name} raised {reason}; look at the raw text and correct the parser",
         )
-    pairs = tuple(pair for pair in parsed if pair.question and pair.answer)
-    if require_pairs and not pairs:
+    if settings.required and not parsed:
         return Problem(
             Kind.UNPARSED,
-            f"parser {name} found no question-answer pair in {len(completion.text)} characters; "
+            f"parser {settings.name} found nothing in {len(completion.text)} characters; "
             "look at the raw text, then make the prompt state the format, or ask for JSON",
         )
-    return pairs
+    return parsed
 
 
 def _unfinished(completion: Completion) -> Problem | None:

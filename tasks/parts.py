@@ -1,12 +1,12 @@
-"""How finished rows are written: answers as Parquet, quarantined rows as JSON lines.
+"""How finished rows are written: answered and failed ones of a batch in one Parquet file.
 
-Merged objects of both kinds remember the batches they are of. Reading raises whatever damaged
-bytes cause; `DAMAGE` has all of it.
+A merged part remembers the batches it is of. Reading raises whatever damaged bytes cause;
+`DAMAGE` has all of it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .key_index import KEY, PLACE, Array, pack_keys
-from .records import Answered, Kind, QAPair, Quarantined
+from .records import Answered, FinishedRow, Kind, Quarantined
 
 DAMAGE = (
     pa.ArrowException,
@@ -27,35 +27,48 @@ DAMAGE = (
     RecursionError,
 )
 
-_PAIR = pa.struct(
-    [pa.field("question", pa.string(), False), pa.field("answer", pa.string(), False)]
-)
-_ANSWER = pa.struct(
-    [
-        pa.field("text", pa.string(), False),
-        pa.field("pairs", pa.list_(pa.field("element", _PAIR, False)), False),
-        pa.field("model", pa.string(), False),
-        pa.field("prompt_tokens", pa.int64(), False),
-        pa.field("completion_tokens", pa.int64(), False),
-        pa.field("latency", pa.float64(), False),
-    ]
-)
+ANSWERED = "ok"
+"""`status` of an answered row; that of a quarantined one is its kind."""
+
 PART_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), False),
+        pa.field("status", pa.string(), False),
         pa.field("written", pa.timestamp("ms", "UTC"), False),
-        pa.field("answer", _ANSWER, False),
+        pa.field("text", pa.string()),  # the raw reply, where there was one
+        # of an answered row
+        pa.field("parsed", pa.string()),  # as JSON: each parser has a form of its own
+        pa.field("model", pa.string()),
+        pa.field("prompt_tokens", pa.int64()),
+        pa.field("completion_tokens", pa.int64()),
+        pa.field("latency", pa.float64()),
+        # of a quarantined row
+        pa.field("message", pa.string()),
+        pa.field("http_status", pa.int32()),
+        pa.field("requests", pa.int32()),
+        pa.field("attempt", pa.int32(), False),
+        pa.field("row", pa.int64()),
+        pa.field("where", pa.string()),
     ]
 )
 _BATCHES = "batches"
 _ROWS_AT_ONCE = 256
 """Rows that are Python dicts at the same time; they take several times their bytes in Arrow."""
-_KIND_NUMBERS = {kind.value: number for number, kind in enumerate(Kind)}
+
+_STATUSES = pa.array([ANSWERED, *(kind.value for kind in Kind)])
+ANSWERED_NUMBER = 0
+"""The `kind` of an answered row's place."""
+
+_MOST_ATTEMPTS = 1 << 30
+"""The next attempt must have room in its column."""
+
+_ANSWER_RANK = 1 << 48
+"""Any answer beats any failure, whose rank is its attempt number; times stay below this."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the ledger must know of an object.
+    """What the ledger must know of a part.
 
     Attributes:
         keys: its row keys, an array of `KEY`.
@@ -68,9 +81,33 @@ class Contents:
     batches: Sequence[str]
 
 
-def answers_table(rows: Sequence[Answered], written: int) -> pa.Table:
-    """Answers as Arrow; `written` in milliseconds since 1970, UTC."""
-    records = [{"key": row.key, "written": written, "answer": _answer(row)} for row in rows]
+def rank_of(row: FinishedRow, written: int) -> int:
+    """What decides between two stored copies of a row; `written` in milliseconds since 1970."""
+    return _ANSWER_RANK + written if isinstance(row, Answered) else row.attempt
+
+
+def answered_at(ranks: Array) -> Array:
+    """When rows with these ranks were answered, in milliseconds since 1970, UTC."""
+    return ranks - _ANSWER_RANK
+
+
+def kind_number(row: FinishedRow) -> int:
+    """How it is noted in a place what became of a row."""
+    return ANSWERED_NUMBER if isinstance(row, Answered) else KIND_NUMBERS[row.kind]
+
+
+KIND_NUMBERS: Mapping[Kind, int] = {kind: number for number, kind in enumerate(Kind, 1)}
+KINDS: Sequence[Kind | None] = [None, *Kind]
+"""Why a row has no answer, by number; None for an answered one."""
+
+
+def rows_table(rows: Sequence[FinishedRow], written: int) -> pa.Table:
+    """Finished rows as Arrow; `written` in milliseconds since 1970, UTC."""
+    records = [
+        {"key": row.key, "written": written}
+        | (_answer(row) if isinstance(row, Answered) else _failure(row))
+        for row in rows
+    ]
     return pa.Table.from_pylist(records, schema=PART_SCHEMA)
 
 
@@ -80,7 +117,7 @@ def part_writer(sink: Any) -> pq.ParquetWriter:
         sink,
         PART_SCHEMA,
         compression="zstd",
-        use_dictionary=["written", "answer.model"],
+        use_dictionary=["status", "written", "model", "message"],
         write_statistics=False,
     )
 
@@ -90,17 +127,26 @@ def name_batches(writer: pq.ParquetWriter, batches: Sequence[str]) -> None:
     writer.add_key_value_metadata({_BATCHES: json.dumps(batches)})
 
 
-def answers_contents(file: BinaryIO | pa.NativeFile) -> Contents:
-    """Read keys and times of a part, and nothing else of it."""
+def part_contents(file: BinaryIO | pa.NativeFile) -> Contents:
+    """Read keys, times and what became of the rows of a part, and nothing else of it."""
     part = open_part(file)
-    table = part.read(columns=["key", "written"], use_threads=False)
-    places = np.zeros(len(table), PLACE)
-    places["row"] = np.arange(len(table))
-    places["rank"] = table.column("written").cast(pa.int64()).to_numpy()
+    table = part.read(columns=["key", "status", "written", "attempt"], use_threads=False)
+    kinds = pc.index_in(table.column("status"), _STATUSES)
+    if kinds.null_count:
+        raise ValueError("rows of unknown status")
     lengths = pc.binary_length(table.column("key"))
     if len(table) and pc.min_max(lengths).as_py() != {"min": 32, "max": 32}:
         raise ValueError("not row keys")
     keys = [pack_keys(chunk.to_pylist()) for chunk in table.column("key").chunks]
+    places = np.zeros(len(table), PLACE)
+    places["row"] = np.arange(len(table))
+    places["kind"] = kinds.to_numpy()
+    written = table.column("written").cast(pa.int64()).to_numpy()
+    attempts = table.column("attempt").to_numpy()
+    if len(table) and not 0 <= attempts.min() <= attempts.max() <= _MOST_ATTEMPTS:
+        raise ValueError("attempts out of range")
+    answered = places["kind"] == ANSWERED_NUMBER
+    places["rank"] = np.where(answered, _ANSWER_RANK + written, attempts)
     batches = json.loads((part.metadata.metadata or {}).get(_BATCHES.encode(), b"[]"))
     packed = np.concatenate(keys) if keys else np.empty(0, KEY)
     return Contents(packed, places, list(map(str, batches)))
@@ -114,61 +160,62 @@ def open_part(file: BinaryIO | pa.NativeFile) -> pq.ParquetFile:
     return part
 
 
-def answers_of(table: pa.Table) -> Iterable[Answered]:
+def rows_of(table: pa.Table) -> Iterator[FinishedRow]:
     """The rows of a part's table, in order."""
     for piece in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        for row in piece.to_pylist():
-            answer = row["answer"]
-            pairs = tuple(QAPair(pair["question"], pair["answer"]) for pair in answer["pairs"])
-            yield Answered(key=row["key"], **{**answer, "pairs": pairs})
+        for stored in piece.to_pylist():
+            yield _row_of(stored)
 
 
-def quarantine_lines(rows: Sequence[Quarantined]) -> list[bytes]:
-    """Quarantined rows as lines of JSON."""
-    return [json.dumps(asdict(row)).encode() for row in rows]
+def _row_of(stored: Mapping[str, Any]) -> FinishedRow:
+    if stored["status"] == ANSWERED:
+        answer = {name: _given(stored, name) for name in _ANSWER_COLUMNS}
+        return Answered(key=stored["key"], parsed=json.loads(_given(stored, "parsed")), **answer)
+    return Quarantined(
+        key=stored["key"],
+        row=_given(stored, "row"),
+        where=_given(stored, "where"),
+        kind=Kind(stored["status"]),
+        message=_given(stored, "message"),
+        status=stored["http_status"],
+        attempts=_given(stored, "requests"),
+        text=stored["text"],
+        attempt=stored["attempt"],
+    )
 
 
-def batches_line(batches: Sequence[str]) -> bytes:
-    """The last line of a merged quarantine object, which remembers its batches."""
-    return json.dumps({_BATCHES: batches}).encode()
+_ANSWER_COLUMNS = ("text", "model", "prompt_tokens", "completion_tokens", "latency")
 
 
-def quarantine_contents(data: bytes) -> Contents:
-    """Read keys, attempts and reasons of a quarantine object; a row's number is its line's."""
-    batches: Sequence[str] = ()
-    keys: list[str] = []
-    places: list[tuple[int, int, int, int]] = []
-    for number, line in enumerate(data.splitlines()):
-        row = json.loads(line)  # orjson refuses half a surrogate pair
-        if _BATCHES in row:
-            batches = list(map(str, row[_BATCHES]))
-        else:
-            keys.append(row["key"])
-            places.append((0, number, int(row["attempt"]), _KIND_NUMBERS[row["kind"]]))
-    return Contents(pack_keys(keys), np.array(places, PLACE), batches)
-
-
-def failure_of(line: bytes) -> Quarantined:
-    """A quarantined row from its line."""
-    row: Mapping[str, Any] = json.loads(line)
-    return Quarantined(**{**row, "kind": Kind(row["kind"])})
-
-
-def kind_number(kind: Kind) -> int:
-    """How a reason is noted in a place."""
-    return _KIND_NUMBERS[kind.value]
+def _given(stored: Mapping[str, Any], name: str) -> Any:
+    if stored[name] is None:
+        raise ValueError(f"a row without {name}")
+    return stored[name]
 
 
 def _answer(row: Answered) -> dict[str, Any]:
     return {
+        "status": ANSWERED,
+        "attempt": 0,
         "text": _utf8(row.text),
-        "pairs": [
-            {"question": _utf8(pair.question), "answer": _utf8(pair.answer)} for pair in row.pairs
-        ],
-        "model": row.model,
+        "parsed": _utf8(json.dumps(row.parsed, ensure_ascii=False)),
+        "model": _utf8(row.model),
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
         "latency": row.latency,
+    }
+
+
+def _failure(row: Quarantined) -> dict[str, Any]:
+    return {
+        "status": row.kind.value,
+        "attempt": row.attempt,
+        "text": None if row.text is None else _utf8(row.text),
+        "message": _utf8(row.message),
+        "http_status": row.status,
+        "requests": row.attempts,
+        "row": row.row,
+        "where": _utf8(row.where),
     }
 
 

@@ -4,7 +4,6 @@ No image is decoded here, and none is fetched; local ones are read once, to know
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -283,5 +282,4 @@ def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     # time than handing a single row to a thread does, so each gets several.
     size = -(-len(rows) // READERS) or 1
     pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
-    with ThreadPoolExecutor(READERS) as pool:
-        return [prompt for some in pool.map(prompt_some, pieces) for prompt in some]
+    return [prompt for some in settings.reader.threads.map(prompt_some, pieces) for prompt in some]

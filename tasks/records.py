@@ -116,9 +116,9 @@ Reply = Completion | Problem
 """What came of asking one prompt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
-    """Consecutive pending rows that are generated, parsed and stored together.
+    """Pending rows that are generated, parsed and stored together, and what is known of them.
 
     Attributes:
         number: counts the batches of a run, from 1.
@@ -132,6 +132,8 @@ class Batch:
             of the batch asks only for the rest.
         cuts: row key -> how many times the server was lost while the row was with it.
         faults: row key -> how many times a gateway gave no reply to the row, and to others it did.
+        unsent: rows that the model is still to be asked about; 0 means that the batch only waits.
+        embedded_bytes: size of the images that its rows hold themselves.
     """
 
     number: int
@@ -140,9 +142,16 @@ class Batch:
     attempts: tuple[int, ...]
     salt: str = ""
     alone: bool = False
-    replies: dict[str, Reply] = field(default_factory=dict, compare=False)
-    cuts: Counter[str] = field(default_factory=Counter, compare=False)
-    faults: Counter[str] = field(default_factory=Counter, compare=False)
+    replies: dict[str, Reply] = field(default_factory=dict)
+    cuts: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    unsent: int = field(init=False)
+    embedded_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unsent = len(self.prompts)
+        images = (image for prompt in self.prompts for image in prompt.images)
+        self.embedded_bytes = sum(len(image.data or b"") for image in images)
 
     def __str__(self) -> str:
         return f"{self.number}"
@@ -163,7 +172,8 @@ class Answered:
     Attributes:
         key: the row key.
         text: the completion as it came.
-        pairs: what was parsed from it; may be empty where no pairs are required.
+        parsed: what the parser of the pass made of it, as plain JSON; QA pairs as a list of
+            `{"question": ..., "answer": ...}`.
         model: the name the server answered under.
         prompt_tokens: tokens read, images included.
         completion_tokens: tokens written.
@@ -172,11 +182,23 @@ class Answered:
 
     key: str
     text: str
-    pairs: tuple[QAPair, ...]
+    parsed: Any
     model: str
     prompt_tokens: int
     completion_tokens: int
     latency: float
+
+    @property
+    def pairs(self) -> tuple[QAPair, ...]:
+        """What was parsed, where that is QA pairs; may be empty where none are required.
+
+        Raises:
+            TypeError: it is something else.
+            ValueError: a text cannot be written as UTF-8.
+        """
+        pairs = tuple(QAPair(**pair) for pair in self.parsed)
+        "".join(text for pair in pairs for text in (pair.question, pair.answer)).encode()
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,3 +226,7 @@ class Quarantined:
     attempts: int = 0
     text: str | None = None
     attempt: int = 0
+
+
+FinishedRow = Answered | Quarantined
+"""What became of one row."""

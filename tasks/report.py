@@ -18,7 +18,6 @@ from .image_reader import ImageReader
 from .image_refs import ImageBase
 from .images import ImageSettings
 from .object_store import ObjectStore
-from .outputs import Run, read_runs
 from .plots import draw_plots
 from .report_facts import (
     card,
@@ -31,10 +30,10 @@ from .report_facts import (
     visible,
 )
 from .report_statistics import Statistics, gather
-from .reported_run import ReportedRun, reported_run
+from .run_records import RunRecord, completed_run, read_runs
 from .samples import SampledRow, sample_rows
-from .stored_rows import StoredAnswers
-from .storing import PARTS
+from .stored_rows import StoredRows
+from .storing import PassFolder
 
 REPORT = "report.html"
 
@@ -54,7 +53,7 @@ def make_report(
     reader: ImageReader,
     images: ImageSettings,
     base: ImageBase,
-    answers: StoredAnswers | None = None,
+    stored: StoredRows | None = None,
 ) -> list[SampledRow]:
     """Write `report.html` and `README.md` of an output's last completed run.
 
@@ -63,7 +62,7 @@ def make_report(
         reader: reads the images of the rows shown.
         images: limits on what is decoded of them.
         base: what relative image paths are tried against.
-        answers: the stored answers of the run's parser, to save reading their keys once more.
+        stored: the rows as the run's parser read them, to save reading their keys once more.
 
     Returns:
         The rows shown.
@@ -72,26 +71,26 @@ def make_report(
         StoreError: there is no completed run, or the output is damaged or cannot be read or
             written.
     """
-    run = reported_run(store)
-    answers = answers or StoredAnswers(store, f"{PARTS}/{run.parser}")
-    answers.sync()
+    run = completed_run(store)
+    stored = stored or StoredRows(store, PassFolder().parts(run.parser))
+    stored.sync()
     rows = sample_rows(
         store,
         run,
-        answers,
+        stored,
         answered=ANSWERED,
         quarantined=QUARANTINED,
         reader=reader,
         images=images,
         base=base,
     )
-    write_report(store, run, gather(store, run, answers), rows)
+    write_report(store, run, gather(store, run, stored), rows)
     write_card(store, run, rows)
     return rows
 
 
 def write_report(
-    store: ObjectStore, run: ReportedRun, numbers: Statistics, rows: Sequence[SampledRow]
+    store: ObjectStore, run: RunRecord, numbers: Statistics, rows: Sequence[SampledRow]
 ) -> None:
     """Write `report.html`.
 
@@ -103,7 +102,7 @@ def write_report(
 
 
 def render_report(
-    run: ReportedRun, numbers: Statistics, rows: Sequence[SampledRow], runs: Sequence[Run] = ()
+    run: RunRecord, numbers: Statistics, rows: Sequence[SampledRow], runs: Sequence[RunRecord] = ()
 ) -> bytes:
     """The page as a file of at most `MAX_BYTES`.
 

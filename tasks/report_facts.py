@@ -7,7 +7,7 @@ from typing import Any
 
 from .records import TRANSIENT, QAPair
 from .report_statistics import Statistics, Tally
-from .reported_run import ReportedRun
+from .run_records import RunRecord
 from .samples import SampledRow
 
 _WORDS = 12
@@ -55,10 +55,9 @@ class Card:
     facts: str
 
 
-def headline(run: ReportedRun, numbers: Statistics) -> Iterator[Fact]:
+def headline(run: RunRecord, numbers: Statistics) -> Iterator[Fact]:
     """The large numbers at the top."""
-    counts = run.summary
-    asked = run.progress.ok + run.progress.quarantined
+    counts = run.counts
     yield Fact("Rows", f"{counts.rows:,}")
     yield Fact("Answered", f"{counts.ok:,}", _share(counts.ok, counts.rows))
     if counts.filtered:
@@ -70,8 +69,8 @@ def headline(run: ReportedRun, numbers: Statistics) -> Iterator[Fact]:
     written = numbers.completion_tokens
     yield Fact("Tokens written", _short(written.sum), _mean(written))
     yield Fact("Last run", _duration(counts.seconds), f"{counts.requests:,} requests")
-    if counts.seconds > 0 and asked:
-        yield Fact("Throughput", f"{asked / counts.seconds:,.1f}", "rows/s, last run")
+    if counts.seconds > 0 and counts.asked:
+        yield Fact("Throughput", f"{counts.asked / counts.seconds:,.1f}", "rows/s, last run")
 
 
 def card(row: SampledRow) -> Card:
@@ -111,12 +110,12 @@ def filters(cards: Sequence[Card]) -> list[Fact]:
     return [Fact(name.replace("_", " "), name, f"{counts[name]:,}") for name in names]
 
 
-def gallery_note(run: ReportedRun, cards: Sequence[Card]) -> str:
+def gallery_note(run: RunRecord, cards: Sequence[Card]) -> str:
     """Which rows are shown, of how many."""
     failed = sum(bool(card.kind) for card in cards)
-    told = f"{len(cards) - failed:,} of {run.summary.ok:,} answered"
-    if run.summary.quarantined:
-        told += f" and {failed:,} of {run.summary.quarantined:,} quarantined"
+    told = f"{len(cards) - failed:,} of {run.counts.ok:,} answered"
+    if run.counts.quarantined:
+        told += f" and {failed:,} of {run.counts.quarantined:,} quarantined"
     return f"{told} rows, spread evenly over the dataset."
 
 
@@ -128,32 +127,32 @@ def first_words(numbers: Statistics) -> Iterator[Fact]:
         yield Fact(word, share, percent=round(100 * count / found[0][1], 1))
 
 
-def reasons(run: ReportedRun) -> Iterator[Fact]:
+def reasons(run: RunRecord) -> Iterator[Fact]:
     """Why rows are quarantined, the most common reason first."""
     again = "asks them again"
     stays = "leaves them; --retry-quarantined asks them again"
-    for kind, count in sorted(run.summary.reasons.items(), key=lambda item: (-item[1], item[0])):
+    for kind, count in sorted(run.counts.reasons.items(), key=lambda item: (-item[1], item[0])):
         note = again if kind in TRANSIENT else stays
-        share = _share(count, run.summary.rows)
+        share = _share(count, run.counts.rows)
         yield Fact(_cut(kind, "reason"), f"{count:,}", note, share=share)
 
 
-def provenance(run: ReportedRun) -> Iterator[Fact]:
+def provenance(run: RunRecord) -> Iterator[Fact]:
     """What decided the answers, and when."""
-    source = run.source
-    columns = source.columns.model_dump()
+    told = run.told
+    columns = told.columns.model_dump()
     facts = {
-        "Dataset": source.dataset or run.dataset,
+        "Dataset": str(told.dataset) or run.dataset,
         "Columns": ", ".join(f"{use}: {name}" for use, name in columns.items() if name),
-        "Row limit": "" if source.limit is None else f"{source.limit:,}",
+        "Row limit": "" if told.max_rows is None else f"{told.max_rows:,}",
         "Model": run.model,
         "Model revision": run.model_revision,
-        "Prompt style": run.prompt_style,
-        "System prompt": run.system_prompt,
+        "Prompt style": str(told.prompt_style),
+        "System prompt": told.system_prompt,
         "User prompt": run.user_prompt,
-        "Sampling": _options(run.sampling),
-        "Images": _options(run.images.model_dump(mode="json")),
-        "Image root": source.image_root or "",
+        "Sampling": _options(told.sampling.options()),
+        "Images": _options(told.images.settings.model_dump(mode="json")),
+        "Image root": told.images.root or "",
         "Parser": run.parser,
         "Versions": ", ".join(f"{name} {number}" for name, number in run.versions.items()),
         "Run": run.run,

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .exporting import PAIRS
+from .exporting import PAIRS, export_named
 from .key_index import Array
 from .object_store import ObjectStore
-from .parts import open_part
-from .reported_run import ReportedRun, export_named, run_keys
+from .parts import ANSWERED_NUMBER, answered_at, open_part
+from .run_records import RunRecord
 from .steps import ahead
-from .stored_rows import StoredAnswers
-from .storing import damage_named
+from .stored_rows import StoredRows
+from .storing import damage_named, read_keys
 
 CENTISECONDS = 100
 """Latencies are counted in hundredths of a second."""
@@ -29,7 +29,7 @@ _MOST_WORDS = 10_000
 """First words of questions that are counted apart; then only the most common ones stay."""
 
 _FIRST_WORD = r"^[^\pL\pN]*(?P<word>[\pL\pN]{1,20})"
-_COLUMNS = ["answer.prompt_tokens", "answer.completion_tokens", "answer.latency"]
+_COLUMNS = ["prompt_tokens", "completion_tokens", "latency"]
 _PAIRS_AT_ONCE = 65_536
 _READERS = 4
 
@@ -85,7 +85,7 @@ class Statistics:
     written: Array = field(default_factory=lambda: np.empty(0))
 
 
-def gather(store: ObjectStore, run: ReportedRun, answers: StoredAnswers) -> Statistics:
+def gather(store: ObjectStore, run: RunRecord, stored: StoredRows) -> Statistics:
     """Count over the answered rows of a completed run.
 
     Raises:
@@ -93,16 +93,15 @@ def gather(store: ObjectStore, run: ReportedRun, answers: StoredAnswers) -> Stat
     """
     found = Statistics()
     _add_pairs(store, found)
-    rows = answers.index.find(run_keys(store, run))
-    known, places = rows.known, rows.places
+    rows = stored.index.find(read_keys(store, run.keys))
+    places = rows.places[rows.known & (rows.places["kind"] == ANSWERED_NUMBER)]
     started, ended = run.started.timestamp(), run.updated.timestamp()
-    seconds = places["rank"][known] / 1000 - started
+    seconds = answered_at(places["rank"]) / 1000 - started
     found.written = np.sort(seconds[(seconds >= 0) & (seconds <= ended - started + 1)])
-    for table in _answer_tables(store, answers, places[known]):
-        answer = table.column("answer").combine_chunks()
-        found.prompt_tokens.add(answer.field("prompt_tokens").to_numpy())
-        found.completion_tokens.add(answer.field("completion_tokens").to_numpy())
-        found.latencies.add(answer.field("latency").to_numpy() * CENTISECONDS)
+    for table in _answer_tables(store, stored, places):
+        found.prompt_tokens.add(table.column("prompt_tokens").to_numpy())
+        found.completion_tokens.add(table.column("completion_tokens").to_numpy())
+        found.latencies.add(table.column("latency").to_numpy() * CENTISECONDS)
     return found
 
 
@@ -121,19 +120,24 @@ def _add_pairs(store: ObjectStore, found: Statistics) -> None:
                 found.first_words = Counter(dict(found.first_words.most_common(_MOST_WORDS // 2)))
 
 
-def _answer_tables(store: ObjectStore, answers: StoredAnswers, places: Array) -> Iterator[pa.Table]:
+def _answer_tables(store: ObjectStore, stored: StoredRows, places: Array) -> Iterator[pa.Table]:
     """Tokens and latencies of the rows at these places, part by part."""
     order = np.argsort(places["file"], kind="stable")
     files, starts = np.unique(places["file"][order], return_index=True)
     rows = np.split(places["row"][order], starts)[1:]  # before the first start is nothing
 
-    def read(file: int) -> pa.Table:
-        name = answers.names[file]
+    def read(part: tuple[int, Array]) -> pa.Table:
+        file, wanted = part
+        name = stored.names[file]
         with damage_named(store, name), store.open(name) as source:
-            part = open_part(pa.PythonFile(source, mode="r"))
-            return part.read(columns=_COLUMNS, use_threads=False)
+            opened = open_part(pa.PythonFile(source, mode="r"))
+            table = opened.read(columns=_COLUMNS, use_threads=False).take(wanted)
+            numbers = [table.column(column).to_numpy() for column in _COLUMNS]
+            if not all(np.isfinite(column).all() for column in numbers):
+                raise ValueError("an answer without its numbers")
+            return table
 
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = ahead(pool, read, files.tolist(), _READERS)
-        for (_, table), wanted in zip(tables, rows, strict=True):
-            yield table.result().take(wanted)
+        parts = zip(files.tolist(), rows, strict=True)
+        for _, table in ahead(pool, read, parts, _READERS):
+            yield table.result()

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect.serializers import JSONSerializer
 
-from .errors import StoreError
+from .errors import RecordDamagedError, RecordRefusedError
 
 RESULT_SERIALIZER: "JSONSerializer[Any]" = JSONSerializer(
     # The stock encoder and decoder make objects of any class that a record names.
@@ -16,14 +16,6 @@ RESULT_SERIALIZER: "JSONSerializer[Any]" = JSONSerializer(
 """How results are written, and the only kind that is read."""
 
 _SERIALIZER = RESULT_SERIALIZER.model_dump(mode="json")
-
-
-class RecordRefusedError(StoreError):
-    """A stored result is of another kind than this package writes: reading it could run code."""
-
-
-class RecordDamagedError(StoreError):
-    """A stored result is cut off or was never one."""
 
 
 def check_record(data: bytes) -> None:

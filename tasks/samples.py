@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from .errors import DatasetError
-from .exporting import QA_JSONL, QUARANTINE_JSONL
+from .exporting import QA_JSONL, QUARANTINE_JSONL, export_named, pairs_of
 from .filesystems import S3Credentials
 from .image_reader import ImageReader
 from .image_refs import ImageBase, image_refs
@@ -23,10 +23,11 @@ from .images import ImageSettings
 from .key_index import Array
 from .loading import open_dataset
 from .object_store import ObjectStore
-from .records import Kind, QAPair, RowError
-from .reported_run import ReportedRun, Source, export_named, run_keys
-from .steps import READERS
-from .stored_rows import StoredAnswers
+from .parameters import RunParameters
+from .records import Answered, Kind, QAPair, RowError
+from .run_records import RunRecord
+from .stored_rows import StoredRows
+from .storing import read_keys
 from .thumbnails import SIDE, SIDE_OF_SEVERAL, thumbnail
 
 IMAGES_SECONDS = 20.0
@@ -80,8 +81,8 @@ class SampledRow:
 
 def sample_rows(
     store: ObjectStore,
-    run: ReportedRun,
-    answers: StoredAnswers,
+    run: RunRecord,
+    stored: StoredRows,
     *,
     answered: int,
     quarantined: int,
@@ -96,7 +97,7 @@ def sample_rows(
     Args:
         store: the output.
         run: its last completed run.
-        answers: the stored answers of the run's parser.
+        stored: the rows as the run's parser read them.
         answered: answered rows to take.
         quarantined: quarantined rows to take.
         reader: reads the images.
@@ -106,7 +107,7 @@ def sample_rows(
     Raises:
         StoreError: an export is missing, damaged or cannot be read.
     """
-    keys = run_keys(store, run)
+    keys = read_keys(store, run.keys)
     with export_named(store, QUARANTINE_JSONL):
         lines_by_kind, failed = _failed_rows(store)
         ok = _answered_rows(len(keys), failed)
@@ -114,10 +115,12 @@ def sample_rows(
         failures = [_failure(line) for _, line in _numbered(store, QUARANTINE_JSONL, chosen)]
     places = _evenly(_lines_in_reach(store, len(ok)), answered)
     lines = dict(zip(places, ok[places].tolist(), strict=True))
-    rows = [*_answers(run.dataset, answers, keys, list(lines.values())), *failures]
+    rows = [*_answers(run.dataset, stored, keys, list(lines.values())), *failures]
     late = time.monotonic() + IMAGES_SECONDS
-    values = _image_values(store, run.source, lines, failures, late)
-    found = _made(partial(_thumbnails, reader=reader, images=images, base=base), values)
+    values = _image_values(store, run.told, lines, failures, late)
+    found = _made(
+        reader.threads, partial(_thumbnails, reader=reader, images=images, base=base), values
+    )
     shown = (replace(row, thumbnails=found.get(row.row, ())) for row in rows)
     return sorted(shown, key=lambda row: row.row)
 
@@ -155,17 +158,18 @@ def _answered_rows(count: int, failed: Sequence[int]) -> Array:
 
 
 def _answers(
-    dataset: str, answers: StoredAnswers, keys: Array, numbers: Sequence[int]
+    dataset: str, stored: StoredRows, keys: Array, numbers: Sequence[int]
 ) -> Iterator[SampledRow]:
-    found = answers.fetch(keys[np.asarray(numbers, np.int64)])
+    found = stored.fetch(keys[np.asarray(numbers, np.int64)])
     for number, answer in zip(numbers, found, strict=True):
-        if answer is not None:
+        if isinstance(answer, Answered):
+            where = f"{dataset}, row {number}"
             yield SampledRow(
                 row=number,
-                where=f"{dataset}, row {number}",
+                where=where,
                 key=answer.key,
                 thumbnails=(),
-                pairs=answer.pairs,
+                pairs=pairs_of(answer, where),
                 text=answer.text,
                 prompt_tokens=answer.prompt_tokens,
                 completion_tokens=answer.completion_tokens,
@@ -175,13 +179,13 @@ def _answers(
 
 def _image_values(
     store: ObjectStore,
-    source: Source,
+    told: RunParameters,
     lines: Mapping[int, int],
     failures: Sequence[SampledRow],
     late: float,
 ) -> Iterator[tuple[int, Any]]:
     """Positions of rows with what their image column holds, until the time is up."""
-    column = source.columns.image
+    column = told.columns.image
     if not column:
         return
     with export_named(store, QA_JSONL):
@@ -190,22 +194,22 @@ def _image_values(
                 raise TypeError("no record")
             yield lines[number], record.get(column)
     places = {failure.row: failure.where for failure in failures}
-    yield from _dataset_values(source, places, store.s3_credentials, late)
+    yield from _dataset_values(told, places, store.s3_credentials, late)
 
 
 def _dataset_values(
-    source: Source, places: Mapping[int, str], credentials: S3Credentials | None, late: float
+    told: RunParameters, places: Mapping[int, str], credentials: S3Credentials | None, late: float
 ) -> Iterator[tuple[int, Any]]:
     """What the image column of quarantined rows holds: only the dataset itself has it."""
-    column = source.columns.image
-    if not column or not source.dataset or not places:
+    column = told.columns.image
+    if not column or not told.dataset or not places:
         return
     try:
         dataset = open_dataset(
-            source.dataset,
+            told.dataset,
             image_key=column,
-            conversation_key=source.columns.conversation,
-            image_root=source.image_root,
+            conversation_key=told.columns.conversation,
+            image_root=told.images.root or None,
             credentials=credentials,
         )
         last = max(places)
@@ -220,15 +224,15 @@ def _dataset_values(
 
 
 def _made(
-    make: Callable[[Any], tuple[str, ...]], values: Iterable[tuple[int, Any]]
+    threads: ThreadPoolExecutor,
+    make: Callable[[Any], tuple[str, ...]],
+    values: Iterable[tuple[int, Any]],
 ) -> Mapping[int, tuple[str, ...]]:
     """What is made of each value, by the position of its row; what takes too long is left out."""
-    pool = ThreadPoolExecutor(READERS, thread_name_prefix="thumbnails")
-    try:
-        futures = {pool.submit(make, value): row for row, value in values}
-        done, _ = wait(futures, IMAGES_SECONDS)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    futures = {threads.submit(make, value): row for row, value in values}
+    done, late = wait(futures, IMAGES_SECONDS)
+    for future in late:
+        future.cancel()
     return {futures[future]: future.result() for future in done}
 
 

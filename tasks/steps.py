@@ -6,44 +6,57 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
-from prefect.tasks import Task
-from prefect.utilities.annotations import opaque, quote
+from prefect.utilities import annotations
+
+from .errors import ImageQAError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 READERS = 16
-"""Threads that read images for one batch: enough to hide an object store's latency."""
-
-
-def never(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
-    """Never retry."""
-    return False
+"""Objects that are read at the same time: enough to hide a store's latency."""
 
 
 STEP: dict[str, Any] = {
     # Rows and images must never become persisted results, nor be looked up by them.
     "persist_result": False,
     "cache_policy": NO_CACHE,
-    # Prefect logs a traceback when it runs out of retries by itself, even for a user's mistake
-    # with a clear message. Refusing the one retry there is ends the task quietly; the flow
-    # says what was wrong.
-    "retries": 1,
-    "retry_condition_fn": never,
 }
-"""Options of a step that is neither cached nor retried."""
+"""Options of a step that is not cached."""
 
 
-def whole(value: T) -> T:
-    """Hand a task a value as it is: Prefect would walk through every row in search of futures."""
-    return cast("T", quote(value))
+def quote(value: T) -> T:
+    """Prefect's `quote`, typed: a task gets the value as it is, unsearched for futures."""
+    return cast("T", annotations.quote(value))
 
 
-def result_of(future: PrefectFuture[T]) -> T:
-    """Hand a task what an earlier one returns, likewise without walking through it."""
-    return cast("T", opaque(future))
+def opaque(future: PrefectFuture[T]) -> T:
+    """Prefect's `opaque`, typed: a task gets what the future gives, likewise unsearched."""
+    return cast("T", annotations.opaque(future))
+
+
+def results_ahead(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iterator[T]:
+    """The results of task runs one by one, of which `count` are submitted ahead of the present one.
+
+    Where no further one can be submitted, what came before is still given.
+    """
+    window: deque[PrefectFuture[list[T]]] = deque()
+    upcoming = iter(futures)
+    error: ImageQAError | None = None
+    more = True
+    while more or window:
+        if more and len(window) <= count:
+            try:
+                window.append(next(upcoming))
+            except StopIteration:
+                more = False
+            except ImageQAError as failed:
+                error, more = failed, False
+        else:
+            yield from window.popleft().result()
+    if error is not None:
+        raise error
 
 
 def ahead(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any, Self, cast
@@ -49,7 +50,7 @@ class StoreBlock(WritableFileSystem):
     region: str = Field(default="", description="Region of the bucket, where the server has any.")
     credentials: str = Field(
         default="",
-        description="Name of another Object Store block whose credentials are used instead.",
+        description="Name of another Image QA Store block whose credentials are used instead.",
     )
 
     _named_credentials: S3Credentials | None = PrivateAttr(None)
@@ -107,8 +108,8 @@ class StoreBlock(WritableFileSystem):
                 named = self.load_saved(self.credentials)
                 if named.credentials:
                     raise StoreError(
-                        f"the Object Store block {self.credentials!r} has no credentials of its "
-                        f"own: name {named.credentials!r} itself"
+                        f"the {self._block_type_name} block {self.credentials!r} has no "
+                        f"credentials of its own: name {named.credentials!r} itself"
                     )
                 self._named_credentials = named.s3_credentials or S3Credentials()
             return self._named_credentials.at(self.endpoint_url, self.region)
@@ -165,10 +166,26 @@ class StoreBlock(WritableFileSystem):
         store._accept = accept
         return store
 
-    def saved(self) -> Self:
-        """This store with a block document in Prefect, which its use as result storage needs.
+    def result_storage(self) -> tuple[Self, str]:
+        """Where Prefect keeps results that belong here.
 
-        The document is named by a digest of what it holds, and holds no secret.
+        Prefect wants a saved block. It is one per bucket, or this machine's disk, and credentials,
+        however many outputs there are; it holds no secret.
+
+        Returns:
+            The saved block of the bucket or disk, and this store's path in it.
+
+        Raises:
+            StoreError: the credentials are this block's own and it was never saved.
+        """
+        protocol, path = split_uri(self.uri)
+        if protocol == "file":
+            return self._without_secrets("/").saved(), path.strip("/")
+        bucket, _, folder = path.partition("/")
+        return self._without_secrets(f"s3://{bucket}").saved(), folder
+
+    def saved(self) -> Self:
+        """This store with a block document in Prefect; saved now if it has none.
 
         Raises:
             StoreError: the credentials are this block's own and it was never saved.
@@ -176,15 +193,25 @@ class StoreBlock(WritableFileSystem):
         if self._block_document_id is not None:
             return self
         block = self._without_secrets(self.uri)
-        content = [getattr(block, name) for name in _PLAIN_FIELDS]
-        name = f"imageqa-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
+        content = block._plain_content()
+        protocol, path = split_uri(self.uri)
+        place = "local" if protocol == "file" else ""
+        words = re.sub(r"[^a-z0-9]+", " ", f"{place} {path} {block.credentials}".lower()).split()
+        name = "-".join(["image-qa-results", *words])
         found = self.find_saved(name)
-        if found is not None and [getattr(found, name) for name in _PLAIN_FIELDS] == content:
+        if found is not None and found._plain_content() != content:  # another server's, say
+            digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+            name = f"{name}-{digest}"
+            found = self.find_saved(name)
+        if found is not None and found._plain_content() == content:
             block._block_document_id = found._block_document_id
             block._block_document_name = name
         else:
             cast("Any", block).save(name, overwrite=True, _sync=True)
         return block
+
+    def _plain_content(self) -> list[str]:
+        return [getattr(self, name) for name in _PLAIN_FIELDS]
 
     def _without_secrets(self, uri: str) -> Self:
         """A copy that names the block which has the secrets."""

@@ -1,35 +1,23 @@
-"""The objects of one folder that hold finished rows, and where in them each row is."""
+"""The parts of one folder, which hold finished rows, and where in them each row is."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import StoreError
-from .filesystems import ObjectMissingError
+from .errors import ObjectMissingError, StoreError
 from .key_index import Array, KeyIndex, Place
 from .object_store import ObjectStore
-from .parts import (
-    Contents,
-    answers_contents,
-    answers_of,
-    failure_of,
-    open_part,
-    quarantine_contents,
-)
-from .records import Answered, Quarantined
+from .parts import Contents, open_part, part_contents, rows_of
+from .records import FinishedRow
 from .steps import READERS, ahead
-from .storing import batch_of, damage_named, needs_part
-
-T = TypeVar("T", Answered, Quarantined)
+from .storing import batch_of, damage_named
 
 _TRIES = 5
-"""Other runs may merge objects while they are read; each try sees what they left."""
+"""A run may merge parts while they are read; each try sees what it left."""
 
 _WHOLE_BYTES = 1 << 20
 """Objects up to this size are read whole: another round trip costs more than the bytes."""
@@ -38,30 +26,28 @@ _LARGE_READERS = 4
 """Threads that read large objects: each keeps some 5 MB, and more of them are no faster."""
 
 
-class StoredRows(ABC, Generic[T]):
-    """Finished rows of one kind: keys in memory, the rows themselves read when asked for.
+class StoredRows:
+    """Finished rows of a pass: keys in memory, the rows themselves read when asked for.
 
     Attributes:
-        folder: where the objects are.
+        folder: where the parts are.
         index: where each row is; of several copies of a row, the one that counts.
-        batches: keys of all batches that are whole with these objects.
-        halves: keys of the batches that are not.
-        names: the objects by number; some may be gone.
+        batches: keys of all batches that have a part.
+        names: the parts by number; some may be gone.
     """
-
-    suffix: ClassVar[str]
 
     def __init__(self, store: ObjectStore, folder: str) -> None:
         self._store = store
         self.folder = folder
         self.index = KeyIndex()
         self.batches: set[str] = set()
-        self.halves: set[str] = set()
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
         self._sizes: list[int] = []
         self._row_counts: list[int] = []
         self._batches: list[Sequence[str]] = []
+        self._part = lru_cache(maxsize=8)(self._open)
+        self._group = lru_cache(maxsize=4)(self._read_group)
 
     def sync(self) -> None:
         """Take in the objects that are new, and forget those that are gone.
@@ -75,7 +61,7 @@ class StoredRows(ABC, Generic[T]):
             sizes = {
                 name: size
                 for name, size in self._store.sizes(self.folder).items()
-                if name.endswith(self.suffix) and batch_of(name) is not None
+                if batch_of(name) is not None
             }
             self._forget(self._numbers.keys() - sizes.keys())
             new = sizes.keys() - self._numbers.keys()
@@ -98,7 +84,7 @@ class StoredRows(ABC, Generic[T]):
         for key, place in entries:
             self.index.put(bytes.fromhex(key), place._replace(file=number))
 
-    def fetch(self, keys: Array) -> list[T | None]:
+    def fetch(self, keys: Array) -> list[FinishedRow | None]:
         """Read the rows of some keys, in their order; None where there is none.
 
         Raises:
@@ -120,16 +106,15 @@ class StoredRows(ABC, Generic[T]):
         """The batches that are whole with an object."""
         return self._batches[file]
 
-    @abstractmethod
-    def _contents(self, name: str, size: int) -> Contents:
-        """Read what the index must know of an object."""
+    def table(self, file: int, rows: Array) -> pa.Table:
+        """Read some rows of a small part, as they are."""
+        name = self.names[file]
+        with damage_named(self._store, name):
+            part = open_part(pa.BufferReader(self._store.read(name)))
+            return part.read(use_threads=False).take(rows)
 
-    @abstractmethod
-    def _load(self, file: int, rows: Array) -> Iterable[T]:
-        """Read rows of an object; their numbers ascend."""
-
-    def _fetch(self, keys: Array) -> list[T | None]:
-        result: list[T | None] = [None] * len(keys)
+    def _fetch(self, keys: Array) -> list[FinishedRow | None]:
+        result: list[FinishedRow | None] = [None] * len(keys)
         expected = keys.tobytes().hex()
         found = self.index.find(keys)
         wanted = np.flatnonzero(found.known)
@@ -157,7 +142,7 @@ class StoredRows(ABC, Generic[T]):
         def contents(name: str) -> Contents | None:
             try:
                 with damage_named(self._store, name):
-                    return self._contents(name, sizes[name])
+                    return part_contents(self._source(name, sizes[name]))
             except ObjectMissingError:
                 return None
 
@@ -172,9 +157,6 @@ class StoredRows(ABC, Generic[T]):
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
         own = batch_of(name)
-        if needs_part(name):
-            self.halves.add(str(own))
-            own = None
         number = self._numbers[name] = len(self.names)
         self.names.append(name)
         self._sizes.append(size)
@@ -191,33 +173,13 @@ class StoredRows(ABC, Generic[T]):
         place = self._store.uri_of(self.folder)
         return StoreError(f"{place}: other runs keep replacing objects there: run it again")
 
-
-class StoredAnswers(StoredRows[Answered]):
-    """The parts of a configuration of the parser."""
-
-    suffix = ".parquet"
-
-    def __init__(self, store: ObjectStore, folder: str) -> None:
-        super().__init__(store, folder)
-        self._part = lru_cache(maxsize=8)(self._open)
-        self._group = lru_cache(maxsize=4)(self._read_group)
-
-    def table(self, file: int, rows: Array) -> pa.Table:
-        """Read some rows of a small part, as they are."""
-        name = self.names[file]
-        with damage_named(self._store, name):
-            part = open_part(pa.BufferReader(self._store.read(name)))
-            return part.read(use_threads=False).take(rows)
-
-    def _contents(self, name: str, size: int) -> Contents:
-        return answers_contents(self._source(name, size))
-
-    def _load(self, file: int, rows: Array) -> Iterable[Answered]:
+    def _load(self, file: int, rows: Array) -> Iterator[FinishedRow]:
+        """Read rows of a part; their numbers ascend."""
         _, starts = self._part(file)
         groups = np.searchsorted(starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
             table = self._group(file, group)
-            yield from answers_of(table.take(rows[groups == group] - starts[group]))
+            yield from rows_of(table.take(rows[groups == group] - starts[group]))
 
     def _open(self, file: int) -> tuple[pq.ParquetFile, Array]:
         part = open_part(self._source(self.names[file], self._sizes[file]))
@@ -233,32 +195,3 @@ class StoredAnswers(StoredRows[Answered]):
         if size <= _WHOLE_BYTES:
             return pa.BufferReader(self._store.read(name))
         return pa.PythonFile(self._store.open(name), mode="r")
-
-
-class StoredFailures(StoredRows[Quarantined]):
-    """The quarantined rows of a configuration of the parser."""
-
-    suffix = ".jsonl"
-
-    def __init__(self, store: ObjectStore, folder: str) -> None:
-        super().__init__(store, folder)
-        self._cached_lines = lru_cache(maxsize=4)(self._read_lines)
-
-    def lines(self, file: int, rows: Array) -> list[bytes]:
-        """Read some rows of an object, as they are."""
-        with damage_named(self._store, self.names[file]):
-            return [self._read_lines(file)[row] for row in rows]
-
-    def size(self, file: int) -> int:
-        """Bytes of an object; 0 for one that this run wrote."""
-        return self._sizes[file]
-
-    def _contents(self, name: str, size: int) -> Contents:  # noqa: ARG002
-        return quarantine_contents(self._store.read(name))
-
-    def _load(self, file: int, rows: Array) -> Iterable[Quarantined]:
-        lines = self._cached_lines(file)
-        return [failure_of(lines[row]) for row in rows]
-
-    def _read_lines(self, file: int) -> list[bytes]:
-        return self._store.read(self.names[file]).splitlines()

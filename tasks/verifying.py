@@ -9,28 +9,24 @@ import numpy as np
 import pyarrow as pa
 
 from .batch_cache import check_completions
-from .completions import CompletionsDamagedError
+from .errors import (
+    ObjectDamagedError,
+    ObjectMissingError,
+    RecordDamagedError,
+    RecordRefusedError,
+)
 from .export_checks import RUN_AGAIN, Faults, check_answers, check_failures, check_pairs
-from .exporting import PAIRS, QUARANTINE_JSONL
-from .filesystems import ObjectMissingError
+from .exporting import ALWAYS_EXPORTED, PAIRS, QUARANTINE_JSONL
 from .key_index import KEY, Array
 from .object_store import ObjectStore
-from .outputs import EXPORTS, Run, RunCounts, in_folder, last_completed, read_run, require_output
-from .parts import Contents, answers_contents, failure_of, open_part, quarantine_contents
-from .result_records import RecordDamagedError, RecordRefusedError
+from .outputs import EXPORTS, in_folder
+from .parts import ANSWERED_NUMBER, Contents, open_part, part_contents, rows_of
+from .records import Answered
+from .run_records import RunCounts, RunRecord, last_completed, read_run, require_manifest
 from .steps import READERS, ahead
-from .storing import (
-    COMPLETIONS,
-    KEYS,
-    MANIFEST,
-    PARTS,
-    QUARANTINE,
-    RUNS,
-    ObjectDamagedError,
-    batch_of,
-    damage_named,
-    read_keys,
-)
+from .storing import MANIFEST, RUNS, PassFolder, batch_of, damage_named, read_keys
+
+_FOLDER = PassFolder()
 
 _WHOLE_BYTES = 1 << 20
 """Parts up to this size are read in one piece."""
@@ -47,13 +43,13 @@ class Verified:
         rows: rows of the last completed run.
         objects: objects that were looked at.
         faults: what is wrong, a line each; empty where all is well.
-        is_going: whether a run is at work: then an object can be newer than the others.
+        is_live: whether a run is at work: then an object can be newer than the others.
     """
 
     rows: int
     objects: int
     faults: Sequence[str]
-    is_going: bool
+    is_live: bool
 
 
 def verify(store: ObjectStore) -> Verified:
@@ -64,7 +60,7 @@ def verify(store: ObjectStore) -> Verified:
     Raises:
         StoreError: there is no output, it has another layout, or it cannot be read now.
     """
-    manifest = require_output(store)
+    manifest = require_manifest(store)
     faults = Faults(store)
     last = None
     try:
@@ -75,48 +71,59 @@ def verify(store: ObjectStore) -> Verified:
         faults.damaged(error)
     sizes = store.sizes()
     keys = _run_keys(store, last, faults) if last else None
-    rows = _StoredRows(last.parser if last else "", np.empty(0, KEY) if keys is None else keys)
+    parts = _FOLDER.parts(last.parser) if last else ""
+    rows = _StoredRows(parts, np.empty(0, KEY) if keys is None else keys)
     checked = _check_objects(store, sizes, rows, faults)
-    if last is not None and last.summary is not None:
-        _check_counts(last.summary, keys, last.keys, faults)
-        _check_exports(store, sizes, last.summary, keys, rows, faults)
+    if last is not None:
+        if keys is not None and len(keys) != last.counts.rows:
+            counted = f"{len(keys):,} rows, and the manifest counts {last.counts.rows:,}"
+            faults.add(last.keys, counted)
+        _check_exports(store, sizes, last.counts, keys, rows, faults)
     exports = sum(name in sizes for name in EXPORTS)
-    count = last.summary.rows if last and last.summary else 0
-    return Verified(count, checked + exports + 1, faults.lines(), rows.is_going)
+    count = last.counts.rows if last else 0
+    return Verified(count, checked + exports + 1, faults.lines(), rows.is_live)
 
 
 class _StoredRows:
     """Which rows of a run were found while all objects were read.
 
     Args:
-        parse: the label of the run's configuration of the parser.
+        parts: folder of the parts of the run's parser.
         keys: the run's row keys.
 
     Attributes:
-        is_going: whether a run is at work.
+        parts: that folder.
+        is_live: whether a run is at work.
     """
 
-    def __init__(self, parse: str, keys: Array) -> None:
-        self.is_going = False
+    def __init__(self, parts: str, keys: Array) -> None:
+        self.parts = parts
+        self.is_live = False
         self._keys, self._places = np.unique(keys, return_inverse=True)
-        self._found = {
-            f"{folder}/{parse}": np.zeros(len(self._keys), bool) for folder in (PARTS, QUARANTINE)
-        }
+        self._answered = np.zeros(len(self._keys), bool)
+        self._stored = np.zeros(len(self._keys), bool)
 
-    def add(self, name: str, read: Contents | Run | None) -> None:
+    def add(self, name: str, read: Contents | RunRecord | None) -> None:
         """Take in what an object holds."""
-        if isinstance(read, Run):
-            self.is_going = self.is_going or read.is_going
-        elif read is not None and (folder := name.rpartition("/")[0]) in self._found:
+        if isinstance(read, RunRecord):
+            self.is_live = self.is_live or read.is_live
+        elif read is not None and name.rpartition("/")[0] == self.parts:
             positions = np.searchsorted(self._keys, read.keys)
             within = positions < len(self._keys)
-            positions = positions[within]
-            hits = self._keys[positions] == read.keys[within]
-            self._found[folder][positions[hits]] = True
+            within[within] = self._keys[positions[within]] == read.keys[within]
+            self._stored[positions[within]] = True
+            answered = within & (read.places["kind"] == ANSWERED_NUMBER)
+            self._answered[positions[answered]] = True
 
-    def found(self) -> dict[str, Array]:
-        """For each folder that was looked at, whether the rows are there, in dataset order."""
-        return {folder: found[self._places] for folder, found in self._found.items()}
+    @property
+    def answered(self) -> Array:
+        """Whether the rows have an answer, in dataset order."""
+        return self._answered[self._places]
+
+    @property
+    def stored(self) -> Array:
+        """Whether the rows have an answer or a reason why not, in dataset order."""
+        return self._stored[self._places]
 
 
 def _check_objects(
@@ -124,11 +131,10 @@ def _check_objects(
 ) -> int:
     """Read all objects but the exports; returns how many there are."""
     names = [
-        *in_folder(sizes, COMPLETIONS),
+        *in_folder(sizes, _FOLDER.completions),
         *in_folder(sizes, RUNS),
-        *(name for folder in (PARTS, QUARANTINE) for name in in_folder(sizes, folder)
-          if batch_of(name) is not None),
-    ]  # fmt: skip
+        *(name for name in in_folder(sizes, _FOLDER.all_parts) if batch_of(name) is not None),
+    ]
     merged = {name for name in names if batch_of(name) == ""}
     single = [name for name in names if name not in merged]
     for some, readers in ((single, READERS), (sorted(merged), _MERGED_READERS)):
@@ -138,7 +144,7 @@ def _check_objects(
             ):
                 with _noted(name, faults):
                     rows.add(name, read.result())
-    keys = in_folder(sizes, KEYS)
+    keys = in_folder(sizes, _FOLDER.keys)
     for name in keys:
         if sizes[name] % KEY.itemsize:
             faults.add(name, "damaged", "delete it and run again")
@@ -154,31 +160,19 @@ def _noted(name: str, faults: Faults) -> Iterator[None]:
         faults.add(name, "gone while it was looked for", "verify again, a run is at work")
     except ObjectDamagedError as error:
         faults.damaged(error)
-    except (CompletionsDamagedError, RecordDamagedError, RecordRefusedError) as error:
+    except (RecordDamagedError, RecordRefusedError) as error:
         faults.add(name, str(error), "delete it")
 
 
-def _read(store: ObjectStore, name: str, size: int) -> Contents | Run | None:
+def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | None:
     """Read an object to its end."""
-    folder, rest = name.split("/", 1)
-    if folder == RUNS:
+    if name.startswith(f"{RUNS}/"):
         return read_run(store, name)
-    if folder == COMPLETIONS:
-        check_completions(rest, store.read(name))
+    if name.startswith(f"{_FOLDER.completions}/"):
+        check_completions(name.rpartition("/")[2], store.read(name))
         return None
     with damage_named(store, name):
-        return (
-            _read_failures(store, name) if folder == QUARANTINE else _read_part(store, name, size)
-        )
-
-
-def _read_failures(store: ObjectStore, name: str) -> Contents:
-    data = store.read(name)
-    contents = quarantine_contents(data)
-    lines = data.splitlines()
-    for line in contents.places["row"].tolist():
-        failure_of(lines[line])
-    return contents
+        return _read_part(store, name, size)
 
 
 def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
@@ -187,31 +181,26 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
     else:
         source = pa.PythonFile(store.open(name), mode="r")
     with source:
-        contents = answers_contents(source)
+        contents = part_contents(source)
         part = open_part(source)
         for group in range(part.metadata.num_row_groups):
-            part.read_row_group(group, use_threads=False).validate(full=True)
+            table = part.read_row_group(group, use_threads=False)
+            table.validate(full=True)
+            for row in rows_of(table):
+                if isinstance(row, Answered):
+                    _ = row.pairs  # or it raises
         return contents
 
 
-def _run_keys(store: ObjectStore, run: Run, faults: Faults) -> Array | None:
+def _run_keys(store: ObjectStore, run: RunRecord, faults: Faults) -> Array | None:
     """The row keys of a run, in dataset order; None where they cannot be read."""
     try:
         return read_keys(store, run.keys)
     except ObjectMissingError:
-        faults.add(f"{KEYS}/{run.keys}", "missing")
+        faults.add(run.keys, "missing")
     except ObjectDamagedError:
         pass  # told when all keys are looked at
     return None
-
-
-def _check_counts(counts: RunCounts, keys: Array | None, name: str, faults: Faults) -> None:
-    """Check that no row of a completed run is missing in its counts."""
-    rows = counts.rows
-    if rows != counts.ok + counts.filtered + counts.quarantined:
-        faults.add(MANIFEST, f"{rows:,} rows are not the sum of what became of them")
-    if keys is not None and len(keys) != rows:
-        faults.add(f"{KEYS}/{name}", f"{len(keys):,} rows, and the manifest counts {rows:,}")
 
 
 def _check_exports(
@@ -223,7 +212,7 @@ def _check_exports(
     faults: Faults,
 ) -> None:
     """Check that every row of a completed run is stored, and in the exports once."""
-    for name in EXPORTS:
+    for name in ALWAYS_EXPORTED:
         if name not in sizes:
             faults.add(name, "missing")
     check_answers(store, sizes, counts.ok, faults)
@@ -235,10 +224,10 @@ def _check_exports(
     if PAIRS in sizes:
         check_pairs(store, keys, quarantined, counts.pairs, faults)
     # A later run may have answered what was quarantined when the exports were written.
-    (parts, answered), (_, failed) = rows.found().items()
+    failed = rows.stored & ~rows.answered
     for name, what, wrong in (
-        (parts, "neither an answer nor a reason why not", ~answered & ~failed),
-        (QUARANTINE_JSONL, "a quarantined row is missing", ~answered & failed & ~quarantined),
+        (rows.parts, "neither an answer nor a reason why not", ~rows.stored),
+        (QUARANTINE_JSONL, "a quarantined row is missing", failed & ~quarantined),
     ):
         if len(found := np.flatnonzero(wrong)):
             faults.add(name, what, place=f"row {found[0]}", count=len(found))

@@ -5,7 +5,7 @@ URLs and servers are a stranger's; `web_addresses` says where they may lead.
 
 import asyncio
 import hashlib
-import threading
+import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import aiohttp
 import tenacity
 from yarl import URL
 
+from ..serving.background import BackgroundLoop, CoroutineGroup, GroupEndedError
 from ..serving.replies import reason
 from .records import Kind, RowError
 from .web_addresses import (
@@ -83,7 +84,7 @@ class _Reply:
 
 
 class WebImages:
-    """Fetches images with one background event loop that it owns; threads share it.
+    """Fetches images on a background event loop; threads share it.
 
     Only public addresses are connected to (see `web_addresses`). No cookies, credentials or
     proxies of the environment are used, and nothing is decompressed.
@@ -91,29 +92,29 @@ class WebImages:
     Args:
         max_bytes: larger images are not fetched.
         allow_private_hosts: let images come from private and loopback addresses too.
+        loop: what it runs on; by default a loop of its own.
     """
 
-    def __init__(self, max_bytes: int, *, allow_private_hosts: bool = False) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        allow_private_hosts: bool = False,
+        loop: BackgroundLoop | None = None,
+    ) -> None:
         self._max_bytes = max_bytes
         self._allow_private = allow_private_hosts
-        self._running = True
-        self._gate = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="web-images", daemon=True
-        )
-        self._thread.start()
+        self._owns_loop = loop is None
+        self._background = loop or BackgroundLoop()
+        self._group = CoroutineGroup(self._background)
         self._await(self._open())
 
     def close(self) -> None:
         """End what is under way; those who wait for it get a `RowError`."""
-        with self._gate:
-            self._running = False
-            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        closing.result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._group.end()
+        self._background.start(self._session.close()).result()
+        if self._owns_loop:
+            self._background.close()
 
     def identify(self, url: str) -> str:
         """Ask the server for its tag of an image, without the image.
@@ -148,16 +149,11 @@ class WebImages:
         return reply.body
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        # What is started before it closes is ended by it; nothing is started after.
-        with self._gate:
-            running = self._running
-            if running:
-                future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        if not running:
-            coroutine.close()
-            raise RowError(Kind.CONNECTION, "the client for images from the web is closed")
         try:
-            return future.result()
+            return self._group.start(coroutine).result()
+        except GroupEndedError:
+            message = "the client for images from the web is closed"
+            raise RowError(Kind.CONNECTION, message) from None
         except CancelledError:
             raise RowError(Kind.CONNECTION, "closed before the image had been fetched") from None
 
@@ -184,15 +180,8 @@ class WebImages:
             },
         )
 
-    async def _close(self) -> None:
-        pending = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        await self._session.close()
-
     async def _ask(self, method: str, url: URL) -> _Reply:
-        began = self._loop.time()
+        began = time.monotonic()
         try:
             return await tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(_PassingError),
@@ -203,7 +192,7 @@ class WebImages:
         except _PassingError as error:
             # One silent address of a host that answers others says nothing of the host.
             if error.unreached and self._answered.get(error.unreached, 0) < began:
-                self._resting_until[error.unreached] = self._loop.time() + REST_SECONDS
+                self._resting_until[error.unreached] = time.monotonic() + REST_SECONDS
             raise
 
     async def _follow(self, method: str, url: URL) -> _Reply:
@@ -213,9 +202,9 @@ class WebImages:
             host = str(target.raw_host)
             async with self._turns.setdefault(host, asyncio.Semaphore(PER_HOST)):
                 self._check_rest(target)
-                started = self._loop.time()
+                started = time.monotonic()
                 reply = await self._send(method, target, max(seconds, 0.001))
-                seconds -= self._loop.time() - started
+                seconds -= time.monotonic() - started
             location = reply.headers.get("Location")
             if reply.status not in _REDIRECTS or location is None:
                 return reply
@@ -223,7 +212,7 @@ class WebImages:
         raise RowError(Kind.IMAGE_MISSING, f"{shown(url)}: over {MAX_REDIRECTS} redirects")
 
     def _check_rest(self, url: URL) -> None:
-        if self._resting_until.get(_place(url), 0) > self._loop.time():
+        if self._resting_until.get(_place(url), 0) > time.monotonic():
             raise RowError(
                 Kind.CONNECTION, f"{shown(url)}: {_place(url)} could not be reached a moment ago"
             )
@@ -237,7 +226,7 @@ class WebImages:
                 method, url, timeout=limits, allow_redirects=False
             ) as response:
                 answers = True
-                self._answered[_place(url)] = self._loop.time()
+                self._answered[_place(url)] = time.monotonic()
                 if response.status in _PASSING:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
                     message = f"{shown(url)}: answers HTTP {response.status}"

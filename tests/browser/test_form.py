@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from prefect_imageqa.flows.plugins import PARSERS, PROMPT_STYLES
+from prefect_imageqa.tasks.plugins import PARSERS, PROMPT_STYLES
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.artifacts import gallery_markdown, quarantine_table
 from prefect_imageqa.tasks.records import QAPair

@@ -16,14 +16,16 @@ from prefect.blocks.core import Block
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from prefect_imageqa import ObjectStore, VLLMEndpoint
+from prefect_imageqa.flows.blocks import BLOCKS
 
 SECRETS = ["hush-key", "hush-header", "hush-secret", "hush-token"]
 STANDARDS: list[Callable[..., None]] = [
     BlockStandardTestSuite.test_has_a_description,
+    BlockStandardTestSuite.test_has_a_documentation_url,
     BlockStandardTestSuite.test_all_fields_have_a_description,
     BlockStandardTestSuite.test_has_a_valid_code_example,
 ]
-"""Prefect's own, less those that want a logo and a page on the web."""
+"""Prefect's own, less the one that wants a logo."""
 
 
 def prefect(*arguments: str) -> str:
@@ -52,7 +54,7 @@ def ask_api(path: str, body: Any = None) -> str:
     return answer.decode()
 
 
-@pytest.mark.parametrize("block", [VLLMEndpoint, ObjectStore], ids=["endpoint", "store"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["endpoint", "store"])
 @pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.__name__)
 def test_the_blocks_keep_prefects_standards(
     block: type[Block], standard: Callable[..., None]
@@ -60,7 +62,7 @@ def test_the_blocks_keep_prefects_standards(
     standard(None, block)
 
 
-@pytest.mark.parametrize("block", [VLLMEndpoint, ObjectStore], ids=["endpoint", "store"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["endpoint", "store"])
 def test_the_example_of_a_block_can_be_run(block: type[Block]) -> None:
     fenced = block.get_code_example() or ""
     code = re.sub(r"^```.*$", "", fenced, flags=re.MULTILINE)
@@ -70,17 +72,23 @@ def test_the_example_of_a_block_can_be_run(block: type[Block]) -> None:
     assert set(names) & set(prefect_imageqa.__all__) == {block.__name__, "image_qa"}
 
 
-def test_registered_blocks_are_listed() -> None:
-    told = prefect("block", "register", "-m", "prefect_imageqa")
+@pytest.mark.parametrize("module", ["prefect_imageqa", "prefect_imageqa.flows.blocks"])
+def test_the_catalog_has_two_more_types_once_they_are_registered(module: str) -> None:
+    told = prefect("block", "register", "-m", module)
     assert "Successfully registered 2 blocks" in told
-    listed = prefect("block", "type", "ls")
-    for block in (VLLMEndpoint, ObjectStore):
-        assert block.get_block_type_slug() in listed
-        shown = json.loads(ask_api(f"/block_types/slug/{block.get_block_type_slug()}"))
-        assert shown["name"] == block._block_type_name
+    # Prefect's own types have a logo: the rest is of this package, or what its runs left there.
+    catalog = json.loads(ask_api("/block_types/filter", {}))
+    ours = {shown["slug"]: shown for shown in catalog if not shown["logo_url"]}
+    assert {slug: shown["name"] for slug, shown in ours.items()} == {
+        "vllm-endpoint": "vLLM Endpoint",
+        "image-qa-store": "Image QA Store",
+    }
+    for block in BLOCKS:
+        assert block.get_block_type_name() in told
+        shown = ours[block.get_block_type_slug()]
         assert shown["description"] == block.get_description()
+        assert shown["documentation_url"] == str(block._documentation_url)
         assert "BLOCK_NAME" in shown["code_example"]
-        assert shown["logo_url"] is None
 
 
 def test_the_api_gives_no_secret_of_a_block() -> None:

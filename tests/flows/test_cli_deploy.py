@@ -51,7 +51,7 @@ def test_its_options_are_the_defaults_of_every_deployment() -> None:
     options = [word for name, value in names.items() for word in (f"--{name}", value)]
     deploy("--pool", "options", *options, "--model", "qwen")
     with get_client(sync_client=True) as client:
-        for name, more in {"on-demand": {}, "nightly": {}, "preview": {"limit": 20}}.items():
+        for name, more in {"on-demand": {}, "nightly": {}, "preview": {"max_rows": 20}}.items():
             deployment = client.read_deployment_by_name(f"image-qa/{name}")
             assert deployment.parameters == {**names, "model": "qwen", **more}
             assert deployment.work_pool_name == "options"
@@ -71,14 +71,18 @@ def test_several_urls_are_one_text_as_in_the_form() -> None:
     [
         (["--pool", "containers"], "prefect-docker.yaml --all`"),
         (["--pool", "clouds"], "is of type 'ecs', not 'process': give another --pool"),
-        (["--pool", "prefect-imageqa"], "are reserved for internal use): give another --pool"),
+        (["--pool", "prefect-imageqa"], "no work pool of the name 'prefect-imageqa': give another"),
+        (["--pool", "a/b"], "no work pool of the name 'a/b': give another --pool"),
         (["--endpoint", "nobody"], "`prefect block register -m prefect_imageqa`"),
         (["--store", "nobody"], "`prefect block register -m prefect_imageqa`"),
         (["--endpoint", "http://me:hunter2@gpu"], "without user"),
         (["--output", "ftp://host/qa"], "ftp:// is not supported"),
         (["--dataset", "s3://me:hunter2@bucket/qa"], "without a plain bucket name"),
     ],
-    ids=["docker", "ecs", "reserved", "no endpoint", "no store", "password", "output", "dataset"],
+    ids=[
+        *("docker", "ecs", "reserved", "slash"),
+        *("no endpoint", "no store", "password", "output", "dataset"),
+    ],
 )
 def test_a_mistake_gets_one_clear_line_and_changes_nothing(
     options: list[str], expected: str

@@ -99,7 +99,7 @@ def test_without_its_dataset_the_rows_are_shown_without_pictures(
     call: Call, stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "out")
-    image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url, limit=5)
+    image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url, max_rows=5)
     shutil.rmtree(drawn)
     assert call("report", output)[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
@@ -119,7 +119,7 @@ def test_an_output_without_a_run_is_one_line(call: Call, tmp_path: Path, exists:
 
 def test_damage_is_one_line(call: Call, stub: Any, drawn: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url, limit=5)
+    image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url, max_rows=5)
     (output / "quarantine.jsonl").write_text("{\n")
     code, _, err = call("report", str(output))
     assert (code, err.count("\n")) == (1, 1)

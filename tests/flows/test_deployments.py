@@ -33,6 +33,7 @@ from prefect_imageqa import image_qa
 from prefect_imageqa.flows.deploying import deploy
 from prefect_imageqa.flows.summary import RunSummary
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
+from prefect_imageqa.tasks.errors import PrefectServerError
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 
@@ -78,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefect(folder, "work-pool", "create", "default", "--type", "process", "--overwrite")
     told = prefect(folder, "block", "register", "-m", "prefect_imageqa")
     assert "vLLM Endpoint" in told
-    assert "Object Store" in told
+    assert "Image QA Store" in told
     prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
     return folder
 
@@ -136,7 +137,7 @@ def test_run_deployment_asks_with_the_parameters_given(
     stub: Any, folder: Path, drawn: Path
 ) -> None:
     sampling = {"max_tokens": 64}
-    parameters = {"dataset": str(drawn / "dataset.json"), "output": "preview", "limit": 3}
+    parameters = {"dataset": str(drawn / "dataset.json"), "output": "preview", "max_rows": 3}
     run: Any = run_deployment(
         "image-qa/preview",
         parameters={**parameters, "endpoint": stub.url, "sampling": sampling},
@@ -171,7 +172,7 @@ def test_deploy_does_what_the_documented_commands_do(
     assert not deployed.created_pool
     assert set(by_commands) == {"on-demand", "nightly", "preview"}
     assert all("](https://" in told["description"] for told in by_commands.values())
-    assert by_commands["preview"]["parameters"]["limit"] == 20
+    assert by_commands["preview"]["parameters"]["max_rows"] == 20
     nightly = by_commands["nightly"]
     assert [schedule["active"] for schedule in nightly["schedules"]] == [False]
     assert nightly["global_concurrency_limit"] == 1
@@ -191,7 +192,9 @@ def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
     switch_schedule(on=True)
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("image-qa/nightly")
-        set_in_ui = {**nightly.parameters, "dataset": "mine.json", "limits": {"batch_size": 64}}
+        prompt = "Ask about {{ place }}, in {{ $LANG }}."  # `prefect deploy` would fill that in
+        mine = {"dataset": "mine.json", "system_prompt": prompt, "sampling": {"temperature": 0.2}}
+        set_in_ui = {**nightly.parameters, **mine}
         client.update_deployment(nightly.id, DeploymentUpdate(parameters=set_in_ui))
     more = ["--cron", "30 4 * * *", "--timezone", "Europe/Berlin"]
     prefect(folder, "deployment", "schedule", "create", "image-qa/nightly", *more)
@@ -205,7 +208,7 @@ def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
     assert schedules == {"0 2 * * *": True, "30 4 * * *": True}
     assert told["preview"]["parameters"] == {
         "endpoint": "http://127.0.0.1:8000",
-        "limit": 20,
+        "max_rows": 20,
         "output": "s3://bucket/qa",
     }
     deploy("default", {})
@@ -213,6 +216,27 @@ def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
     with get_client(sync_client=True) as client:
         for schedule in client.read_deployment_by_name("image-qa/nightly").schedules:
             client.delete_deployment_schedule(nightly.id, schedule.id)
+    prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
+
+
+def test_a_parameter_that_no_longer_fits_is_named_and_nothing_of_it_is_shown_or_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    of_old = {"dataset": "mine.json", "output": {"uri": "hunter2"}}
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name("image-qa/nightly")
+        of_old_flow = DeploymentUpdate(
+            parameters=of_old, parameter_openapi_schema={"type": "object"}
+        )
+        client.update_deployment(nightly.id, of_old_flow)
+        with pytest.raises(PrefectServerError) as caught:
+            deploy("default", {})
+        assert client.read_deployment(nightly.id).parameters == of_old
+    told = str(caught.value)
+    assert "field 'output'" in told
+    assert "\n" not in told
+    assert "hunter2" not in f"{told}{capfd.readouterr()}"
     prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
 
 

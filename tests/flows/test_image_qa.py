@@ -15,10 +15,11 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect_imageqa import (
     Columns,
+    Exports,
     ImageQAError,
     ImageSettings,
     Limits,
-    Replies,
+    Parsing,
     VLLMEndpoint,
     image_qa,
 )
@@ -30,7 +31,7 @@ from prefect_imageqa.tasks.generating import generate_batch
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.loading import load_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.parsing import ParseSettings, parse_batch
+from prefect_imageqa.tasks.parsing import pair_parsing, parse_batch
 from prefect_imageqa.tasks.parsing_text import parse_qa_pairs
 from prefect_imageqa.tasks.prompting import (
     PromptInput,
@@ -40,7 +41,7 @@ from prefect_imageqa.tasks.prompting import (
 )
 from prefect_imageqa.tasks.records import Answered, Batch, QAPair
 from prefect_imageqa.tasks.row_requests import GenerationSettings
-from prefect_imageqa.tasks.storing import store_batch
+from prefect_imageqa.tasks.storing import PassFolder, StoredBatch, store_batch
 
 
 def say(text: str) -> list[dict[str, str]]:
@@ -93,7 +94,11 @@ def test_hostile_rows_cost_only_themselves(stub: Any, drawn: Path, tmp_path: Pat
     dataset.write_text("\n".join(mixed) + "\n")
 
     summary = image_qa(
-        str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=Limits(batch_size=4)
+        str(dataset),
+        str(tmp_path / "out"),
+        endpoint=stub.url,
+        limits=Limits(batch_size=4),
+        exports=Exports(json_array=True),
     )
 
     assert (summary.rows, summary.ok, summary.quarantined) == (len(mixed), len(rows), 8)
@@ -187,7 +192,7 @@ def test_raw_text_is_the_answer_where_no_pairs_are_required(
     image = str(drawn / "images" / "000.png")
     frame = pd.DataFrame({"image": [image], "conversation": [say("STUB text It shows a cat.")]})
     summary = image_qa(
-        frame, str(tmp_path / "out"), endpoint=stub.url, replies=Replies(require_pairs=False)
+        frame, str(tmp_path / "out"), endpoint=stub.url, parsing=Parsing(require_pairs=False)
     )
     assert (summary.ok, summary.pairs) == (1, 0)
     assert read_lines(tmp_path / "out" / "qa.jsonl")[0]["output"] == "It shows a cat."
@@ -201,9 +206,9 @@ def test_a_row_that_stands_twice_is_asked_once(stub: Any, drawn: Path, tmp_path:
     assert [row["id"] for row in read_lines(tmp_path / "out" / "qa.jsonl")] == [1, 2, 3, 4]
 
 
-def test_limit_takes_the_first_rows(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_max_rows_takes_the_first_rows(stub: Any, drawn: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = image_qa(str(drawn / "dataset.json"), str(out), endpoint=stub.url, limit=5)
+    summary = image_qa(str(drawn / "dataset.json"), str(out), endpoint=stub.url, max_rows=5)
     assert (summary.rows, summary.requests) == (5, 5)
     assert len(read_lines(out / "qa.jsonl")) == 5
 
@@ -218,7 +223,7 @@ def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
     assert len(summary.to_pandas()) == 12
     assert image_qa(dataset, output, endpoint=stub.url).requests == 0
     names = ObjectStore(uri=output).list("")
-    assert {"qa.jsonl", "qa.json", "pairs.parquet", "manifest.json"} <= set(names)
+    assert {"qa.jsonl", "pairs.parquet", "manifest.json"} <= set(names)
 
 
 def test_no_cell_of_a_frame_and_no_key_reaches_the_database(
@@ -249,7 +254,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no endpoint": ({"endpoint": None}, "nothing to ask"),
     "no such block": ({"endpoint": "no-such-block"}, "no-such-block"),
     "column taken": ({"columns": Columns(output="image")}, "'image'"),
-    "unknown parser": ({"replies": Replies(parser="nope")}, "qa_pairs"),
+    "unknown parser": ({"parsing": Parsing(parser="nope")}, "qa_pairs"),
     "unknown style": ({"prompt_style": "os.path:nope"}, "chat"),
     "ftp output": ({"output": "ftp://host/out"}, "ftp:// is not supported"),
 }
@@ -324,8 +329,8 @@ def shout(text: str) -> list[QAPair]:
 
 def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
-    image_qa(dataset, output, endpoint=stub.url, limit=2)
-    summary = image_qa(dataset, output, endpoint=stub.url, limit=2, replies=Replies(parser=shout))
+    image_qa(dataset, output, endpoint=stub.url, max_rows=2)
+    summary = image_qa(dataset, output, endpoint=stub.url, max_rows=2, parsing=Parsing(parser=shout))
     assert (summary.requests, summary.pairs) == (0, 2)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
     assert pairs[0]["answer"].startswith("**QUESTION:**")
@@ -335,8 +340,8 @@ def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_pat
     output = str(tmp_path / "out")
 
     @flow
-    def my_flow() -> list[Any]:
-        source = load_dataset(str(drawn / "dataset.json"))
+    def my_flow() -> StoredBatch:
+        source = load_dataset(str(drawn / "dataset.json"), Columns())
         images = ImageSettings(max_side=64)
         reader = ImageReader(images.max_file_bytes)
         spec = RequestSpec("stub", "", {"max_tokens": 64}, images.model_dump(), "chat")
@@ -355,18 +360,19 @@ def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_pat
         attempts = (0,) * len(prompts)
         key = batch_key([prompt.key for prompt in prompts], attempts)
         batch = Batch(1, key, tuple(prompts), attempts)
-        parsing = ParseSettings("qa_pairs", parse_qa_pairs)
+        parsing = pair_parsing("qa_pairs", parse_qa_pairs)
         with reader, ChatClient(VLLMEndpoint(urls=[stub.url])) as client:
             generation = GenerationSettings(images, spec.sampling, reader)
             replies = generate_batch(batch, client, generation)
         parsed = parse_batch(batch, replies, parsing)
-        return [parsed, *store_batch(batch, parsed, ObjectStore(uri=output), parsing.label)]
+        folder = PassFolder("captions").parts(parsing.label)
+        return store_batch(batch, parsed, ObjectStore(uri=output), folder)
 
-    parsed, *names = my_flow()
-    assert len(parsed.rows) == 12
-    assert all(isinstance(row, Answered) for row in parsed.rows)
-    assert len(names) == 1
-    assert (tmp_path / "out" / names[0]).exists()
+    stored = my_flow()
+    assert len(stored.parsed.rows) == 12
+    assert all(isinstance(row, Answered) for row in stored.parsed.rows)
+    assert stored.part.startswith("captions/parts/qa_pairs-v")
+    assert (tmp_path / "out" / stored.part).exists()
 
 
 def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_names_say_which_rows(
     stub: Any, table: Path, tmp_path: Path, client: SyncPrefectClient
 ) -> None:
     image_qa(
-        str(table), str(tmp_path / "qa"), endpoint=stub.url, limit=10, limits=Limits(batch_size=8)
+        str(table), str(tmp_path / "qa"), endpoint=stub.url, max_rows=10, limits=Limits(batch_size=8)
     )
     run = client.read_flow_run(run_of(tmp_path / "qa"))
     assert run.name == "dataset.json to qa, first 10"

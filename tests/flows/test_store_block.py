@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect_imageqa import ImageQAError, ObjectStore, Replies, Reuse, image_qa
+from prefect_imageqa import ImageQAError, ObjectStore, Parsing, Caching, image_qa
 
 SECRET = "test-secret"
 
@@ -53,13 +53,13 @@ def test_a_block_opens_dataset_images_output_and_cache(
             f"{place.uri}/out",
             endpoint=stub.url,
             store=block,
-            reuse=Reuse(cache=f"{place.uri}/cache"),
+            caching=Caching(cache=f"{place.uri}/cache"),
             **changed,
         )
 
     with caplog.at_level(logging.DEBUG, logger="prefect"):
         first = ask()
-        again = ask(replies=Replies(require_pairs=False))
+        again = ask(parsing=Parsing(require_pairs=False))
     assert (first.ok, first.requests, again.ok, again.requests) == (12, 12, 12, 0)
     assert len(first.to_pandas()) == 12
     assert SECRET not in caplog.text

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,27 +6,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.tasks.caching import KeyList
-from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.filesystems import ObjectMissingError
+from prefect_imageqa.tasks.errors import ObjectMissingError, StoreError
 from prefect_imageqa.tasks.key_index import KEY
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.parsing import ParsedBatch
 from prefect_imageqa.tasks.parts import PART_SCHEMA
-from prefect_imageqa.tasks.records import Answered, Batch, Kind, QAPair, Quarantined
+from prefect_imageqa.tasks.records import Answered, Batch, FinishedRow, Kind, Quarantined
 from prefect_imageqa.tasks.storing import (
     LAYOUT_VERSION,
     MANIFEST,
+    PassFolder,
     batch_of,
     open_output,
+    parser_labels,
     read_keys,
     store_batch,
-    write_batch,
     write_keys,
     write_manifest,
-    write_run,
+    write_part,
 )
 
-PARSE = "qa_pairs-v1"
+FOLDER = PassFolder()
+PARTS = FOLDER.parts("qa_pairs-v1")
+KEYS = f"{FOLDER.keys}/c/d"
 
 
 def key(number: int) -> str:
@@ -35,74 +36,72 @@ def key(number: int) -> str:
 
 
 def answered(number: int) -> Answered:
-    return Answered(key(number), f"raw {number}", (QAPair("What?", "A <b>"),), "m", 100, 20, 0.25)
+    pairs = [{"question": "What?", "answer": "A <b>"}]
+    return Answered(key(number), f"raw {number}", pairs, "m", 100, 20, 0.25)
 
 
 def quarantined(number: int) -> Quarantined:
     return Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
 
 
-def test_a_batch_becomes_a_part_and_quarantined_rows(store: ObjectStore) -> None:
-    rows: list[Answered | Quarantined] = [answered(1), quarantined(2), answered(3)]
-    names = write_batch(store, PARSE, key(7), rows, written=1.5)
-    assert sorted(names) == store.list()
-    part, lines = sorted(names)
-    assert part.startswith(f"parts/{PARSE}/{key(7)}-")
-    assert lines.startswith(f"quarantine/{PARSE}/{key(7)}-")
-    table = pq.read_table(pa.BufferReader(store.read(part)))
+def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore) -> None:
+    parsed = ParsedBatch([answered(1), quarantined(2), answered(3)], 1.5)
+    stored = store_batch.fn(Batch(1, key(7), (), ()), parsed, store, PARTS)
+    assert stored.parsed is parsed
+    assert store.list() == [stored.part]
+    assert stored.part.startswith(f"pairs/parts/qa_pairs-v1/{key(7)}-")
+    table = pq.read_table(pa.BufferReader(store.read(stored.part)))
     assert table.schema.equals(PART_SCHEMA)
-    first, second = table.to_pylist()
-    assert (first["key"], second["key"]) == (key(1), key(3))
-    assert (first["written"].timestamp(), first["answer"]["text"]) == (1.5, "raw 1")
-    assert first["answer"]["pairs"] == [{"question": "What?", "answer": "A <b>"}]
-    (line,) = store.read(lines).splitlines()
-    assert json.loads(line) == {
+    first, second, _ = table.to_pylist()
+    assert {row["written"].timestamp() for row in table.to_pylist()} == {1.5}
+    told = {name: value for name, value in first.items() if value is not None}
+    assert told.pop("written")
+    assert json.loads(told.pop("parsed")) == answered(1).parsed
+    assert told == {
+        "key": key(1),
+        "status": "ok",
+        "text": "raw 1",
+        "model": "m",
+        "prompt_tokens": 100,
+        "completion_tokens": 20,
+        "latency": 0.25,
+        "attempt": 0,
+    }
+    told = {name: value for name, value in second.items() if value is not None}
+    assert told.pop("written")
+    assert told == {
         "key": key(2),
+        "status": "bad_request",
+        "message": "HTTP 400: no",
+        "http_status": 400,
+        "requests": 1,
+        "attempt": 0,
         "row": 2,
         "where": "d:2",
-        "kind": "bad_request",
-        "message": "HTTP 400: no",
-        "status": 400,
-        "attempts": 1,
-        "text": None,
-        "attempt": 0,
     }
 
 
-@pytest.mark.parametrize(
-    ("rows", "suffixes"),
-    [([], []), ([answered(1)], [".parquet"]), ([quarantined(1)], [".jsonl"])],
-    ids=["none", "answered", "quarantined"],
-)
-def test_nothing_empty_is_written(
-    rows: list[Answered | Quarantined], suffixes: list[str], local: ObjectStore
-) -> None:
-    names = store_batch.fn(Batch(1, key(7), (), ()), ParsedBatch(rows, 1.5), local, PARSE)
-    assert [Path(name).suffix for name in names] == suffixes
-    assert local.list() == names
-
-
-def test_an_object_is_named_by_its_content(local: ObjectStore) -> None:
-    first = write_batch(local, PARSE, key(7), [answered(1), quarantined(2)], written=1)
-    before = {name: local.read(name) for name in local.list()}
-    assert write_batch(local, PARSE, key(7), [answered(1), quarantined(2)], written=1) == first
-    others = write_batch(local, PARSE, key(7), [answered(2), quarantined(3)], written=1)
-    assert set(first).isdisjoint(others)
-    assert {name: local.read(name) for name in first} == before
+def test_a_part_is_named_by_its_content(local: ObjectStore) -> None:
+    rows: list[FinishedRow] = [answered(1), quarantined(2)]
+    first = write_part(local, PARTS, key(7), rows, 1)
+    before = local.read(first)
+    assert write_part(local, PARTS, key(7), rows, 1) == first
+    other = write_part(local, PARTS, key(7), [answered(1), quarantined(3)], 1)
+    assert other != first
+    assert local.read(first) == before
+    assert parser_labels(local, FOLDER) == {"qa_pairs-v1"}
 
 
 @pytest.mark.parametrize(
     ("name", "batch"),
     [
-        (f"parts/x/{key(1)}-0123abcd.parquet", key(1)),
-        (f"{key(1)}-0123abcd.jsonl", key(1)),
-        (f"{key(1)}-0123abcd+part.jsonl", key(1)),
-        (f"{key(1)}-0123abcd+part.parquet", None),
-        ("parts/x/merged-0123abcd.parquet", ""),
-        (f"parts/x/{key(1)}.parquet", None),
-        (f"parts/x/{key(1)}-0123abcd.parquet.tmp", None),
-        (f"parts/x/a{key(1)}-0123abcd.parquet", None),
-        ("parts/x/README.txt", None),
+        (f"{PARTS}/{key(1)}-0123abcd.parquet", key(1)),
+        (f"{PARTS}/merged-0123abcd.parquet", ""),
+        (f"{PARTS}/{key(1)}.parquet", None),
+        (f"{PARTS}/{key(1)}-0123abcd.jsonl", None),
+        (f"{PARTS}/{key(1)}-0123abcd.parquet.tmp", None),
+        (f"{PARTS}/a{key(1)}-0123abcd.parquet", None),
+        (f"{PARTS}/README.txt", None),
     ],
 )
 def test_objects_tell_their_batch_by_name(name: str, batch: str | None) -> None:
@@ -114,18 +113,18 @@ def test_keys_are_kept_in_order(count: int, store: ObjectStore) -> None:
     keys = KeyList()
     for number in range(count):
         keys.append(key(2**100 // (number + 1)))
-    write_keys(store, "configuration", keys)
-    assert read_keys(store, "configuration").tobytes().hex() == "".join(keys)
-    assert len(store.read("keys/configuration")) == 16 * count
+    write_keys(store, KEYS, keys)
+    assert read_keys(store, KEYS).tobytes().hex() == "".join(keys)
+    assert len(store.read("pairs/keys/c/d")) == 16 * count
 
 
 def test_keys_that_a_dataset_has_lost_are_kept_beside_it(local: ObjectStore) -> None:
     def kept(*numbers: int) -> tuple[str, set[str]]:
-        write_keys(local, "c/d", [key(number) for number in numbers])
-        older = "c/d.before"
-        before = read_keys(local, older) if f"keys/{older}" in local.list() else np.empty(0, KEY)
+        write_keys(local, KEYS, [key(number) for number in numbers])
+        older = f"{KEYS}.before"
+        before = read_keys(local, older) if older in local.list() else np.empty(0, KEY)
         held = {before[place : place + 1].tobytes().hex() for place in range(len(before))}
-        return read_keys(local, "c/d").tobytes().hex(), held
+        return read_keys(local, KEYS).tobytes().hex(), held
 
     assert kept(3, 1, 2) == (key(3) + key(1) + key(2), set())
     assert kept(3, 1, 2, 4)[1] == set()
@@ -136,39 +135,25 @@ def test_keys_that_a_dataset_has_lost_are_kept_beside_it(local: ObjectStore) -> 
 
 def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:
     with pytest.raises(ObjectMissingError):
-        read_keys(local, "configuration")
-    local.write("keys/configuration", b"\0" * 17)
-    with pytest.raises(StoreError, match="configuration is damaged: delete it and run again"):
-        read_keys(local, "configuration")
+        read_keys(local, KEYS)
+    local.write(KEYS, b"\0" * 17)
+    with pytest.raises(StoreError, match="c/d is damaged: delete it and run again"):
+        read_keys(local, KEYS)
 
 
 def test_an_output_is_marked_before_anything_is_in_it(store: ObjectStore) -> None:
     open_output(store)
     assert json.loads(store.read(MANIFEST)) == {"layout_version": LAYOUT_VERSION}
-    open_output(store)
-
-
-def test_opening_keeps_the_manifest(local: ObjectStore) -> None:
     described: dict[str, Any] = {"dataset": "d", "rows": 2}
-    write_manifest(local, described)
-    open_output(local)
-    assert json.loads(local.read(MANIFEST)) == {**described, "layout_version": LAYOUT_VERSION}
-
-
-def test_every_run_has_its_record(local: ObjectStore) -> None:
-    write_run(local, "run-1", {"rows": 1})
-    write_run(local, "run-2", {"rows": 2})
-    assert local.list() == ["runs/run-1.json", "runs/run-2.json"]
-    assert json.loads(local.read("runs/run-1.json")) == {
-        "rows": 1,
-        "layout_version": LAYOUT_VERSION,
-    }
+    write_manifest(store, described)
+    open_output(store)
+    assert json.loads(store.read(MANIFEST)) == {**described, "layout_version": LAYOUT_VERSION}
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"layout_version": 1}', "has layout 1, this version writes 2: use another output"),
+        ('{"layout_version": 2}', "has layout 2, this version writes 3: use another output"),
         ("{}", "has layout None"),
         ("[]", "is not a manifest of this program"),
         ("<html>", "is not a manifest of this program"),

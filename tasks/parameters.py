@@ -1,20 +1,27 @@
-"""What a run is told. Deployments store these names."""
+"""What a run is told. The form, the command line and the record of a run are made from these.
+
+Deployments store these names.
+"""
 
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SkipValidation,
     WithJsonSchema,
+    field_serializer,
     field_validator,
     model_validator,
 )
 
-from ..tasks.images import ImageSettings
-from .plugins import PARSERS, PROMPT_STYLES
+from .images import ImageSettings
+from .plugins import PARSERS, PROMPT_STYLES, plugin_name
 
 
 def _built_in_or_own(built_in: Iterable[str]) -> Any:
@@ -28,12 +35,11 @@ def _built_in_or_own(built_in: Iterable[str]) -> Any:
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pandas as pd
 
     from ..serving.endpoint import VLLMEndpoint
-    from ..tasks.object_store import ObjectStore
+    from .object_store import ObjectStore
 
     DatasetLike = str | Path | pd.DataFrame
     EndpointLike = str | list[str] | VLLMEndpoint | None
@@ -72,7 +78,7 @@ else:
 MAX_BATCH_SIZE = 512
 
 PairsPerImage = Annotated[int, Field(ge=1, le=20)]
-RowLimit = Annotated[int, Field(ge=1, title="First rows")]
+MaxRows = Annotated[int, Field(ge=1)]
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
 """Request fields that a run sets itself, or that would change the shape of a reply.
@@ -81,19 +87,27 @@ Nor may `extra_body` set what has a field of its own here.
 """
 
 
-class Sampling(BaseModel):
-    """How the model samples its replies."""
+class _Group(BaseModel):
+    """Parameters that belong together: a box of the form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: float = Field(default=0.7, ge=0, le=2, description="0 always takes the best.")
+
+class Sampling(_Group):
+    """How the model samples its replies."""
+
+    temperature: float = Field(
+        default=0.7, ge=0, le=2, description="Sampling temperature; 0 always takes the best token."
+    )
     top_p: float = Field(
         default=0.9, gt=0, le=1, title="Top-p", description="Probability mass sampled from."
     )
     top_k: int = Field(
         default=40, ge=-1, title="Top-k", description="Tokens sampled from; 0 or -1 is all."
     )
-    repetition_penalty: float = Field(default=1.0, gt=0, description="1 is no penalty.")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="Over 1 discourages repeated tokens."
+    )
     seed: Annotated[int, Field(title="Seed")] | None = Field(
         default=42,
         description="Each row's own seed derives from it and the row key; none is random.",
@@ -123,10 +137,8 @@ class Sampling(BaseModel):
         return named | self.extra_body
 
 
-class Columns(BaseModel):
+class Columns(_Group):
     """Which columns of the dataset are read, and which one is written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: OptionalColumn = Field(default="image", description="Column with the image, or a list.")
     conversation: str = Field(
@@ -161,10 +173,8 @@ class Images(ImageSettings):
         return ImageSettings(**self.model_dump(include=set(ImageSettings.model_fields)))
 
 
-class Replies(BaseModel):
-    """What is made of the model's replies. A change costs no request."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Parsing(_Group):
+    """How the model's replies are parsed. A change costs no request."""
 
     parser: ParserLike = Field(
         default="qa_pairs",
@@ -175,11 +185,13 @@ class Replies(BaseModel):
         description="Quarantine replies without a QA pair; else the raw text is the answer.",
     )
 
+    @field_serializer("parser")
+    def _named(self, parser: Any) -> str:
+        return plugin_name("parser", parser, PARSERS)
 
-class Limits(BaseModel):
+
+class Limits(_Group):
     """How much is done at once, and when to stop."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(
         default=256,
@@ -198,12 +210,14 @@ class Limits(BaseModel):
         le=1,
         description="Stop when more than this share of the last 256 rows asked has failed.",
     )
+    wait: bool = Field(
+        default=True,
+        description="Wait while another run is writing to the same output; else refuse to start.",
+    )
 
 
-class Reuse(BaseModel):
+class Caching(_Group):
     """What is taken from earlier runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: OptionalText = Field(
         default="",
@@ -216,3 +230,51 @@ class Reuse(BaseModel):
         description="Ask also those quarantined rows again whose failure will not pass by itself; "
         "each time with another seed.",
     )
+
+
+class Exports(_Group):
+    """Which files a run writes besides qa.jsonl, pairs.parquet and quarantine.jsonl."""
+
+    json_array: bool = Field(
+        default=False, description="Write qa.json too: the rows of qa.jsonl as one JSON array."
+    )
+
+
+class RunParameters(BaseModel):
+    """All that `image_qa` was told, and what its record keeps of it; see there for each.
+
+    The record names a callable, and has no endpoint and no credentials. A DataFrame has no place
+    to be found at again: its `dataset` is empty.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    dataset: SkipValidation[DatasetLike]
+    output: str = Field(exclude=True, default="")
+    endpoint: SkipValidation[EndpointLike] = Field(exclude=True, default=None)
+    prompt_style: SkipValidation[PromptStyleLike]
+    pairs_per_image: PairsPerImage
+    max_rows: MaxRows | None
+    system_prompt: str
+    user_prompt: str
+    model: str | None
+    model_revision: str
+    store: SkipValidation[StoreLike] = Field(exclude=True, default=None)
+    sampling: Sampling
+    limits: Limits
+    columns: Columns
+    parsing: Parsing
+    caching: Caching
+    images: Images
+    exports: Exports
+
+    @field_serializer("dataset")
+    def _place(self, dataset: Any) -> str:
+        place = str(dataset) if isinstance(dataset, str | Path) else ""
+        if place and "://" not in place:
+            place = os.path.abspath(Path(place).expanduser())  # noqa: PTH100 (keeps links)
+        return place
+
+    @field_serializer("prompt_style")
+    def _named(self, style: Any) -> str:
+        return plugin_name("prompt style", style, PROMPT_STYLES)

@@ -4,15 +4,15 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..serving.errors import ImageQAError
-from ..tasks.parsing import Parser
-from ..tasks.parsing_text import parse_qa_pairs
-from ..tasks.prompting import PromptStyle, chat_prompt
+from .errors import ImageQAError
+from .parsing import PairParser
+from .parsing_text import parse_qa_pairs
+from .prompting import PromptStyle, chat_prompt
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROMPT_STYLES: Mapping[str, PromptStyle] = {"chat": chat_prompt}
-PARSERS: Mapping[str, Parser] = {"qa_pairs": parse_qa_pairs}
+PARSERS: Mapping[str, PairParser] = {"qa_pairs": parse_qa_pairs}
 
 
 def find_prompt_style(named: str | PromptStyle) -> tuple[str, PromptStyle]:
@@ -20,17 +20,26 @@ def find_prompt_style(named: str | PromptStyle) -> tuple[str, PromptStyle]:
     return _find("prompt style", named, PROMPT_STYLES)
 
 
-def find_parser(named: str | Parser) -> tuple[str, Parser]:
+def find_parser(named: str | PairParser) -> tuple[str, PairParser]:
     """Name and callable of a parser: built-in, `package.module:function`, or a callable."""
     return _find("parser", named, PARSERS)
 
 
+def plugin_name(what: str, named: str | F, known: Mapping[str, F]) -> str:
+    """The name of a plug-in given by its name or as a callable.
+
+    Raises:
+        ImageQAError: a callable has none that means the same tomorrow.
+    """
+    if isinstance(named, str):
+        return named
+    built_in = (name for name, function in known.items() if named is function)
+    return next(built_in, "") or _import_name(what, named)
+
+
 def _find(what: str, named: str | F, known: Mapping[str, F]) -> tuple[str, F]:
     if not isinstance(named, str):
-        for name, function in known.items():
-            if named is function:
-                return name, function
-        return _import_name(what, named), named
+        return plugin_name(what, named, known), named
     if named in known:
         return named, known[named]
     module, _, attribute = named.partition(":")

@@ -1,0 +1,88 @@
+"""How long a run takes when some rows are answered much later than the others.
+
+    python benchmarks/uneven.py [--rows 3000]
+
+Three runs on a stub of 50 ms: all rows alike, one row after 45 s, and 1 % of the rows after 3 s.
+Says for each how long it took, and how many requests the stub had seen after each two seconds.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from throughput import draw_images, stub_server
+
+COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
+IN_FLIGHT = 128
+LOOK_SECONDS = 2.0
+
+
+def write_dataset(folder: Path, images: list[Path], rows: int, slow: dict[int, float]) -> Path:
+    """Rows with a conversation of their own each; `slow` has the seconds of some of them."""
+    records = [
+        {
+            "image": str(images[row % len(images)]),
+            "conversation": f"STUB slow {slow[row]} row {row}" if row in slow else f"row {row}",
+        }
+        for row in range(rows)
+    ]
+    path = folder / "rows.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def run(url: str, dataset: Path, output: Path) -> tuple[float, float, list[int]]:
+    """Seconds that the run and the command took, and the requests seen as time went by."""
+    command = [COMMAND, "run", str(dataset), "--output", str(output), "--endpoint", url, "--json"]
+    before = _requests(url)
+    started = time.perf_counter()
+    seen: list[int] = []
+    process = subprocess.Popen(
+        [*command, "--max-in-flight", str(IN_FLIGHT)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    while process.poll() is None:
+        time.sleep(LOOK_SECONDS)
+        if seen or _requests(url) > before:
+            seen.append(_requests(url) - before)
+    wall = time.perf_counter() - started
+    assert process.stdout
+    summary = json.loads(process.stdout.read().splitlines()[-1])
+    assert summary["ok"] == summary["rows"] == summary["requests"], summary
+    return summary["seconds"], wall, seen
+
+
+def _requests(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/stats", timeout=5) as response:  # noqa: S310 - loopback
+        return int(json.load(response)["requests"])
+
+
+def main() -> None:
+    """Measure the three runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=3000)
+    rows = parser.parse_args().rows
+    cases: dict[str, dict[int, float]] = {
+        "all rows alike": {},
+        "one row after 45 s": {rows // 10: 45},
+        "1 % of the rows after 3 s": dict.fromkeys(range(50, rows, 100), 3),
+    }
+    with stub_server() as (url, _), tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        images = draw_images(folder / "images", 64, seed=1, noise=40)
+        for number, (name, slow) in enumerate(cases.items()):
+            dataset = write_dataset(folder, images, rows, slow)
+            seconds, wall, seen = run(url, dataset, folder / f"output-{number}")
+            print(f"{name}: {rows} rows in {seconds:.1f} s, {wall:.1f} s wall", flush=True)
+            print(f"  requests after each {LOOK_SECONDS:g} s: {seen}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
