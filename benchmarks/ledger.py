@@ -29,10 +29,10 @@ from prefect_imageqa.tasks.caching import KeyList
 from prefect_imageqa.tasks.compaction import compact
 from prefect_imageqa.tasks.ledger import Ledger
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.records import Answered, QAPair
-from prefect_imageqa.tasks.storing import write_batch
+from prefect_imageqa.tasks.records import Answered
+from prefect_imageqa.tasks.storing import PassFolder, write_part
 
-PARSE = "qa_pairs-v1"
+PARTS = PassFolder().parts("qa_pairs-v1")
 BATCH = 256
 WORDS = ("the", "a", "large", "red", "circle", "near", "left", "of", "which", "what", "is", "many")
 
@@ -46,8 +46,11 @@ def answered(number: int) -> Answered:
     """A row with a completion of about 300 characters."""
     rng = random.Random(number)
     texts = [" ".join(rng.choices(WORDS, k=16)) for _ in range(4)]
-    pairs = (QAPair(texts[0], texts[1]), QAPair(texts[2], texts[3]))
-    text = "".join(f"Question: {pair.question}\nAnswer: {pair.answer}\n" for pair in pairs)
+    pairs = [
+        {"question": question, "answer": answer}
+        for question, answer in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    text = "".join("Question: {question}\nAnswer: {answer}\n".format(**pair) for pair in pairs)
     return Answered(row_key(number), text, pairs, "org/model", 812, 95, rng.random())
 
 
@@ -64,7 +67,7 @@ def write(store: ObjectStore, count: int) -> int:
 
     def write_from(start: int) -> None:
         rows = [answered(number) for number in range(start, min(start + BATCH, count))]
-        write_batch(store, PARSE, row_key(count + start), rows)
+        write_part(store, PARTS, row_key(count + start), rows)
 
     starts = range(0, count, BATCH)
     with ThreadPoolExecutor(8) as pool:
@@ -75,14 +78,14 @@ def write(store: ObjectStore, count: int) -> int:
 
 def read(store: ObjectStore, count: int) -> int:
     """Read the ledger and look for every key, as the flow does."""
-    ledger = Ledger.read(store, PARSE)
-    assert len(ledger.answers.index) == count
-    return len(ledger.answers.names)
+    ledger = Ledger.read(store, PARTS)
+    assert len(ledger.rows.index) == count
+    return len(ledger.rows.names)
 
 
 def status(store: ObjectStore, count: int) -> int:
     """Ask the ledger for every row of a dataset that has doubled."""
-    ledger = Ledger.read(store, PARSE)
+    ledger = Ledger.read(store, PARTS)
     for number in range(2 * count):
         ledger.status(row_key(number))
     return count
@@ -90,14 +93,14 @@ def status(store: ObjectStore, count: int) -> int:
 
 def join(store: ObjectStore, count: int) -> int:
     """Read every answer in dataset order, as an export does."""
-    ledger = Ledger.read(store, PARSE)
+    ledger = Ledger.read(store, PARTS)
     assert all(ledger.outcomes(all_keys(count)))
     return count
 
 
 def merge(store: ObjectStore, count: int) -> int:
     """Merge the small parts."""
-    return compact(store, Ledger.read(store, PARSE), all_keys(count))
+    return compact(store, Ledger.read(store, PARTS), all_keys(count))
 
 
 def imports(store: ObjectStore, count: int) -> int:  # noqa: ARG001

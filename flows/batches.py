@@ -12,14 +12,17 @@ from ..serving.client import ChatClient
 from ..tasks.errors import EndpointError, ImageQAError, ServerError
 from ..tasks.records import Batch
 from ..tasks.storing import StoredBatch
-from .breaker import Breaker
 from .passes import OpenPass
+from .run import Run
 
 MAX_BATCHES = 64
 """Batches in flight at most. One that only waits, for a slow row say, holds its rows in memory."""
 
 MAX_EMBEDDED_BYTES = 512 << 20
 """Of images that the rows of these batches hold themselves: no further batch is started over it."""
+
+PROMPTED_AHEAD = 2
+"""Pieces of the table that are prompted while earlier ones are asked."""
 
 LOOK_SECONDS = 0.05
 """Between two looks whether the servers have nothing to do, while no batch completes."""
@@ -36,8 +39,7 @@ def finish_batches(
     generate: Generate,
     store: Store,
     asked: OpenPass,
-    client: ChatClient,
-    breaker: Breaker,
+    run: Run,
     at_once: int = MAX_BATCHES,
 ) -> None:
     """Finish all batches: generate, store and enter each of them.
@@ -51,8 +53,7 @@ def finish_batches(
         generate: starts to ask about a batch; does not wait.
         store: starts to parse and store the replies; does not wait.
         asked: the pass that they are of.
-        client: asks the model.
-        breaker: stops a run in which too much fails.
+        run: what all passes share; its breaker stops a run in which too much fails.
         at_once: batches in flight at most.
 
     Raises:
@@ -72,7 +73,7 @@ def finish_batches(
         while True:
             # 1. Start batches as long as the servers would have nothing to do without them.
             in_flight = [*generating.values(), *storing.values()]
-            if upcoming and error is None and _has_room(in_flight, asked, client, at_once):
+            if upcoming and error is None and _has_room(in_flight, asked, run.client, at_once):
                 try:
                     another = next(batches, None)
                 except ImageQAError as failed:
@@ -96,14 +97,14 @@ def finish_batches(
                     follow(store(batch, future), batch, storing)
                 else:
                     batch = storing.pop(future)
-                    breaker.add(asked.enter(batch, future.result()))
+                    run.breaker.add(asked.enter(batch, future.result()))
             except ImageQAError as failed:
                 error = error or failed
                 lost = isinstance(failed, EndpointError | ServerError)
                 if lost and (saved := asked.answered_part(batch)) is not None:
                     follow(generate(saved), saved, generating)
     except BaseException:
-        client.stop()
+        run.client.stop()
         _save(generating, storing, generate, store, asked)
         raise
     if error is not None:

@@ -151,5 +151,5 @@ def _usage_mistake(error: CycloptsError) -> str:
     if isinstance(error.__cause__, ValidationError):
         from .cli_run import mistake
 
-        return mistake(error.__cause__)
+        return mistake(error.__cause__, error.argument.name if error.argument else "")
     return " ".join(str(error).split())

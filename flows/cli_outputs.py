@@ -201,7 +201,7 @@ def _quarantined(reasons: Mapping[str, int], count: int) -> str:
 
 def _sums(objects: Mapping[str, int]) -> str:
     """Removed objects in one line: '3 objects, 12.0 kB: 2 completions, 1 parts'."""
-    kinds = Counter(name.partition("/")[0] for name in objects)
+    kinds = Counter(name.split("/")[1] for name in objects)  # the first says of which pass
     told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     count = len(objects)
     line = f"{count:,} {'object' if count == 1 else 'objects'}, {_size(sum(objects.values()))}"

@@ -57,21 +57,27 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
     return 0
 
 
-def mistake(error: ValidationError) -> str:
+def mistake(error: ValidationError, flag: str = "") -> str:
     """What is wrong with which flag, in one line.
 
     Args:
-        error: of one of the groups.
+        error: of one of the groups, of all parameters, or of the value of a flag.
+        flag: this flag.
     """
     first = error.errors(include_url=False)[0]
-    flags = {
-        field: flag_of(name, field)
+    place = [str(step) for step in first["loc"]]
+    groups = {
+        parameter.annotation.__name__: name
         for name, parameter in _parameters().items()
-        for field in getattr(parameter.annotation, "model_fields", ())
+        if isinstance(parameter.annotation, type)
     }
-    flags |= {name: name.replace("_", "-") for name in _parameters()}
-    where = [f"--{flags[str(place)]}: " for place in first["loc"] if str(place) in flags]
-    return f"{''.join(where[:1])}{first['msg'].removeprefix('Value error, ')}"
+    # An error of one group alone says which only in its title, such as "Sampling".
+    place = [*(name for model, name in groups.items() if model == error.title), *place]
+    if place and place[0] in groups.values():
+        flag = f"--{flag_of(*place[:2])}"
+    elif place:
+        flag = f"--{place[0].replace('_', '-')}"
+    return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _parameters() -> dict[str, inspect.Parameter]:

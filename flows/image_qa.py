@@ -1,15 +1,13 @@
 """The flow: load -> prompt -> generate -> parse -> store -> export. Read it from top to bottom.
 
-`image_qa` is what a user calls, `answer_rows` the steps between the table and its answers. What a
-run holds open is in `run`, the loop that keeps the servers busy in `batches`.
+What a run holds open is in `run`, the loop that keeps the servers busy in `batches`.
 """
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ..tasks.exporting import export_rows
@@ -37,15 +35,12 @@ from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
 from ..tasks.steps import opaque, quote, results_ahead
 from ..tasks.storing import StoredBatch, store_batch
-from .batches import MAX_BATCHES, finish_batches
+from .batches import MAX_BATCHES, PROMPTED_AHEAD, finish_batches
 from .deployable import deployable_flow, run_name
 from .passes import OpenPass
 from .publishing import as_asset, publish
 from .run import Run, open_run
 from .summary import RunSummary
-
-PROMPTED_AHEAD = 2
-"""Pieces of the table that are prompted while earlier ones are asked."""
 
 
 @deployable_flow(
@@ -117,9 +112,8 @@ def image_qa(
     pairs = pairs_pass(told)
     with open_run(told) as run:
         table = load_dataset(
-            quote(dataset), columns, output, images.root or None, max_rows, run.credentials
+            quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
-        version = table.version()
         asked = run.begin(table, pairs)
         answer_rows(run, asked, table.rows())
         counts = as_asset(export_rows, run.output, table)(
@@ -128,36 +122,28 @@ def image_qa(
             quote(table.rows()),
             quote(asked.keys),
             columns,
-            unchanged=lambda: table.version() == version,
+            unchanged=table.is_unchanged,
             json_array=exports.json_array,
         )
         summary = run.complete(asked, counts)
         publish(run, table, asked, summary)
-    return cast("RunSummary", Completed(message=str(summary), data=summary))
+    return summary
 
 
 def answer_rows(run: Run, asked: OpenPass, rows: Iterator[Row]) -> None:
-    """One pass: rows -> prompts -> batches of the pending ones -> replies -> parsed -> stored.
-
-    Args:
-        run: what all passes share.
-        asked: the pass; enters there what became of the rows.
-        rows: of its table.
-    """
+    """One pass: rows -> prompts -> batches of the pending ones -> replies -> parsed -> stored."""
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
         return asked.generate.submit(quote(batch), quote(run.client), quote(asked.generation))
 
     def store(batch: Batch, replies: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
         parsed = parse_batch.submit(quote(batch), opaque(replies), quote(asked.parsing))
-        return store_batch.submit(
-            quote(batch), opaque(parsed), quote(run.output), asked.ledger.folder
-        )
+        folder = asked.ledger.folder
+        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
 
     pieces = iter(lambda: list(islice(rows, asked.batch_size)), [])
     prompting = (prompt_rows.submit(quote(piece), quote(asked.prompting)) for piece in pieces)
     batches = asked.batches(results_ahead(prompting, PROMPTED_AHEAD))
-    finish_batches(batches, generate, store, asked, run.client, run.breaker)
+    finish_batches(batches, generate, store, asked, run)
     # Rows that may kill the server come last, while nothing else is asked.
-    suspects = asked.suspect_batches()
-    finish_batches(suspects, generate, store, asked, run.client, run.breaker, at_once=1)
+    finish_batches(asked.suspect_batches(), generate, store, asked, run, at_once=1)

@@ -74,6 +74,7 @@ def publish(run: Run, table: Dataset, asked: OpenPass, summary: RunSummary) -> N
         asked: its main pass.
         summary: what it counted.
     """
+    get_run_logger().info("%s", summary)
     samples: list[SampledRow] = []
     try:
         samples = make_report(

@@ -62,7 +62,8 @@ def open_run(told: RunParameters) -> Iterator["Run"]:
     with ExitStack() as stack:
         output = store_at(told.output, told.store)
         read_manifest(output)  # another layout is told before anything is done
-        loop = stack.enter_context(BackgroundLoop())
+        loop = BackgroundLoop()
+        stack.callback(loop.close)
         reader = ImageReader(
             told.images.max_file_bytes,
             credentials=output.s3_credentials,

@@ -62,19 +62,22 @@ class KeptRecord:
         try:
             self._take_turn(wait)
             yield
+            self._end("interrupted", "it has ended without being completed")
         except OutputBusyError:
             self._stop_beating()
             self._store.remove(run_name(self._record.run))
             raise
         except BaseException as error:
-            self._stop_beating()
-            reason = str(error) or type(error).__name__
-            with self._best_effort():
-                failed = isinstance(error, Exception)
-                self._write(state="failed" if failed else "interrupted", error=reason)
+            failed = isinstance(error, Exception)
+            self._end("failed" if failed else "interrupted", str(error) or type(error).__name__)
             raise
-        finally:
-            self._stop_beating()
+
+    def _end(self, state: str, reason: str) -> None:
+        """Record how the run has ended, if it was not completed; its record must not stop it."""
+        self._stop_beating()
+        if not self._record.is_completed:
+            with self._best_effort():
+                self._write(state=state, error=reason)
 
     def complete(self, summary: RunSummary) -> None:
         """Record the end of the run, and that the output is in this state.
@@ -87,7 +90,8 @@ class KeptRecord:
         if before and before.told.exports.json_array and not self._record.told.exports.json_array:
             self._store.remove(QA_JSON)  # it would tell of the run before
         counts = RunCounts(**summary.model_dump(exclude={"output", "store"}))
-        complete_run(self._store, self._changed(state="completed", counts=counts))
+        self._record = self._changed(state="completed", counts=counts)
+        complete_run(self._store, self._record)
 
     def _take_turn(self, wait: bool) -> None:
         """Return when no other run writes to the output.

@@ -52,7 +52,7 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
         dataset,
         told.columns,
         told.output,
-        told.images.root or None,
+        told.images.root,
         told.max_rows,
         store_at(told.output, told.store).s3_credentials,
     )

@@ -4,7 +4,6 @@ import http.client
 import logging
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from .errors import ServerError
@@ -60,12 +59,7 @@ class VLLMServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

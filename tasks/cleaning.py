@@ -13,11 +13,12 @@ import numpy as np
 
 from ..serving.types import Completion
 from .batch_cache import check_completions
-from .errors import RecordDamagedError, RecordRefusedError, StoreError
+from .errors import ObjectDamagedError, RecordDamagedError, RecordRefusedError, StoreError
 from .key_index import PLACE, Array, KeyIndex, pack_keys
 from .ledger import Ledger
 from .object_store import ObjectStore
 from .outputs import in_folder
+from .parts import ANSWERED_NUMBER
 from .run_records import (
     ALIVE_SECONDS,
     RunRecord,
@@ -28,7 +29,8 @@ from .run_records import (
     unfinished_runs,
 )
 from .steps import READERS, ahead
-from .storing import PassFolder, batch_of, read_keys, run_name
+from .stored_rows import StoredRows
+from .storing import PassFolder, batch_of, parser_labels, read_keys, run_name
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,22 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
         if configuration in kept:
             keys = read_keys(store, name)
             index.extend([(keys, np.zeros(len(keys), PLACE))])
-    needed: set[str] = set()
-    for label in {run.parser for run in runs if run.configuration in kept}:
-        needed.update(_needed(store, folder.parts(label), index))
+    needed, ages = set[str](), dict[str, int]()
+    parsers = {run.parser for run in runs if run.configuration in kept}
+    for label in parsers | parser_labels(store, folder):
+        try:
+            stored = Ledger.read(store, folder.parts(label)).rows
+        except ObjectDamagedError:
+            if label in parsers:
+                raise
+            continue  # nobody needs it, nor reads it as it is
+        ages.update(_ages(stored))
+        if label in parsers:
+            needed.update(_needed(stored, index))
     unused, unreadable = _unused_completions(store, sizes, folder, index)
     parts = [name for name in in_folder(sizes, folder.all_parts) if batch_of(name) is not None]
-    unused += [name for name in parts if name not in needed]
+    unneeded = (name for name in parts if name not in needed)
+    unused += sorted(unneeded, key=lambda name: (ages.get(name, 0), name))
     unused += [name for name, configuration in key_names.items() if configuration not in kept]
     return Unused({name: sizes[name] for name in unused}, unreadable, dropped)
 
@@ -90,7 +102,8 @@ def _key_names(names: Iterable[str], folder: PassFolder) -> list[str]:
 def remove_unused(store: ObjectStore, unused: Unused) -> None:
     """Remove what was found.
 
-    Completions go first: without their parts the next run would parse them once more.
+    Completions go first: without their parts the next run would parse them once more. Of parts the
+    oldest go first: without its later answer a row would count as failed, and not be asked again.
 
     Raises:
         StoreError: a run has begun meanwhile, or an object cannot be removed.
@@ -98,8 +111,10 @@ def remove_unused(store: ObjectStore, unused: Unused) -> None:
     _refuse_unfinished(store, read_runs(store), force=True)
     folder = PassFolder()
     with ThreadPoolExecutor(READERS) as pool:
-        for inside in (folder.completions, folder.all_parts, folder.keys):
-            list(pool.map(store.remove, in_folder(unused.objects, inside)))
+        list(pool.map(store.remove, in_folder(unused.objects, folder.completions)))
+        for part in in_folder(unused.objects, folder.all_parts):
+            store.remove(part)
+        list(pool.map(store.remove, in_folder(unused.objects, folder.keys)))
     for run in unused.dropped:
         record = read_run(store, run_name(run))
         record.model_copy(update={"dropped": True}).write(store)
@@ -150,9 +165,17 @@ def _refuse_unfinished(
     return unfinished
 
 
-def _needed(store: ObjectStore, parts: str, kept: KeyIndex) -> Iterator[str]:
-    """Parts that hold what counts for rows that are kept, under a configuration of the parser."""
-    stored = Ledger.read(store, parts).rows
+def _ages(stored: StoredRows) -> Iterator[tuple[str, int]]:
+    """Parts by when the last of their answers that count was given."""
+    _, places = stored.index.entries()
+    answers = places[places["kind"] == ANSWERED_NUMBER]
+    ages = np.zeros(len(stored.names), np.int64)
+    np.maximum.at(ages, answers["file"], answers["rank"])
+    return zip(stored.names, ages.tolist(), strict=True)
+
+
+def _needed(stored: StoredRows, kept: KeyIndex) -> Iterator[str]:
+    """Parts that hold what counts for rows that are kept."""
     keys, places = stored.index.entries()
     for number in np.unique(places["file"][kept.find(keys).known]).tolist():
         yield stored.names[number]

@@ -51,7 +51,7 @@ def generate_batch(
 ) -> Mapping[str, Any]:
     """Ask the model for every row of a batch; returns `Completions` as plain JSON.
 
-    A retry asks only for the rows that have no reply yet. See `batch_cache.cached` for a task
+    A retry asks only for the rows that have no reply yet. See `batch_cache.batch_cache` for a task
     that never asks the same batch twice.
 
     Raises:

@@ -57,6 +57,7 @@ class Dataset:
             folder or a glob; None for one file and for a DataFrame.
         max_rows: only so many of its first rows are read.
         reserved: a column that no row may have: the one that gets the answers.
+        loaded: version of its tables when it was loaded.
     """
 
     name: str
@@ -69,6 +70,15 @@ class Dataset:
     _credentials: S3Credentials | None = field(default=None, repr=False)
     max_rows: int | None = None
     reserved: str | None = None
+    loaded: tuple[str, ...] = ()
+
+    def is_unchanged(self) -> bool:
+        """Whether its tables are those that were loaded.
+
+        Raises:
+            DatasetError: a file's store cannot be asked.
+        """
+        return self.version() == self.loaded
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -134,7 +144,7 @@ def load_dataset(
         dataset,
         image_key=columns.image or "",
         conversation_key=columns.conversation,
-        image_root=image_root,
+        image_root=image_root or None,
         require_images=columns.image is not None,
         credentials=credentials,
     )
@@ -148,7 +158,13 @@ def load_dataset(
                 f"the output {output} lies in the dataset's folder {found.folder}: choose another"
             )
     count = found.count if max_rows is None or found.count is None else min(found.count, max_rows)
-    return replace(found, count=count, max_rows=max_rows, reserved=columns.output)
+    return replace(
+        found,
+        count=count,
+        max_rows=max_rows,
+        reserved=columns.output,
+        loaded=found.version(),
+    )
 
 
 def open_dataset(

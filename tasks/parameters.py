@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,6 @@ from pydantic import (
     WithJsonSchema,
     field_serializer,
     field_validator,
-    model_validator,
 )
 
 from .images import ImageSettings
@@ -120,16 +119,16 @@ class Sampling(_Group):
         description="Further vLLM request options, such as response_format or min_p.",
     )
 
-    @model_validator(mode="after")
-    def _check_extra_body(self) -> Self:
-        fields = type(self).model_fields.keys()
-        if clash := sorted((RESERVED_OPTIONS | fields) & self.extra_body.keys()):
+    @field_validator("extra_body")
+    @classmethod
+    def _check_extra_body(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if clash := sorted((RESERVED_OPTIONS | cls.model_fields.keys()) & options.keys()):
             raise ValueError(f"extra_body may not set {', '.join(clash)}")
         try:
-            json.dumps(self.extra_body)
+            json.dumps(options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"extra_body is not JSON: {error}") from None
-        return self
+        return options
 
     def options(self) -> dict[str, Any]:
         """The options as they stand in a request's body."""

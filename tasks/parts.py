@@ -59,8 +59,8 @@ _STATUSES = pa.array([ANSWERED, *(kind.value for kind in Kind)])
 ANSWERED_NUMBER = 0
 """The `kind` of an answered row's place."""
 
-_MOST_ATTEMPTS = 1 << 30
-"""The next attempt must have room in its column."""
+_MOST_ATTEMPTS = 1 << 29
+"""Further attempts must have room in the column."""
 
 _ANSWER_RANK = 1 << 48
 """Any answer beats any failure, whose rank is its attempt number; times stay below this."""

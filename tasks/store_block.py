@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import uuid
+from abc import ABC
 from collections.abc import Callable
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ _PLAIN_FIELDS = ("uri", "endpoint_url", "region", "credentials")
 """What may be written anywhere: into Prefect's database, a pickle, a name's digest."""
 
 
-class StoreBlock(WritableFileSystem):
+class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract blocks out
     """Where a store is and who we are to it. Use its subclass `ObjectStore`."""
 
     # What is refused may hold a secret.
@@ -219,8 +220,8 @@ class StoreBlock(WritableFileSystem):
         if self.access_key_id:
             if self._block_document_name is None:
                 raise StoreError(
-                    f"{self.uri}: its credentials would be stored in the open; save this Object "
-                    'Store block first: .save("a-name")'
+                    f"{self.uri}: its credentials would be stored in the open; save this "
+                    f'{self._block_type_name} block first: .save("a-name")'
                 )
             credentials = self._block_document_name
         block = type(self)(

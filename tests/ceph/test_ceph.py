@@ -11,8 +11,7 @@ import s3fs
 from cluster import KEY, SECRET, CephCluster
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
-from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.filesystems import AccessDeniedError, ObjectMissingError
+from prefect_imageqa.tasks.errors import AccessDeniedError, ObjectMissingError, StoreError
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -1,15 +1,16 @@
 import pytest
-from prefect_imageqa.flows.breaker import WINDOW, Breaker, ErrorRateError
-from prefect_imageqa.tasks.records import Answered, Kind, Quarantined
+from prefect_imageqa.flows.breaker import WINDOW, Breaker
+from prefect_imageqa.tasks.errors import ErrorRateError
+from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined
 
 
-def answered(count: int) -> list[Answered | Quarantined]:
-    return [Answered("k", "t", (), "m", 1, 1, 0.1)] * count
+def answered(count: int) -> list[FinishedRow]:
+    return [Answered("k", "t", [], "m", 1, 1, 0.1)] * count
 
 
 def failed(
     count: int, kind: Kind = Kind.UNPARSED, attempts: int = 1, attempt: int = 0
-) -> list[Answered | Quarantined]:
+) -> list[FinishedRow]:
     row = Quarantined(
         "k", 7, "d.jsonl:8", kind, "no pair in it", attempts=attempts, attempt=attempt
     )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.cli import main
-from prefect_imageqa.tasks.storing import open_output, write_run
+from prefect_imageqa.tasks.run_records import RunCounts, read_runs
+from prefect_imageqa.tasks.storing import write_manifest
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def test_an_output_is_told_checked_and_cleaned(
 
     planned = call("clean", output, "--dry-run")
     assert "would remove 7 objects" in planned.out  # three batches, and the keys
-    assert call("clean", output).out.startswith("removed 7 objects")
+    removed = call("clean", output).out
+    assert removed.startswith("removed 7 objects")
+    assert removed.endswith(": 3 completions, 3 parts, 1 keys\n")
     assert call("verify", output).code == 0
     assert ask().requests == 0
     assert ask(system_prompt="Be brief.").requests == 12
@@ -92,7 +95,7 @@ def test_an_output_is_told_checked_and_cleaned(
 def test_what_is_damaged_is_named(call: Call, ask: Callable[..., Any], output: str) -> None:
     ask()
     store = ObjectStore(uri=output)
-    [damaged, *_] = store.list("parts")
+    [damaged, *_] = store.list("pairs/parts")
     store.write(damaged, store.read(damaged)[:100])
     store.write("qa.jsonl", store.read("qa.jsonl") + b"{}\n")
     checked = call("verify", output)
@@ -110,7 +113,7 @@ def test_an_output_that_cannot_be_read_is_one_line(call: Call, s3: str) -> None:
         assert line.startswith("prefect-imageqa: s3://no-such-bucket")
 
 
-def test_rows_that_are_never_asked_hold_nothing_back(
+def test_a_row_that_is_never_asked_keeps_the_part_that_it_is_in(
     call: Call, ask: Callable[..., Any], drawn: Path, output: str
 ) -> None:
     """A row without an image is the same in every configuration."""
@@ -120,35 +123,25 @@ def test_rows_that_are_never_asked_hold_nothing_back(
     assert ask(system_prompt="Be brief.").requests == 10
     assert ask().requests == 10
     store = ObjectStore(uri=output)
-    completions = set(store.list("completions"))
+    completions = set(store.list("pairs/completions"))
     assert call("clean", output).code == 0
-    assert len(completions - set(store.list("completions"))) == 3
+    assert len(completions - set(store.list("pairs/completions"))) == 3
     checked = call("verify", output)
     assert (checked.code, checked.out.count("\n")) == (0, 1), checked.out
     again = ask()
     assert (again.requests, again.quarantined) == (0, 2)
-    assert ask(system_prompt="Be brief.").requests == 10
-
-
-def leave_run(output: str, seconds_ago: float, state: str, error: str = "") -> None:
-    """What a run leaves that was not completed."""
-    store = ObjectStore(uri=output)
-    open_output(store)
-    then = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds")
-    told = dict.fromkeys(("run", "model", "parser", "configuration", "keys"), "x")
-    progress = {"total": 12, "reused": 4, "ok": 3, "quarantined": 1}
-    times = {"started": then, "updated": then, "state": state, "error": error}
-    write_run(store, "x", {**told, "dataset": "d\x1b[2J.json", "progress": progress, **times})
+    assert ask(system_prompt="Be brief.").requests == 2  # of the batch without such a row
 
 
 @pytest.mark.parametrize(
     ("seconds_ago", "state", "told", "refusal"),
     [
-        (5, "running", "last sign of life", "is going on"),
+        (5, "running", "last heartbeat", "is going on"),
+        (5, "waiting", "waits for its turn to write", "is going on"),
         (90, "running", "s: killed or stuck; the same command goes on from here", "no run has"),
         (5, "failed", "failed: no server; the same command goes on from here", "no run has"),
     ],
-    ids=["going", "killed", "failed"],
+    ids=["going", "waiting", "killed", "failed"],
 )
 def test_a_run_that_is_not_completed_is_told_and_not_cleaned_away(
     seconds_ago: float,
@@ -156,17 +149,31 @@ def test_a_run_that_is_not_completed_is_told_and_not_cleaned_away(
     told: str,
     refusal: str,
     call: Call,
+    stub: Any,
+    drawn: Path,
     tmp_path: Path,
 ) -> None:
     output = str(tmp_path / "out")
-    leave_run(output, seconds_ago, state, "no server" if state == "failed" else "")
+    image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url, max_rows=1)
+    store = ObjectStore(uri=output)
+    write_manifest(store, {})
+    changed = {
+        "state": state,
+        "error": "no server" if state == "failed" else "",
+        "updated": datetime.now(UTC) - timedelta(seconds=seconds_ago),
+        "dataset": "d\x1b[2J.json",
+        "total": 12,
+        "counts": RunCounts(rows=8, ok=7, quarantined=1, reused=4),
+    }
+    [left] = read_runs(store)
+    left.model_copy(update=changed).write(store)
     found = call("status", output)
     assert found.code == 0
     assert told in found.out
     assert "8 of 12 rows done" in found.out
     assert "\x1b" not in found.out
     [run] = json.loads(call("status", output, "--json").out)["unfinished"]
-    assert (run["state"], run["going"]) == (state, "last sign" in told)
+    assert (run["state"], run["going"]) == (state, refusal == "is going on")
     refused = call("clean", output, "--force")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert refusal in refused.err

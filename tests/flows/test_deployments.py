@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import flow
@@ -28,7 +29,7 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     temporary_settings,
 )
-from prefect.states import Pending
+from prefect.states import Pending, Scheduled
 from prefect_imageqa import image_qa
 from prefect_imageqa.flows.deploying import deploy
 from prefect_imageqa.flows.summary import RunSummary
@@ -89,6 +90,15 @@ def work(folder: Path) -> None:
     prefect(folder, "worker", "start", "--pool", "default", "--run-once")
 
 
+def states_of(run: UUID) -> list[str]:
+    """The states that a flow run has had so far."""
+    with get_client(sync_client=True) as client:
+        response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(run)})
+    return [
+        state["name"] for state in sorted(response.json(), key=lambda state: state["timestamp"])
+    ]
+
+
 @pytest.mark.timeout(600)
 def test_a_night_asks_about_the_new_images_only(stub: Any, folder: Path) -> None:
     write_demo_dataset(folder, 22, seed=5)
@@ -129,8 +139,30 @@ def test_a_mistake_in_a_run_of_a_worker_is_one_line(folder: Path) -> None:
             time.sleep(0.5)
     assert state
     assert state.name == "Failed"
-    assert str(state.message).startswith(told)
+    assert told in str(state.message)
     assert not [log for log in logs if "Traceback" in log]
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_retries_a_run_and_so_does_the_button_of_the_ui(
+    stub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_FLOWS_DEFAULT_RETRIES", "1")
+    parameters = {"dataset": "late/dataset.json", "output": "retried", "endpoint": stub.url}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("image-qa/on-demand")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    work(folder)
+    states = states_of(run.id)
+    assert states[-4:] == ["Running", "AwaitingRetry", "Running", "Failed"]
+    write_demo_dataset(folder / "late", 4, seed=5)
+    with get_client(sync_client=True) as client:
+        # What the button does.
+        client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"), force=True)
+    work(folder)
+    later = states_of(run.id)[len(states) :]
+    assert (later[0], later[-2:]) == ("AwaitingRetry", ["Running", "Completed"])
+    assert len((folder / "retried" / "qa.jsonl").read_text().splitlines()) == 4
 
 
 def test_run_deployment_asks_with_the_parameters_given(

@@ -16,8 +16,8 @@ from prefect_imageqa.flows import endpoints
 from prefect_imageqa.flows.endpoints import AskedModel, asked_model
 from prefect_imageqa.serving.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.demo_model import scenes
-from prefect_imageqa.serving.errors import EndpointError, ServerError
 from prefect_imageqa.serving.types import ChatRequest, Completion
+from prefect_imageqa.tasks.errors import EndpointError, ServerError
 
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 STUB = Path(__file__).resolve().parents[2] / "benchmarks" / "stub_server.py"

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from prefect_imageqa.flows.file_storage import CacheType, FileStorage
-from prefect_imageqa.serving.errors import ImageQAError
-from prefect_imageqa.tasks.errors import DatasetError, StoreError
+from prefect_imageqa.tasks.errors import DatasetError, ImageQAError, StoreError
 from prefect_imageqa.tasks.object_store import ObjectStore
 
 RECORDS: list[dict[str, Any]] = [

@@ -330,7 +330,9 @@ def shout(text: str) -> list[QAPair]:
 def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
     image_qa(dataset, output, endpoint=stub.url, max_rows=2)
-    summary = image_qa(dataset, output, endpoint=stub.url, max_rows=2, parsing=Parsing(parser=shout))
+    summary = image_qa(
+        dataset, output, endpoint=stub.url, max_rows=2, parsing=Parsing(parser=shout)
+    )
     assert (summary.requests, summary.pairs) == (0, 2)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
     assert pairs[0]["answer"].startswith("**QUESTION:**")

@@ -132,7 +132,7 @@ def test_a_run_without_a_sign_of_life_has_crashed(
             return client.read_flow_run(run.id).state
 
         wait_for(lambda: state().name == "Crashed")
-        assert "no sign of life" in state().message
+        assert "no heartbeat" in state().message
     message = json.loads(wait_for(lambda: inbox[1])[0])
     assert message["subject"].endswith("is Crashed")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect_imageqa import ImageQAError, ObjectStore, Parsing, Caching, image_qa
+from prefect_imageqa import Caching, ImageQAError, ObjectStore, Parsing, image_qa
 
 SECRET = "test-secret"
 
@@ -71,7 +71,7 @@ def test_a_block_opens_dataset_images_output_and_cache(
 
 
 def test_an_unknown_block_is_one_clear_line(stub: Any, drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(ImageQAError, match="there is no Object Store block named 'nope'"):
+    with pytest.raises(ImageQAError, match="there is no Image QA Store block named 'nope'"):
         image_qa(
             str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=stub.url, store="nope"
         )

@@ -9,7 +9,6 @@ import pytest
 from prefect_imageqa.tasks.artifacts import (
     GALLERY_ROWS,
     TABLE_ROWS,
-    CountedRun,
     artifact_key,
     as_cell,
     as_text,
@@ -18,10 +17,11 @@ from prefect_imageqa.tasks.artifacts import (
     quarantined_lines,
     summary_markdown,
 )
+from prefect_imageqa.tasks.errors import ObjectDamagedError
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
+from prefect_imageqa.tasks.run_records import RunCounts
 from prefect_imageqa.tasks.samples import SampledRow
-from prefect_imageqa.tasks.storing import ObjectDamagedError
 
 PICTURE = "data:image/jpeg;base64,/9j/4AAQ"
 HOSTILE = {
@@ -94,7 +94,7 @@ def test_long_texts_are_cut() -> None:
 
 
 def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
-    run = CountedRun(
+    run = RunCounts(
         rows=10_000,
         ok=9_988,
         filtered=0,
@@ -126,8 +126,7 @@ def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
 
 
 def test_a_run_without_rows_or_time_has_a_summary_too() -> None:
-    counts = dict.fromkeys(CountedRun.model_fields.keys() - {"reasons"}, 0)
-    told = summary_markdown(CountedRun(**counts), dataset="x", model="m", files={})
+    told = summary_markdown(RunCounts(), dataset="x", model="m", files={})
     assert "| New answers per second | 0.0 |" in told
     assert "## Quarantined" not in told
 

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.caching import batch_key
-from prefect_imageqa.tasks.completions import Completions, CompletionsDamagedError
+from prefect_imageqa.tasks.completions import Completions
+from prefect_imageqa.tasks.errors import RecordDamagedError
 from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
 
 KEYS = tuple(f"{number:032x}" for number in range(2))
@@ -46,6 +47,15 @@ def with_row(**changed: Any) -> dict[str, Any]:
     return stored() | {"rows": [rows[0] | changed, rows[1]]}
 
 
+def with_completion(**changed: Any) -> dict[str, Any]:
+    return with_row(completion=stored()["rows"][0]["completion"] | changed)
+
+
+def with_problem(**changed: Any) -> dict[str, Any]:
+    row = stored()["rows"][1]
+    return stored() | {"rows": [row | {"problem": row["problem"] | changed}]}
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -60,13 +70,27 @@ def with_row(**changed: Any) -> dict[str, Any]:
         with_row(key="00"),
         with_row(attempt="often"),
         with_row(completion={"text": "no more"}),
-        with_row(completion=stored()["rows"][0]["completion"] | {"text": 3}),
-        with_row(completion=stored()["rows"][0]["completion"] | {"finish_reason": 5}),
-        with_row(completion=stored()["rows"][0]["completion"] | {"latency": "long"}),
-        with_row(completion=stored()["rows"][0]["completion"] | {"__class__": "os.system"}),
-        stored() | {"rows": [{**stored()["rows"][1], "problem": {"kind": "new", "message": ""}}]},
+        with_completion(text=3),
+        with_completion(finish_reason=5),
+        with_completion(latency="long"),
+        with_completion(__class__="os.system"),
+        with_problem(kind="new"),
+        # numbers that no part can hold
+        with_row(attempt=2**31),
+        with_row(attempt=-1),
+        with_row(row=2**70),
+        with_row(row=float("inf")),
+        with_completion(prompt_tokens=2**64),
+        with_completion(completion_tokens=-1),
+        with_completion(latency=float("nan")),
+        with_problem(status=2**31),
+        with_problem(attempts=2**31),
+        stored() | {"time": float("nan")},
+        stored() | {"time": float("inf")},
+        stored() | {"time": 10**400},
+        stored() | {"time": -1},
     ],
 )
 def test_what_is_not_ours_is_refused(damaged: dict[str, Any]) -> None:
-    with pytest.raises(CompletionsDamagedError):
+    with pytest.raises(RecordDamagedError):
         Completions.load(damaged)

@@ -1,29 +1,34 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.errors import ObjectDamagedError, StoreError
 from prefect_imageqa.tasks.exporting import (
     PAIRS,
     PAIRS_SCHEMA,
     QA_JSON,
     QA_JSONL,
     QUARANTINE_JSONL,
-    Counts,
     dump_record,
-    export,
+    export_rows,
+    pairs_of,
 )
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
 from prefect_imageqa.tasks.ledger import Ledger
 from prefect_imageqa.tasks.loading import open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.records import Answered, Kind, QAPair, Quarantined, Row
-from prefect_imageqa.tasks.storing import write_batch
+from prefect_imageqa.tasks.parameters import Columns
+from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
+from prefect_imageqa.tasks.run_records import RunCounts
+from prefect_imageqa.tasks.storing import PassFolder, write_part
+
+PARTS = PassFolder().parts("qa_pairs-v1")
 
 PIXELS = bytes(range(256))
 
@@ -33,7 +38,7 @@ def key(number: int) -> str:
 
 
 def answered(number: int, pairs: int = 1) -> Answered:
-    qa = tuple(QAPair(f"Q{number}.{pair}", f"A{number}.{pair}") for pair in range(pairs))
+    qa = [{"question": f"Q{number}.{n}", "answer": f"A{number}.{n}"} for n in range(pairs)]
     return Answered(key(number), f"raw {number}", qa, "m", 100, 20, 0.25)
 
 
@@ -43,9 +48,9 @@ def quarantined(number: int) -> Quarantined:
     )
 
 
-def ledger_of(store: ObjectStore, *stored: Answered | Quarantined) -> Ledger:
-    write_batch(store, "qa_pairs-v1", key(1000), stored)
-    return Ledger.read(store, "qa_pairs-v1")
+def ledger_of(store: ObjectStore, *stored: FinishedRow) -> Ledger:
+    write_part(store, PARTS, key(1000), stored)
+    return Ledger.read(store, PARTS)
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -58,8 +63,10 @@ def exported(
     records: Iterable[dict[str, Any]],
     keys: Sequence[str],
     image_key: str | None = "image",
-) -> Counts:
-    return export(store, ledger, rows_of(records), keys, "output", image_key)
+    **options: Any,
+) -> RunCounts:
+    columns = Columns(image=image_key)
+    return export_rows.fn(store, ledger, rows_of(records), keys, columns, **options)
 
 
 def lines(store: ObjectStore, name: str) -> list[dict[str, Any]]:
@@ -78,10 +85,11 @@ def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
 def test_exports_join_the_dataset_in_its_order(store: ObjectStore, tmp_path: Path) -> None:
     ledger = ledger_of(store, answered(3, pairs=2), quarantined(1), answered(0), answered(2, 0))
     records = [{"image": f"{number}.png", "id": number} for number in range(4)]
-    counts = exported(store, ledger, records, [key(number) for number in range(4)])
-    assert counts == Counts(rows=4, ok=3, quarantined=1, pairs=3, reasons=counts.reasons)
-    assert counts.reasons == {"truncated": 1}
-    assert counts.rows == counts.ok + counts.filtered + counts.quarantined
+    keys = [key(number) for number in range(4)]
+    counts = exported(store, ledger, records, keys)
+    assert counts == RunCounts(rows=4, ok=3, quarantined=1, pairs=3, reasons={"truncated": 1})
+    assert not store.exists(QA_JSON)
+    assert exported(store, ledger, records, keys, json_array=True) == counts
     expected = [{**records[number], "output": f"raw {number}"} for number in (0, 2, 3)]
     assert lines(store, QA_JSONL) == expected
     assert json.loads(store.read(QA_JSON)) == expected
@@ -120,7 +128,8 @@ def test_nothing_answered_gives_valid_files(
     stored: list[Quarantined], local: ObjectStore, tmp_path: Path
 ) -> None:
     ledger = ledger_of(local, *stored)
-    counts = exported(local, ledger, [{"image": "a"}] * len(stored), [row.key for row in stored])
+    records, keys = [{"image": "a"}] * len(stored), [row.key for row in stored]
+    counts = exported(local, ledger, records, keys, json_array=True)
     assert (counts.ok, counts.quarantined) == (0, len(stored))
     assert local.read(QA_JSONL) == b""
     assert json.loads(local.read(QA_JSON)) == []
@@ -147,10 +156,40 @@ def test_rows_beyond_the_keys_are_left_out(local: ObjectStore) -> None:
     assert exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0)]).rows == 1
 
 
-def test_a_dataset_that_shrank_is_told_and_nothing_is_replaced(local: ObjectStore) -> None:
-    ledger = ledger_of(local, answered(0), answered(1))
+@pytest.mark.parametrize(("rows", "unchanged"), [(1, True), (2, False)], ids=["shrank", "changed"])
+def test_a_dataset_that_changed_is_told_and_nothing_is_replaced(
+    rows: int, unchanged: bool, local: ObjectStore
+) -> None:
+    ledger, keys = ledger_of(local, answered(0), answered(1)), [key(0), key(1)]
     with pytest.raises(StoreError, match="the dataset was changed during the run: run it again"):
-        exported(local, ledger, [{"image": "a"}], [key(0), key(1)])
+        exported(local, ledger, [{"image": "a"}] * rows, keys, unchanged=lambda: unchanged)
+    assert not local.exists(QA_JSONL)
+
+
+@pytest.mark.parametrize(
+    "parsed",
+    [
+        None,
+        5,
+        "text",
+        {"question": "Q"},
+        ["text"],
+        [{"question": "Q"}],
+        [{"question": "Q", "answer": "A", "more": ""}],
+        [{"question": "Q", "answer": None}],
+        [{"question": "Q", "answer": "half \ud83d"}],
+    ],
+    ids=repr,
+)
+def test_stored_pairs_that_are_none_are_told(parsed: Any) -> None:
+    with pytest.raises(ObjectDamagedError, match="what is stored of d:0 is damaged: run again"):
+        pairs_of(replace(answered(0), parsed=parsed), "d:0")
+
+
+def test_nothing_is_replaced_where_a_stored_row_is_damaged(local: ObjectStore) -> None:
+    ledger = ledger_of(local, replace(answered(0), parsed={"question": "Q"}))
+    with pytest.raises(ObjectDamagedError, match="what is stored of d:0 is damaged"):
+        exported(local, ledger, [{"image": "a"}], [key(0)])
     assert not local.exists(QA_JSONL)
 
 

@@ -19,8 +19,9 @@ import zstandard
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.image_refs import ImageBase, image_refs
-from prefect_imageqa.tasks.loading import Dataset, open_dataset
+from prefect_imageqa.tasks.loading import Dataset, load_dataset, open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.parameters import Columns
 from prefect_imageqa.tasks.records import Kind
 
 TURNS = [{"from": "human", "value": "Wie viele? ü\n"}]
@@ -502,6 +503,37 @@ def test_the_folder_that_is_searched_is_told(
     assert open_dataset("*/*.jsonl").folder == str(pictures.parent)
     assert open_dataset(path).folder is None
     assert open_dataset(pd.DataFrame({"image": ["a"]})).folder is None
+
+
+def test_only_so_many_rows_are_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.jsonl", '{"image": "a"}\n' * 5)
+    assert len(records(load_dataset.fn(str(path), Columns(), max_rows=3))) == 3
+    frame = pd.DataFrame({"image": list("abcde")})
+    assert [load_dataset.fn(frame, Columns(), max_rows=most).count for most in (3, 9)] == [3, 5]
+
+
+def test_a_column_for_the_answers_that_is_there_already_is_told(tmp_path: Path) -> None:
+    """In the first row it is refused; one that appears later costs its row."""
+    path = save(tmp_path / "d.jsonl", '{"image": "a"}\n{"image": "b", "output": "mine"}\n')
+    rows = list(load_dataset.fn(str(path), Columns()).rows())
+    assert rows[0].problem is None
+    assert rows[1].problem is not None
+    assert rows[1].problem.kind is Kind.BAD_ROW
+    assert "a column 'output' already: take another output column" in rows[1].problem.message
+    with pytest.raises(DatasetError, match="has a column 'image': take another output column"):
+        load_dataset.fn(str(path), Columns(output="image"))
+
+
+@pytest.mark.parametrize("output", ["pictures", "pictures/out", "~/pictures/out/"])
+def test_an_output_among_the_data_is_refused(
+    output: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    monkeypatch.chdir(pictures.parent)
+    output = output.replace("pictures", pictures.name)
+    with pytest.raises(DatasetError, match=r"lies in the dataset's folder .*: choose another"):
+        load_dataset.fn(str(pictures), Columns(), output)
+    assert load_dataset.fn(str(pictures), Columns(), f"{pictures}-out").folder == str(pictures)
 
 
 def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:

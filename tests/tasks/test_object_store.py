@@ -11,23 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import FaultProxy
-from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.filesystems import (
+from prefect_imageqa.tasks.errors import (
     AccessDeniedError,
     ObjectMissingError,
+    StoreError,
     StoreUnavailableError,
-    open_filesystem,
-    store_errors,
 )
+from prefect_imageqa.tasks.filesystems import open_filesystem, store_errors
 from prefect_imageqa.tasks.object_store import ObjectStore
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "local":
-        return ObjectStore(uri=str(tmp_path / "out"))
-    bucket: str = request.getfixturevalue("s3")
-    return ObjectStore(uri=f"{bucket}/{tmp_path.name}")
 
 
 def test_an_object_is_written_read_replaced_and_deleted(store: ObjectStore) -> None:

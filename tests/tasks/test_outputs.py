@@ -4,10 +4,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.serving.types import Completion
@@ -15,27 +15,30 @@ from prefect_imageqa.tasks.caching import batch_key
 from prefect_imageqa.tasks.cleaning import find_unused, remove_unused
 from prefect_imageqa.tasks.completions import Completions
 from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.exporting import export
+from prefect_imageqa.tasks.exporting import QA_JSON, export_rows
 from prefect_imageqa.tasks.ledger import Ledger, RowStatus
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.outputs import Objects, output_status, read_runs
+from prefect_imageqa.tasks.outputs import Objects, output_status
+from prefect_imageqa.tasks.parameters import Columns
+from prefect_imageqa.tasks.parts import PART_SCHEMA, part_writer
 from prefect_imageqa.tasks.records import (
     Answered,
     Batch,
+    FinishedRow,
     Kind,
     Problem,
     Prompt,
-    QAPair,
     Quarantined,
     Row,
 )
 from prefect_imageqa.tasks.result_records import RESULT_SERIALIZER
-from prefect_imageqa.tasks.storing import open_output, write_batch, write_keys
-from prefect_imageqa.tasks.storing import write_manifest as replace_manifest
-from prefect_imageqa.tasks.storing import write_run as replace_run
+from prefect_imageqa.tasks.run_records import RunRecord, complete_run, read_runs
+from prefect_imageqa.tasks.storing import PassFolder, open_output, write_keys, write_part
 from prefect_imageqa.tasks.verifying import verify
 
 PARSE = "qa_pairs-v1"
+FOLDER = PassFolder()
+PARTS = FOLDER.parts(PARSE)
 BAD = (3, 7)
 """Rows that the server refuses."""
 
@@ -44,22 +47,31 @@ NO_IMAGE = 5
 
 ROWS = 12
 
+WriteRecord = Callable[..., RunRecord]
+Complete = Callable[..., None]
+
 
 def key(number: int, configuration: str) -> str:
     return f"{number if number == NO_IMAGE else number + 256 * ord(configuration):032x}"
 
 
-def outcome(number: int, configuration: str) -> Answered | Quarantined:
+def outcome(number: int, configuration: str) -> FinishedRow:
     name = key(number, configuration)
     if number == NO_IMAGE:
         return Quarantined(name, number, f"d:{number}", Kind.NO_IMAGE, "no image")
     if number in BAD:
         return Quarantined(name, number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400", 400, 1)
-    pairs = tuple(QAPair(f"Q{number}.{pair}", "A") for pair in range(1 + number % 2))
+    pairs = [{"question": f"Q{number}.{n}", "answer": "A"} for n in range(1 + number % 2)]
     return Answered(name, f"raw {number} \ud83d", pairs, "m", 100, 20, 0.25)
 
 
-def completions_of(rows: Sequence[Answered | Quarantined]) -> tuple[str, bytes]:
+def answer(number: int, text: str) -> Answered:
+    """A later answer to a row of configuration "a"."""
+    pairs = [{"question": "Q", "answer": "A"}]
+    return Answered(key(number, "a"), text, pairs, "m", 1, 1, 0.1)
+
+
+def completions_of(rows: Sequence[FinishedRow]) -> tuple[str, bytes]:
     """A batch's key, and its completions as Prefect keeps them."""
     keys = [row.key for row in rows]
     batch = Batch(
@@ -79,44 +91,48 @@ def completions_of(rows: Sequence[Answered | Quarantined]) -> tuple[str, bytes]:
     return batch.key, json.dumps({"metadata": metadata, "result": result}).encode()
 
 
-def record(configuration: str, seconds_ago: float, state: str, **changed: Any) -> dict[str, Any]:
-    then = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds")
-    return {
-        "run": f"run-{configuration}-{state}",
-        "state": state,
-        "dataset": "d.json",
-        "model": "m",
-        "parser": PARSE,
-        "configuration": configuration,
-        "keys": f"{configuration}/d",
-        "started": then,
-        "updated": then,
-        "progress": {"total": ROWS, "reused": 1, "ok": 2, "quarantined": 3},
-    } | changed
+def plant_completions(store: ObjectStore, rows: Sequence[FinishedRow]) -> str:
+    batch, data = completions_of(rows)
+    store.write(f"{FOLDER.completions}/{batch}", data)
+    return batch
 
 
-def write_record(store: ObjectStore, *told: Any, **changed: Any) -> dict[str, Any]:
-    content = record(*told, **changed)
-    replace_run(store, content["run"], content)
-    return content
+@pytest.fixture
+def write_record(record_of: WriteRecord) -> WriteRecord:
+    """Writes the record of a run of a configuration, by its state and last heartbeat."""
+
+    def write(
+        store: ObjectStore, configuration: str, ago: float, state: str, **changed: Any
+    ) -> RunRecord:
+        names = {"run": f"run-{configuration}-{state}", "keys": f"{FOLDER.keys}/{configuration}/d"}
+        fields = {"configuration": configuration, "state": state, **names, **changed}
+        run = record_of(ago=ago, **fields)
+        run.write(store)
+        return run
+
+    return write
 
 
-def complete(store: ObjectStore, configuration: str, seconds_ago: float = 300) -> None:
-    """What a completed run leaves: batches of four rows."""
-    open_output(store)
-    outcomes = [outcome(number, configuration) for number in range(ROWS)]
-    for start in range(0, ROWS, 4):
-        rows = outcomes[start : start + 4]
-        name, data = completions_of(rows)
-        store.write(f"completions/{name}", data)
-        write_batch(store, PARSE, name, rows)
-    keys = [row.key for row in outcomes]
-    dataset = (Row(number, {"image": f"{number}.png"}, f"d:{number}") for number in range(ROWS))
-    counts = export(store, Ledger.read(store, PARSE), dataset, keys, "output", "image")
-    write_keys(store, f"{configuration}/d", keys)
-    summary = {**vars(counts), "reasons": dict(counts.reasons)}
-    told = write_record(store, configuration, seconds_ago, "completed", summary=summary)
-    replace_manifest(store, told)
+@pytest.fixture
+def complete(write_record: WriteRecord) -> Complete:
+    """Makes what a completed run leaves: batches of four rows."""
+
+    def make(
+        store: ObjectStore, configuration: str, ago: float = 300, json_array: bool = True
+    ) -> None:
+        open_output(store)
+        outcomes = [outcome(number, configuration) for number in range(ROWS)]
+        for start in range(0, ROWS, 4):
+            rows = outcomes[start : start + 4]
+            write_part(store, PARTS, plant_completions(store, rows), rows)
+        keys = [row.key for row in outcomes]
+        dataset = (Row(number, {"image": f"{number}.png"}, f"d:{number}") for number in range(ROWS))
+        ledger = Ledger.read(store, PARTS)
+        counts = export_rows.fn(store, ledger, dataset, keys, Columns(), json_array=json_array)
+        write_keys(store, f"{FOLDER.keys}/{configuration}/d", keys)
+        complete_run(store, write_record(store, configuration, ago, "completed", counts=counts))
+
+    return make
 
 
 def test_status_of_nothing(store: ObjectStore) -> None:
@@ -127,25 +143,24 @@ def test_status_of_nothing(store: ObjectStore) -> None:
     assert (status.last, status.unfinished, status.stored) == (None, [], {})
 
 
-def test_status_tells_runs_and_what_is_stored(store: ObjectStore) -> None:
+def test_status_tells_runs_and_what_is_stored(
+    store: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     complete(store, "a")
-    name, data = completions_of([outcome(1, "b")])
-    store.write(f"completions/{name}", data)
+    plant_completions(store, [outcome(1, "b")])
     write_record(store, "b", 5, "running", parser="other-1234")
     status = output_status(store)
     assert status is not None
     assert status.last is not None
-    assert status.last.summary is not None
-    assert status.last.summary.reasons == {"bad_request": 2, "no_image": 1}
-    assert [(run.configuration, run.is_going) for run in status.unfinished] == [("b", True)]
+    assert status.last.counts.reasons == {"bad_request": 2, "no_image": 1}
+    assert [(run.configuration, run.is_live) for run in status.unfinished] == [("b", True)]
     counts = status.stored[PARSE]
-    assert (counts.answered, counts.quarantined.total()) == (9, 3)
+    assert (counts.answered, counts.quarantined) == (9, 3)
     assert status.stored["other-1234"].answered == 0
     assert status.unparsed == 1
     assert {kind: objects.count for kind, objects in status.objects.items()} == {
         "completions": 4,
         "parts": 3,
-        "quarantine": 2,
         "keys": 1,
         "runs": 2,
         "exports": 4,
@@ -154,43 +169,24 @@ def test_status_tells_runs_and_what_is_stored(store: ObjectStore) -> None:
     assert status.objects["keys"] == Objects(1, 16 * ROWS)
 
 
-@pytest.mark.parametrize(
-    ("state", "seconds_ago", "going"),
-    [
-        ("running", 5, True),
-        ("running", 65, False),
-        ("failed", 5, False),
-        ("interrupted", 5, False),
-    ],
-)
+@pytest.mark.parametrize(("ago", "live"), [(5, True), (65, False)])
 def test_status_of_a_run_that_is_not_completed(
-    state: str, seconds_ago: float, going: bool, local: ObjectStore
+    ago: float, live: bool, local: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
     open_output(local)
-    write_record(local, "a", seconds_ago, state)
+    write_record(local, "a", ago, "running")
     status = output_status(local)
     assert status is not None
-    assert [run.is_going for run in status.unfinished] == [going]
-    complete(local, "a", seconds_ago=1)
+    assert [run.is_live for run in status.unfinished] == [live]
+    complete(local, "a", ago=1)
     status = output_status(local)
     assert status is not None
-    assert [run.is_going for run in status.unfinished] == ([True] if going else [])
+    assert [run.is_live for run in status.unfinished] == ([True] if live else [])
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b'{"state": "running"}',
-        json.dumps(record("a", 1, "completed")).encode(),
-        json.dumps(record("a", 1, "running", updated="2026-11-23")).encode(),
-    ],
-    ids=["empty", "no object", "fields missing", "no summary", "no time"],
-)
-def test_a_record_that_is_none_is_told_in_one_line(content: bytes, local: ObjectStore) -> None:
+def test_a_record_that_is_none_is_told_in_one_line(local: ObjectStore) -> None:
     open_output(local)
-    local.write("runs/x.json", content)
+    local.write("runs/x.json", b'{"state": "running"}')
     with pytest.raises(StoreError, match=r"runs/x\.json is not the record of a run.*delete it"):
         output_status(local)
 
@@ -205,26 +201,32 @@ def test_a_manifest_that_is_none_is_told_in_one_line(
         look(local)
 
 
-def test_all_is_well(store: ObjectStore) -> None:
+def test_all_is_well(store: ObjectStore, complete: Complete) -> None:
     complete(store, "a")
     verified = verify(store)
     assert verified.faults == []
-    assert (verified.rows, verified.objects) == (ROWS, 3 + 3 + 2 + 1 + 1 + 4 + 1)
+    assert (verified.rows, verified.objects) == (ROWS, 3 + 3 + 1 + 1 + 4 + 1)
 
 
-def test_what_later_runs_add_is_no_fault(local: ObjectStore) -> None:
+def test_an_array_that_was_not_asked_for_is_not_missed(
+    local: ObjectStore, complete: Complete
+) -> None:
+    complete(local, "a", json_array=False)
+    assert not local.exists(QA_JSON)
+    assert verify(local).faults == []
+
+
+def test_what_later_runs_add_is_no_fault(
+    local: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     """Another configuration's rows, an answer to a quarantined row, a newer answer."""
     complete(local, "a")
-    later = [
-        Answered(key(3, "a"), "at last", (QAPair("Q", "A"),), "m", 1, 1, 0.1),
-        Answered(key(1, "a"), "newer", (QAPair("Q", "A"),), "m", 1, 1, 0.1),
-        outcome(1, "b"),
-    ]
-    write_batch(local, PARSE, key(1, "x"), later, time.time() + 60)
+    later = [answer(3, "at last"), answer(1, "newer"), outcome(1, "b")]
+    write_part(local, PARTS, key(1, "x"), later, time.time() + 60)
     write_record(local, "a", 5, "running")
     verified = verify(local)
     assert verified.faults == []
-    assert verified.is_going
+    assert verified.is_live
 
 
 def only(store: ObjectStore, folder: str, place: int = 0) -> Path:
@@ -265,13 +267,27 @@ def drop_line(name: str, number: int) -> Callable[[ObjectStore], None]:
 
 
 def damage_pages(store: ObjectStore) -> None:
-    """Change the answers of a part; its keys and its end stay as they are."""
-    path = only(store, f"parts/{PARSE}")
-    chunk = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    """Change the texts of a part; its keys and its end stay as they are."""
+    path = only(store, PARTS)
+    column = PART_SCHEMA.get_field_index("text")
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(column)
     data = bytearray(path.read_bytes())
     start = chunk.data_page_offset
     data[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     path.write_bytes(data)
+
+
+def plant(**changed: Any) -> Callable[[ObjectStore], None]:
+    """Change an answered row of a part, which stays readable as Parquet."""
+
+    def change(store: ObjectStore) -> None:
+        path = only(store, PARTS)
+        rows = pq.read_table(path).to_pylist()
+        next(row for row in rows if row["status"] == "ok").update(changed)
+        with part_writer(path) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema=PART_SCHEMA))
+
+    return change
 
 
 def rewrite_pairs(
@@ -288,26 +304,37 @@ def rewrite_pairs(
 
 
 FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
-    "part gone": (drop(f"parts/{PARSE}"), r"parts/\S+: neither an answer .* \(row \d+ and \d more"),
-    "part cut": (cut(f"parts/{PARSE}"), r"parts/\S+ is damaged .*: delete it"),
-    "part's answers": (damage_pages, r"parts/\S+ is damaged .*: delete it"),
-    "quarantine gone": (drop(f"quarantine/{PARSE}"), r"neither an answer nor a reason"),
-    "quarantine cut": (cut(f"quarantine/{PARSE}"), r"quarantine/\S+ is damaged"),
-    "completions cut": (cut("completions"), r"completions/\S+: .*damaged or cut off; delete it"),
+    "part gone": (drop(PARTS), r"parts/\S+: neither an answer .* \(row \d+ and 3 more"),
+    "part cut": (cut(PARTS), r"parts/\S+ is damaged .*: delete it"),
+    "part's texts": (damage_pages, r"parts/\S+ is damaged .*: delete it"),
+    "unknown status": (plant(status="answered"), r"parts/\S+ is damaged .*: delete it"),
+    "an answer without text": (plant(text=None), r"parts/\S+ is damaged .*: delete it"),
+    "parsed no JSON": (plant(parsed="{"), r"parts/\S+ is damaged .*: delete it"),
+    "parsed no pairs": (plant(parsed="[5]"), r"parts/\S+ is damaged .*: delete it"),
+    "half a character": (
+        plant(parsed=r'[{"question": "\ud83d", "answer": "A"}]'),
+        r"parts/\S+ is damaged .*: delete it",
+    ),
+    "completions cut": (
+        cut(FOLDER.completions),
+        r"completions/\S+: .*damaged or cut off; delete it",
+    ),
     "completions changed": (
-        lambda store: only(store, "completions", 1).write_bytes(
-            only(store, "completions").read_bytes()
+        lambda store: only(store, FOLDER.completions, 1).write_bytes(
+            only(store, FOLDER.completions).read_bytes()
         ),
         r"completions/\S+: stored replies are those of another batch; delete it",
     ),
     "run record": (cut("runs"), r"runs/\S+ is not the record of a run"),
-    "keys cut": (cut("keys"), r"keys/a/d: damaged; delete it and run again"),
-    "keys gone": (drop("keys"), r"keys/a/d: missing; run the same command again"),
+    "keys cut": (cut(FOLDER.keys), r"keys/a/d: damaged; delete it and run again"),
+    "keys gone": (drop(FOLDER.keys), r"keys/a/d: missing; run the same command again"),
     "keys short": (
-        lambda store: write_keys(store, "a/d", [key(number, "a") for number in range(11)]),
+        lambda store: write_keys(
+            store, f"{FOLDER.keys}/a/d", [key(number, "a") for number in range(11)]
+        ),
         r"keys/a/d: 11 rows, and the manifest counts 12",
     ),
-    "manifest's sum": (edit("manifest.json", '"rows": 12', '"rows": 13'), r"13 rows are not the"),
+    "manifest's sum": (edit("manifest.json", '"rows": 12', '"rows": 13'), r"13 rows are not 9 ok"),
     "manifest no run": (edit("manifest.json", '"run"', '"rum"'), r"manifest.json is not the rec"),
     "answers gone": (drop("qa.jsonl"), r"qa.jsonl: missing; run the same"),
     "answers cut": (cut("qa.jsonl"), r"qa.jsonl: not a record \(line 9\); run the same"),
@@ -355,7 +382,9 @@ FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_told_with_its_object(fault: str, local: ObjectStore) -> None:
+def test_each_fault_is_told_with_its_object(
+    fault: str, local: ObjectStore, complete: Complete
+) -> None:
     complete(local, "a")
     spoil, told = FAULTS[fault]
     spoil(local)
@@ -380,19 +409,19 @@ def stored_of(store: ObjectStore, configuration: str) -> set[str]:
         for start in range(0, ROWS, 4)
     }
     own = {name for name in store.list() if any(batch in name for batch in batches)}
-    return own | set(store.list(f"keys/{configuration}"))
+    return own | set(store.list(f"{FOLDER.keys}/{configuration}"))
 
 
-def test_clean_keeps_the_newest(store: ObjectStore) -> None:
+def test_clean_keeps_the_newest(store: ObjectStore, complete: Complete) -> None:
     complete(store, "a", 300)
     complete(store, "b", 200)
     exports = {name: store.read(name) for name in store.list() if "/" not in name}
     of_a, of_b, runs = stored_of(store, "a"), stored_of(store, "b"), store.list("runs")
     unused = find_unused(store)
+    assert len(of_a) == 3 + 3 + 1
     # The row without an image is of both: what is known of it stays.
-    shared = {name for name in of_a if name.startswith("quarantine/")}
-    assert len(of_a) == 3 + 3 + 2 + 1
-    assert of_a - set(unused.objects) < shared
+    [shared] = completions_of([outcome(number, "a") for number in range(4, 8)])[:1]
+    assert all(name.startswith(f"{PARTS}/{shared}-") for name in of_a - set(unused.objects))
     assert not of_b & set(unused.objects)
     sizes = store.sizes()
     assert unused.objects == {name: sizes[name] for name in unused.objects}
@@ -404,84 +433,94 @@ def test_clean_keeps_the_newest(store: ObjectStore) -> None:
     assert find_unused(store).objects == {}
 
 
-def test_as_many_are_kept_as_are_wanted(local: ObjectStore) -> None:
-    for configuration, seconds_ago in (("a", 300), ("b", 100), ("c", 200)):
-        complete(local, configuration, seconds_ago)
+def test_as_many_are_kept_as_are_wanted(local: ObjectStore, complete: Complete) -> None:
+    for configuration, ago in (("a", 300), ("b", 100), ("c", 200)):
+        complete(local, configuration, ago)
     assert find_unused(local, keep=3).objects == {}
     removed = set(find_unused(local, keep=2).objects)
-    assert "keys/a/d" in removed
+    assert f"{FOLDER.keys}/a/d" in removed
     assert not removed & (stored_of(local, "b") | stored_of(local, "c"))
     remove_unused(local, find_unused(local))
     # Those that were dropped before are not chosen again.
     assert find_unused(local, keep=2).objects == {}
 
 
-def test_a_dropped_parser_takes_its_parts_along(local: ObjectStore) -> None:
+def test_a_dropped_parser_takes_its_parts_along(local: ObjectStore, complete: Complete) -> None:
     complete(local, "a")
-    write_batch(local, "old-v0", key(1, "x"), [outcome(1, "a"), outcome(3, "a")])
+    old = FOLDER.parts("old-v0")
+    part = write_part(local, old, key(1, "x"), [outcome(1, "a"), outcome(3, "a")])
+    assert list(find_unused(local).objects) == [part]
+    local.write(part, b"damaged")
     unused = find_unused(local)
-    assert sorted(name.split("/")[0] for name in unused.objects) == ["parts", "quarantine"]
+    assert list(unused.objects) == [part]
     remove_unused(local, unused)
-    assert not (Path(local.uri) / "parts" / "old-v0").exists()
+    assert not Path(local.uri_of(old)).exists()
 
 
-def test_clean_refuses_while_a_run_is_going(local: ObjectStore) -> None:
+def test_clean_refuses_while_a_run_is_going(
+    local: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     complete(local, "a")
     write_record(local, "a", 5, "running")
     for force in (False, True):
-        with pytest.raises(StoreError, match=r"a run on d\.json is going on \(last sign of life"):
+        with pytest.raises(StoreError, match=r"a run on d\.json is going on \(last heartbeat"):
             find_unused(local, force=force)
 
 
 @pytest.mark.parametrize(
-    ("state", "seconds_ago"),
+    ("state", "ago"),
     [("running", 90), ("failed", 5), ("interrupted", 5)],
     ids=["killed", "failed", "interrupted"],
 )
 def test_clean_refuses_what_is_not_finished(
-    state: str, seconds_ago: float, local: ObjectStore
+    state: str, ago: float, local: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
     complete(local, "a", 200)
-    write_record(local, "b", seconds_ago, state)
-    name, data = completions_of([outcome(1, "b")])
-    local.write(f"completions/{name}", data)
+    dropped = write_record(local, "b", ago, state).run
+    batch = plant_completions(local, [outcome(1, "b")])
     with pytest.raises(StoreError, match="did not complete; finish it first with the same command"):
         find_unused(local)
     unused = find_unused(local, force=True)
-    assert list(unused.objects) == [f"completions/{name}"]
+    assert list(unused.objects) == [f"{FOLDER.completions}/{batch}"]
     before = {run.run: run for run in read_runs(local)}
     remove_unused(local, unused)
     assert find_unused(local).objects == {}  # nothing is left to be forced
-    after = {run.run: run for run in read_runs(local)}
-    [dropped] = [run for run in after if after[run] != before[run]]
-    assert after[dropped].model_copy(update={"dropped": False}) == before[dropped]
+    before[dropped] = before[dropped].model_copy(update={"dropped": True})
+    assert {run.run: run for run in read_runs(local)} == before
 
 
-def test_a_run_that_is_completed_later_keeps_its_rows(local: ObjectStore) -> None:
+def test_a_run_that_is_completed_later_keeps_its_rows(
+    local: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     complete(local, "a", 200)
     write_record(local, "b", 90, "failed")
-    name, data = completions_of([outcome(1, "b")])
-    local.write(f"completions/{name}", data)
+    plant_completions(local, [outcome(1, "b")])
     complete(local, "b", 1)
     assert find_unused(local, keep=2).objects == {}
 
 
-def test_another_dataset_does_not_finish_a_run(local: ObjectStore) -> None:
+def test_another_dataset_does_not_finish_a_run(
+    local: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     """It has the same configuration, and other rows."""
-    write_record(local, "a", 300, "failed", keys="a/other", dataset="other.json")
+    write_record(local, "a", 300, "failed", keys=f"{FOLDER.keys}/a/other", dataset="other.json")
     complete(local, "a", 200)
     with pytest.raises(StoreError, match=r"the run on other\.json .* did not complete"):
         find_unused(local)
 
 
-def test_nothing_is_removed_where_no_run_was_completed(local: ObjectStore) -> None:
+def test_nothing_is_removed_where_no_run_was_completed(
+    local: ObjectStore, write_record: WriteRecord
+) -> None:
     open_output(local)
     write_record(local, "a", 90, "running")
     with pytest.raises(StoreError, match="no run has been completed"):
         find_unused(local, force=True)
 
 
-def test_a_run_that_begins_meanwhile_stops_the_removal(local: ObjectStore) -> None:
+def test_a_run_that_begins_meanwhile_stops_the_removal(
+    local: ObjectStore, complete: Complete, write_record: WriteRecord
+) -> None:
     complete(local, "a", 300)
     complete(local, "b", 200)
     unused = find_unused(local)
@@ -492,21 +531,21 @@ def test_a_run_that_begins_meanwhile_stops_the_removal(local: ObjectStore) -> No
     assert local.list() == before
 
 
-def test_damaged_completions_are_left(local: ObjectStore) -> None:
+def test_damaged_completions_are_left(local: ObjectStore, complete: Complete) -> None:
     complete(local, "a")
-    local.write("completions/odd", b"?")
+    local.write(f"{FOLDER.completions}/odd", b"?")
     unused = find_unused(local)
-    assert (unused.objects, unused.unreadable) == ({}, ["completions/odd"])
+    assert (unused.objects, unused.unreadable) == ({}, [f"{FOLDER.completions}/odd"])
 
 
-@pytest.mark.parametrize("removals", range(9))
+@pytest.mark.parametrize("removals", range(7))
 def test_a_clean_that_is_killed_leaves_nothing_wrong(
-    removals: int, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    removals: int, local: ObjectStore, complete: Complete, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No row of the dropped configuration counts as failed for want of its answer."""
     complete(local, "a", 300)
-    retried = Answered(key(3, "a"), "at last", (QAPair("Q", "A"),), "m", 1, 1, 0.1)
-    write_batch(local, PARSE, key(1, "x"), [retried])
+    # Its name is the first of all.
+    write_part(local, PARTS, key(1, "x"), [answer(3, "at last")], time.time() + 60)
     complete(local, "b", 200)
     left = removals
     original = ObjectStore.remove
@@ -523,9 +562,9 @@ def test_a_clean_that_is_killed_leaves_nothing_wrong(
         patched.setattr("prefect_imageqa.tasks.cleaning.READERS", 1)
         with pytest.raises(KeyboardInterrupt):
             remove_unused(local, find_unused(local))
-    status = Ledger.read(local, PARSE).status(key(3, "a"))
+    status = Ledger.read(local, PARTS).status(key(3, "a"))
     assert status in (RowStatus.ANSWERED, RowStatus.PENDING)
     assert verify(local).faults == []
     remove_unused(local, find_unused(local))
     assert find_unused(local).objects == {}
-    assert not [name for name in local.list("keys") if "/a/" in name]
+    assert not local.list(f"{FOLDER.keys}/a")

@@ -1,5 +1,6 @@
 # ruff: noqa: RUF001 (fullwidth punctuation is what Chinese replies are written with)
 import json
+import re
 import time
 from collections.abc import Callable
 
@@ -7,9 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_imageqa.serving.types import Completion
-from prefect_imageqa.tasks.parsing import judge_completion
-from prefect_imageqa.tasks.parsing_text import parse_qa_pairs, without_reasoning
-from prefect_imageqa.tasks.records import Kind, Problem, QAPair
+from prefect_imageqa.tasks.completions import StoredReply
+from prefect_imageqa.tasks.parsing import (
+    Parser,
+    ParseSettings,
+    pair_parsing,
+    parse_reply,
+    read_completion,
+)
+from prefect_imageqa.tasks.parsing_text import PARSER_VERSION, parse_qa_pairs, without_reasoning
+from prefect_imageqa.tasks.records import Answered, Kind, Problem, QAPair, Quarantined
 
 ONE = [("What is it?", "A cat.")]
 TWO = [("What is it?", "A cat."), ("Where?", "On the mat.")]
@@ -253,18 +261,23 @@ def _completion(text: str, finish_reason: str = "stop") -> Completion:
     return Completion(text, finish_reason, 10, 5, 0.1, "model")
 
 
-def _judged_problem(completion: Completion, require_pairs: bool = True) -> Problem:
-    judged = judge_completion(completion, parse_qa_pairs, require_pairs)
-    assert isinstance(judged, Problem)
-    return judged
+REQUIRED = pair_parsing("qa_pairs", parse_qa_pairs)
+RAW = pair_parsing("qa_pairs", parse_qa_pairs, require_pairs=False)
+WHAT_THAT = [{"question": "What?", "answer": "That."}]
+
+
+def _problem(completion: Completion, settings: ParseSettings) -> Problem:
+    problem = read_completion(completion, settings)
+    assert isinstance(problem, Problem)
+    assert "\n" not in problem.message
+    return problem
 
 
 def test_a_good_completion_gives_its_pairs() -> None:
-    judged = judge_completion(_completion("Q: What?\nA: That."), parse_qa_pairs, True)
-    assert judged == (QAPair("What?", "That."),)
+    assert read_completion(_completion("Q: What?\nA: That."), REQUIRED) == WHAT_THAT
 
 
-@pytest.mark.parametrize("require_pairs", [True, False])
+@pytest.mark.parametrize("parsing", [REQUIRED, RAW], ids=["required", "raw"])
 @pytest.mark.parametrize(
     ("text", "finish_reason", "kind", "advice"),
     [
@@ -277,32 +290,85 @@ def test_a_good_completion_gives_its_pairs() -> None:
     ids=["length", "abort", "length-empty", "blank", "only-reasoning"],
 )
 def test_an_unfinished_completion_is_a_problem(
-    text: str, finish_reason: str, kind: Kind, advice: str, require_pairs: bool
+    text: str, finish_reason: str, kind: Kind, advice: str, parsing: ParseSettings
 ) -> None:
-    problem = _judged_problem(_completion(text, finish_reason), require_pairs)
+    problem = _problem(_completion(text, finish_reason), parsing)
     assert problem.kind is kind
     assert advice in problem.message
 
 
 def test_a_reply_without_pairs_is_a_problem_only_where_pairs_are_required() -> None:
     completion = _completion("A cat sits on a mat.")
-    assert _judged_problem(completion).kind is Kind.UNPARSED
-    assert judge_completion(completion, parse_qa_pairs, require_pairs=False) == ()
-
-
-def test_a_parser_that_raises_costs_the_row_only() -> None:
-    def mine(text: str) -> list[QAPair]:
-        raise KeyError(f"no\nsuch {text}")
-
-    problem = judge_completion(_completion("text"), mine, require_pairs=False)
-    assert isinstance(problem, Problem)
+    problem = _problem(completion, REQUIRED)
     assert problem.kind is Kind.UNPARSED
-    assert "parser mine raised KeyError" in problem.message
-    assert "\n" not in problem.message
+    assert "found nothing in 20 characters" in problem.message
+    assert read_completion(completion, RAW) == []
 
 
 def test_pairs_of_a_users_parser_are_stripped_and_empty_ones_dropped() -> None:
     def mine(text: str) -> list[QAPair]:
         return [QAPair(f" {text} ", "a\n"), QAPair("q", " ")]
 
-    assert judge_completion(_completion("q"), mine, require_pairs=True) == (QAPair("q", "a"),)
+    pairs = read_completion(_completion("q"), pair_parsing("mine", mine))
+    assert pairs == [{"question": "q", "answer": "a"}]
+
+
+def _raises(text: str) -> None:
+    raise KeyError(f"no\nsuch {text}")
+
+
+def _circle(text: str) -> list[object]:
+    found: list[object] = [text]
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parser", "reason"),
+    [
+        (_raises, "KeyError"),
+        (lambda text: {text}, "TypeError: Object of type set is not JSON"),
+        (lambda text: QAPair(text, text), "TypeError: Object of type QAPair is not JSON"),
+        (lambda text: {(text,): 1}, "TypeError"),
+        (_circle, "ValueError: Circular"),
+    ],
+    ids=["raises", "set", "object", "key", "circle"],
+)
+@pytest.mark.parametrize("required", [True, False])
+def test_a_parser_that_fails_costs_the_row_only(
+    parser: Parser, reason: str, required: bool
+) -> None:
+    problem = _problem(_completion("text"), ParseSettings("mine", parser, required))
+    assert problem.kind is Kind.UNPARSED
+    assert f"parser mine raised {reason}" in problem.message
+
+
+def test_what_a_parser_gives_is_plain_json_of_any_form() -> None:
+    verdict = ParseSettings("verdict", json.loads)
+    reply = StoredReply("k", 2, 7, "d:7", _completion('{"score": 0.5, "why": ["red", null]}'))
+    row = parse_reply(reply, verdict)
+    assert isinstance(row, Answered)
+    assert row.parsed == {"score": 0.5, "why": ["red", None]}
+    with pytest.raises(TypeError):
+        _ = row.pairs
+    nothing = parse_reply(StoredReply("k", 2, 7, "d:7", _completion("{}")), verdict)
+    assert isinstance(nothing, Quarantined)
+    assert (nothing.kind, nothing.attempt, nothing.text) == (Kind.UNPARSED, 2, "{}")
+    assert read_completion(_completion("{}"), ParseSettings("verdict", json.loads, False)) == {}
+
+
+def test_a_label_names_all_that_decides_what_is_parsed() -> None:
+    def mine(text: str) -> list[QAPair]:
+        return []
+
+    labels = [
+        pair_parsing("qa_pairs", parse_qa_pairs).label,
+        pair_parsing("qa_pairs", parse_qa_pairs, require_pairs=False).label,
+        pair_parsing("my.module:mine", mine).label,
+        pair_parsing("my module mine", mine).label,
+        pair_parsing("x/../" * 40, mine, require_pairs=False).label,
+    ]
+    assert labels[0] == f"qa_pairs-v{PARSER_VERSION}"
+    assert labels[1] == f"{labels[0]}-raw"
+    assert len(set(labels)) == len(labels)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,80}", label) for label in labels)

@@ -2,9 +2,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.plugins import find_parser, find_prompt_style
-from prefect_imageqa.serving.errors import ImageQAError
+from prefect_imageqa.tasks.errors import ImageQAError
 from prefect_imageqa.tasks.parsing_text import parse_qa_pairs
+from prefect_imageqa.tasks.plugins import find_parser, find_prompt_style
 from prefect_imageqa.tasks.prompting import chat_prompt
 from prefect_imageqa.tasks.records import QAPair
 

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +18,7 @@ from prefect_imageqa.tasks.plots import draw_plots
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.report import MAX_BYTES, render_report
 from prefect_imageqa.tasks.report_statistics import Statistics
-from prefect_imageqa.tasks.reported_run import ReportedRun
+from prefect_imageqa.tasks.run_records import RunRecord
 from prefect_imageqa.tasks.samples import SampledRow
 
 PICTURE = "data:image/jpeg;base64,/9j/4AAQ"
@@ -36,31 +36,49 @@ HOSTILE = [
 ]
 
 
-def run_of(**changed: Any) -> ReportedRun:
-    summary = {"rows": 20, "ok": 12, "filtered": 0, "quarantined": 8, "pairs": 30, "requests": 21}
-    return ReportedRun.model_validate(
-        {
-            "run": "0197-run",
-            "state": "completed",
+COUNTS = {
+    "rows": 20,
+    "ok": 12,
+    "quarantined": 8,
+    "asked": 20,
+    "pairs": 30,
+    "requests": 21,
+    "reasons": {"truncated": 5, "timeout": 3},
+    "seconds": 10.0,
+}
+
+RunOf = Callable[..., RunRecord]
+PageOf = Callable[..., "Page"]
+
+
+@pytest.fixture
+def run_of(record_of: RunOf) -> RunOf:
+    """Makes the record of a completed run; `told` and other names change it."""
+
+    def make(told: dict[str, Any] | None = None, **changed: Any) -> RunRecord:
+        fields = {
             "dataset": "photos.json",
             "model": "qwen",
-            "parser": "qa_pairs-v1",
-            "configuration": "c0ffee",
-            "keys": "c0ffee/d",
+            "model_revision": "r2",
             "started": "2026-03-01T10:00:00+00:00",
             "updated": "2026-03-01T10:00:10+00:00",
-            "progress": {"reused": 0, "ok": 12, "quarantined": 8},
-            "summary": summary | {"reasons": {"truncated": 5, "timeout": 3}, "seconds": 10.0},
-            "model_revision": "r2",
-            "system_prompt": "Ask about the image.",
-            "user_prompt": "Please.",
-            "prompt_style": "chat",
-            "sampling": {"temperature": 0.7},
-            "images": {"max_side": 1024},
+            "counts": COUNTS,
             "versions": {"prefect": "3.8.1"},
-            **changed,
         }
-    )
+        parameters = {"system_prompt": "Ask about the image."} | (told or {})
+        return record_of(told=parameters, **fields | changed)
+
+    return make
+
+
+@pytest.fixture
+def page_of(run_of: RunOf) -> PageOf:
+    """Makes the page without its plots, which take longer than all else."""
+
+    def make(rows: Sequence[SampledRow], **changed: Any) -> Page:
+        return Page(render_report(run_of(**changed), Statistics(), rows).decode())
+
+    return make
 
 
 def numbers_of(rows: int = 12) -> Statistics:
@@ -106,12 +124,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def page_of(rows: Sequence[SampledRow], **changed: Any) -> Page:
-    """The page without its plots, which take longer than all else."""
-    return Page(render_report(run_of(**changed), Statistics(), rows).decode())
-
-
-def test_the_page_tells_of_the_run() -> None:
+def test_the_page_tells_of_the_run(page_of: PageOf) -> None:
     text = " ".join(page_of([answered(3), failed(4)]).texts)
     for told in (
         "photos.json",
@@ -135,7 +148,7 @@ def test_the_page_tells_of_the_run() -> None:
         assert told in text
 
 
-def test_filters_are_what_is_there() -> None:
+def test_filters_are_what_is_there(page_of: PageOf) -> None:
     page = page_of([answered(1), failed(2), failed(3, "timeout"), failed(4, "timeout")])
     values = [button["value"] for button in page.named("button")]
     assert values == ["all", "answered", "quarantined", "timeout", "truncated"]
@@ -147,7 +160,7 @@ def test_filters_are_what_is_there() -> None:
     ]
 
 
-def test_the_policy_allows_the_own_script_and_nothing_else() -> None:
+def test_the_policy_allows_the_own_script_and_nothing_else(run_of: RunOf) -> None:
     html = render_report(run_of(), Statistics(), [answered(1)]).decode()
     [policy] = [tag["content"] for tag in Page(html).named("meta") if "http-equiv" in tag]
     [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
@@ -168,15 +181,15 @@ def digest(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(text: str) -> None:
+def test_hostile_text_stays_text(text: str, page_of: PageOf) -> None:
     """Wherever it stands, the page has the same elements as with a plain text."""
     pages = []
     for said in ("plain", text):
         rows = [answered(1, said, said), failed(2, reason=said, text=said)]
-        told = dict.fromkeys(("dataset", "model", "system_prompt", "prompt_style", "run"), said)
-        source = {"dataset": said, "columns": {"image": said}}
-        options = {"sampling": {said: said}, "versions": {said: said}, "source": source}
-        pages.append(page_of(rows, **told, **options))
+        told: dict[str, Any] = dict.fromkeys(("dataset", "system_prompt", "prompt_style"), said)
+        told |= {"columns": {"image": said}, "sampling": {"extra_body": {said: said}}}
+        changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser", "run"), said)
+        pages.append(page_of(rows, told=told, versions={said: said}, **changed))
     plain, hostile = pages
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert [sorted(names) for _, names in hostile.tags] == [
@@ -190,16 +203,16 @@ def test_hostile_text_stays_text(text: str) -> None:
     assert hostile.texts.count(shown) >= 6
 
 
-def test_a_page_of_hostile_lengths_is_bounded() -> None:
+def test_a_page_of_hostile_lengths_is_bounded(run_of: RunOf) -> None:
     long = '"' * 1_000_000
     rows = [answered(number, long, long) for number in range(60)]
     rows += [failed(number, reason=long, text=long) for number in range(60, 100)]
-    data = render_report(run_of(system_prompt=long), Statistics(), rows)
+    data = render_report(run_of({"system_prompt": long}), Statistics(), rows)
     assert len(data) <= MAX_BYTES
     assert data.count(b"<article") > 20
 
 
-def test_many_pairs_of_a_row_are_cut() -> None:
+def test_many_pairs_of_a_row_are_cut(page_of: PageOf) -> None:
     pairs = tuple(QAPair(f"Question {number}", "answer " * 20) for number in range(1000))
     row = SampledRow(1, "row 1", "k", (), pairs, "raw")
     text = " ".join(page_of([row]).texts)
@@ -207,7 +220,7 @@ def test_many_pairs_of_a_row_are_cut() -> None:
     assert re.search(r"and 9\d\d more", text)
 
 
-def test_plots_and_first_words_are_on_the_page() -> None:
+def test_plots_and_first_words_are_on_the_page(run_of: RunOf) -> None:
     page = Page(render_report(run_of(), numbers_of(), [answered(1)]).decode())
     pictures = [image["alt"].partition(":")[0] for image in page.named("img")]
     assert pictures[1:] == [
@@ -222,9 +235,8 @@ def test_plots_and_first_words_are_on_the_page() -> None:
     assert "wie" in page.texts
 
 
-def test_a_page_without_answers() -> None:
-    counts = {"rows": 2, "ok": 0, "filtered": 0, "quarantined": 2, "pairs": 0}
-    run = run_of(summary=counts | {"reasons": {"empty": 2}})
+def test_a_page_without_answers(run_of: RunOf) -> None:
+    run = run_of(counts={"rows": 2, "quarantined": 2, "reasons": {"empty": 2}})
     page = Page(render_report(run, Statistics(), [failed(0), failed(1)]).decode())
     assert not page.named("img")
     assert "0 of 0 answered and 2 of 2 quarantined rows" in " ".join(page.texts)
@@ -264,7 +276,7 @@ def test_nothing_to_plot() -> None:
     assert list(draw_plots(Statistics())) == []
 
 
-def test_the_card_is_one_of_the_hub() -> None:
+def test_the_card_is_one_of_the_hub(run_of: RunOf) -> None:
     card = DatasetCard(render_card(run_of(), [failed(0), answered(1)]))
     assert yaml.safe_load(card.data.to_yaml()) == {
         "license": "unknown",
@@ -291,9 +303,9 @@ def test_the_card_is_one_of_the_hub() -> None:
     ("pairs", "size"),
     [(0, "n<1K"), (1000, "1K<n<10K"), (999_999, "100K<n<1M"), (10**9, "1B<n<10B")],
 )
-def test_sizes_have_the_names_of_the_hub(pairs: int, size: str) -> None:
-    counts = {"rows": 1, "ok": 1, "filtered": 0, "quarantined": 0, "pairs": pairs}
-    assert DatasetCard(render_card(run_of(summary=counts), [])).data.get("size_categories") == size
+def test_sizes_have_the_names_of_the_hub(pairs: int, size: str, run_of: RunOf) -> None:
+    run = run_of(counts={"rows": 1, "ok": 1, "pairs": pairs})
+    assert DatasetCard(render_card(run, [])).data.get("size_categories") == size
 
 
 @pytest.mark.parametrize(
@@ -306,9 +318,10 @@ def test_sizes_have_the_names_of_the_hub(pairs: int, size: str) -> None:
     ],
     ids=["fence", "longer fence", "HTML and links", "not UTF-8"],
 )
-def test_hostile_text_stays_text_in_the_card(text: str) -> None:
-    told = dict.fromkeys(("dataset", "model", "system_prompt", "user_prompt", "prompt_style"), text)
-    card = render_card(run_of(**told), [answered(1, text, text)])
+def test_hostile_text_stays_text_in_the_card(text: str, run_of: RunOf) -> None:
+    told = dict.fromkeys(("system_prompt", "prompt_style"), text)
+    changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), text)
+    card = render_card(run_of(told, **changed), [answered(1, text, text)])
     head, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head)["license"] == "unknown"
     outside = outside_fences(body)
@@ -335,10 +348,10 @@ def outside_fences(markdown: str) -> str:
     return "\n".join(lines)
 
 
-def test_a_run_that_asked_nothing_has_no_throughput() -> None:
-    idle = {"reused": 12, "ok": 0, "quarantined": 0}
+def test_a_run_that_asked_nothing_has_no_throughput(page_of: PageOf) -> None:
+    idle = COUNTS | {"asked": 0, "reused": 12}
     assert "Throughput" in page_of([answered(1)]).texts
-    assert "Throughput" not in page_of([answered(1)], progress=idle).texts
+    assert "Throughput" not in page_of([answered(1)], counts=idle).texts
 
 
 def test_plots_do_not_depend_on_the_users_own_settings() -> None:

@@ -16,15 +16,9 @@ from prefect.serializers import (
     PickleSerializer,
     Serializer,
 )
-from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.errors import RecordDamagedError, RecordRefusedError
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.result_records import (
-    RESULT_SERIALIZER,
-    RecordDamagedError,
-    RecordRefusedError,
-    check_record,
-    record_result,
-)
+from prefect_imageqa.tasks.result_records import RESULT_SERIALIZER, check_record, record_result
 
 PLAIN = RESULT_SERIALIZER.model_dump(mode="json")
 METADATA = {
@@ -214,8 +208,3 @@ def test_results_are_read_on_several_threads(
 
     assert run() == run() == [2 * number for number in range(8)]
     assert len(threads) > 1
-
-
-def test_both_errors_are_store_errors() -> None:
-    assert issubclass(RecordRefusedError, StoreError)
-    assert issubclass(RecordDamagedError, StoreError)

@@ -34,7 +34,7 @@ RecordOf = Callable[..., RunRecord]
 )
 def test_no_row_is_lost_or_counted_twice(counts: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=r"rows are not \d ok, \d filtered and"):
-        RunCounts(**counts)  # type: ignore[arg-type]
+        RunCounts(**counts)
     assert RunCounts(rows=6, ok=3, filtered=2, quarantined=1).rows == 6
 
 

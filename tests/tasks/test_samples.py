@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,28 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from prefect_imageqa.tasks.caching import KeyList
-from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.exporting import QA_JSONL, QUARANTINE_JSONL, export
+from prefect_imageqa.tasks.errors import ObjectDamagedError
+from prefect_imageqa.tasks.exporting import QA_JSONL, QUARANTINE_JSONL, export_rows
 from prefect_imageqa.tasks.image_reader import ImageReader
 from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.ledger import Ledger
 from prefect_imageqa.tasks.loading import open_dataset
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.records import Answered, Kind, QAPair, Quarantined
-from prefect_imageqa.tasks.report_statistics import Tally, gather
-from prefect_imageqa.tasks.reported_run import ReportedRun, reported_run
+from prefect_imageqa.tasks.parameters import Columns
+from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
+from prefect_imageqa.tasks.report_statistics import Statistics, Tally, gather
+from prefect_imageqa.tasks.run_records import RunRecord, complete_run, completed_run
 from prefect_imageqa.tasks.samples import SampledRow, sample_rows
-from prefect_imageqa.tasks.stored_rows import StoredAnswers
-from prefect_imageqa.tasks.storing import (
-    ObjectDamagedError,
-    write_batch,
-    write_keys,
-    write_manifest,
-)
+from prefect_imageqa.tasks.stored_rows import StoredRows
+from prefect_imageqa.tasks.storing import PassFolder, open_output, write_keys, write_part
 from prefect_imageqa.tasks.thumbnails import thumbnail
 
-PARSE = "qa_pairs-v1"
+PARTS = PassFolder().parts("qa_pairs-v1")
 STARTED = "2026-03-01T10:00:00+00:00"
 STARTED_AT = 1772359200.0
 
 Fails = Callable[[int], Kind | None]
+MakeOutput = Callable[[ObjectStore, int, Fails], None]
 
 
 def png(number: int, side: int = 40) -> bytes:
@@ -56,10 +54,10 @@ def key(number: int) -> str:
     return f"{number + 1:032x}"
 
 
-def outcome(number: int, kind: Kind | None) -> Answered | Quarantined:
+def outcome(number: int, kind: Kind | None) -> FinishedRow:
     if kind:
         return Quarantined(key(number), number, f"d.json[{number}]", kind, "why", text="cut")
-    pairs = (QAPair(f"How many in {number}?", "Two."),) * (1 + number % 2)
+    pairs = [{"question": f"How many in {number}?", "answer": "Two."}] * (1 + number % 2)
     return Answered(key(number), f"raw {number}", pairs, "m", 100 + number, 20, 0.25)
 
 
@@ -67,66 +65,66 @@ def every_fifth(number: int) -> Kind | None:
     return Kind.TRUNCATED if number % 5 == 4 else None
 
 
-def make_output(store: ObjectStore, folder: Path, count: int, fails: Fails) -> None:
-    """What a completed run leaves of a dataset whose row n has a picture of colour n."""
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number}.png").write_bytes(png(number))
-    records = [{"image": f"{number}.png", "id": number} for number in range(count)]
-    (folder / "d.json").write_text(json.dumps(records))
-    rows = [outcome(number, fails(number)) for number in range(count)]
-    for start in range(0, count, 8):
-        write_batch(store, PARSE, key(start), rows[start : start + 8], STARTED_AT + 1 + start)
-    keys = KeyList()
-    for row in rows:
-        keys.append(row.key)
-    dataset = open_dataset(str(folder / "d.json"))
-    ledger = Ledger.read(store, PARSE)
-    counts = export(store, ledger, dataset.rows(), keys, "output", "image")
-    write_keys(store, "c/d", keys)
-    told = dict.fromkeys(("run", "configuration"), "c")
-    summary = {name: getattr(counts, name) for name in ("rows", "ok", "filtered", "quarantined")}
-    write_manifest(
-        store,
-        told
-        | {
-            "state": "completed",
-            "dataset": "d.json",
-            "model": "m",
-            "parser": PARSE,
-            "keys": "c/d",
-            "started": STARTED,
-            "updated": "2026-03-01T10:10:00+00:00",
-            "progress": {"reused": 0, "ok": counts.ok, "quarantined": counts.quarantined},
-            "summary": summary | {"pairs": counts.pairs, "reasons": counts.reasons},
-            "source": {"dataset": str(folder / "d.json")},
-        },
-    )
+@pytest.fixture
+def make_output(tmp_path: Path, record_of: Callable[..., RunRecord]) -> MakeOutput:
+    """Makes what a completed run leaves of a dataset whose row n has a picture of colour n."""
+
+    def make(store: ObjectStore, count: int, fails: Fails) -> None:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(png(number))
+        records = [{"image": f"{number}.png", "id": number} for number in range(count)]
+        (folder / "d.json").write_text(json.dumps(records))
+        rows = [outcome(number, fails(number)) for number in range(count)]
+        for start in range(0, count, 8):
+            write_part(store, PARTS, key(start), rows[start : start + 8], STARTED_AT + 1 + start)
+        keys = KeyList()
+        for row in rows:
+            keys.append(row.key)
+        dataset = open_dataset(str(folder / "d.json"))
+        ledger = Ledger.read(store, PARTS)
+        counts = export_rows.fn(store, ledger, dataset.rows(), keys, Columns())
+        run = record_of(
+            started=STARTED,
+            updated="2026-03-01T10:10:00+00:00",
+            counts=counts,
+            told={"dataset": str(folder / "d.json")},
+        )
+        write_keys(store, run.keys, keys)
+        open_output(store)
+        complete_run(store, run)
+
+    return make
 
 
-def known_answers(store: ObjectStore, run: ReportedRun) -> StoredAnswers:
-    answers = StoredAnswers(store, f"parts/{run.parser}")
-    answers.sync()
-    return answers
+def stored_rows(store: ObjectStore) -> StoredRows:
+    rows = StoredRows(store, PARTS)
+    rows.sync()
+    return rows
 
 
 def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> list[SampledRow]:
-    run = reported_run(store)
+    run = completed_run(store)
     with ImageReader(1 << 20) as reader:
         return sample_rows(
             store,
             run,
-            known_answers(store, run),
+            stored_rows(store),
             answered=answered,
             quarantined=quarantined,
             reader=reader,
             images=ImageSettings(),
-            base=open_dataset(run.source.dataset).base,
+            base=open_dataset(run.told.dataset).base,
         )
 
 
-def test_a_small_output_is_shown_whole(store: ObjectStore, tmp_path: Path) -> None:
-    make_output(store, tmp_path / "data", 10, every_fifth)
+def counted(store: ObjectStore) -> Statistics:
+    return gather(store, completed_run(store), stored_rows(store))
+
+
+def test_a_small_output_is_shown_whole(store: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(store, 10, every_fifth)
     rows = sampled(store)
     assert [row.row for row in rows] == list(range(10))
     assert [row.kind for row in rows] == ["", "", "", "", "truncated"] * 2
@@ -140,36 +138,40 @@ def test_a_small_output_is_shown_whole(store: ObjectStore, tmp_path: Path) -> No
     assert (failed.where, failed.reason, failed.text) == ("d.json[4]", "why", "cut")
 
 
-def test_rows_are_spread_evenly(local: ObjectStore, tmp_path: Path) -> None:
-    make_output(local, tmp_path / "data", 100, every_fifth)
+def test_rows_are_spread_evenly(local: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(local, 100, every_fifth)
     rows = sampled(local, answered=8, quarantined=4)
     assert [row.row for row in rows if not row.kind] == [0, 12, 25, 37, 50, 62, 75, 87]
     assert [row.row for row in rows if row.kind] == [4, 29, 54, 79]
     assert sampled(local, answered=8, quarantined=4) == rows
 
 
-def test_every_kind_has_its_share(local: ObjectStore, tmp_path: Path) -> None:
+def test_every_kind_has_its_share(local: ObjectStore, make_output: MakeOutput) -> None:
     def fails(number: int) -> Kind | None:
         if number == 17:
             return Kind.NOT_AN_IMAGE
         return (None, Kind.EMPTY, Kind.UNPARSED)[number % 3]
 
-    make_output(local, tmp_path / "data", 60, fails)
+    make_output(local, 60, fails)
     kinds = [row.kind for row in sampled(local, answered=0, quarantined=9)]
     counts = {kind: kinds.count(kind) for kind in kinds}
     assert counts == {"not_an_image": 1, "empty": 4, "unparsed": 4}
 
 
-def test_pictures_that_are_gone_are_left_out(local: ObjectStore, tmp_path: Path) -> None:
-    make_output(local, tmp_path / "data", 5, every_fifth)
+def test_pictures_that_are_gone_are_left_out(
+    local: ObjectStore, tmp_path: Path, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
     (tmp_path / "data" / "1.png").unlink()
     (tmp_path / "data" / "2.png").write_bytes(b"<script>alert(1)</script>")
     assert [len(row.thumbnails) for row in sampled(local)] == [1, 0, 0, 1, 1]
 
 
-def test_a_dataset_that_changed_shows_no_wrong_pictures(local: ObjectStore, tmp_path: Path) -> None:
+def test_a_dataset_that_changed_shows_no_wrong_pictures(
+    local: ObjectStore, tmp_path: Path, make_output: MakeOutput
+) -> None:
     """A row that now stands elsewhere is known by its place."""
-    make_output(local, tmp_path / "data", 5, every_fifth)
+    make_output(local, 5, every_fifth)
     path = tmp_path / "data" / "d.json"
     lines = "\n".join(json.dumps(record) for record in json.loads(path.read_text()))
     path.write_text(lines)
@@ -187,18 +189,17 @@ def test_a_dataset_that_changed_shows_no_wrong_pictures(local: ObjectStore, tmp_
     ids=["not JSON", "no such row", "no such kind", "no record"],
 )
 def test_a_damaged_export_is_named(
-    name: str, content: bytes, local: ObjectStore, tmp_path: Path
+    name: str, content: bytes, local: ObjectStore, make_output: MakeOutput
 ) -> None:
-    make_output(local, tmp_path / "data", 5, every_fifth)
+    make_output(local, 5, every_fifth)
     local.write(name, content)
     with pytest.raises(ObjectDamagedError, match=f"{name} is damaged"):
         sampled(local)
 
 
-def test_numbers_are_of_all_rows(store: ObjectStore, tmp_path: Path) -> None:
-    make_output(store, tmp_path / "data", 20, every_fifth)
-    run = reported_run(store)
-    numbers = gather(store, run, known_answers(store, run))
+def test_numbers_are_of_all_rows(store: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(store, 20, every_fifth)
+    numbers = counted(store)
     answered = [number for number in range(20) if number % 5 != 4]
     pairs = [number for number in answered for _ in range(1 + number % 2)]
     assert numbers.questions.sum == sum(len(f"How many in {number}?") for number in pairs)
@@ -211,14 +212,37 @@ def test_numbers_are_of_all_rows(store: ObjectStore, tmp_path: Path) -> None:
     assert len(numbers.written) == len(answered)
 
 
-def test_rows_of_other_configurations_do_not_count(local: ObjectStore, tmp_path: Path) -> None:
-    make_output(local, tmp_path / "data", 5, every_fifth)
-    other = Answered(key(1000), "x", (QAPair("Why?", "So."),), "m", 10**6, 1, 1.0)
-    write_batch(local, PARSE, key(1000), [other], STARTED_AT + 2)
-    run = reported_run(local)
-    numbers = gather(local, run, known_answers(local, run))
+def test_rows_of_other_configurations_do_not_count(
+    local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    other = Answered(key(1000), "x", [], "m", 10**6, 1, 1.0)
+    write_part(local, PARTS, key(1000), [other], STARTED_AT + 2)
+    numbers = counted(local)
     assert numbers.prompt_tokens.total == 4
     assert numbers.prompt_tokens.quantile(1) == 103
+
+
+@pytest.mark.parametrize(
+    ("look", "spoilt"),
+    [
+        (sampled, {"parsed": {"question": "What?"}}),
+        (counted, {"prompt_tokens": None}),
+        (counted, {"latency": float("nan")}),
+    ],
+    ids=["pairs", "tokens", "latency"],
+)
+def test_a_row_that_is_damaged_is_told(
+    look: Callable[[ObjectStore], object],
+    spoilt: dict[str, Any],
+    local: ObjectStore,
+    make_output: MakeOutput,
+) -> None:
+    make_output(local, 5, every_fifth)
+    row = replace(outcome(1, None), **spoilt)
+    write_part(local, PARTS, key(1000), [row], STARTED_AT + 1000)
+    with pytest.raises(ObjectDamagedError, match=r"damaged.*: (delete it, and )?run again"):
+        look(local)
 
 
 @pytest.mark.parametrize(
@@ -287,11 +311,3 @@ def test_nothing_but_pixels_is_taken_from_a_file() -> None:
 )
 def test_what_is_no_safe_image_gives_none(data: bytes, changed: dict[str, Any]) -> None:
     assert thumbnail(data, ImageSettings(**changed)) == ""
-
-
-def test_an_output_without_a_completed_run_is_told(local: ObjectStore) -> None:
-    with pytest.raises(StoreError, match="there is no output here; check the path"):
-        reported_run(local)
-    write_manifest(local, {})
-    with pytest.raises(StoreError, match="no run has completed here yet; the same command"):
-        reported_run(local)

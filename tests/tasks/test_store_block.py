@@ -38,14 +38,14 @@ def named(prefect_server: None) -> Iterator[ObjectStore]:
 def documents() -> list[Any]:
     """All saved stores, as Prefect's server gives them to one who may see secrets."""
     with get_client(sync_client=True) as client:
-        found = client.read_block_documents_by_type("object-store", include_secrets=True)
+        found = client.read_block_documents_by_type("image-qa-store", include_secrets=True)
         return list(found)
 
 
 def test_prefect_finds_the_block() -> None:
     (found,) = entry_points(group="prefect.collections", name="prefect_imageqa")
     assert found.load().ObjectStore is ObjectStore is prefect_imageqa.ObjectStore
-    assert ObjectStore.get_block_type_slug() == "object-store"
+    assert ObjectStore.get_block_type_slug() == "image-qa-store"
 
 
 def test_what_is_given_is_what_a_file_system_gets() -> None:
@@ -95,8 +95,8 @@ def test_credentials_are_not_pickled(dump: Any) -> None:
 
 def test_a_store_with_secrets_that_was_never_saved_stays_where_it_is() -> None:
     store = ObjectStore(uri="s3://bucket/a", **GIVEN)
-    for use in (store.saved, lambda: pickle.dumps(store)):
-        with pytest.raises(StoreError, match="save this Object Store block first") as told:
+    for use in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
+        with pytest.raises(StoreError, match="save this Image QA Store block first") as told:
             use()
         assert SECRET not in str(told.value)
     other = store.at("s3://bucket/b")
@@ -131,33 +131,63 @@ def test_a_store_beside_a_named_one_is_saved_and_pickled_by_name(named: ObjectSt
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_store_is_saved_once() -> None:
-    before = len(documents())
-    first = ObjectStore(uri="s3://bucket/once", endpoint_url="http://a:1").saved()
-    again = ObjectStore(uri="s3://bucket/once", endpoint_url="http://a:1").saved()
-    assert first._block_document_id == again._block_document_id
-    assert first._block_document_name == again._block_document_name
-    other = ObjectStore(uri="s3://bucket/once", endpoint_url="http://b:1").saved()
-    assert other._block_document_id != first._block_document_id
-    assert len(documents()) == before + 2
-    found = Block.load(f"object-store/{first._block_document_name}")
-    assert isinstance(found, ObjectStore)
-    assert found.uri == "s3://bucket/once"
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [("s3://once", "image-qa-results-once"), ("", "image-qa-results-local")],
+    ids=["S3", "local"],
+)
+def test_results_of_many_outputs_share_one_block(root: str, name: str) -> None:
+    before = {document.name for document in documents()}
+    stores = [ObjectStore(uri=f"{root}/a b/{number}") for number in range(3)]
+    found = [store.result_storage() for store in stores]
+    assert [folder for _, folder in found] == ["a b/0", "a b/1", "a b/2"]
+    assert {block.uri for block, _ in found} == {root or "/"}
+    assert len({block._block_document_id for block, _ in found}) == 1
+    assert {document.name for document in documents()} - before == {name}
+    block, folder = found[0]
+    assert block.uri_of(f"{folder}/x") == stores[0].uri_of("x")
+    saved = Block.load(f"image-qa-store/{name}")
+    assert isinstance(saved, ObjectStore)
+    assert saved.uri == block.uri
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_saved_store_that_someone_changed_is_put_right() -> None:
-    first = ObjectStore(uri="s3://bucket/right").saved()
-    name = first._block_document_name
-    ObjectStore(uri="s3://wrong").save(name, overwrite=True)
-    assert ObjectStore(uri="s3://bucket/right").saved().uri == "s3://bucket/right"
-    assert load_store(str(name)).uri == "s3://bucket/right"
+def test_results_on_another_server_have_a_block_of_their_own() -> None:
+    servers = ["http://a:1", "http://b:1"]
+    for _ in range(2):
+        stores = [ObjectStore(uri="s3://both/out", endpoint_url=server) for server in servers]
+        blocks = [store.result_storage()[0] for store in stores]
+        assert [load_store(str(block._block_document_name)).endpoint_url for block in blocks] == (
+            servers
+        )
+        first, other = (str(block._block_document_name) for block in blocks)
+        assert first == "image-qa-results-both"
+        assert other.startswith("image-qa-results-both-")
+    assert sum("both" in str(document.name) for document in documents()) == 2
+
+
+def test_results_are_kept_with_the_name_of_the_credentials_only(named: ObjectStore) -> None:
+    block, folder = named.result_storage()
+    assert (block.uri, folder, block.s3_credentials) == ("s3://bucket", "a", CREDENTIALS)
+    assert block._block_document_name == "image-qa-results-bucket-minio"
+    document = next(d for d in documents() if d.name == block._block_document_name)
+    assert document.data["credentials"] == "minio"
+    assert SECRET not in str(document.data)
+    assert TOKEN not in str(document.data)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_saved_block_that_someone_changed_is_not_used() -> None:
+    first = ObjectStore(uri="s3://right").saved()
+    ObjectStore(uri="s3://wrong").save(first._block_document_name, overwrite=True)
+    again = ObjectStore(uri="s3://right").saved()
+    assert load_store(str(again._block_document_name)).uri == again.uri == "s3://right"
 
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("name", ["no-such-block", "", "a/b", "No Block"])
 def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
-    with pytest.raises(StoreError, match="there is no Object Store block named") as told:
+    with pytest.raises(StoreError, match="there is no Image QA Store block named") as told:
         load_store(name)
     assert "\n" not in str(told.value)
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import Fault, FaultProxy, Rule, s3_error
-from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.filesystems import (
+from prefect_imageqa.tasks.errors import (
     AccessDeniedError,
     ObjectMissingError,
+    StoreError,
     StoreUnavailableError,
 )
 from prefect_imageqa.tasks.object_store import ObjectStore

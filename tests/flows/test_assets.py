@@ -1,0 +1,71 @@
+"""An output on S3 is an asset of Prefect's, and many outputs share one block for results."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from prefect_imageqa import ObjectStore, image_qa
+
+MATERIALIZED = "prefect.asset.materialization.succeeded"
+
+
+def materializations(asset: str) -> list[dict[str, Any]]:
+    """The events that an asset was written, once there is one."""
+    wanted = {"event": {"name": [MATERIALIZED]}, "resource": {"id": [asset]}}
+    deadline = time.monotonic() + 60
+    while True:
+        reply = httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json={"filter": wanted})
+        events: list[dict[str, Any]] = reply.raise_for_status().json()["events"]
+        if events or time.monotonic() > deadline:
+            return events
+        time.sleep(0.5)
+
+
+def test_an_output_on_s3_is_an_asset_with_its_counts(
+    stub: Any, drawn: Path, s3: str, tmp_path: Path
+) -> None:
+    folder = f"{s3}/{tmp_path.name}"
+    data = ObjectStore(uri=folder)
+    data.write("rows.json", b'[{"image": "a.png"}, {"image": "gone.png"}]')
+    data.write("a.png", (drawn / "images" / "000.png").read_bytes())
+    image_qa(f"{folder}/rows.json", f"{folder}/qa", endpoint=stub.url)
+    [event] = materializations(f"{folder}/qa")
+    assert event["payload"] == {"rows": 2, "ok": 1, "quarantined": 1, "pairs": 1}
+    roles = {related["prefect.resource.role"] for related in event["related"]}
+    assert {"asset", "flow-run", "task-run"} <= roles
+    upstream = {related["prefect.resource.id"] for related in event["related"]}
+    assert f"{folder}/rows.json" in upstream
+
+
+def test_what_is_no_uri_is_no_asset(stub: Any, drawn: Path, tmp_path: Path, s3: str) -> None:
+    for output in (str(tmp_path / "local"), f"{s3}/{tmp_path.name}/with a space"):
+        summary = image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url)
+        assert summary.ok == 12
+
+
+def result_blocks() -> set[str]:
+    """Names of the blocks that hold results."""
+    with get_client(sync_client=True) as client:
+        found = client.read_block_documents(include_secrets=True, limit=200)
+    return {str(block.name) for block in found if str(block.name).startswith("image-qa-results")}
+
+
+def test_outputs_share_one_block_for_their_results(
+    stub: Any, drawn: Path, tmp_path: Path, s3: str
+) -> None:
+    bucket = s3.removeprefix("s3://")
+    for number in range(2):
+        for place in (str(tmp_path), f"{s3}/{tmp_path.name}"):
+            image_qa(str(drawn / "dataset.json"), f"{place}/{number}", endpoint=stub.url)
+    blocks = result_blocks()
+    assert {"image-qa-results-local", f"image-qa-results-{bucket}"} <= blocks
+    assert not [name for name in blocks if tmp_path.name in name]
+    for name in ("image-qa-results-local", f"image-qa-results-{bucket}"):
+        block: Any = ObjectStore.load(name)
+        assert isinstance(block, Block)
+        assert "test-secret" not in json.dumps(block.model_dump(mode="json"))

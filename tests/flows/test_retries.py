@@ -1,0 +1,51 @@
+"""Errors are raised: Prefect's own retries work as for any flow, and logs keep to one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect_imageqa import EndpointError, image_qa
+
+
+def write_rows(drawn: Path, texts: list[str]) -> str:
+    rows = [{"image": "images/000.png", "conversation": text} for text in texts]
+    (drawn / "rows.json").write_text(json.dumps(rows))
+    return str(drawn / "rows.json")
+
+
+def states_of(name: str) -> list[str]:
+    """The states that the only flow run of a name has had."""
+    with get_client(sync_client=True) as client:
+        [run] = [run for run in client.read_flow_runs() if run.name == name]
+        response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(run.id)})
+    states = sorted(response.json(), key=lambda state: state["timestamp"])
+    return [state["name"] for state in states]
+
+
+def test_a_flow_run_is_retried(
+    start_stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = start_stub()
+    flow = image_qa.with_options(retries=2, flow_run_name="retried")
+    dataset = write_rows(drawn, ["STUB once 401"])
+    summary = flow(dataset, str(tmp_path / "out"), endpoint=stub.url)
+    assert summary.ok == 1
+    assert states_of("retried") == ["Pending", "Running", "AwaitingRetry", "Running", "Completed"]
+    assert stub.stats()["requests"] == 2
+    assert "Traceback" not in caplog.text
+
+
+def test_a_run_that_fails_for_good_raises_what_is_wrong(
+    start_stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = start_stub()
+    flow = image_qa.with_options(retries=1, flow_run_name="in vain")
+    dataset = write_rows(drawn, ["STUB status 401"])
+    with pytest.raises(EndpointError, match="the server refuses to answer: HTTP 401"):
+        flow(dataset, str(tmp_path / "out"), endpoint=stub.url)
+    states = ["Pending", "Running", "AwaitingRetry", "Running", "Failed"]
+    assert states_of("in vain") == states
+    assert "Traceback" not in caplog.text
+    assert "the server refuses to answer: HTTP 401" in caplog.text
