@@ -34,7 +34,7 @@ Step = dict[PrefectFuture[Any], Batch]
 Store = Callable[[Batch, PrefectFuture[Any]], PrefectFuture[StoredBatch]]
 
 
-def finish_batches(
+def run_batches(
     batches: Iterator[Batch],
     generate: Generate,
     store: Store,

@@ -3,17 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
+from cyclopts import App, CycloptsError
 
 from ..serving.errors import ImageQAError
 from .cli_deploy import deployments
+from .cli_options import Count
 from .cli_outputs import outputs
 from .cli_report import reports
-
-Count = Annotated[int, Parameter(validator=Number(gte=1))]
 
 app = App(
     name="prefect-imageqa",

@@ -4,24 +4,23 @@ import json as json_
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
-from cyclopts.validators import Number
+from cyclopts import App
+
+from .cli_options import Count, Flag, Output, Store
 
 if TYPE_CHECKING:
     from ..tasks.object_store import ObjectStore
     from ..tasks.outputs import OutputStatus
     from ..tasks.run_records import RunRecord
 
-Flag = Annotated[bool, Parameter(negative=())]
-
 outputs = App()
 """Commands that `cli` takes over."""
 
 
 @outputs.command
-def status(output: str, /, *, store: str | None = None, json: Flag = False) -> int:
+def status(output: Output, /, *, store: Store = None, json: Flag = False) -> int:
     """Tell where an output stands, also while a run is going on.
 
     Exit code 0: told; 1: the output cannot be read.
@@ -30,11 +29,6 @@ def status(output: str, /, *, store: str | None = None, json: Flag = False) -> i
 
     Parameters
     ----------
-    output:
-        Local path or s3:// URI that runs were given as --output.
-    store:
-        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
-        environment, profile or role.
     json:
         Print one line of JSON.
     """
@@ -53,19 +47,12 @@ def status(output: str, /, *, store: str | None = None, json: Flag = False) -> i
 
 
 @outputs.command
-def verify(output: str, /, *, store: str | None = None) -> int:
+def verify(output: Output, /, *, store: Store = None) -> int:
     """Check that every row of the last completed run is there, once, and can be read.
 
     Reads everything that is stored, and changes nothing. Says each fault in one line: the object,
     what is wrong, what to do. Exit code 0: all is well; 1: it is not, or cannot be read.
 
-    Parameters
-    ----------
-    output:
-        Local path or s3:// URI that runs were given as --output.
-    store:
-        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
-        environment, profile or role.
     """
     from ..tasks import verifying
 
@@ -86,11 +73,11 @@ def verify(output: str, /, *, store: str | None = None) -> int:
 
 @outputs.command
 def clean(
-    output: str,
+    output: Output,
     /,
     *,
-    keep: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
-    store: str | None = None,
+    keep: Count = 1,
+    store: Store = None,
     dry_run: Flag = False,
     force: Flag = False,
 ) -> int:
@@ -103,13 +90,8 @@ def clean(
 
     Parameters
     ----------
-    output:
-        Local path or s3:// URI that runs were given as --output.
     keep:
         Configurations to keep.
-    store:
-        Name of a saved Image QA Store block whose S3 credentials are used; by default the AWS
-        environment, profile or role.
     dry_run:
         Say what would be removed, and remove nothing.
     force:

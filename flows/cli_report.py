@@ -1,22 +1,22 @@
 """`prefect-imageqa report`: the page and the card of an output, made again."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
+
+from .cli_options import Flag, Output, Store
 
 if TYPE_CHECKING:
     from ..tasks.image_refs import ImageBase
     from ..tasks.object_store import ObjectStore
     from ..tasks.run_records import RunRecord
 
-Flag = Annotated[bool, Parameter(negative=())]
-
 reports = App()
 """Commands that `cli` takes over."""
 
 
 @reports.command
-def report(output: str, /, *, store: str | None = None, allow_private_hosts: Flag = False) -> int:
+def report(output: Output, /, *, store: Store = None, allow_private_hosts: Flag = False) -> int:
     """Make report.html and README.md of an output again, without asking the model.
 
     Every completed run makes them. Pictures are read from where the dataset has them; where it is
@@ -27,11 +27,6 @@ def report(output: str, /, *, store: str | None = None, allow_private_hosts: Fla
 
     Parameters
     ----------
-    output:
-        Local path or s3:// URI that runs were given as --output.
-    store:
-        Name of a saved ObjectStore block whose S3 credentials are used; by default the AWS
-        environment, profile or role.
     allow_private_hosts:
         Fetch web images for its pictures also from private and loopback addresses.
     """
@@ -65,12 +60,7 @@ def _image_base(place: "ObjectStore", run: "RunRecord") -> "ImageBase":
         return ImageBase(image_root=root)
     try:
         dataset = open_dataset(
-            told.dataset,
-            image_key=told.columns.image or "",
-            conversation_key=told.columns.conversation,
-            image_root=root,
-            require_images=False,
-            credentials=place.s3_credentials,
+            told.dataset, told.columns, image_root=root, credentials=place.s3_credentials
         )
     except DatasetError:
         return ImageBase(image_root=root)  # it was moved since: no pictures

@@ -26,7 +26,7 @@ EPHEMERAL_STARTUP_SECONDS = 120
 """The first start on an empty database takes as long as Prefect's own limit, 20 seconds."""
 
 
-URIS = frozenset({"dataset", "output", "endpoint", "store"})
+URIS = frozenset({"dataset", "output", "endpoint", "store", "cache", "root"})
 """Parameters that may be URIs, into which people put passwords although they are refused."""
 
 P = ParamSpec("P")
@@ -135,19 +135,24 @@ def _mistakes(error: ValidationError) -> list[str]:
 
 def _without_secrets(uri: str) -> str:
     scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return uri.rpartition("@")[2] if re.match(r"[^/]*:[^/]*@", uri) else uri
     is_web = scheme.lower() in {"http", "https"}  # elsewhere a "?" belongs to a name
-    return safe_url(uri) if mark and (is_web or "@" in rest) else uri
+    return safe_url(uri) if is_web or "@" in rest else uri
 
 
 def _storable(value: Any, is_uri: bool) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if is_uri and isinstance(value, str):
-        return re.sub(r"\S+", lambda part: _without_secrets(part[0]), value)
+    if isinstance(value, str):
+        text = value.encode("utf-8", "replace").decode()  # a file's name need not be UTF-8
+        return re.sub(r"\S+", lambda part: _without_secrets(part[0]), text) if is_uri else text
     if isinstance(value, list):
         return [_storable(item, is_uri) for item in value]
-    if isinstance(value, str | int | float | dict | None):
-        return value
+    if isinstance(value, dict):
+        return {name: _storable(item, is_uri or name in URIS) for name, item in value.items()}
     if isinstance(value, BaseModel) and not isinstance(value, Block):
+        return _storable(value.model_dump(mode="json"), is_uri)
+    if isinstance(value, int | float | None):
         return value
     return f"<{type(value).__name__}>"

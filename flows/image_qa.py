@@ -1,10 +1,10 @@
 """The flow: load -> prompt -> generate -> parse -> store -> export. Read it from top to bottom.
 
-What a run holds open is in `run`, the loop that keeps the servers busy in `batches`.
+What a run holds open is in `run`, the loop that keeps the servers busy in `batches`. `quote` and
+`opaque` hand a task its input as it is, unsearched for futures.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from prefect.futures import PrefectFuture
@@ -33,9 +33,9 @@ from ..tasks.parsing import parse_batch
 from ..tasks.passes import pairs_pass
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
-from ..tasks.steps import opaque, quote, results_ahead
+from ..tasks.steps import chunks, opaque, quote, results_ahead
 from ..tasks.storing import StoredBatch, store_batch
-from .batches import MAX_BATCHES, PROMPTED_AHEAD, finish_batches
+from .batches import MAX_BATCHES, PROMPTED_AHEAD, run_batches
 from .deployable import deployable_flow, run_name
 from .passes import OpenPass
 from .publishing import as_asset, publish
@@ -47,7 +47,7 @@ from .summary import RunSummary
     name="image-qa",
     flow_run_name=run_name,
     description="Question-answer pairs about the images of a table, from a running vLLM server.",
-    # A batch is in up to three task runs, of which two wait for the one before.
+    # Generating, parsing and storing a batch may hold a thread each.
     task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PROMPTED_AHEAD + 1),
     persist_result=False,  # it would be pickled
 )
@@ -108,42 +108,42 @@ def image_qa(
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
-    told = RunParameters(**locals())
-    pairs = pairs_pass(told)
-    with open_run(told) as run:
+    parameters = RunParameters(**locals())
+    pairs = pairs_pass(parameters)
+    with open_run(parameters) as run:
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
-        asked = run.begin(table, pairs)
-        answer_rows(run, asked, table.rows())
-        counts = as_asset(export_rows, run.output, table)(
+        main = run.start(table, pairs)  # its server is there, and what is stored is known
+        answer_rows(run, main, table.rows())
+        export = as_asset(export_rows, run.output, table)
+        counts = export(
             run.output,
-            quote(asked.ledger),
-            quote(table.rows()),
-            quote(asked.keys),
+            quote(main.ledger),
+            quote(table.rows()),  # once more, to be joined with the answers
+            quote(main.keys),
             columns,
-            unchanged=table.is_unchanged,
+            unchanged=run.is_unchanged,
             json_array=exports.json_array,
         )
-        summary = run.complete(asked, counts)
-        publish(run, table, asked, summary)
+        summary = run.complete(main, counts)
+        publish(run, table, main, summary)
     return summary
 
 
-def answer_rows(run: Run, asked: OpenPass, rows: Iterator[Row]) -> None:
+def answer_rows(run: Run, current: OpenPass, rows: Iterator[Row]) -> None:
     """One pass: rows -> prompts -> batches of the pending ones -> replies -> parsed -> stored."""
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
-        return asked.generate.submit(quote(batch), quote(run.client), quote(asked.generation))
+        return current.generate.submit(quote(batch), quote(run.client), quote(current.generation))
 
     def store(batch: Batch, replies: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
-        parsed = parse_batch.submit(quote(batch), opaque(replies), quote(asked.parsing))
-        folder = asked.ledger.folder
-        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
+        parsed = parse_batch.submit(quote(batch), opaque(replies), quote(current.parsing))
+        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), current.parts)
 
-    pieces = iter(lambda: list(islice(rows, asked.batch_size)), [])
-    prompting = (prompt_rows.submit(quote(piece), quote(asked.prompting)) for piece in pieces)
-    batches = asked.batches(results_ahead(prompting, PROMPTED_AHEAD))
-    finish_batches(batches, generate, store, asked, run)
+    pieces = chunks(rows, current.batch_size)
+    prompting = (prompt_rows.submit(quote(piece), quote(current.prompting)) for piece in pieces)
+    batches = current.batches(results_ahead(prompting, PROMPTED_AHEAD))
+    run_batches(batches, generate, store, current, run)
     # Rows that may kill the server come last, while nothing else is asked.
-    finish_batches(asked.suspect_batches(), generate, store, asked, run, at_once=1)
+    run_batches(current.suspect_batches(), generate, store, current, run, at_once=1)

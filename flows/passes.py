@@ -48,6 +48,11 @@ class OpenPass:
     keys: KeyList = field(default_factory=KeyList)
     suspects: list[Prompt] = field(default_factory=list)
 
+    @property
+    def parts(self) -> str:
+        """Folder of the stored batches."""
+        return self.ledger.folder
+
     def batches(self, prompts: Iterable[Prompt]) -> Iterator[Batch]:
         """Batches of the rows that are not finished yet, in the order of the table."""
         return self._batches(self._pending(prompts))

@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..serving.client import ClientStats
 from ..tasks.errors import DatasetError
@@ -29,7 +29,7 @@ class RunProgress:
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
         started: monotonic seconds when the first batch could be sent; 0 before.
-        completed_before: completions that the client had by then, of an earlier pass say.
+        before: what the client had done by then, for an earlier pass say.
         over: nobody needs the counts any more.
     """
 
@@ -42,14 +42,20 @@ class RunProgress:
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0
-    completed_before: int = 0
+    before: ClientStats = field(default_factory=ClientStats)
     over: bool = False
     _counting: bool = False
 
     def begin(self, stats: ClientStats, total: int | None) -> None:
         """Start the clock, and count from zero: everything that is needed is up."""
-        before = stats.completions
-        self.__init__(stats, total, started=time.monotonic(), completed_before=before)  # type: ignore[misc]
+        self.stats, self.before, self.started = stats, replace(stats), time.monotonic()
+        self.total = self.total if total is None else total
+        self.known = {}
+        self.batches = self.asked = self.retried = self.ok = self.quarantined = 0
+
+    def end(self) -> None:
+        """Count no more of what the client does."""
+        self.stats = replace(self.stats)
 
     def add_known(self, status: RowStatus) -> None:
         """Count a row that is not asked."""
@@ -80,9 +86,9 @@ class RunProgress:
             reused=reused,
             asked=self.asked,
             retried=self.retried,
-            requests=self.stats.requests,
-            prompt_tokens=self.stats.prompt_tokens,
-            completion_tokens=self.stats.completion_tokens,
+            requests=self.stats.requests - self.before.requests,
+            prompt_tokens=self.stats.prompt_tokens - self.before.prompt_tokens,
+            completion_tokens=self.stats.completion_tokens - self.before.completion_tokens,
             seconds=round(self.seconds, 3),
         )
 
@@ -104,7 +110,7 @@ class RunProgress:
 
     @property
     def _done_now(self) -> int:
-        answered = self.stats.completions - self.completed_before
+        answered = self.stats.completions - self.before.completions
         return max(self.ok + self.quarantined, answered)
 
     def __str__(self) -> str:

@@ -3,13 +3,8 @@
 All of it is opened and closed here, in one place.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from prefect import get_run_logger
@@ -19,9 +14,10 @@ from ..serving.background import BackgroundLoop
 from ..serving.client import ChatClient
 from ..tasks.adopting import adopt_completions
 from ..tasks.batch_cache import batch_cache
-from ..tasks.caching import RequestSpec, configuration_key
+from ..tasks.caching import RequestSpec
 from ..tasks.compaction import compact
-from ..tasks.errors import StoreError
+from ..tasks.dataset_card import CARD
+from ..tasks.errors import ObjectDamagedError, StoreError
 from ..tasks.file_digests import FileDigests
 from ..tasks.filesystems import S3Credentials
 from ..tasks.generating import generate_batch
@@ -30,11 +26,13 @@ from ..tasks.image_refs import ImageBase
 from ..tasks.ledger import Ledger
 from ..tasks.loading import Dataset
 from ..tasks.object_store import ObjectStore, load_store
+from ..tasks.outputs import EXPORTS
 from ..tasks.parameters import RunParameters
 from ..tasks.passes import Pass
 from ..tasks.prompting import PromptSettings
+from ..tasks.report import REPORT
 from ..tasks.row_requests import GenerationSettings
-from ..tasks.run_records import RunCounts, RunRecord, this_host
+from ..tasks.run_records import RunCounts, last_completed
 from ..tasks.steps import quote
 from ..tasks.storing import PassFolder, parser_labels, read_manifest, write_keys
 from .breaker import Breaker
@@ -43,16 +41,16 @@ from .passes import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .run_artifacts import progress_shown
-from .run_record import KeptRecord
+from .run_record import KeptRecord, new_record
 from .summary import RunSummary
 
-if TYPE_CHECKING:
-    import pandas as pd
+OWN_FILES = (*EXPORTS, REPORT, CARD)
+"""What a run replaces in its output."""
 
 
 @contextmanager
 def open_run(told: RunParameters) -> Iterator["Run"]:
-    """Open the output and what reads images; `Run.begin` opens the rest. All is closed at the end.
+    """Open the output and what reads images; `Run.start` opens the rest. All is closed at the end.
 
     Raises:
         PrefectServerError: a block is named, and no Prefect server answers.
@@ -61,7 +59,8 @@ def open_run(told: RunParameters) -> Iterator["Run"]:
     """
     with ExitStack() as stack:
         output = store_at(told.output, told.store)
-        read_manifest(output)  # another layout is told before anything is done
+        if read_manifest(output) is not None:  # another layout is told before anything is done
+            last_completed(output)
         loop = BackgroundLoop()
         stack.callback(loop.close)
         reader = ImageReader(
@@ -116,32 +115,41 @@ class Run:
         """The name the model is served under."""
         return self._asked.client.model
 
-    def begin(self, table: Dataset, main: Pass) -> OpenPass:
-        """Find or start the model's server, wait for the output, and open the run's main pass.
+    def start(self, table: Dataset, main: Pass) -> OpenPass:
+        """Wait for the output, find or start the model's server, and open the run's main pass.
 
         Args:
             table: whose rows are asked about.
             main: what is asked.
 
         Raises:
+            OutputBusyError: another run is writing to the output, and this one does not wait.
             EndpointError: a server is unreachable, refuses the key or does not serve the model.
             ServerError: the model's server could not be started.
-            OutputBusyError: another run is writing to the output, and this one does not wait.
             StoreError: the output cannot be read or written.
         """
         told = self.told
-        self._asked: AskedModel = self._stack.enter_context(
-            asked_model(
-                told.endpoint or None, told.model or None, told.limits.max_in_flight, self._loop
-            )
-        )
-        self.progress.begin(self.client.stats, table.count)
-        record = self._new_record(table, main)
-        self.keys_name = record.keys
+        self._check_own_files(table)
+        record = new_record(self._id, told, table.name, main)
         self._record = KeptRecord(self.output, record, self.progress)
         self._stack.enter_context(self._record.kept(wait=told.limits.wait))
+        self._table, self._version = table, table.version()  # it may have changed meanwhile
+        server = asked_model(
+            told.endpoint or None, told.model or None, told.limits.max_in_flight, self._loop
+        )
+        self._asked: AskedModel = self._stack.enter_context(server)
+        self.progress.begin(self.client.stats, table.count)
+        self.keys_name = self._record.describe(told, main, self._spec(main))
         self._stack.enter_context(progress_shown(self.output, table, self.progress))
         return self.open_pass(main, table.base, self.progress)
+
+    def is_unchanged(self) -> bool:
+        """Whether the table is the one that the run has read.
+
+        Raises:
+            DatasetError: a file's store cannot be asked.
+        """
+        return self._table.version() == self._version
 
     def open_pass(
         self, asked: Pass, base: ImageBase, progress: RunProgress | None = None
@@ -157,11 +165,14 @@ class Run:
             StoreError: the output cannot be read or written.
         """
         if progress is None:
+            self.progress.end()  # what the client does from now on is of another pass
             progress = RunProgress()
             progress.begin(self.client.stats, None)
         told, folder = self.told, PassFolder(asked.name)
         images = told.images.settings
-        completions = self._at(told.caching.cache or f"{self.output.uri}/{folder.completions}")
+        completions = self.output.at(
+            told.caching.cache or f"{self.output.uri}/{folder.completions}"
+        )
         ledger = Ledger.read(
             self.output,
             folder.parts(asked.parsing.label),
@@ -214,8 +225,19 @@ class Run:
         self._record.complete(summary)
         return summary
 
-    def _at(self, uri: str) -> ObjectStore:
-        return self.output.at(uri)
+    def _check_own_files(self, table: Dataset) -> None:
+        """Replace no file that a run has not written, least of all the dataset."""
+        own = [self.output.uri_of(name) for name in OWN_FILES]
+        if taken := [uri for uri in own if uri in table.sources]:
+            raise StoreError(
+                f"{taken[0]} is the dataset, and would be replaced: choose another output"
+            )
+        if read_manifest(self.output) is None:
+            for name in filter(self.output.exists, OWN_FILES):
+                raise StoreError(
+                    f"{self.output.uri_of(name)} is there already, and no run has written it: "
+                    "choose another output"
+                )
 
     def _spec(self, asked: Pass) -> RequestSpec:
         return RequestSpec(
@@ -228,48 +250,20 @@ class Run:
 
     def _asked_before(
         self, completions: ObjectStore, folder: PassFolder, ledger: Ledger
-    ) -> frozenset[str] | set[str]:
+    ) -> set[str]:
         """Batches of this output whose completions may be stored."""
         if not self.told.caching.cache:
             return set(completions.list())
         # Of a shared cache only what this output has asked for, told by what other parsers left.
-        folders = {folder.parts(label) for label in parser_labels(self.output, folder)}
-        others = [Ledger.read(self.output, other) for other in folders - {ledger.folder}]
-        return frozenset().union(*(other.batches for other in others))
-
-    def _new_record(self, table: Dataset, main: Pass) -> RunRecord:
-        spec, now = self._spec(main), datetime.now(UTC)
-        deciding = {
-            "model": spec.model,
-            "model_revision": spec.model_revision,
-            "system_prompt": main.system_prompt,
-            "user_prompt": main.user_prompt,
-            "prompt_style": spec.prompt,
-            "parser": main.parsing.label,
-            "sampling": dict(spec.sampling),
-            "images": dict(spec.images),
-        }
-        configuration = configuration_key(deciding)
-        keys = PassFolder(main.name).keys
-        return RunRecord(
-            run=self._id,
-            state="waiting",
-            dataset=table.name,
-            model=spec.model,
-            model_revision=spec.model_revision,
-            user_prompt=main.user_prompt,
-            parser=main.parsing.label,
-            configuration=configuration,
-            keys=f"{keys}/{configuration}/{dataset_key(self.told)}",
-            **this_host(),
-            queued=now,
-            started=now,
-            updated=now,
-            versions={
-                name: version(name) for name in ("prefect-imageqa", "prefect", "pandas", "pillow")
-            },
-            told=self.told,
-        )
+        asked: set[str] = set()
+        for other in {folder.parts(label) for label in parser_labels(self.output, folder)}:
+            try:
+                asked |= (
+                    Ledger.read(self.output, other).batches if other != ledger.folder else set()
+                )
+            except ObjectDamagedError as error:
+                get_run_logger().warning("%s", error)  # nothing of it is needed
+        return asked
 
 
 def store_at(uri: str, access: str | ObjectStore | None) -> ObjectStore:
@@ -283,19 +277,3 @@ def store_at(uri: str, access: str | ObjectStore | None) -> ObjectStore:
         check_server()
         access = load_store(access)
     return access.at(uri) if isinstance(access, ObjectStore) else ObjectStore(uri=uri)
-
-
-def dataset_key(told: RunParameters) -> str:
-    """Name a dataset, for what is kept per configuration and dataset."""
-    given: Any = told.dataset
-    named = str(given) if isinstance(given, str | Path) else _frame_name(given)
-    return configuration_key({"dataset": named, "limited": told.max_rows is not None})
-
-
-def _frame_name(frame: "pd.DataFrame") -> str:
-    """What tells a DataFrame from others, and stays as it grows: its columns and first row."""
-    first = frame.iloc[0].tolist() if len(frame) else []
-    cells = [
-        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__ for cell in first
-    ]
-    return json.dumps([[str(column) for column in frame.columns], cells])

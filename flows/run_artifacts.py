@@ -24,7 +24,6 @@ from ..tasks.artifacts import (
     as_text,
     gallery_markdown,
     quarantine_table,
-    quarantined_lines,
     summary_markdown,
 )
 from ..tasks.loading import Dataset
@@ -103,7 +102,7 @@ def show_results(
         create_markdown_artifact(told, key("gallery"), description("Gallery"))
 
     def show_quarantine() -> None:
-        table = quarantine_table(quarantined_lines(output))
+        table = quarantine_table(output)
         told = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
         if len(table) < summary.quarantined:
             told = f"{told}, the first {len(table):,}"

@@ -1,21 +1,39 @@
 """The record of the current run: its heartbeat, its turn to write, and how it ends."""
 
+import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 
-from ..tasks.errors import ObjectDamagedError, OutputBusyError, StoreError
+from ..tasks.caching import RequestSpec, configuration_key
+from ..tasks.errors import ObjectDamagedError, ObjectMissingError, OutputBusyError
 from ..tasks.exporting import QA_JSON
 from ..tasks.object_store import ObjectStore
-from ..tasks.run_records import RunCounts, RunRecord, complete_run, last_completed, read_runs
-from ..tasks.storing import open_output, read_manifest, run_name
+from ..tasks.parameters import RunParameters
+from ..tasks.passes import Pass
+from ..tasks.run_records import (
+    RunCounts,
+    RunRecord,
+    complete_run,
+    last_completed,
+    read_run,
+    read_runs,
+    this_host,
+)
+from ..tasks.storing import PassFolder, open_output, run_name
 from .progress import RunProgress
 from .summary import RunSummary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -40,6 +58,7 @@ class KeptRecord:
         self._record = record
         self._progress = progress
         self._passed_over: set[str] = set()
+        self._over: set[str] = set()
         self._logger = get_run_logger()  # a thread of its own has none
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -57,6 +76,7 @@ class KeptRecord:
             StoreError: the output cannot be read or written.
         """
         open_output(self._store)
+        self._give_way(self._double, wait)
         self._write(state="waiting")
         self._heart.start()
         try:
@@ -86,55 +106,98 @@ class KeptRecord:
             StoreError: the output cannot be written.
         """
         self._stop_beating()
-        before = last_completed(self._store, read_manifest(self._store) or {})
+        before = last_completed(self._store)
         if before and before.told.exports.json_array and not self._record.told.exports.json_array:
             self._store.remove(QA_JSON)  # it would tell of the run before
         counts = RunCounts(**summary.model_dump(exclude={"output", "store"}))
-        self._record = self._changed(state="completed", counts=counts)
-        complete_run(self._store, self._record)
+        record = self._changed(state="completed", counts=counts)
+        complete_run(self._store, record)
+        self._record = record
+
+    def describe(self, told: RunParameters, main: Pass, spec: RequestSpec) -> str:
+        """Record what decides the answers, now that the model is known.
+
+        Returns:
+            The name that the row keys of the dataset and this configuration are kept under.
+
+        Raises:
+            StoreError: the output cannot be written.
+        """
+        deciding = {
+            "model": spec.model,
+            "model_revision": spec.model_revision,
+            "system_prompt": main.system_prompt,
+            "user_prompt": main.user_prompt,
+            "prompt_style": spec.prompt,
+            "parser": main.parsing.label,
+            "sampling": dict(spec.sampling),
+            "images": dict(spec.images),
+        }
+        configuration = configuration_key(deciding)
+        keys = f"{PassFolder(main.name).keys}/{configuration}/{dataset_key(told)}"
+        self._write(
+            model=spec.model,
+            model_revision=spec.model_revision,
+            configuration=configuration,
+            keys=keys,
+        )
+        return keys
 
     def _take_turn(self, wait: bool) -> None:
         """Return when no other run writes to the output.
 
         Of runs that find each other waiting, the one that was first goes on; one that goes on says
-        so, and looks once more: of two that do so at the same moment, the later one steps back.
+        so, and looks once more: of two that do so at the same moment, the later one waits again.
         """
-        told = -math.inf
         while True:
-            while other := self._other(before=True):
-                if not wait:
-                    raise OutputBusyError(
-                        f"{self._store.uri}: {_described(other)} is writing there; wait until "
-                        "it is done, or choose another output"
-                    )
-                if time.monotonic() - told > TOLD_SECONDS:
-                    told = time.monotonic()
-                    self._logger.warning(
-                        "waiting until %s is done, which is writing to %s; `--no-wait` "
-                        "(limits.wait false) refuses instead",
-                        _described(other),
-                        self._store.uri,
-                    )
-                time.sleep(LOOK_SECONDS)
+            self._give_way(lambda: self._other(also_later=True), wait)
             self._write(state="running", started=datetime.now(UTC))
-            if self._other(before=False) is None:
+            if self._other(also_later=False) is None:
                 return
             self._write(state="waiting")
 
-    def _other(self, *, before: bool) -> RunRecord | None:
+    def _give_way(self, find: Callable[[], RunRecord | None], wait: bool) -> None:
+        """Wait as long as there is another run that comes first, and say so."""
+        told = -math.inf
+        while other := find():
+            run = f"the run of {other.started:%Y-%m-%d %H:%M:%S} UTC on {other.host} ({other.run})"
+            if not wait:
+                raise OutputBusyError(
+                    f"{self._store.uri}: {run} is writing there; wait until it is done, or choose "
+                    "another output"
+                )
+            if time.monotonic() - told > TOLD_SECONDS:
+                told = time.monotonic()
+                self._logger.warning(
+                    "waiting until %s is done, which is writing to %s; `--no-wait` "
+                    "(limits.wait false) refuses instead",
+                    run,
+                    self._store.uri,
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _double(self) -> RunRecord | None:
+        """This very run, at work in another process: Prefect took it for dead, and it is not."""
+        try:
+            run = read_run(self._store, run_name(self._record.run))
+        except (ObjectMissingError, ObjectDamagedError):
+            return None
+        own = (self._record.machine, self._record.process)
+        return run if run.is_live and (run.machine, run.process) != own else None
+
+    def _other(self, *, also_later: bool) -> RunRecord | None:
         """A live run that this one must give way to.
 
         Args:
-            before: also one that came later, if it is writing already.
+            also_later: also to one that came later, if it is writing already.
         """
         own = self._record
-        for run in read_runs(self._store, self._pass_over):
+        for run in read_runs(self._store, self._pass_over, self._over):
             first = (run.queued, run.run) < (own.queued, own.run)
-            if (
-                run.run != own.run
-                and (first or (before and run.state == "running"))
-                and run.is_live
-            ):
+            first = first or (also_later and run.state == "running")
+            if run.is_completed:
+                self._over.add(run_name(run.run))  # it need not be read again
+            elif first and run.run != own.run and run.is_live:
                 return run
         return None
 
@@ -168,9 +231,47 @@ class KeptRecord:
         """The record tells of the work; it must not stop it."""
         try:
             yield
-        except StoreError as error:
+        except Exception as error:  # or its heart would stop without a word
             self._logger.warning("the record of the run could not be written: %s", error)
 
 
-def _described(run: RunRecord) -> str:
-    return f"the run of {run.started:%Y-%m-%d %H:%M:%S} UTC on {run.host} ({run.run})"
+def new_record(run_id: str, told: RunParameters, dataset: str, main: Pass) -> RunRecord:
+    """The record of a run that has not begun yet.
+
+    Args:
+        run_id: its id.
+        told: its parameters.
+        dataset: short name of its dataset.
+        main: what it asks.
+    """
+    now = datetime.now(UTC)
+    packages = ("prefect-imageqa", "prefect", "pandas", "pillow")
+    return RunRecord(
+        run=run_id,
+        state="waiting",
+        dataset=dataset,
+        user_prompt=main.user_prompt,
+        parser=main.parsing.label,
+        **this_host(),
+        queued=now,
+        started=now,
+        updated=now,
+        versions={name: version(name) for name in packages},
+        told=told,
+    )
+
+
+def dataset_key(told: RunParameters) -> str:
+    """Name a dataset, for what is kept per configuration and dataset."""
+    given: Any = told.dataset
+    named = str(given) if isinstance(given, str | Path) else _frame_name(given)
+    return configuration_key({"dataset": named, "limited": told.max_rows is not None})
+
+
+def _frame_name(frame: "pd.DataFrame") -> str:
+    """What tells a DataFrame from others, and stays as it grows: its columns and first row."""
+    first = frame.iloc[0].tolist() if len(frame) else []
+    cells = [
+        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__ for cell in first
+    ]
+    return json.dumps([[str(column) for column in frame.columns], cells])

@@ -14,18 +14,12 @@ _DECIDING_SUFFIXES = {
 
 
 def checkpoint_digest(path: Path) -> str:
-    """Digest the files of a checkpoint that decide its answers.
+    """Digest the files of a checkpoint, those in folders below too, that decide its answers.
 
     Configuration, tokenizer, chat template and weights count with their names; a model card or a
     picture does not. A file up to 64 MiB counts by its content. A larger one counts by its size and
     its first and last MiB, so that tens of gigabytes are known in milliseconds: other weights of
     the same shape differ there as well, a flipped bit in the middle would go unnoticed.
-
-    Args:
-        path: folder of the checkpoint; files in folders below it count too.
-
-    Returns:
-        64 hexadecimal digits of SHA-256.
 
     Raises:
         ServerError: The folder holds no such file, or one cannot be read.

@@ -1,7 +1,7 @@
 """Many chat requests in, one outcome each out, over one or more endpoints."""
 
 import asyncio
-import operator
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import orjson
-import tenacity
 
 from .background import BackgroundLoop, CoroutineGroup, GroupEndedError
 from .endpoint import VLLMEndpoint, safe_url
@@ -22,10 +21,11 @@ from .types import ChatRequest, Completion, Failure, FailureKind, Outcome
 
 T = TypeVar("T")
 
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=20)
+_LONGEST_WAIT = 20.0
+"""Seconds before a request is sent again, at most."""
 
-_POLLING = tenacity.wait_random_exponential(multiplier=0.25, max=3)
-"""Between two looks whether a server is back; seconds."""
+_POLL_SECONDS = 3.0
+"""Between two looks whether a server is back, at most."""
 
 _DYING_SECONDS = 3.0
 """How long after a 5xx a server is looked at again.
@@ -62,6 +62,7 @@ class ChatClient:
     """Sends chat requests concurrently from a background event loop.
 
     Threads share one client: connections are reused, and `max_in_flight` holds across all of them.
+    Who waits for it gets an `EndpointError` when it is closed, or was not open.
 
     Args:
         endpoint: the servers; requests go to the one with the fewest in flight. One that cannot
@@ -135,25 +136,12 @@ class ChatClient:
         """Wait until at least one of the servers answers, at most `seconds` (above 0).
 
         One small request where a server is up. Threads may wait at the same time.
-
-        Raises:
-            EndpointError: the client was closed meanwhile, or is not open.
         """
-        try:
-            return self._await(self._up_within(seconds))
-        except CancelledError:
-            raise EndpointError("the client was closed before the server was back") from None
+        return self._await(self._up_within(seconds))
 
     def pause(self, seconds: float) -> None:
-        """Wait before asking again.
-
-        Raises:
-            EndpointError: the client was closed meanwhile, or is not open.
-        """
-        try:
-            self._await(asyncio.sleep(seconds))
-        except CancelledError:
-            raise EndpointError("the client was closed before it could ask again") from None
+        """Wait before asking again."""
+        self._await(asyncio.sleep(seconds))
 
     def complete(
         self,
@@ -164,9 +152,6 @@ class ChatClient:
 
         `requests` is consumed lazily as slots come free, so that only requests in flight hold
         their images. `on_outcome` is called with position and outcome, on the client's thread.
-
-        Raises:
-            EndpointError: the client was closed meanwhile, or is not open.
         """
         futures: list[Future[Outcome]] = []
         iterator = iter(requests)
@@ -183,10 +168,7 @@ class ChatClient:
                 raise
             future.add_done_callback(lambda _: self._buffer.release())
             futures.append(future)
-        try:
-            return [future.result() for future in futures]
-        except CancelledError:
-            raise EndpointError("the client was closed before the server had answered") from None
+        return [_result(future) for future in futures]
 
     def _submit(
         self,
@@ -220,7 +202,7 @@ class ChatClient:
         raise EndpointError("the client is closed: use it inside its `with` block")
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._start(coroutine).result()
+        return _result(self._start(coroutine))
 
     # Everything below runs on the background loop.
 
@@ -229,18 +211,20 @@ class ChatClient:
         await self._transport.open()
 
     async def _up_within(self, seconds: float) -> bool:
-        poll = tenacity.AsyncRetrying(retry=tenacity.retry_if_result(operator.not_), wait=_POLLING)
         try:
             async with asyncio.timeout(seconds):
-                return await poll(self._transport.any_is_up)
+                while not await self._transport.any_is_up():
+                    await asyncio.sleep(random.uniform(0, _POLL_SECONDS))  # noqa: S311
         except TimeoutError:
             return False
+        return True
 
     async def _ask(self, body: bytes) -> Outcome:
         started = time.perf_counter()
         outcome = await self._attempt(body, started)
-        if may_pass(outcome):
-            outcome = await self._ask_again(body, started, outcome)
+        while may_pass(outcome):
+            await asyncio.sleep(_backoff(outcome.attempts))
+            outcome = await self._attempt(body, started, outcome)
         if isinstance(outcome, Completion):
             self.stats.completions += 1
             self.stats.prompt_tokens += outcome.prompt_tokens
@@ -248,23 +232,6 @@ class ChatClient:
         else:
             self.stats.failures += 1
         return outcome
-
-    async def _ask_again(self, body: bytes, started: float, first: Outcome) -> Outcome:
-        """Send the same request with backoff and jitter, as long as its failure can pass."""
-        outcome = first
-
-        async def attempt() -> Outcome:
-            nonlocal outcome
-            if given:
-                outcome = await self._attempt(body, started, outcome)
-            given.append(True)
-            return outcome
-
-        # The first round hands over the outcome that is there: waiting comes before asking again.
-        given: list[bool] = []
-        return await tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(may_pass), wait=_BACKOFF
-        )(attempt)
 
     async def _attempt(self, body: bytes, started: float, last: Outcome | None = None) -> Outcome:
         """Send it once more after `last`; a slot is held while it is with the server, no longer."""
@@ -313,3 +280,15 @@ class ChatClient:
         elif failed.kind is not FailureKind.TIMEOUT and failed.status not in GATEWAY_STATUSES:
             return False
         return not await self._transport.is_up(url)
+
+
+def _backoff(attempts: int) -> float:
+    """Seconds to wait after so many attempts; random, so that requests do not come back at once."""
+    return random.uniform(0, min(0.5 * 2 ** (attempts - 1), _LONGEST_WAIT))  # noqa: S311
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise EndpointError("the client was closed before the server had answered") from None

@@ -34,14 +34,8 @@ def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
     """Make `folder` a virtual environment with the packages of the lock, and with nothing else.
 
     An environment this function has built is replaced when the lock has changed or its build was
-    interrupted; any other folder is left alone.
-
-    Args:
-        folder: where to build; the interpreter is `folder/bin/python` then.
-        lock: requirements with exact versions; the shipped lock by default.
-
-    Returns:
-        False if it was ready already and nothing was done.
+    interrupted; any other folder is left alone. By default the lock is the shipped one. Returns
+    False if all was ready already.
 
     Raises:
         ServerError: This Python is not supported, the folder is something else, or pip failed.

@@ -1,13 +1,15 @@
 """`VLLMEndpoint`: where a running vLLM server is, as a Prefect block."""
 
-from typing import ClassVar, Self
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, ClassVar, Self, TypeVar, cast
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
-from .errors import EndpointError
+from .errors import EndpointError, ImageQAError
+
+B = TypeVar("B", bound=Block)
 
 
 class VLLMEndpoint(Block):
@@ -67,14 +69,10 @@ class VLLMEndpoint(Block):
     @classmethod
     def _check_urls(cls, urls: list[str]) -> list[str]:
         for url in urls:
-            try:
-                parts = urlsplit(url)
-                complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-            except ValueError:  # its text may hold the password
-                complete = False
-            if not complete:
+            parts = http_url(url)
+            if parts is None:
                 raise ValueError(f"{safe_url(url)!r} is not an http:// or https:// URL")
-            if "@" in parts.netloc or parts.query or parts.fragment:
+            if is_more_than_address(parts):
                 raise ValueError(
                     f"{safe_url(url)!r} must be given without user, query and fragment: "
                     "api_key and extra_headers are kept secret, a URL is not"
@@ -103,10 +101,7 @@ class VLLMEndpoint(Block):
         return headers
 
     def check(self) -> str:
-        """Ask every server what it serves, as a run does before its first row.
-
-        Returns:
-            The name of the model that a run would ask.
+        """Ask every server what it serves, as a run does first; returns the name of the model.
 
         Raises:
             EndpointError: a server is unreachable, refuses the key or does not serve the model;
@@ -117,6 +112,21 @@ class VLLMEndpoint(Block):
         with ChatClient(self) as client:
             client.check()
             return client.model
+
+
+def http_url(url: str) -> SplitResult | None:
+    """The parts of a complete `http://` or `https://` URL; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # its text may hold the password
+        return None
+    return parts if complete else None
+
+
+def is_more_than_address(parts: SplitResult) -> bool:
+    """Whether a URL has a user, query or fragment, which may be secret."""
+    return bool("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def safe_url(url: str) -> str:
@@ -131,11 +141,9 @@ def safe_url(url: str) -> str:
 
 
 def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None) -> VLLMEndpoint:
-    """Turn what a user names into an endpoint.
+    """Turn a URL, several URLs, the name of a saved block, or a block into an endpoint.
 
-    Args:
-        spec: a URL, several URLs, the name of a saved `VLLMEndpoint` block, or a block.
-        model: served model name; overrides the block's own.
+    A `model` overrides the block's own.
 
     Raises:
         EndpointError: a URL is malformed, or no block has that name.
@@ -143,39 +151,48 @@ def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None
     if isinstance(spec, VLLMEndpoint):
         endpoint = spec
     elif isinstance(spec, str) and "://" not in spec:
-        endpoint = _load_block(spec)
+        endpoint = load_block(
+            VLLMEndpoint, spec, EndpointError, "give a URL such as http://127.0.0.1:8000, or "
+        )
     else:
         urls = [spec] if isinstance(spec, str) else spec
         try:
             endpoint = VLLMEndpoint(urls=urls)
         except ValueError as error:
-            raise EndpointError(f"endpoint: {first_mistake(error)}") from None
+            raise EndpointError(f"endpoint: {_first_mistake(error)}") from None
     return endpoint.model_copy(update={"model": model}) if model else endpoint
 
 
-def _load_block(name: str) -> VLLMEndpoint:
+def find_block(kind: type[B], name: str, error: type[ImageQAError]) -> B | None:
+    """The saved block of that name, if there is one; raises `error` if it cannot be used."""
     try:
-        block = VLLMEndpoint.load(name)
+        return cast("B", cast("Any", kind).load(name, _sync=True))
     except ValueError:
-        raise EndpointError(
-            f"there is no {VLLMEndpoint._block_type_name} block named {name!r}: give a URL such "
-            "as http://127.0.0.1:8000, or save a block in Prefect under Blocks "
-            "(`prefect block register -m prefect_imageqa` lists its type there)"
-        ) from None
-    except RuntimeError as error:
+        return None
+    except RuntimeError as failed:
         # Prefect's UI saves what its form allows, and that is more.
-        if not isinstance(cause := error.__cause__, ValueError):
+        if not isinstance(cause := failed.__cause__, ValueError):
             raise
-        raise EndpointError(
-            f"the {VLLMEndpoint._block_type_name} block {name!r} cannot be used: "
-            f"{first_mistake(cause)}; correct it in Prefect under Blocks"
+        raise error(
+            f"the {kind._block_type_name} block {name!r} cannot be used: "
+            f"{_first_mistake(cause)}; correct it in Prefect under Blocks"
         ) from None
-    if not isinstance(block, VLLMEndpoint):  # Block.load may hand out an awaitable in async code
-        raise EndpointError(f"block {name!r} could not be loaded; load it first and pass the block")
+
+
+def load_block(kind: type[B], name: str, error: type[ImageQAError], instead: str = "") -> B:
+    """The saved block of that name; raises `error`, with what to do `instead`, if there is none."""
+    block = find_block(kind, name, error)
+    if block is None:
+        shown = name.rpartition("@")[2]  # it may be meant as a URL with a password
+        raise error(
+            f"there is no {kind._block_type_name} block named {shown!r}: {instead}save a block in "
+            "Prefect under Blocks (`prefect block register -m prefect_imageqa` lists its type "
+            "there)"
+        )
     return block
 
 
-def first_mistake(error: ValueError) -> str:
+def _first_mistake(error: ValueError) -> str:
     """What pydantic says of the first wrong value, without its frame."""
     errors = getattr(error, "errors", None)
     if errors is None:

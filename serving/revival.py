@@ -44,9 +44,8 @@ class Revival:
     def revive(self, *, expected: bool = False) -> None:
         """Return when the server is healthy: at once if it is, else after a restart.
 
-        Args:
-            expected: the caller looks for what kills the server, so that a death without progress
-                is no sign that there is none to be had; only `RESTARTS_IN_ALL` holds.
+        Where its death is `expected`, since the caller looks for what kills it, a death without
+        progress is no sign that there is none to be had; only `RESTARTS_IN_ALL` holds.
 
         Raises:
             ServerError: it died too often, or it was stopped.

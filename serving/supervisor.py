@@ -22,15 +22,10 @@ _LEFTOVER_SECONDS = 2.0  # for what the command leaves behind: shared memory is 
 
 
 def main(parent: int, grace: float, command: list[str]) -> int:
-    """Run `command` until it ends, a stop signal comes or `parent` is gone.
+    """Run `command` until it ends, a stop signal comes or the process `parent` is gone.
 
-    Args:
-        parent: process id of the process that started this one.
-        grace: seconds between SIGTERM and SIGKILL.
-        command: program and arguments; its output goes where ours goes.
-
-    Returns:
-        The command's exit code, as a shell gives it (128 + signal number if a signal ended it).
+    Returns the command's exit code, as a shell gives it (128 + signal number if a signal ended it).
+    There are `grace` seconds between SIGTERM and SIGKILL.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     # Descendants whose parent dies become our children, so that none can slip away.

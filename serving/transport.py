@@ -24,11 +24,7 @@ _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class Transport:
-    """Connections to the servers of an endpoint, and how busy each of them is.
-
-    Args:
-        endpoint: the servers, and what they are sent for identification.
-    """
+    """Connections to the servers of an endpoint, and how busy each of them is."""
 
     def __init__(self, endpoint: VLLMEndpoint) -> None:
         self.urls = endpoint.api_urls()
@@ -63,11 +59,7 @@ class Transport:
     async def send(self, url: str, body: bytes, started: float, attempt: int) -> Outcome:
         """Ask one server once.
 
-        Args:
-            url: the server, one of `urls`.
-            body: the request.
-            started: `time.perf_counter()` when the first attempt began.
-            attempt: number of this attempt, from 1.
+        `started` is `time.perf_counter()` when the first attempt began; attempts count from 1.
         """
         self._load[url] += 1
         try:

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prefect import get_run_logger, task
 
-from .batch_cache import check_completions
-from .errors import ObjectMissingError, RecordDamagedError, RecordRefusedError
+from .batch_cache import read_completions
 from .ledger import Ledger
 from .object_store import ObjectStore
 from .parsing import ParsedBatch, ParseSettings, parse_completions
@@ -24,27 +23,15 @@ def adopt_completions(
     ledger: Ledger,
     parsing: ParseSettings,
 ) -> int:
-    """Parse and store batches whose completions are stored, and enter them in the ledger.
+    """Parse and store batches whose completions are stored; returns how many.
 
     A run that was killed leaves completions without a part; a parser that has changed finds only
     parts of the old one. A damaged object is passed over with a warning: its rows are asked again.
-
-    Returns:
-        How many batches were stored.
-
-    Raises:
-        StoreError: the completions cannot be read, or the output cannot be written.
     """
     logger = get_run_logger()  # the threads below have none
 
     def adopt(batch: str) -> tuple[str, ParsedBatch] | None:
-        try:
-            found = check_completions(batch, completions.read(batch))
-        except ObjectMissingError:
-            return None  # cleaned away meanwhile
-        except (RecordRefusedError, RecordDamagedError) as error:
-            where = completions.uri_of(batch)
-            logger.warning("%s: %s; its rows are asked again", where, error)
+        if (found := read_completions(completions, batch, logger)) is None:
             return None
         parsed = parse_completions(found, parsing)
         return write_part(output, ledger.folder, batch, parsed.rows, parsed.time), parsed

@@ -5,12 +5,11 @@ older UI also in the cells of a table and with `javascript:` links.
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from .exporting import QUARANTINE_JSONL
 from .object_store import ObjectStore
@@ -32,7 +31,6 @@ _LONGEST_TEXT = 600
 _MOST_PAIRS = 6
 """Pairs shown of one row."""
 
-_LONGEST_LINE = 16 << 20
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _LINKS = re.compile(r"(?i)(?<=http)(?=s?://)|(?<=www)(?=\.)|(?=@)")
 _MARKUP = re.compile(r"(?<=[<!\]])(?=.)")
@@ -55,11 +53,7 @@ def as_cell(text: str) -> str:
 def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
     """Counts, reasons, tokens and throughput of a completed run.
 
-    Args:
-        run: what it counted.
-        dataset: short name.
-        model: the name it is served under.
-        files: what is in the output, as title -> path or URI without secrets.
+    `files` tells what is in the output, as title -> path or URI without secrets.
     """
     counts = {
         "Rows": run.rows,
@@ -94,13 +88,10 @@ def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping
 
 
 def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLERY_BYTES) -> str:
-    """Sampled rows with their images and question-answer pairs.
+    """Some rows, sampled from so many, with their images and question-answer pairs.
 
-    Args:
-        rows: in the order they are shown, evenly thinned to `GALLERY_ROWS`; then the largest are
-            left out until all fits.
-        of: how many rows there are to sample from.
-        limit: bytes of all of it.
+    They are thinned evenly to `GALLERY_ROWS`; then the largest are left out until all of it has no
+    more bytes than the limit.
     """
     count = min(len(rows), GALLERY_ROWS)
     blocks = {number: _block(rows[number * len(rows) // count]) for number in range(count)}
@@ -114,44 +105,24 @@ def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLER
     return "\n\n".join([heading, *blocks.values()]) + "\n"
 
 
-def quarantine_table(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The first quarantined rows, for a table artifact.
-
-    Args:
-        lines: what `quarantine.jsonl` holds.
-    """
-    return [
-        {
-            "row": line["row"],
-            "where": as_cell(str(line["where"])),
-            "kind": as_cell(str(line["kind"])),
-            "reason": as_cell(str(line["message"])),
-        }
-        for line in islice(lines, TABLE_ROWS)
-    ]
-
-
-def quarantined_lines(store: ObjectStore) -> list[Mapping[str, Any]]:
-    """The first lines of an output's `quarantine.jsonl`, as many as a table shows.
-
-    Raises:
-        StoreError: it is missing, damaged or cannot be read.
-    """
-    raw = cast("io.RawIOBase", store.open(QUARANTINE_JSONL))
-    with damage_named(store, QUARANTINE_JSONL), io.BufferedReader(raw) as file:
-        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
-        return [json.loads(line) for line in islice(lines, TABLE_ROWS)]
+def quarantine_table(store: ObjectStore) -> list[dict[str, Any]]:
+    """The first quarantined rows of an output, for a table artifact."""
+    with damage_named(store, QUARANTINE_JSONL):
+        return [
+            {
+                "row": told["row"],
+                "where": as_cell(str(told["where"])),
+                "kind": as_cell(str(told["kind"])),
+                "reason": as_cell(str(told["message"])),
+            }
+            for told in map(json.loads, islice(store.lines(QUARANTINE_JSONL), TABLE_ROWS))
+        ]
 
 
 def artifact_key(output: str, what: str) -> str:
-    """Name an artifact by the output it tells of, so that each output has a history of its own.
+    """Name an artifact by the URI of its output, so that each output has a history of its own.
 
-    Args:
-        output: URI of the output.
-        what: `summary` or the like.
-
-    Returns:
-        Lower-case letters, digits and dashes, as Prefect wants it.
+    In lower-case letters, digits and dashes, as Prefect wants it.
     """
     name = re.sub(r"[^a-z0-9]+", "-", output.rstrip("/").rpartition("/")[2].lower()).strip("-")
     digest = hashlib.sha256(output.rstrip("/").encode("utf-8", "replace")).hexdigest()[:6]
@@ -159,14 +130,13 @@ def artifact_key(output: str, what: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    visible = (char if _is_visible(char) else " " for char in text[: 4 * _LONGEST_TEXT])
+    # The two joiners shape letters and emoji; other controls only hide or turn text around.
+    visible = (
+        char if char.isprintable() or char in "\u200c\u200d" else " "
+        for char in text[: 4 * _LONGEST_TEXT]
+    )
     line = " ".join("".join(visible).split())
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
-
-
-def _is_visible(char: str) -> bool:
-    # The two joiners shape letters and emoji; other controls only hide or turn text around.
-    return char.isprintable() or char in "\u200c\u200d"
 
 
 def _block(row: SampledRow) -> str:

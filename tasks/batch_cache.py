@@ -6,6 +6,7 @@ looks again before it asks, and writes its result itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import Logger, LoggerAdapter
 from typing import Any, cast
 
 from prefect import get_run_logger
@@ -42,70 +43,62 @@ class BatchKeyPolicy(CachePolicy):
 
 
 def batch_cache(completions: ObjectStore) -> dict[str, Any]:
-    """The options of a task whose results are kept in, and taken from, a store.
+    """The options of a task whose results are kept in a store, one object a batch key.
 
-    Args:
-        completions: where the results are, one object a batch key. The task takes a `batch` and
-            returns plain JSON.
+    The task takes a `batch` and returns plain JSON.
     """
     results, folder = completions.result_storage()
     return {
         "persist_result": True,
-        "result_storage": results.accepting(_check_stored),
+        "result_storage": results.accepting(check_completions),
         "result_serializer": RESULT_SERIALIZER,
         "cache_policy": BatchKeyPolicy(folder=folder),
         "cache_result_in_memory": False,
     }
 
 
-def check_completions(batch_key: str, record: bytes) -> Completions:
-    """Read a stored result record.
+def check_completions(name: str, record: bytes) -> Completions:
+    """Read a stored result record, whose name ends with its batch key.
 
     Raises:
         RecordRefusedError: it wants to be read in another way than this program's.
         RecordDamagedError: it is not such a record, or does not hold the replies to that batch.
     """
     completions = Completions.load(record_result(record))
-    if completions.key != batch_key:
+    if completions.key != name.rpartition("/")[2]:
         raise RecordDamagedError("stored replies are those of another batch")
     return completions
 
 
-def look_again(batch: Batch) -> Mapping[str, Any] | None:
-    """What is stored for a batch that Prefect has not found: most likely nothing.
-
-    Raises:
-        StoreError: the cache cannot be read now.
-    """
-    if (found := _storage()) is None:
-        return None
-    storage, name = found
+def read_completions(
+    store: ObjectStore, name: str, logger: "Logger | LoggerAdapter[Any]"
+) -> Completions | None:
+    """Read what is stored under a name that ends with its batch key; warn where it is damaged."""
     try:
-        return check_completions(batch.key, storage.read(name)).dump()
+        return check_completions(name, store.read(name))
     except ObjectMissingError:
         return None
     except (RecordRefusedError, RecordDamagedError) as error:
-        where = storage.uri_of(name)
-        get_run_logger().warning("%s: %s; its rows are asked again", where, error)
+        logger.warning("%s: %s; its rows are asked again", store.uri_of(name), error)
         return None
 
 
-def keep(result: Mapping[str, Any]) -> None:
-    """Store the result of the current task run in its cache, if it has one.
+def look_again() -> Mapping[str, Any] | None:
+    """What is stored for the task run that Prefect has not found: most likely nothing."""
+    if (found := _storage()) is None:
+        return None
+    stored = read_completions(*found, get_run_logger())
+    return None if stored is None else stored.dump()
 
-    Raises:
-        StoreError: it cannot be written.
-    """
+
+def keep(result: Mapping[str, Any]) -> None:
+    """Store the result of the current task run in its cache, if it has one."""
     context, transaction = TaskRunContext.get(), get_transaction()
     if (found := _storage()) is None or context is None or transaction is None:
         return
     _, name = found
     context.result_store.write(dict(result), key=name)
     transaction.write_on_commit = False  # it is written
-
-
-def _check_stored(name: str, record: bytes) -> None:
-    check_completions(name.rpartition("/")[2], record)
 
 
 def _storage() -> tuple[ObjectStore, str] | None:

@@ -67,13 +67,7 @@ class RequestSpec:
 
 
 def row_key(image_ids: Sequence[str], messages: Sequence[Message], spec: RequestSpec) -> str:
-    """Name a row by everything that decides its answer.
-
-    Args:
-        image_ids: identity of each image's content, in order.
-        messages: the rendered conversation, system prompt included.
-        spec: what all rows of the run share.
-    """
+    """Name a row by all that decides its answer: what its images are, its messages, the spec."""
     own = _digest({"images": list(image_ids), "messages": list(messages)})
     return hashlib.sha256(spec.digest + own).hexdigest()[:KEY_LENGTH]
 

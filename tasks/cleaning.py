@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..serving.types import Completion
 from .batch_cache import check_completions
+from .completions import Completions
 from .errors import ObjectDamagedError, RecordDamagedError, RecordRefusedError, StoreError
 from .key_index import PLACE, Array, KeyIndex, pack_keys
 from .ledger import Ledger
@@ -25,7 +25,6 @@ from .run_records import (
     last_completed,
     read_run,
     read_runs,
-    require_manifest,
     unfinished_runs,
 )
 from .steps import READERS, ahead
@@ -51,22 +50,20 @@ class Unused:
 def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Unused:
     """Find the objects that none of the configurations needs which were completed last.
 
-    Args:
-        store: the output.
-        keep: how many configurations are kept, at least 1.
-        force: whether also rows may go that belong to runs which were not completed.
+    At least one is to be kept. With `force` also rows may go of runs that were not completed.
 
     Raises:
         StoreError: a run is going on, a run was not completed, none ever was, or the output
             cannot be read.
     """
-    last = last_completed(store, require_manifest(store))
+    last = last_completed(store)
     runs = read_runs(store)
     dropped = [run.run for run in _refuse_unfinished(store, runs, force=force)]
     folder = PassFolder()
     sizes = store.sizes()  # before the ledger: what comes later is not looked at
     # By configuration, which is the folder that they are in.
-    key_names = {name: name.split("/")[2] for name in _key_names(sizes, folder)}
+    names = [name for name in in_folder(sizes, folder.keys) if name.count("/") == 3]
+    key_names = {name: name.split("/")[2] for name in names}
     kept = kept_configurations(runs, set(key_names.values()), keep, last)
     if not kept:
         raise StoreError(f"{store.uri}: no run has been completed here: there is nothing to keep")
@@ -93,10 +90,6 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     unused += sorted(unneeded, key=lambda name: (ages.get(name, 0), name))
     unused += [name for name, configuration in key_names.items() if configuration not in kept]
     return Unused({name: sizes[name] for name in unused}, unreadable, dropped)
-
-
-def _key_names(names: Iterable[str], folder: PassFolder) -> list[str]:
-    return [name for name in in_folder(names, folder.keys) if name.count("/") == 3]
 
 
 def remove_unused(store: ObjectStore, unused: Unused) -> None:
@@ -129,11 +122,7 @@ def kept_configurations(
 ) -> set[str]:
     """The configurations that were completed last, of those whose row keys are known.
 
-    Args:
-        runs: all runs.
-        known: configurations that may be chosen.
-        keep: how many.
-        last: the run that the exports are of; it decides between two of the same second.
+    The run that the exports are of is the last also among those of the same second.
     """
     ends = {
         run.configuration: (run.updated, last is not None and run.run == last.run)
@@ -188,7 +177,7 @@ def _unused_completions(
 
     def read(name: str) -> Array | None:
         try:
-            return _asked_keys(name.rpartition("/")[2], store.read(name))
+            return _asked_keys(check_completions(name, store.read(name)))
         except (RecordDamagedError, RecordRefusedError):
             return None
 
@@ -202,16 +191,11 @@ def _unused_completions(
     return unused, unreadable
 
 
-def _asked_keys(batch: str, record: bytes) -> Array:
+def _asked_keys(stored: Completions) -> Array:
     """The rows of stored completions for which a request was sent, if there was any.
 
     The others, such as those without an image, are the same in every configuration, and cost
     nothing.
     """
-    replies = check_completions(batch, record).replies
-    asked = [
-        stored.key
-        for stored in replies
-        if isinstance(stored.reply, Completion) or stored.reply.attempts > 0
-    ]
-    return pack_keys(asked or [stored.key for stored in replies])
+    asked = [reply.key for reply in stored.replies if reply.reply.attempts > 0]
+    return pack_keys(asked or [reply.key for reply in stored.replies])

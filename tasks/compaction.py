@@ -40,21 +40,11 @@ _DIGEST_LENGTH = 32
 
 
 def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
-    """Merge the small parts of a ledger, if there are many.
+    """Merge the small parts of a ledger, if there are many; returns how many were merged.
 
-    Only rows that the ledger points to are kept; the batches of all are remembered. Parts that
-    are damaged or gone are left alone.
-
-    Args:
-        store: the output.
-        ledger: what is stored there.
-        keys: the row keys in dataset order, which merged parts follow.
-
-    Returns:
-        How many parts were merged.
-
-    Raises:
-        StoreError: the output cannot be read or written.
+    The rows of merged parts follow the row keys, which are in dataset order. Only rows that the
+    ledger points to are kept; the batches of all are remembered. Parts that are damaged or gone are
+    left alone.
     """
     stored = ledger.rows
     files = stored.small(SMALL_ROWS)

@@ -7,19 +7,16 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from ..serving.types import Completion
 from .caching import KEY_LENGTH, batch_key
 from .errors import RecordDamagedError
-from .records import Batch, Problem, Reply
-
-_COMPLETION = TypeAdapter(Completion)
-_PROBLEM = TypeAdapter(Problem)
+from .records import Batch, Reply
 
 FORMAT_VERSION = 1
 """Raised when stored replies are shaped differently; those of another version are asked again."""
 
-_SMALL, _LARGE = 1 << 30, 1 << 48
-"""Limits of what is counted: the columns of a part must hold it."""
+_LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
+_LIMIT = 1 << 48
+"""Numbers stay below: the columns of a part must hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ class Completions:
             "format": FORMAT_VERSION,
             "time": self.time,
             "salt": self.salt,
-            "rows": [_dump_reply(reply) for reply in self.replies],
+            "rows": [asdict(reply) for reply in self.replies],
         }
 
     @classmethod
@@ -81,15 +78,17 @@ class Completions:
             RecordDamagedError: it is something else.
         """
         try:
-            if stored["format"] != FORMAT_VERSION:
-                raise RecordDamagedError(f"format {stored['format']!r} of stored replies")
-            replies = [_load_reply(row) for row in stored["rows"]]
-            time = float(stored["time"])
-            _check_numbers(_LARGE, time * 1000)
-            return cls(replies, time, str(stored["salt"]))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            replies = _REPLIES.validate_python(stored["rows"])
+            found = cls(replies, float(stored["time"]), str(stored["salt"]))
+            # Nothing else may be in it, nor what has only been taken for something of ours.
+            if found.dump() != stored or not _is_plausible(stored):
+                raise ValueError
+            if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in replies):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"stored replies are damaged ({type(error).__name__})"
             raise RecordDamagedError(reason) from None
+        return found
 
     @property
     def key(self) -> str:
@@ -98,32 +97,14 @@ class Completions:
         return batch_key(keys, [reply.attempt for reply in self.replies], self.salt)
 
 
-def _dump_reply(stored: StoredReply) -> dict[str, Any]:
-    row = {"key": stored.key, "attempt": stored.attempt, "row": stored.row, "where": stored.where}
-    kind = "completion" if isinstance(stored.reply, Completion) else "problem"
-    return {**row, kind: asdict(stored.reply)}
+_REPLIES = TypeAdapter(list[StoredReply])
 
 
-def _load_reply(row: Mapping[str, Any]) -> StoredReply:
-    reply: Reply
-    if "completion" in row:
-        Completion(**row["completion"])  # nothing else is in it
-        reply = _COMPLETION.validate_python(row["completion"])
-        _check_numbers(_LARGE, reply.prompt_tokens, reply.completion_tokens, reply.latency)
-        _check_numbers(_SMALL, reply.attempts)
-    else:
-        Problem(**row["problem"])
-        reply = _PROBLEM.validate_python(row["problem"])
-        _check_numbers(_SMALL, reply.status or 0, reply.attempts)
-    key = str(row["key"])
-    if len(bytes.fromhex(key)) * 2 != KEY_LENGTH:
-        raise ValueError
-    attempt, place = int(row["attempt"]), int(row["row"])
-    _check_numbers(_SMALL, attempt)
-    _check_numbers(_LARGE, place)
-    return StoredReply(key, attempt, place, str(row["where"]), reply)
-
-
-def _check_numbers(limit: int, *numbers: float) -> None:
-    if not all(0 <= number < limit for number in numbers):
-        raise ValueError
+def _is_plausible(stored: Mapping[str, Any]) -> bool:
+    """Whether all numbers are in their range."""
+    numbers = {name: value for name, value in stored.items() if isinstance(value, int | float)}
+    inner = [value for value in stored.values() if isinstance(value, Mapping)]
+    inner += stored.get("rows", [])
+    return all(0 <= value < _LIMITS.get(name, _LIMIT) for name, value in numbers.items()) and all(
+        map(_is_plausible, inner)
+    )

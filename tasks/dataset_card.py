@@ -6,15 +6,12 @@ text for any reader of Markdown.
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .exporting import PAIRS, QA_JSONL
-from .object_store import ObjectStore
-from .report_facts import provenance, reasons, visible
+from .report_facts import provenance, reasons, template, visible
 from .run_records import RunRecord
 from .samples import SampledRow
 
@@ -34,20 +31,10 @@ _SIZES = (
 )
 """The Hub's names of sizes, of datasets with fewer rows than this."""
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _MARKUP = re.compile(r"([$&*<>@\[\\\]_`|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 """What means something to Markdown within a line, also where it finds links in plain text."""
 
 _NOT_IN_TABLE = frozenset({"System prompt", "User prompt", "Dataset", "Image root", "Row limit"})
-
-
-def write_card(store: ObjectStore, run: RunRecord, rows: Sequence[SampledRow]) -> None:
-    """Write `README.md`.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    store.write(CARD, render_card(run, rows).encode("utf-8", "replace"))
 
 
 def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
@@ -67,38 +54,17 @@ def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
             {"config_name": "rows", "data_files": QA_JSONL},
         ],
     )
-    body = (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            run=run,
-            counts={name: f"{count:,}" for name, count in _counts(run)},
-            facts=[
-                (fact.name, fact.value)
-                for fact in provenance(run)
-                if fact.name not in _NOT_IN_TABLE
-            ],
-            reasons=list(reasons(run)),
-            sample=next((row for row in rows if row.pairs), None),
-            fenced=_fenced,
-        )
+    facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _NOT_IN_TABLE]
+    shown = ("rows", "ok", "quarantined", "pairs")
+    body = template("card.md.j2", _escaped).render(
+        run=run,
+        counts={name: f"{getattr(run.counts, name):,}" for name in shown},
+        facts=facts,
+        reasons=list(reasons(run)),
+        sample=next((row for row in rows if row.pairs), None),
+        fenced=_fenced,
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def _counts(run: RunRecord) -> list[tuple[str, int]]:
-    counts = run.counts
-    return [(name, getattr(counts, name)) for name in ("rows", "ok", "quarantined", "pairs")]
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=False,  # noqa: S701 - it is Markdown; `finalize` escapes every value
-        finalize=_escaped,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
 
 
 def _escaped(value: Any) -> str:

@@ -5,8 +5,8 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,6 @@ from .images import sniff
 from .ledger import Ledger
 from .object_store import ObjectStore
 from .parameters import Columns
-from .parts import DAMAGE
 from .records import Answered, QAPair, Quarantined, Row, RowError
 from .run_records import RunCounts
 from .steps import STEP
@@ -31,6 +30,9 @@ QA_JSONL = "qa.jsonl"
 QA_JSON = "qa.json"
 PAIRS = "pairs.parquet"
 QUARANTINE_JSONL = "quarantine.jsonl"
+
+WRITES_AGAIN = "run the same command as before, which writes it again"
+"""What helps where an export is damaged."""
 
 ALWAYS_EXPORTED = (QA_JSONL, PAIRS, QUARANTINE_JSONL)
 
@@ -68,9 +70,6 @@ def export_rows(
             bytes become data URIs.
         unchanged: whether the dataset is still the one that the keys are of.
         json_array: whether to write `qa.json` too.
-
-    Returns:
-        How many rows there are, by what became of them, and how many pairs.
 
     Raises:
         StoreError: the dataset changed meanwhile, a row is in neither place, or the output
@@ -247,15 +246,3 @@ def _image_names(value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [name for item in value for name in _image_names(item)]
     return []
-
-
-@contextmanager
-def export_named(store: ObjectStore, name: str) -> Iterator[None]:
-    """Say what is damaged that every run writes, where it does not hold what was written."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise ObjectDamagedError(
-            f"{store.uri_of(name)} is damaged ({type(error).__name__}): "
-            "run the same command as before, which writes it again"
-        ) from None

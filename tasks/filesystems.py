@@ -106,14 +106,10 @@ def split_uri(uri: str) -> tuple[str, str]:
 def open_filesystem(
     uri: str, credentials: S3Credentials | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Find the file system of a URI and the path in it.
+    """Find the file system of a URI (a local path, or `s3://bucket/prefix`) and the path in it.
 
-    S3 credentials, region and endpoint come from the standard AWS environment, profile or role;
-    one connection is kept per process, until that environment changes.
-
-    Args:
-        uri: a local path (`~` is the home folder) or `s3://bucket/prefix`.
-        credentials: who to be on S3; by default the environment says.
+    S3 credentials, region and endpoint that are not given come from the standard AWS environment,
+    profile or role; one connection is kept per process, until that environment changes.
 
     Raises:
         StoreError: the URI is of another kind, or no S3 session could be made.

@@ -59,7 +59,7 @@ def generate_batch(
         EndpointError: the server refuses the key, or no longer serves the model.
         StoreError: the cache cannot be read or written.
     """
-    if (stored := look_again(batch)) is not None:
+    if (stored := look_again()) is not None:
         return stored
     if (tries := task_run.run_count or 1) > 1:
         # Not Prefect's own delay: nothing could end that when the run is cancelled.
@@ -138,11 +138,7 @@ def _ask_once(
 def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient, *, answers: bool) -> None:
     """Blame rows that are refused by a server or gateway which is well, and answers others.
 
-    Args:
-        lost: failures that may be the server's fault, by row key.
-        batch: their batch.
-        client: asks the server.
-        answers: whether others were answered meanwhile.
+    What was lost may be the server's fault; `answers` tells whether others were answered meanwhile.
     """
     refused = {
         key: failure

@@ -44,10 +44,8 @@ class ImageBase:
 def image_refs(value: Any, base: ImageBase) -> tuple[ImageRef, ...]:
     """Read an image column: path, URL, data URI, bytes, Hugging Face or PIL image, or a list.
 
-    Opens no file and asks no server; local paths are looked up.
-
-    Returns:
-        The images in order; none where the value is missing or empty.
+    Opens no file and asks no server; local paths are looked up. Gives the images in order, none
+    where the value is missing or empty.
 
     Raises:
         RowError: a value that is no image reference (bad_row), a path that exists nowhere

@@ -89,16 +89,12 @@ class PreparedImage:
 
 
 def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
-    """Check an encoded image and make it fit to be sent.
+    """Check an encoded image, the whole file, and make it fit to be sent.
 
     A plain RGB or grey JPEG or PNG within `max_side` is passed on unchanged after checks of its
     header and its end; decoding it would cost far more than all else, and the server decodes it
     anyway. Everything else is decoded (first frame, upright, on white, 8 bits) and re-encoded
     without metadata. The result depends on the arguments and the version of Pillow only.
-
-    Args:
-        data: the whole encoded file.
-        settings: limits and the size wanted.
 
     Raises:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.

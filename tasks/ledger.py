@@ -52,24 +52,22 @@ class LedgerCounts:
         return self.reasons.total()
 
 
+@dataclass
 class Ledger:
     """What became of the rows of a pass under one configuration of the parser. For one thread.
 
     Keeps about 33 bytes a row, never an answer.
 
     Attributes:
-        folder: where its parts are.
         rows: the finished rows.
+        retry_quarantined: whether rows are pending that failed for a lasting reason.
+        refresh: whether all rows are pending.
     """
 
-    def __init__(
-        self, store: ObjectStore, folder: str, *, retry_quarantined: bool, refresh: bool
-    ) -> None:
-        self.folder = folder
-        self.rows = StoredRows(store, folder)
-        self._retry_quarantined = retry_quarantined
-        self._refresh = refresh
-        self._claimed = KeyIndex()
+    rows: StoredRows
+    retry_quarantined: bool = False
+    refresh: bool = False
+    _claimed: KeyIndex = field(default_factory=KeyIndex)
 
     @classmethod
     def read(
@@ -80,20 +78,15 @@ class Ledger:
         retry_quarantined: bool = False,
         refresh: bool = False,
     ) -> "Ledger":
-        """Read the ledger of a pass; an empty or missing folder gives an empty one.
+        """Read the ledger from its folder of parts; an empty or missing one gives an empty one."""
+        rows = StoredRows(store, folder)
+        rows.sync()
+        return cls(rows, retry_quarantined, refresh)
 
-        Args:
-            store: the output.
-            folder: of the parts of one configuration of the parser.
-            retry_quarantined: whether rows are pending that failed for a lasting reason.
-            refresh: whether all rows are pending.
-
-        Raises:
-            StoreError: the output cannot be read, or an object in it is damaged.
-        """
-        ledger = cls(store, folder, retry_quarantined=retry_quarantined, refresh=refresh)
-        ledger.rows.sync()
-        return ledger
+    @property
+    def folder(self) -> str:
+        """Where its parts are."""
+        return self.rows.folder
 
     @property
     def batches(self) -> frozenset[str]:
@@ -120,11 +113,7 @@ class Ledger:
         return self.rows.fetch(pack_keys([key]))[0]
 
     def outcomes(self, keys: Sequence[str]) -> Iterator[FinishedRow | None]:
-        """The outcome of each row; read piece by piece.
-
-        Raises:
-            StoreError: an object is damaged or cannot be read.
-        """
+        """The outcome of each row; read piece by piece."""
         for start in range(0, len(keys), _ROWS_AT_ONCE):
             yield from self.rows.fetch(pack_keys(keys[start : start + _ROWS_AT_ONCE]))
 
@@ -140,8 +129,7 @@ class Ledger:
     def counts(self, keys: Sequence[str] | None = None) -> LedgerCounts:
         """How many rows are answered, and how many are not and why.
 
-        Args:
-            keys: count these rows, one as often as it stands there; by default all that are stored.
+        Of some rows, one as often as it stands there; by default of all that are stored.
         """
         if keys is None:
             _, places = self.rows.index.entries()
@@ -157,13 +145,13 @@ class Ledger:
     def _stored_status(self, key: bytes) -> RowStatus:
         place = self.rows.index.get(key)
         kind = KINDS[place.kind] if place else None
-        if place is None or (self._refresh and kind is not Kind.CRASH):
+        if place is None or (self.refresh and kind is not Kind.CRASH):
             return RowStatus.PENDING
         if kind is None:
             return RowStatus.ANSWERED
         if kind is Kind.CRASH:
             return RowStatus.SUSPECT
-        asked_again = kind in TRANSIENT or self._retry_quarantined
+        asked_again = kind in TRANSIENT or self.retry_quarantined
         return RowStatus.PENDING if asked_again else RowStatus.FAILED
 
 

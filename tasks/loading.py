@@ -21,7 +21,7 @@ from .errors import DatasetError, StoreError
 from .filesystems import S3Credentials, open_filesystem, store_errors
 from .image_refs import ImageBase
 from .json_formats import Located, is_json_array, read_json_array, read_json_lines
-from .naming import load_name, named_by
+from .naming import load_name
 from .parameters import Columns
 from .records import Kind, Problem, Row
 from .steps import STEP
@@ -57,7 +57,6 @@ class Dataset:
             folder or a glob; None for one file and for a DataFrame.
         max_rows: only so many of its first rows are read.
         reserved: a column that no row may have: the one that gets the answers.
-        loaded: version of its tables when it was loaded.
     """
 
     name: str
@@ -70,15 +69,6 @@ class Dataset:
     _credentials: S3Credentials | None = field(default=None, repr=False)
     max_rows: int | None = None
     reserved: str | None = None
-    loaded: tuple[str, ...] = ()
-
-    def is_unchanged(self) -> bool:
-        """Whether its tables are those that were loaded.
-
-        Raises:
-            DatasetError: a file's store cannot be asked.
-        """
-        return self.version() == self.loaded
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -86,10 +76,9 @@ class Dataset:
         return (self.folder,) if self.folder is not None else self._tables[:1]
 
     def version(self) -> tuple[str, ...]:
-        """What tells the dataset's tables from what they were or will be at another time.
+        """What tells the dataset's files from what they were or will be at another time.
 
-        Returns:
-            One text a file; none for a DataFrame and for a folder of images.
+        One text a table; none for a DataFrame and for a folder of images.
 
         Raises:
             DatasetError: a file's store cannot be asked.
@@ -118,7 +107,7 @@ class Dataset:
                 yield Row(index, record, where)
 
 
-@task(name="load", **STEP, **named_by(load_name))
+@task(name="load", task_run_name=load_name, **STEP)  # type: ignore[arg-type] # takes parameters
 def load_dataset(
     dataset: "str | Path | pd.DataFrame",
     columns: Columns,
@@ -140,14 +129,7 @@ def load_dataset(
     Raises:
         DatasetError: as `open_dataset` does, and where it has the column for the answers already.
     """
-    found = open_dataset(
-        dataset,
-        image_key=columns.image or "",
-        conversation_key=columns.conversation,
-        image_root=image_root or None,
-        require_images=columns.image is not None,
-        credentials=credentials,
-    )
+    found = open_dataset(dataset, columns, image_root=image_root, credentials=credentials)
     if columns.output in found.columns:
         raise DatasetError(f"{found.name} has a column {columns.output!r}: {_OTHER_COLUMN}")
     if output and found.folder is not None:
@@ -163,17 +145,14 @@ def load_dataset(
         count=count,
         max_rows=max_rows,
         reserved=columns.output,
-        loaded=found.version(),
     )
 
 
 def open_dataset(
     source: "str | Path | pd.DataFrame",
+    columns: Columns = Columns(),  # noqa: B008 - it is frozen
     *,
-    image_key: str = "image",
-    conversation_key: str = "conversation",
     image_root: str | None = None,
-    require_images: bool = True,
     credentials: S3Credentials | None = None,
 ) -> Dataset:
     """Find a dataset and check that it can be used, by its first rows.
@@ -181,10 +160,10 @@ def open_dataset(
     Args:
         source: a JSON array, JSON lines, CSV, TSV or Parquet file, a folder of images or of
             Parquet files, a glob of either, local or `s3://`; or a pandas DataFrame.
-        image_key: the image column; in a folder of images it holds the path within the folder.
-        conversation_key: in CSV files, this column and the image column may hold JSON lists.
+        columns: that of the images, if it is named, must be there; for a folder of images it
+            gets the path within the folder. In CSV files, it and that of conversations may hold
+            JSON lists.
         image_root: the only folder its images may come from.
-        require_images: whether the image column must be there.
         credentials: who to be on S3; by default the environment says.
 
     Raises:
@@ -195,16 +174,16 @@ def open_dataset(
         root = _check_image_root(image_root)
         if isinstance(source, str | Path):
             found = find_files(str(source), credentials)
-            dataset = _open_files(found, image_key, conversation_key, root, credentials)
+            dataset = _open_files(found, columns, root, credentials)
         else:
             dataset = _open_frame(source, root)
     except StoreError as error:
         raise DatasetError(str(error)) from error
-    columns = _first_columns(dataset, image_key if require_images else None)
-    if require_images and image_key not in columns:
-        there = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
-        raise DatasetError(f"{dataset.name}: no column {image_key!r}; its columns are: {there}")
-    return replace(dataset, columns=columns)
+    names = _first_columns(dataset, columns.image)
+    if columns.image is not None and columns.image not in names:
+        there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise DatasetError(f"{dataset.name}: no column {columns.image!r}; its columns are: {there}")
+    return replace(dataset, columns=names)
 
 
 def _first_columns(dataset: Dataset, wanted: str | None) -> tuple[str, ...]:
@@ -228,7 +207,7 @@ def _first_columns(dataset: Dataset, wanted: str | None) -> tuple[str, ...]:
 
 
 def _check_image_root(image_root: str | None) -> str | None:
-    if image_root is None:
+    if not image_root:
         return None
     _, path = open_filesystem(image_root)
     if image_root.lower().startswith("s3://"):
@@ -254,8 +233,7 @@ def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
 
 def _open_files(
     found: DatasetFiles,
-    image_key: str,
-    conversation_key: str,
+    columns: Columns,
     image_root: str | None,
     credentials: S3Credentials | None,
 ) -> Dataset:
@@ -266,11 +244,11 @@ def _open_files(
             raise DatasetError(f"{found.name}: a folder of images takes no image root")
 
         def read_names() -> Iterator[Located]:
-            return ((label, {image_key: label}) for label in found.labels)
+            return ((label, {columns.image or "": label}) for label in found.labels)
 
         return Dataset(found.name, (), len(found.files), base, folder, read_names)
 
-    json_columns = (image_key, conversation_key)
+    json_columns = (columns.image or "", columns.conversation)
     count = None
     if found.format == "parquet" and len(found.files) <= _COUNTED_FILES:
         count = sum(_count_parquet(file, credentials) for file in found.files)

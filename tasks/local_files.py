@@ -1,6 +1,7 @@
 """Local files that appear whole or not at all."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,5 +37,7 @@ def sizes_below(folder: str) -> dict[str, int]:
         for name in names:
             if not name.startswith(TEMP_PREFIX):
                 with suppress(FileNotFoundError):  # another run may have removed it just now
-                    sizes[f"{parent}/{name}"] = Path(parent, name).stat().st_size
+                    info = Path(parent, name).stat()
+                    if stat.S_ISREG(info.st_mode):  # to read a pipe could wait for ever
+                        sizes[f"{parent}/{name}"] = info.st_size
     return sizes

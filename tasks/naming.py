@@ -1,6 +1,5 @@
 """What flow runs and task runs are called in Prefect: fit for people, without secrets."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ def short_name(place: Any) -> str:
     count = 2 if "*" in parts[-1] else 1
     name = "".join(char if char.isprintable() else "_" for char in "/".join(parts[-count:]))
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def named_by(name: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """The option of a task whose runs are named by a function of its parameters.
-
-    Prefect's own type for it asks for more than a function has.
-    """
-    return {"task_run_name": name}
 
 
 def load_name(parameters: dict[str, Any]) -> str:

@@ -1,24 +1,34 @@
 """Where bytes live: whole objects in a local folder or an S3 bucket, with clear errors."""
 
 import asyncio
+import io
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, ClassVar
 
+import fsspec
+
+from ..serving.endpoint import load_block
 from .errors import ObjectMissingError, StoreError
 from .filesystems import GuardedFile, open_filesystem, store_errors
 from .local_files import replacing, sizes_below
-from .result_records import check_record
+from .result_records import record_result
 from .store_block import StoreBlock
+
+_BYTES_AT_ONCE = 1 << 20
+_LONGEST_LINE = 256 << 20
+"""What is longer comes in pieces; a row with embedded images can take megabytes."""
 
 
 class ObjectStore(StoreBlock):
     """Whole objects below one URI, by relative name. Safe to use from several threads.
 
-    Every method raises `StoreError` where the store cannot do it, with one line for the user.
+    Every method raises `StoreError` where the store cannot do it, with one line for the user; so
+    does everything that is handed a store.
     As Prefect's result storage it reads plain JSON records only, see `result_records`.
 
     Example:
@@ -58,46 +68,43 @@ class ObjectStore(StoreBlock):
             ObjectMissingError: there is none; no other failure looks like this.
             StoreError: it cannot be read.
         """
-        uri = self.uri_of(path)
-        with store_errors(uri):
-            filesystem, key = open_filesystem(uri, self.s3_credentials)
+        with self._at(path) as (filesystem, key):
             data: bytes = filesystem.cat_file(key)
             return data
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> GuardedFile:
         """Open an object for reading pieces of it, such as some columns of a Parquet file.
 
         Every read asks the store for just these bytes; reading line by line would be slow.
         What fails later while it is read raises `StoreError`, too.
         """
-        uri = self.uri_of(path)
-        with store_errors(uri):
+        with self._at(path) as (filesystem, key):
             if self.is_local:
-                return cast("BinaryIO", GuardedFile(Path(uri).open("rb"), uri))
-            filesystem, key = open_filesystem(uri, self.s3_credentials)
+                return GuardedFile(Path(key).open("rb"), self.uri_of(path))
             file = filesystem.open(key, "rb", cache_type="none")
-            return cast("BinaryIO", GuardedFile(file, uri))
+            return GuardedFile(file, self.uri_of(path))
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """Read an object line by line; of one that is cut off the last may have no end."""
+        with io.BufferedReader(self.open(path), _BYTES_AT_ONCE) as file:
+            yield from iter(partial(file.readline, _LONGEST_LINE), b"")
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing one of that name: whole or not at all."""
-        uri = self.uri_of(path)
-        with store_errors(uri):
+        with self._at(path) as (filesystem, key):
             if self.is_local:
-                with replacing(Path(uri)) as temp:
+                with replacing(Path(key)) as temp:
                     temp.write_bytes(data)
             else:
-                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.pipe_file(key, data)
 
     def put(self, path: str, local_file: Path) -> None:
         """Move a local file into the store, whole or not at all; it is gone from its old place."""
-        uri = self.uri_of(path)
-        with store_errors(uri):
+        with self._at(path) as (filesystem, key):
             if self.is_local:
-                with replacing(Path(uri)) as temp:
+                with replacing(Path(key)) as temp:
                     shutil.move(local_file, temp)
             else:
-                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.put_file(str(local_file), key)
                 local_file.unlink()
 
@@ -127,22 +134,18 @@ class ObjectStore(StoreBlock):
 
     def exists(self, path: str) -> bool:
         """Whether there is an object (not a folder) of that name."""
-        uri = self.uri_of(path)
         try:
-            with store_errors(uri):
-                filesystem, key = open_filesystem(uri, self.s3_credentials)
+            with self._at(path) as (filesystem, key):
                 return bool(filesystem.info(key)["type"] == "file")
         except ObjectMissingError:
             return False
 
     def remove(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""
-        uri = self.uri_of(path)
-        with store_errors(uri):
+        with self._at(path) as (filesystem, key):
             if self.is_local:
-                Path(uri).unlink(missing_ok=True)
+                Path(key).unlink(missing_ok=True)
             else:
-                filesystem, key = open_filesystem(uri, self.s3_credentials)
                 filesystem.rm_file(key)
 
     def check(self) -> None:
@@ -170,6 +173,13 @@ class ObjectStore(StoreBlock):
                 Path(self.uri_of(folder)).rmdir()
 
     @contextmanager
+    def _at(self, path: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+        """The file system of an object and the path in it; errors name the object."""
+        uri = self.uri_of(path)
+        with store_errors(uri):
+            yield open_filesystem(uri, self.s3_credentials)
+
+    @contextmanager
     def _checking(self, action: str, path: str) -> Iterator[None]:
         """Blame the store and what was tried, not the small object that stood for all others."""
         try:
@@ -187,7 +197,7 @@ class ObjectStore(StoreBlock):
             StoreError: it cannot be read.
         """
         data = self.read(path)
-        check_record(data)
+        record_result(data)
         if self._accept is not None:
             self._accept(path, data)
         return data
@@ -213,7 +223,7 @@ def load_store(name: str) -> ObjectStore:
     Raises:
         StoreError: there is none of that name.
     """
-    return ObjectStore.load_saved(name)
+    return load_block(ObjectStore, name, StoreError)
 
 
 def _is_name(path: str) -> bool:

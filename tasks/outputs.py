@@ -46,10 +46,9 @@ def output_status(store: ObjectStore) -> OutputStatus | None:
     Raises:
         StoreError: it cannot be read, is damaged or has another layout.
     """
-    manifest = read_manifest(store)
-    if manifest is None:
+    if read_manifest(store) is None:
         return None
-    last = last_completed(store, manifest)
+    last = last_completed(store)
     unfinished = unfinished_runs(read_runs(store))
     labels = dict.fromkeys(run.parser for run in [*unfinished, *([last] if last else [])])
     folder = PassFolder()

@@ -19,6 +19,8 @@ from pydantic import (
     field_validator,
 )
 
+from .errors import StoreError
+from .filesystems import split_uri
 from .images import ImageSettings
 from .plugins import PARSERS, PROMPT_STYLES, plugin_name
 
@@ -77,7 +79,7 @@ else:
 MAX_BATCH_SIZE = 512
 
 PairsPerImage = Annotated[int, Field(ge=1, le=20)]
-MaxRows = Annotated[int, Field(ge=1)]
+MaxRows = Annotated[int, Field(ge=1, title="First rows")]
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
 """Request fields that a run sets itself, or that would change the shape of a reply.
@@ -90,6 +92,16 @@ class _Group(BaseModel):
     """Parameters that belong together: a box of the form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _plain_uri(uri: str | None) -> str | None:
+    """The URI, if it is a local path or `s3://`: another may hold a password, and would be kept."""
+    try:
+        if uri:
+            split_uri(uri)
+    except StoreError as error:
+        raise ValueError(str(error)) from None
+    return uri
 
 
 class Sampling(_Group):
@@ -166,6 +178,11 @@ class Images(ImageSettings):
         default=False, description="Fetch web images also from private and loopback addresses."
     )
 
+    @field_validator("root")
+    @classmethod
+    def _check_root(cls, root: str | None) -> str | None:
+        return _plain_uri(root)
+
     @property
     def settings(self) -> ImageSettings:
         """What decides an answer: not where an image lies."""
@@ -229,6 +246,11 @@ class Caching(_Group):
         description="Ask also those quarantined rows again whose failure will not pass by itself; "
         "each time with another seed.",
     )
+
+    @field_validator("cache")
+    @classmethod
+    def _check_cache(cls, cache: str | None) -> str | None:
+        return _plain_uri(cache)
 
 
 class Exports(_Group):

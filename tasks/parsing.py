@@ -52,13 +52,7 @@ class ParseSettings:
 
 
 def pair_parsing(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
-    """How completions are parsed for QA pairs.
-
-    Args:
-        name: the parser's name.
-        parser: text -> QA pairs; the built-in one has a version.
-        require_pairs: a reply without a pair is no answer.
-    """
+    """How completions are parsed for QA pairs; the built-in parser has a version."""
     version = PARSER_VERSION if parser is parse_qa_pairs else None
     return ParseSettings(name, partial(_plain_pairs, parser), require_pairs, version)
 
@@ -101,34 +95,26 @@ def parse_completions(completions: Completions, settings: ParseSettings) -> Pars
 def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     """Turn the reply to one row into a finished row or a quarantined one."""
     reply = stored.reply
-    if isinstance(reply, Problem):
-        return _quarantined(stored, reply, reply.attempts, None)
-    parsed = read_completion(reply, settings)
-    if isinstance(parsed, Problem):
-        return _quarantined(stored, parsed, reply.attempts, reply.text)
-    return Answered(
-        key=stored.key,
-        text=reply.text,
-        parsed=parsed,
-        model=reply.model,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        latency=round(reply.latency, 4),
-    )
-
-
-def _quarantined(
-    stored: StoredReply, problem: Problem, attempts: int, text: str | None
-) -> Quarantined:
+    parsed = reply if isinstance(reply, Problem) else read_completion(reply, settings)
+    if isinstance(reply, Completion) and not isinstance(parsed, Problem):
+        return Answered(
+            key=stored.key,
+            text=reply.text,
+            parsed=parsed,
+            model=reply.model,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            latency=round(reply.latency, 4),
+        )
     return Quarantined(
         key=stored.key,
         row=stored.row,
         where=stored.where,
-        kind=problem.kind,
-        message=problem.message,
-        status=problem.status,
-        attempts=attempts,
-        text=text,
+        kind=parsed.kind,
+        message=parsed.message,
+        status=parsed.status,
+        attempts=reply.attempts,
+        text=reply.text if isinstance(reply, Completion) else None,
         attempt=stored.attempt,
     )
 

@@ -27,6 +27,9 @@ DAMAGE = (
     RecursionError,
 )
 
+MOST_ROWS = 65_536
+"""Of a part: a planted one of some kilobytes could claim millions, and fill the memory."""
+
 ANSWERED = "ok"
 """`status` of an answered row; that of a quarantined one is its kind."""
 
@@ -103,11 +106,11 @@ KINDS: Sequence[Kind | None] = [None, *Kind]
 
 def rows_table(rows: Sequence[FinishedRow], written: int) -> pa.Table:
     """Finished rows as Arrow; `written` in milliseconds since 1970, UTC."""
-    records = [
-        {"key": row.key, "written": written}
-        | (_answer(row) if isinstance(row, Answered) else _failure(row))
-        for row in rows
-    ]
+    records = []
+    for row in rows:
+        told = _answer(row) if isinstance(row, Answered) else _failure(row)
+        plain = {name: _utf8(value) for name, value in told.items()}
+        records.append({"key": row.key, "written": written, **plain})
     return pa.Table.from_pylist(records, schema=PART_SCHEMA)
 
 
@@ -153,8 +156,10 @@ def part_contents(file: BinaryIO | pa.NativeFile) -> Contents:
 
 
 def open_part(file: BinaryIO | pa.NativeFile) -> pq.ParquetFile:
-    """Open a part that has the columns it must have."""
+    """Open a part that has the columns it must have, and no more rows than it can have."""
     part = pq.ParquetFile(file, pre_buffer=True)
+    if part.metadata.num_rows > MOST_ROWS:
+        raise ValueError("more rows than a part has")
     if not part.schema_arrow.equals(PART_SCHEMA):
         raise ValueError("columns of another kind")
     return part
@@ -194,31 +199,24 @@ def _given(stored: Mapping[str, Any], name: str) -> Any:
 
 
 def _answer(row: Answered) -> dict[str, Any]:
-    return {
-        "status": ANSWERED,
-        "attempt": 0,
-        "text": _utf8(row.text),
-        "parsed": _utf8(json.dumps(row.parsed, ensure_ascii=False)),
-        "model": _utf8(row.model),
-        "prompt_tokens": row.prompt_tokens,
-        "completion_tokens": row.completion_tokens,
-        "latency": row.latency,
-    }
+    told = {name: getattr(row, name) for name in _ANSWER_COLUMNS}
+    parsed = json.dumps(row.parsed, ensure_ascii=False)
+    return {"status": ANSWERED, "attempt": 0, "parsed": parsed, **told}
 
 
 def _failure(row: Quarantined) -> dict[str, Any]:
     return {
         "status": row.kind.value,
         "attempt": row.attempt,
-        "text": None if row.text is None else _utf8(row.text),
-        "message": _utf8(row.message),
+        "text": row.text,
+        "message": row.message,
         "http_status": row.status,
         "requests": row.attempts,
         "row": row.row,
-        "where": _utf8(row.where),
+        "where": row.where,
     }
 
 
-def _utf8(text: str) -> str:
+def _utf8(value: Any) -> Any:
     """Arrow refuses half a surrogate pair, which JSON replies can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value

@@ -37,9 +37,7 @@ def upright(image: Image.Image) -> Image.Image:
 def decode(image: ImageFile, size: tuple[int, int]) -> Image.Image:
     """Decode an opened image (its first frame) to upright RGB or 8-bit grey pixels, on white.
 
-    Args:
-        image: opened and not yet decoded.
-        size: the width and height wanted, as `image.size` counts them; no larger than that.
+    The size wanted is width and height as `image.size` counts them, no larger than that.
 
     Raises:
         Exception: of any type, where the file is damaged.

@@ -3,7 +3,7 @@
 import base64
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,49 +50,34 @@ Draw = Callable[["Axes"], None]
 def draw_plots(numbers: Statistics) -> Iterator[Plot]:
     """Draw what there is something to show of."""
     if numbers.questions.total:
-        yield _lengths("Question length", numbers.questions)
-        yield _lengths("Answer length", numbers.answers)
+        for what, lengths in (("Question", numbers.questions), ("Answer", numbers.answers)):
+            alt = f"{_told(lengths)} characters, {lengths.total:,} in all"
+            yield _histograms(f"{what} length", alt, "characters", "pairs", {"": lengths})
     if numbers.prompt_tokens.total:
-        yield _tokens(numbers)
-        yield _latencies(numbers.latencies)
+        tokens = {"read": numbers.prompt_tokens, "written": numbers.completion_tokens}
+        told = "; ".join(f"{name}: {_told(tally)}" for name, tally in tokens.items())
+        yield _histograms("Tokens", f"{told} tokens a row", "tokens", "rows", tokens)
+        alt = f"{_told(numbers.latencies, CENTISECONDS)} seconds"
+        seconds = {"": numbers.latencies}
+        yield _histograms("Latency", alt, "seconds", "rows", seconds, CENTISECONDS)
     if len(numbers.written) > 1:
         yield _throughput(numbers.written)
 
 
-def _lengths(title: str, tally: Tally) -> Plot:
-    alt = f"{_told(tally)} characters, {tally.total:,} in all"
+def _histograms(
+    title: str, alt: str, unit: str, counted: str, tallies: Mapping[str, Tally], scale: int = 1
+) -> Plot:
+    """One or two histograms in one picture, by their name in its legend."""
 
     def draw(axes: "Axes") -> None:
-        _histogram(axes, tally, _FIRST)
-        axes.set_xlabel("characters")
-        axes.set_ylabel("pairs")
+        for colour, (label, tally) in zip((_FIRST, _SECOND), tallies.items(), strict=False):
+            _histogram(axes, tally, colour, label, scale)
+        axes.set_xlabel(unit)
+        axes.set_ylabel(counted)
+        if len(tallies) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
 
     return _plot(title, alt, draw)
-
-
-def _tokens(numbers: Statistics) -> Plot:
-    read, written = numbers.prompt_tokens, numbers.completion_tokens
-    alt = f"read: {_told(read)}; written: {_told(written)} tokens a row"
-
-    def draw(axes: "Axes") -> None:
-        _histogram(axes, read, _FIRST, "read")
-        _histogram(axes, written, _SECOND, "written")
-        axes.set_xlabel("tokens")
-        axes.set_ylabel("rows")
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
-
-    return _plot("Tokens", alt, draw)
-
-
-def _latencies(tally: Tally) -> Plot:
-    alt = f"{_told(tally, CENTISECONDS)} seconds"
-
-    def draw(axes: "Axes") -> None:
-        _histogram(axes, tally, _FIRST, scale=CENTISECONDS)
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("rows")
-
-    return _plot("Latency", alt, draw)
 
 
 def _throughput(written: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot:
@@ -119,7 +104,7 @@ def _throughput(written: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot
     return _plot("Throughput of the last run", alt, draw)
 
 
-def _histogram(axes: "Axes", tally: Tally, colour: str, label: str = "", scale: int = 1) -> None:
+def _histogram(axes: "Axes", tally: Tally, colour: str, label: str, scale: int) -> None:
     low = int(np.flatnonzero(tally.counts)[0])
     high = max(tally.quantile(_BEYOND), low + 1)
     step = -(-(high - low + 1) // _BARS)

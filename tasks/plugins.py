@@ -58,9 +58,10 @@ def _find(what: str, named: str | F, known: Mapping[str, F]) -> tuple[str, F]:
 def _import_name(what: str, function: Callable[..., Any]) -> str:
     """The name that stands for a callable in row keys; it must mean the same tomorrow."""
     name = getattr(function, "__qualname__", "")
-    if not name or "<" in name:
+    # Every script is called __main__: the next one's function would pass for this one.
+    if not name or "<" in name or function.__module__ == "__main__":
         raise ImageQAError(
-            f"the {what} must be a function defined in a module, so that its name can stand for "
-            f"it in row keys; {name or type(function).__name__} has none"
+            f"the {what} must be a function defined in a module that can be imported, so that its "
+            f"name can stand for it in stored rows; {name or type(function).__name__} is not"
         )
     return f"{function.__module__}:{name}"

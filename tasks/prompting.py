@@ -14,7 +14,7 @@ from .caching import RequestSpec, problem_key, row_key
 from .image_reader import ImageReader
 from .image_refs import ImageBase, image_refs
 from .images import ImageSettings
-from .naming import named_by, prompt_name
+from .naming import prompt_name
 from .records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .steps import READERS, STEP
 
@@ -206,11 +206,6 @@ def _read_text(number: int, said: Any) -> str:
     raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
 
 
-def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
-    """Render one row and name it by its key; a row that cannot be asked carries its problem."""
-    return _named(_rendered(row, settings), row, settings)
-
-
 def _rendered(row: Row, settings: PromptSettings) -> Prompt:
     """A row as it will be asked, without its key, or with its problem."""
     if row.problem:
@@ -269,9 +264,9 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
     return messages
 
 
-@task(name="prompt", **STEP, **named_by(prompt_name))
+@task(name="prompt", task_run_name=prompt_name, **STEP)  # type: ignore[arg-type] # takes parameters
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
-    """Render some rows and name each by its key; see `prompt_row`."""
+    """Render some rows and name each by its key; one that cannot be asked carries its problem."""
 
     def prompt_some(some: Sequence[Row]) -> list[Prompt]:
         rendered = [_rendered(row, settings) for row in some]

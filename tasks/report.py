@@ -7,19 +7,18 @@ page's own policy lets the browser run its one script, and load nothing.
 import base64
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .dataset_card import write_card
+from .dataset_card import CARD, render_card
 from .image_reader import ImageReader
 from .image_refs import ImageBase
 from .images import ImageSettings
 from .object_store import ObjectStore
 from .plots import draw_plots
 from .report_facts import (
+    TEMPLATES,
     card,
     filters,
     first_words,
@@ -27,6 +26,7 @@ from .report_facts import (
     headline,
     provenance,
     reasons,
+    template,
     visible,
 )
 from .report_statistics import Statistics, gather
@@ -44,7 +44,6 @@ ANSWERED, QUARANTINED = 60, 40
 """Rows shown at most."""
 
 _RUNS = 10
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def make_report(
@@ -55,17 +54,9 @@ def make_report(
     base: ImageBase,
     stored: StoredRows | None = None,
 ) -> list[SampledRow]:
-    """Write `report.html` and `README.md` of an output's last completed run.
+    """Write `report.html` and `README.md` of the last completed run; returns the rows shown.
 
-    Args:
-        store: the output.
-        reader: reads the images of the rows shown.
-        images: limits on what is decoded of them.
-        base: what relative image paths are tried against.
-        stored: the rows as the run's parser read them, to save reading their keys once more.
-
-    Returns:
-        The rows shown.
+    If the rows are given as the run's parser `stored` them, their keys are not read once more.
 
     Raises:
         StoreError: there is no completed run, or the output is damaged or cannot be read or
@@ -84,36 +75,22 @@ def make_report(
         images=images,
         base=base,
     )
-    write_report(store, run, gather(store, run, stored), rows)
-    write_card(store, run, rows)
-    return rows
-
-
-def write_report(
-    store: ObjectStore, run: RunRecord, numbers: Statistics, rows: Sequence[SampledRow]
-) -> None:
-    """Write `report.html`.
-
-    Raises:
-        StoreError: it cannot be written, or the record of a run is damaged.
-    """
     runs = [other for other in read_runs(store) if other.keys == run.keys]
-    store.write(REPORT, render_report(run, numbers, rows, runs))
+    store.write(REPORT, render_report(run, gather(store, run, stored), rows, runs))
+    store.write(CARD, render_card(run, rows).encode("utf-8", "replace"))
+    return rows
 
 
 def render_report(
     run: RunRecord, numbers: Statistics, rows: Sequence[SampledRow], runs: Sequence[RunRecord] = ()
 ) -> bytes:
-    """The page as a file of at most `MAX_BYTES`.
+    """The page about a completed run, as a file of at most `MAX_BYTES`.
 
-    Args:
-        run: the completed run it is about.
-        numbers: of all answered rows.
-        rows: those to show.
-        runs: all runs of the dataset and configuration, oldest first.
+    The numbers are of all answered rows, the rows those to show; the runs, oldest first, are all of
+    the same dataset and configuration.
     """
-    style, script = (_template_text(f"report.{kind}") for kind in ("css", "js"))
-    page = _environment().get_template("report.html.j2")
+    style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    page = template("report.html.j2", _seen)
     fixed = {
         "policy": _policy(style, script),
         "style": Markup(style),  # noqa: S704 - our own file
@@ -137,22 +114,8 @@ def render_report(
         rows = rows[::2] if len(rows) > 1 else ()
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_seen,
-        keep_trailing_newline=True,
-    )
-
-
 def _seen(value: Any) -> Any:
     return value if isinstance(value, Markup) else visible(str(value))
-
-
-def _template_text(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -1,9 +1,12 @@
 """What a report says of a run, as short texts; all of them may hold a stranger's words."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from .records import TRANSIENT, QAPair
 from .report_statistics import Statistics, Tally
@@ -21,6 +24,21 @@ _TURNS = (range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2066, 0x206A), r
 # Marks without a width; not the two joiners, which shape letters and emoji.
 _HIDDEN = (range(0xAD, 0xAE), range(0x200B, 0x200C), range(0x2060, 0x2065), range(0xFEFF, 0xFF00))
 _UNSEEN = dict.fromkeys(code for codes in (*_CONTROLS, *_TURNS, *_HIDDEN) for code in codes)
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def template(name: str, finalize: Callable[[Any], Any]) -> Template:
+    """A page's template; what `finalize` gives for a value is escaped where the page is HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=name.endswith(".html.j2"),
+        finalize=finalize,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
 
 
 def visible(text: str) -> str:
@@ -42,16 +60,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Card:
-    """A row as the gallery shows it."""
+    """A row as the gallery shows it, cut to what a page can hold."""
 
-    row: int
-    key: str
-    thumbnails: tuple[str, ...]
-    pairs: tuple[QAPair, ...]
+    shown: SampledRow
     more_pairs: int
-    text: str
-    kind: str
-    reason: str
     facts: str
 
 
@@ -87,32 +99,24 @@ def card(row: SampledRow) -> Card:
         facts.append(f"{row.latency:,.2f} s")
     if row.prompt_tokens:
         facts.append(f"{row.prompt_tokens:,} + {row.completion_tokens:,} tokens")
-    return Card(
-        row.row,
-        row.key,
-        row.thumbnails,
-        tuple(pairs),
-        len(row.pairs) - len(pairs),
-        _cut(row.text, "text"),
-        row.kind,
-        _cut(row.reason, "reason"),
-        _cut(" · ".join(facts), "reason"),
-    )
+    text, reason = _cut(row.text, "text"), _cut(row.reason, "reason")
+    shown = replace(row, pairs=tuple(pairs), text=text, reason=reason)
+    return Card(shown, len(row.pairs) - len(pairs), _cut(" · ".join(facts), "reason"))
 
 
 def filters(cards: Sequence[Card]) -> list[Fact]:
     """The filter's buttons: what they show, and how many."""
-    kinds = sorted({card.kind for card in cards if card.kind})
-    failed = sum(bool(card.kind) for card in cards)
+    kinds = sorted({card.shown.kind for card in cards if card.shown.kind})
+    failed = sum(bool(card.shown.kind) for card in cards)
     names = ["all", "answered", *(["quarantined"] if len(kinds) > 1 else []), *kinds]
     counts = {"all": len(cards), "answered": len(cards) - failed, "quarantined": failed}
-    counts |= {kind: sum(card.kind == kind for card in cards) for kind in kinds}
+    counts |= {kind: sum(card.shown.kind == kind for card in cards) for kind in kinds}
     return [Fact(name.replace("_", " "), name, f"{counts[name]:,}") for name in names]
 
 
 def gallery_note(run: RunRecord, cards: Sequence[Card]) -> str:
     """Which rows are shown, of how many."""
-    failed = sum(bool(card.kind) for card in cards)
+    failed = sum(bool(card.shown.kind) for card in cards)
     told = f"{len(cards) - failed:,} of {run.counts.ok:,} answered"
     if run.counts.quarantined:
         told += f" and {failed:,} of {run.counts.quarantined:,} quarantined"

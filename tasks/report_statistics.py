@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .exporting import PAIRS, export_named
+from .exporting import PAIRS, WRITES_AGAIN
 from .key_index import Array
 from .object_store import ObjectStore
 from .parts import ANSWERED_NUMBER, answered_at, open_part
@@ -86,11 +86,7 @@ class Statistics:
 
 
 def gather(store: ObjectStore, run: RunRecord, stored: StoredRows) -> Statistics:
-    """Count over the answered rows of a completed run.
-
-    Raises:
-        StoreError: an object is missing, damaged or cannot be read.
-    """
+    """Count over the answered rows of a completed run."""
     found = Statistics()
     _add_pairs(store, found)
     rows = stored.index.find(read_keys(store, run.keys))
@@ -106,7 +102,7 @@ def gather(store: ObjectStore, run: RunRecord, stored: StoredRows) -> Statistics
 
 
 def _add_pairs(store: ObjectStore, found: Statistics) -> None:
-    with export_named(store, PAIRS), store.open(PAIRS) as source:
+    with damage_named(store, PAIRS, WRITES_AGAIN), store.open(PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
         for piece in file.iter_batches(_PAIRS_AT_ONCE, columns=["question", "answer"]):
             questions, answers = piece.column("question"), piece.column("answer")

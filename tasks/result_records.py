@@ -18,21 +18,11 @@ RESULT_SERIALIZER: "JSONSerializer[Any]" = JSONSerializer(
 _SERIALIZER = RESULT_SERIALIZER.model_dump(mode="json")
 
 
-def check_record(data: bytes) -> None:
-    """Make sure that Prefect may deserialise a stored result.
+def record_result(data: bytes) -> Any:
+    """The result in a stored record, as plain JSON types, if Prefect may read it, too.
 
     A record says itself how it is to be read, so whoever can write to the store could make
     Prefect unpickle what they like.
-
-    Raises:
-        RecordRefusedError: the record names another serializer than `RESULT_SERIALIZER`.
-        RecordDamagedError: it is no record.
-    """
-    record_result(data)
-
-
-def record_result(data: bytes) -> Any:
-    """The result in a stored record, as plain JSON types.
 
     Raises:
         RecordRefusedError: the record names another serializer than `RESULT_SERIALIZER`.

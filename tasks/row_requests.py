@@ -10,10 +10,6 @@ from .images import ImageSettings, prepare_image
 from .records import Prompt, RowError
 
 
-def _only_wait(*, expected: bool = False) -> None:
-    """The server is someone else's: the wait between two tries has to do."""
-
-
 @dataclass(frozen=True)
 class GenerationSettings:
     """How prompts are sent.
@@ -23,23 +19,21 @@ class GenerationSettings:
         options: request options: temperature, max_tokens, ... and further vLLM options.
         reader: reads the images.
         revive: called before a batch is tried again: waits for the lost server, or starts it;
-            raises `ImageQAError` if it cannot. Its `expected` tells that a row that may kill the
+            raises `ImageQAError` if it cannot. Someone else's server only gets the time between
+            two tries. Its `expected` tells that a row that may kill the
             server was being asked.
     """
 
     images: ImageSettings
     options: Mapping[str, Any]
     reader: ImageReader
-    revive: Callable[..., None] = _only_wait
+    revive: Callable[..., None] = lambda **_: None
 
 
 def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:
     """Read and prepare a prompt's images and put them where its messages refer to them.
 
-    Args:
-        prompt: the row as it will be asked.
-        settings: how.
-        attempt: how many times the row was quarantined before; each draws with another seed.
+    Each attempt at a row that was quarantined before draws with another seed.
 
     Raises:
         RowError: the prompt has a problem already, or an image cannot be used.

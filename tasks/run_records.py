@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -72,6 +72,10 @@ class RunCounts(BaseModel):
         return self
 
 
+_Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=255)]
+"""What stands in messages as it is: a planted record must not steer a terminal."""
+
+
 class RunRecord(BaseModel):
     """What an output keeps of a run.
 
@@ -79,7 +83,8 @@ class RunRecord(BaseModel):
         run: its id.
         state: how it ended; one that was killed is still "running", or "waiting" for another.
         dataset: short name of its dataset.
-        model: the served model's name.
+        model: the served model's name; empty until the server is found, as are `configuration`
+            and `keys`.
         model_revision: tells its versions apart; may be empty.
         user_prompt: what was asked where a row has no conversation.
         parser: label of the parser's configuration.
@@ -101,18 +106,18 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    run: str
+    run: _Word
     state: Literal["waiting", "running", "failed", "interrupted", "completed"]
     dataset: str
-    model: str
-    model_revision: str
+    model: str = ""
+    model_revision: str = ""
     user_prompt: str
     parser: str
-    configuration: str
-    keys: str
-    host: str
-    machine: str
-    process: str
+    configuration: str = ""
+    keys: str = ""
+    host: _Word
+    machine: _Word
+    process: _Word
     queued: AwareDatetime
     started: AwareDatetime
     updated: AwareDatetime
@@ -148,11 +153,7 @@ class RunRecord(BaseModel):
         return age <= ALIVE_SECONDS
 
     def write(self, store: ObjectStore) -> None:
-        """Store the record.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Store the record."""
         # Not pydantic's own JSON: it refuses the name of a file that is not UTF-8.
         content = json.dumps(self.model_dump(mode="json"), indent=2)
         store.write(run_name(self.run), content.encode())
@@ -180,10 +181,9 @@ def this_machine() -> str:
 
 
 def _process(named: str) -> str:
-    """Names the process of an id, which is used again one day, by its start; empty if it is gone.
+    """Names the process of an id, alone or as this function gave it; empty if it is gone.
 
-    Args:
-        named: the id, alone or as this function gave it.
+    An id is used again one day: the start of its process tells.
     """
     pid = named.partition("-")[0]
     try:
@@ -195,44 +195,31 @@ def _process(named: str) -> str:
 
 
 def complete_run(store: ObjectStore, record: RunRecord) -> None:
-    """Store the record of a completed run, and that the output is in its state.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Store the record of a completed run, and that the output is in its state."""
     record.write(store)
     write_manifest(store, record.model_dump(mode="json"))
 
 
-def require_manifest(store: ObjectStore) -> Mapping[str, Any]:
-    """The manifest of an output that must be there.
+def last_completed(store: ObjectStore) -> RunRecord | None:
+    """The run that an output's exports are of; None where none has completed.
 
     Raises:
+        ObjectDamagedError: the manifest does not hold what was written.
         StoreError: there is no output, it cannot be read or has another layout.
     """
     manifest = read_manifest(store)
     if manifest is None:
         raise StoreError(f"{store.uri}: there is no output here; check the path")
-    return manifest
-
-
-def last_completed(store: ObjectStore, manifest: Mapping[str, Any]) -> RunRecord | None:
-    """The run that an output's manifest tells of.
-
-    Raises:
-        ObjectDamagedError: the manifest does not hold what was written.
-    """
     return _record_of(store, MANIFEST, manifest) if manifest else None
 
 
 def completed_run(store: ObjectStore) -> RunRecord:
-    """The last completed run of an output.
+    """The run that an output's exports are of.
 
     Raises:
-        ObjectDamagedError: the manifest does not hold what was written.
-        StoreError: there is no output, it cannot be read, or no run has completed.
+        StoreError: as `last_completed` does, or no run has completed.
     """
-    run = last_completed(store, require_manifest(store))
+    run = last_completed(store)
     if run is None:
         raise StoreError(
             f"{store.uri}: no run has completed here yet; the same command goes on from where "
@@ -242,18 +229,16 @@ def completed_run(store: ObjectStore) -> RunRecord:
 
 
 def read_runs(
-    store: ObjectStore, pass_over: Callable[[ObjectDamagedError], None] | None = None
+    store: ObjectStore,
+    pass_over: Callable[[ObjectDamagedError], None] | None = None,
+    without: Collection[str] = (),
 ) -> list[RunRecord]:
     """All runs of an output, oldest first.
 
-    Args:
-        store: the output.
-        pass_over: told of each record that does not hold what was written; by default such a one
-            is raised.
+    A record that does not hold what was written is told to `pass_over` if that is given.
 
     Raises:
         ObjectDamagedError: a record does not hold what was written.
-        StoreError: they cannot be read.
     """
 
     def read(name: str) -> RunRecord | None:
@@ -267,7 +252,7 @@ def read_runs(
             pass_over(error)
             return None
 
-    names = [name for name in store.list(RUNS) if name.endswith(".json")]
+    names = [name for name in store.list(RUNS) if name.endswith(".json") and name not in without]
     with ThreadPoolExecutor(READERS) as pool:
         runs = [run for run in pool.map(read, names) if run is not None]
     return sorted(runs, key=lambda run: (run.started, run.updated, run.is_completed))
@@ -278,7 +263,6 @@ def read_run(store: ObjectStore, name: str) -> RunRecord:
 
     Raises:
         ObjectDamagedError: the record does not hold what was written.
-        StoreError: it cannot be read.
     """
     try:
         content = json.loads(store.read(name))
@@ -288,19 +272,19 @@ def read_run(store: ObjectStore, name: str) -> RunRecord:
 
 
 def unfinished_runs(runs: Iterable[RunRecord]) -> list[RunRecord]:
-    """Runs that go on now, and those that nobody has finished yet.
+    """Of all runs, oldest first, those that go on now, and those that nobody has finished yet.
 
-    A run is finished by a later one of the same configuration and dataset.
-
-    Args:
-        runs: all runs, oldest first.
+    A run is finished by a later one of the same configuration and dataset. One that failed before
+    it found its model has left nothing to finish.
     """
     runs = list(runs)
     newest = {run.keys: run for run in runs}
     return [
         run
         for run in runs
-        if not run.is_completed and not run.dropped and (run.is_live or newest[run.keys] is run)
+        if not run.is_completed
+        and not run.dropped
+        and (run.is_live or (run.keys and newest[run.keys] is run))
     ]
 
 

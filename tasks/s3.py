@@ -116,12 +116,7 @@ def connect(credentials: S3Credentials) -> fsspec.AbstractFileSystem:
 def _retry_wait(
     attempts: int, response: Any, caught_exception: Exception | None, **_: Any
 ) -> float | None:
-    """Seconds to wait before a request is sent again; none if it is not.
-
-    Args:
-        attempts: how often it was sent.
-        response: the HTTP response and what was parsed of it, if there was one.
-        caught_exception: what happened instead.
+    """Seconds to wait before a request that was sent so often is sent again; none if it is not.
 
     Raises:
         EndpointConnectionError: there was no response, and it is not sent again.

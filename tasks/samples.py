@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from .errors import DatasetError
-from .exporting import QA_JSONL, QUARANTINE_JSONL, export_named, pairs_of
+from .exporting import QA_JSONL, QUARANTINE_JSONL, WRITES_AGAIN, pairs_of
 from .filesystems import S3Credentials
 from .image_reader import ImageReader
 from .image_refs import ImageBase, image_refs
@@ -27,7 +27,7 @@ from .parameters import RunParameters
 from .records import Answered, Kind, QAPair, RowError
 from .run_records import RunRecord
 from .stored_rows import StoredRows
-from .storing import read_keys
+from .storing import damage_named, read_keys
 from .thumbnails import SIDE, SIDE_OF_SEVERAL, thumbnail
 
 IMAGES_SECONDS = 20.0
@@ -42,8 +42,6 @@ _MOST_IMAGES = 4
 _MOST_BYTES = 1 << 30
 """Read of `qa.jsonl`: with embedded images it may be as large as all of them."""
 
-_LONGEST_LINE = 256 << 20
-_BYTES_AT_ONCE = 1 << 20
 _ROWS_PER_LOOK = 1024
 """Rows read between two looks at the clock."""
 
@@ -103,14 +101,11 @@ def sample_rows(
         reader: reads the images.
         images: limits on what is decoded.
         base: what relative image paths are tried against.
-
-    Raises:
-        StoreError: an export is missing, damaged or cannot be read.
     """
     keys = read_keys(store, run.keys)
-    with export_named(store, QUARANTINE_JSONL):
+    with damage_named(store, QUARANTINE_JSONL, WRITES_AGAIN):
         lines_by_kind, failed = _failed_rows(store)
-        ok = _answered_rows(len(keys), failed)
+        ok = np.delete(np.arange(len(keys)), np.asarray(failed, np.int64))
         chosen = set(_spread_over(lines_by_kind, quarantined))
         failures = [_failure(line) for _, line in _numbered(store, QUARANTINE_JSONL, chosen)]
     places = _evenly(_lines_in_reach(store, len(ok)), answered)
@@ -129,7 +124,7 @@ def _failed_rows(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequ
     """Lines of the quarantined rows by their kind, and their positions in the dataset."""
     lines: dict[Kind, array[int]] = {}
     rows = array("q")
-    for number, line in enumerate(_lines(store, QUARANTINE_JSONL)):
+    for number, line in enumerate(store.lines(QUARANTINE_JSONL)):
         told = json.loads(line)
         lines.setdefault(Kind(told["kind"]), array("q")).append(number)
         rows.append(told["row"])
@@ -148,13 +143,6 @@ def _failure(line: bytes) -> SampledRow:
         kind=Kind(told["kind"]).value,
         reason=str(told["message"]),
     )
-
-
-def _answered_rows(count: int, failed: Sequence[int]) -> Array:
-    """Positions of the rows that are not quarantined."""
-    answered = np.ones(count, bool)
-    answered[np.asarray(failed, np.int64)] = False
-    return np.flatnonzero(answered)
 
 
 def _answers(
@@ -188,7 +176,7 @@ def _image_values(
     column = told.columns.image
     if not column:
         return
-    with export_named(store, QA_JSONL):
+    with damage_named(store, QA_JSONL, WRITES_AGAIN):
         for number, line in _numbered(store, QA_JSONL, lines, late):
             if not isinstance(record := json.loads(line), dict):
                 raise TypeError("no record")
@@ -201,22 +189,17 @@ def _dataset_values(
     told: RunParameters, places: Mapping[int, str], credentials: S3Credentials | None, late: float
 ) -> Iterator[tuple[int, Any]]:
     """What the image column of quarantined rows holds: only the dataset itself has it."""
-    column = told.columns.image
-    if not column or not told.dataset or not places:
+    if not told.dataset or not places:
         return
     try:
         dataset = open_dataset(
-            told.dataset,
-            image_key=column,
-            conversation_key=told.columns.conversation,
-            image_root=told.images.root or None,
-            credentials=credentials,
+            told.dataset, told.columns, image_root=told.images.root, credentials=credentials
         )
         last = max(places)
         with closing(dataset.rows()) as rows:
             for row in rows:
                 if places.get(row.index) == row.where:
-                    yield row.index, row.record.get(column)
+                    yield row.index, row.record.get(told.columns.image or "")
                 if row.index >= last or _is_late(row.index, late):
                     return
     except DatasetError:
@@ -286,7 +269,7 @@ def _numbered(
     if not numbers:
         return
     last = max(numbers)
-    for number, line in enumerate(_lines(store, name)):
+    for number, line in enumerate(store.lines(name)):
         if number in numbers:
             yield number, line
         if number >= last or _is_late(number, late):
@@ -295,9 +278,3 @@ def _numbered(
 
 def _is_late(number: int, late: float) -> bool:
     return number % _ROWS_PER_LOOK == 0 and time.monotonic() > late
-
-
-def _lines(store: ObjectStore, name: str) -> Iterator[bytes]:
-    raw = cast("io.RawIOBase", store.open(name))
-    with io.BufferedReader(raw, _BYTES_AT_ONCE) as file:
-        yield from iter(partial(file.readline, _LONGEST_LINE), b"")

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from prefect.cache_policies import NO_CACHE
@@ -57,6 +58,11 @@ def results_ahead(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iter
             yield from window.popleft().result()
     if error is not None:
         raise error
+
+
+def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Cut what comes into lists of a size; the last one may be shorter."""
+    return iter(lambda: list(islice(items, size)), [])
 
 
 def ahead(

@@ -7,17 +7,13 @@ import uuid
 from abc import ABC
 from collections.abc import Callable
 from typing import Any, Self, cast
-from urllib.parse import urlsplit
 
 from prefect.filesystems import WritableFileSystem
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from ..serving.endpoint import first_mistake
+from ..serving.endpoint import find_block, http_url, is_more_than_address, load_block
 from .errors import StoreError
 from .filesystems import S3Credentials, split_uri
-
-_PLAIN_FIELDS = ("uri", "endpoint_url", "region", "credentials")
-"""What may be written anywhere: into Prefect's database, a pickle, a name's digest."""
 
 
 class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract blocks out
@@ -66,12 +62,7 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
     @field_validator("endpoint_url")
     @classmethod
     def _check_endpoint(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        except ValueError:  # its text may hold a password
-            complete = False
-        if url and (not complete or "@" in parts.netloc or parts.query or parts.fragment):
+        if url and ((parts := http_url(url)) is None or is_more_than_address(parts)):
             raise StoreError(
                 "the endpoint URL must be a plain http:// or https:// URL, without a user"
             )
@@ -106,7 +97,7 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         )
         if self.credentials:
             if self._named_credentials is None:
-                named = self.load_saved(self.credentials)
+                named = load_block(type(self), self.credentials, StoreError)
                 if named.credentials:
                     raise StoreError(
                         f"the {self._block_type_name} block {self.credentials!r} has no "
@@ -115,41 +106,6 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
                 self._named_credentials = named.s3_credentials or S3Credentials()
             return self._named_credentials.at(self.endpoint_url, self.region)
         return None if given == S3Credentials() else given
-
-    @classmethod
-    def find_saved(cls, name: str) -> Self | None:
-        """The saved block of that name, if there is one.
-
-        Raises:
-            StoreError: it holds something else than a store.
-        """
-        try:
-            return cast("Self", cast("Any", cls).load(name, _sync=True))
-        except ValueError:
-            return None
-        except RuntimeError as error:
-            # Prefect's UI saves what its form allows, and that is more.
-            if not isinstance(cause := error.__cause__, ValueError):
-                raise
-            raise StoreError(
-                f"the {cls._block_type_name} block {name!r} cannot be used: "
-                f"{first_mistake(cause)}; correct it in Prefect under Blocks"
-            ) from None
-
-    @classmethod
-    def load_saved(cls, name: str) -> Self:
-        """The saved block of that name.
-
-        Raises:
-            StoreError: there is none, or it holds something else.
-        """
-        block = cls.find_saved(name)
-        if block is None:
-            raise StoreError(
-                f"there is no {cls._block_type_name} block named {name!r}: save one in Prefect "
-                "under Blocks (`prefect block register -m prefect_imageqa` lists its type there)"
-            )
-        return block
 
     def at(self, uri: str) -> Self:
         """The store of another URI, with the same credentials."""
@@ -168,13 +124,10 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         return store
 
     def result_storage(self) -> tuple[Self, str]:
-        """Where Prefect keeps results that belong here.
+        """Where Prefect keeps results that belong here: a saved block, and this store's path in it.
 
-        Prefect wants a saved block. It is one per bucket, or this machine's disk, and credentials,
-        however many outputs there are; it holds no secret.
-
-        Returns:
-            The saved block of the bucket or disk, and this store's path in it.
+        It is one block per bucket (or this machine's disk) and credentials, however many outputs
+        there are; it holds no secret.
 
         Raises:
             StoreError: the credentials are this block's own and it was never saved.
@@ -194,25 +147,27 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         if self._block_document_id is not None:
             return self
         block = self._without_secrets(self.uri)
-        content = block._plain_content()
+        content = block._plain_fields()
         protocol, path = split_uri(self.uri)
         place = "local" if protocol == "file" else ""
         words = re.sub(r"[^a-z0-9]+", " ", f"{place} {path} {block.credentials}".lower()).split()
         name = "-".join(["image-qa-results", *words])
-        found = self.find_saved(name)
-        if found is not None and found._plain_content() != content:  # another server's, say
+        found = find_block(type(self), name, StoreError)
+        if found is not None and found._plain_fields() != content:  # another server's, say
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
             name = f"{name}-{digest}"
-            found = self.find_saved(name)
-        if found is not None and found._plain_content() == content:
+            found = find_block(type(self), name, StoreError)
+        if found is not None and found._plain_fields() == content:
             block._block_document_id = found._block_document_id
             block._block_document_name = name
         else:
             cast("Any", block).save(name, overwrite=True, _sync=True)
         return block
 
-    def _plain_content(self) -> list[str]:
-        return [getattr(self, name) for name in _PLAIN_FIELDS]
+    def _plain_fields(self) -> dict[str, str]:
+        """What may be written anywhere: into Prefect's database, a pickle, a name's digest."""
+        names = ("uri", "endpoint_url", "region", "credentials")
+        return {name: getattr(self, name) for name in names}
 
     def _without_secrets(self, uri: str) -> Self:
         """A copy that names the block which has the secrets."""
@@ -224,12 +179,7 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
                     f'{self._block_type_name} block first: .save("a-name")'
                 )
             credentials = self._block_document_name
-        block = type(self)(
-            uri=uri,
-            endpoint_url=self.endpoint_url,
-            region=self.region,
-            credentials=credentials,
-        )
+        block = type(self)(**(self._plain_fields() | {"uri": uri, "credentials": credentials}))
         if credentials:
             block._named_credentials = (
                 self._named_credentials if self.credentials else self.s3_credentials
@@ -239,7 +189,7 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
     def __reduce__(self) -> tuple[Any, ...]:
         # Other processes load the credentials from Prefect; a pickle may end up anywhere.
         block = self._without_secrets(self.uri)
-        fields = {name: getattr(block, name) for name in _PLAIN_FIELDS}
+        fields = block._plain_fields()
         return _restore, (type(self), fields, self._block_document_id, self._accept)
 
 

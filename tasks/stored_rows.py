@@ -63,12 +63,14 @@ class StoredRows:
                 for name, size in self._store.sizes(self.folder).items()
                 if batch_of(name) is not None
             }
-            self._forget(self._numbers.keys() - sizes.keys())
-            new = sizes.keys() - self._numbers.keys()
+            if files := [self._numbers.pop(name) for name in self._numbers.keys() - sizes.keys()]:
+                self.index.forget(files)
+            new = {name: sizes[name] for name in sizes.keys() - self._numbers.keys()}
             # A listing can miss what is merged meanwhile; one that has nothing new missed nothing.
             if not new:
                 return
-            gone = self._take_in({name: sizes[name] for name in new})
+            self.index.extend(self._entries(new))
+            gone = not new.keys() <= self._numbers.keys()
         if gone:
             raise self._restless()
 
@@ -131,18 +133,13 @@ class StoredRows:
                     result[position] = row
         return result
 
-    def _take_in(self, sizes: dict[str, int]) -> bool:
-        """Read the keys of new objects; tells whether some of them were gone already."""
-        self.index.extend(self._entries(sizes))
-        return not sizes.keys() <= self._numbers.keys()
-
     def _entries(self, sizes: dict[str, int]) -> Iterator[tuple[Array, Array]]:
         """Read new objects and register them, except those that are gone already."""
 
         def contents(name: str) -> Contents | None:
             try:
                 with damage_named(self._store, name):
-                    return part_contents(self._source(name, sizes[name]))
+                    return part_contents(part_source(self._store, name, sizes[name]))
             except ObjectMissingError:
                 return None
 
@@ -165,10 +162,6 @@ class StoredRows:
         self.batches.update(self._batches[-1])
         return number
 
-    def _forget(self, names: Iterable[str]) -> None:
-        if files := [self._numbers.pop(name) for name in list(names)]:
-            self.index.forget(files)
-
     def _restless(self) -> StoreError:
         place = self._store.uri_of(self.folder)
         return StoreError(f"{place}: other runs keep replacing objects there: run it again")
@@ -182,7 +175,7 @@ class StoredRows:
             yield from rows_of(table.take(rows[groups == group] - starts[group]))
 
     def _open(self, file: int) -> tuple[pq.ParquetFile, Array]:
-        part = open_part(self._source(self.names[file], self._sizes[file]))
+        part = open_part(part_source(self._store, self.names[file], self._sizes[file]))
         sizes = [
             part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups)
         ]
@@ -191,7 +184,9 @@ class StoredRows:
     def _read_group(self, file: int, group: int) -> pa.Table:
         return self._part(file)[0].read_row_group(group, use_threads=False)
 
-    def _source(self, name: str, size: int) -> pa.NativeFile:
-        if size <= _WHOLE_BYTES:
-            return pa.BufferReader(self._store.read(name))
-        return pa.PythonFile(self._store.open(name), mode="r")
+
+def part_source(store: ObjectStore, name: str, size: int) -> pa.NativeFile:
+    """Open a part: a small one is read at once, a large one piece by piece."""
+    if size <= _WHOLE_BYTES:
+        return pa.BufferReader(store.read(name))
+    return pa.PythonFile(store.open(name), mode="r")

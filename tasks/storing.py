@@ -138,21 +138,10 @@ def write_part(
     rows: Sequence[FinishedRow],
     written: float | None = None,
 ) -> str:
-    """Store a finished batch, its answered and its failed rows, as one object.
+    """Store the answered and failed rows of a finished batch as one object; returns its name.
 
-    Args:
-        store: the output.
-        folder: of the parts of one configuration of the parser.
-        batch_key: names the batch.
-        rows: its rows; no key stands there twice.
-        written: decides between two answers to one row, in seconds since 1970 (UTC); by default
-            now. The later one counts.
-
-    Returns:
-        The name of the object.
-
-    Raises:
-        StoreError: the output cannot be written.
+    No key stands there twice. Of two answers to one row the later counts, by when they were
+    written, in seconds since 1970 (UTC), by default now.
     """
     sink = BytesIO()
     with part_writer(sink) as writer:
@@ -194,16 +183,8 @@ def parser_labels(store: ObjectStore, folder: PassFolder) -> set[str]:
 def write_keys(store: ObjectStore, name: str, keys: Sequence[str]) -> None:
     """Keep the row keys of a run in dataset order, 16 bytes each, in place of those before.
 
-    Keys that are in the dataset no more are kept beside them: their answers are paid for, and may
-    be wanted again.
-
-    Args:
-        store: the output.
-        name: `<folder of keys>/<configuration>/<dataset>`.
-        keys: the row keys.
-
-    Raises:
-        StoreError: the output cannot be read or written.
+    The name is `<folder of keys>/<configuration>/<dataset>`. Keys that are in the dataset no more
+    are kept beside them: their answers are paid for, and may be wanted again.
     """
     packed = pack_keys(keys)
     last, older = (_stored_keys(store, old) for old in (name, f"{name}{_BEFORE}"))
@@ -250,11 +231,13 @@ def milliseconds(written: float | None) -> int:
 
 
 @contextmanager
-def damage_named(store: ObjectStore, name: str) -> Iterator[None]:
+def damage_named(
+    store: ObjectStore, name: str, remedy: str = "delete it, and run again"
+) -> Iterator[None]:
     """Say which object is damaged, and what to do, where it does not hold what was written."""
     try:
         yield
     except DAMAGE as error:
         raise ObjectDamagedError(
-            f"{store.uri_of(name)} is damaged ({type(error).__name__}): delete it, and run again"
+            f"{store.uri_of(name)} is damaged ({type(error).__name__}): {remedy}"
         ) from None

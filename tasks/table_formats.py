@@ -68,12 +68,9 @@ def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_csv(
     file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
 ) -> Iterator[Located]:
-    """Read a CSV file; its cells stay the text they are, and only an empty one is missing.
+    """Read UTF-8 text with a header line; cells stay text, and only an empty one is missing.
 
-    Args:
-        file: UTF-8 text with a header line.
-        separator: between cells.
-        json_columns: columns whose cells are parsed where they hold a JSON list.
+    In `json_columns`, cells are parsed where they hold a JSON list.
 
     Raises:
         ValueError: a line that does not fit the header, or a quote that is never closed.

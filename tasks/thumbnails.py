@@ -7,7 +7,6 @@ from PIL import Image
 
 from .images import ImageSettings, prepare_image, sniff
 from .pixels import decode
-from .records import RowError
 
 SIDE = 320
 """Longest side of a row's only image, in pixels: a gallery's card on a dense phone screen."""
@@ -20,18 +19,10 @@ _MOST_BYTES = 24_000
 
 
 def thumbnail(data: bytes, images: ImageSettings, side: int = SIDE) -> str:
-    """Make a small JPEG of an encoded image.
+    """Make a small JPEG of a stranger's image, a `data:` URI of at most some 32 kB.
 
     Every image is decoded and encoded anew, so that nothing of the file but its pixels is in the
-    page.
-
-    Args:
-        data: the whole encoded file, of a stranger.
-        images: limits on what is decoded.
-        side: the longest side wanted, in pixels.
-
-    Returns:
-        A `data:` URI of at most some 32 kB; empty where the image is refused or damaged.
+    page. Empty where the image is refused or damaged.
     """
     limits = images.model_copy(update={"max_side": side, "min_side": 1})
     try:
@@ -40,10 +31,8 @@ def thumbnail(data: bytes, images: ImageSettings, side: int = SIDE) -> str:
         _, decoder = sniff(prepared.data)
         image = decoder(io.BytesIO(prepared.data))
         return _data_uri(decode(image, image.size))
-    except RowError:
-        return ""
     except Exception:
-        # Decoders raise whatever a hostile file drives them into; see `prepare_image`.
+        # Refused or damaged: decoders raise whatever they are driven into, see `prepare_image`.
         return ""
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from .batch_cache import check_completions
 from .errors import (
@@ -17,19 +16,17 @@ from .errors import (
 )
 from .export_checks import RUN_AGAIN, Faults, check_answers, check_failures, check_pairs
 from .exporting import ALWAYS_EXPORTED, PAIRS, QUARANTINE_JSONL
-from .key_index import KEY, Array
+from .key_index import KEY, Array, KeyIndex
 from .object_store import ObjectStore
 from .outputs import EXPORTS, in_folder
 from .parts import ANSWERED_NUMBER, Contents, open_part, part_contents, rows_of
 from .records import Answered
-from .run_records import RunCounts, RunRecord, last_completed, read_run, require_manifest
+from .run_records import RunRecord, last_completed, read_run
 from .steps import READERS, ahead
+from .stored_rows import part_source
 from .storing import MANIFEST, RUNS, PassFolder, batch_of, damage_named, read_keys
 
 _FOLDER = PassFolder()
-
-_WHOLE_BYTES = 1 << 20
-"""Parts up to this size are read in one piece."""
 
 _MERGED_READERS = 4
 """Threads that read merged objects: each holds the keys of tens of thousands of rows, as text."""
@@ -60,11 +57,10 @@ def verify(store: ObjectStore) -> Verified:
     Raises:
         StoreError: there is no output, it has another layout, or it cannot be read now.
     """
-    manifest = require_manifest(store)
     faults = Faults(store)
     last = None
     try:
-        last = last_completed(store, manifest)
+        last = last_completed(store)
         if last is None:
             faults.add(MANIFEST, "no run has been completed yet", RUN_AGAIN)
     except ObjectDamagedError as error:
@@ -72,64 +68,34 @@ def verify(store: ObjectStore) -> Verified:
     sizes = store.sizes()
     keys = _run_keys(store, last, faults) if last else None
     parts = _FOLDER.parts(last.parser) if last else ""
-    rows = _StoredRows(parts, np.empty(0, KEY) if keys is None else keys)
-    checked = _check_objects(store, sizes, rows, faults)
+    rows: list[tuple[Array, Array]] = []
+    checked, is_live = 0, False
+    for name, read in _objects(store, sizes, faults):
+        checked += 1
+        if isinstance(read, RunRecord):
+            is_live = is_live or read.is_live
+        elif read is not None and name.rpartition("/")[0] == parts:
+            rows.append((read.keys, read.places))
+    key_names = in_folder(sizes, _FOLDER.keys)
+    for name in key_names:
+        if sizes[name] % KEY.itemsize:
+            faults.add(name, "damaged", "delete it and run again")
     if last is not None:
         if keys is not None and len(keys) != last.counts.rows:
             counted = f"{len(keys):,} rows, and the manifest counts {last.counts.rows:,}"
             faults.add(last.keys, counted)
-        _check_exports(store, sizes, last.counts, keys, rows, faults)
+        index = KeyIndex()
+        index.extend(rows)
+        _check_exports(store, sizes, last, keys, index, faults)
     exports = sum(name in sizes for name in EXPORTS)
     count = last.counts.rows if last else 0
-    return Verified(count, checked + exports + 1, faults.lines(), rows.is_live)
+    return Verified(count, checked + len(key_names) + exports + 1, faults.lines(), is_live)
 
 
-class _StoredRows:
-    """Which rows of a run were found while all objects were read.
-
-    Args:
-        parts: folder of the parts of the run's parser.
-        keys: the run's row keys.
-
-    Attributes:
-        parts: that folder.
-        is_live: whether a run is at work.
-    """
-
-    def __init__(self, parts: str, keys: Array) -> None:
-        self.parts = parts
-        self.is_live = False
-        self._keys, self._places = np.unique(keys, return_inverse=True)
-        self._answered = np.zeros(len(self._keys), bool)
-        self._stored = np.zeros(len(self._keys), bool)
-
-    def add(self, name: str, read: Contents | RunRecord | None) -> None:
-        """Take in what an object holds."""
-        if isinstance(read, RunRecord):
-            self.is_live = self.is_live or read.is_live
-        elif read is not None and name.rpartition("/")[0] == self.parts:
-            positions = np.searchsorted(self._keys, read.keys)
-            within = positions < len(self._keys)
-            within[within] = self._keys[positions[within]] == read.keys[within]
-            self._stored[positions[within]] = True
-            answered = within & (read.places["kind"] == ANSWERED_NUMBER)
-            self._answered[positions[answered]] = True
-
-    @property
-    def answered(self) -> Array:
-        """Whether the rows have an answer, in dataset order."""
-        return self._answered[self._places]
-
-    @property
-    def stored(self) -> Array:
-        """Whether the rows have an answer or a reason why not, in dataset order."""
-        return self._stored[self._places]
-
-
-def _check_objects(
-    store: ObjectStore, sizes: Mapping[str, int], rows: _StoredRows, faults: Faults
-) -> int:
-    """Read all objects but the exports; returns how many there are."""
+def _objects(
+    store: ObjectStore, sizes: Mapping[str, int], faults: Faults
+) -> Iterator[tuple[str, Contents | RunRecord | None]]:
+    """Read all objects but exports and row keys; gives what the ledger must know of each."""
     names = [
         *in_folder(sizes, _FOLDER.completions),
         *in_folder(sizes, RUNS),
@@ -142,13 +108,10 @@ def _check_objects(
             for name, read in ahead(
                 pool, lambda name: _read(store, name, sizes[name]), some, 2 * readers
             ):
+                found = None
                 with _noted(name, faults):
-                    rows.add(name, read.result())
-    keys = in_folder(sizes, _FOLDER.keys)
-    for name in keys:
-        if sizes[name] % KEY.itemsize:
-            faults.add(name, "damaged", "delete it and run again")
-    return len(names) + len(keys)
+                    found = read.result()
+                yield name, found
 
 
 @contextmanager
@@ -169,18 +132,14 @@ def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | No
     if name.startswith(f"{RUNS}/"):
         return read_run(store, name)
     if name.startswith(f"{_FOLDER.completions}/"):
-        check_completions(name.rpartition("/")[2], store.read(name))
+        check_completions(name, store.read(name))
         return None
     with damage_named(store, name):
         return _read_part(store, name, size)
 
 
 def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
-    if size <= _WHOLE_BYTES:
-        source = pa.BufferReader(store.read(name))
-    else:
-        source = pa.PythonFile(store.open(name), mode="r")
-    with source:
+    with part_source(store, name, size) as source:
         contents = part_contents(source)
         part = open_part(source)
         for group in range(part.metadata.num_row_groups):
@@ -206,28 +165,29 @@ def _run_keys(store: ObjectStore, run: RunRecord, faults: Faults) -> Array | Non
 def _check_exports(
     store: ObjectStore,
     sizes: Mapping[str, int],
-    counts: RunCounts,
+    run: RunRecord,
     keys: Array | None,
-    rows: _StoredRows,
+    index: KeyIndex,
     faults: Faults,
 ) -> None:
     """Check that every row of a completed run is stored, and in the exports once."""
     for name in ALWAYS_EXPORTED:
         if name not in sizes:
             faults.add(name, "missing")
-    check_answers(store, sizes, counts.ok, faults)
+    check_answers(store, sizes, run.counts.ok, faults)
     if keys is None:
         return
     quarantined = np.zeros(len(keys), bool)
     if QUARANTINE_JSONL in sizes:
-        quarantined = check_failures(store, keys, counts.quarantined, faults)
+        quarantined = check_failures(store, keys, run.counts.quarantined, faults)
     if PAIRS in sizes:
-        check_pairs(store, keys, quarantined, counts.pairs, faults)
+        check_pairs(store, keys, quarantined, run.counts.pairs, faults)
     # A later run may have answered what was quarantined when the exports were written.
-    failed = rows.stored & ~rows.answered
+    found = index.find(keys)
+    failed = found.known & (found.places["kind"] != ANSWERED_NUMBER)
     for name, what, wrong in (
-        (rows.parts, "neither an answer nor a reason why not", ~rows.stored),
+        (_FOLDER.parts(run.parser), "neither an answer nor a reason why not", ~found.known),
         (QUARANTINE_JSONL, "a quarantined row is missing", failed & ~quarantined),
     ):
-        if len(found := np.flatnonzero(wrong)):
-            faults.add(name, what, place=f"row {found[0]}", count=len(found))
+        if len(rows := np.flatnonzero(wrong)):
+            faults.add(name, what, place=f"row {rows[0]}", count=len(rows))

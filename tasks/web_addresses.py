@@ -141,10 +141,9 @@ def _is_odd_address(host: str) -> bool:
 def may_connect(address: IPv4Address | IPv6Address, allow_private: bool) -> bool:
     """Whether images may be fetched from an address.
 
-    Args:
-        address: an IPv6 address that stands for an IPv4 one (mapped, NAT64) counts as that.
-        allow_private: also from loopback and private networks. Link-local addresses and the
-            metadata services of clouds, which hand out credentials, stay refused even then.
+    An IPv6 address that stands for an IPv4 one (mapped, NAT64) counts as that. Link-local addresses
+    and the metadata services of clouds, which hand out credentials, are refused even where loopback
+    and private networks are allowed.
     """
     if isinstance(address, IPv6Address):
         address = _ipv4_within(address) or IPv6Address(int(address))  # without its zone

@@ -119,9 +119,8 @@ class WebImages:
     def identify(self, url: str) -> str:
         """Ask the server for its tag of an image, without the image.
 
-        Returns:
-            `etag:<tag>:<bytes>:<digest of the URL>`; `url:<digest>` where the server has no tag,
-            or does not say: whether there is an image, only `read` can tell.
+        Gives `etag:<tag>:<bytes>:<digest of the URL>`, or `url:<digest>` where the server has no
+        tag, or does not say: whether there is an image, only `read` can tell.
 
         Raises:
             RowError: as `read` does, but for a missing image.
@@ -201,7 +200,9 @@ class WebImages:
             check_host(target, self._allow_private)
             host = str(target.raw_host)
             async with self._turns.setdefault(host, asyncio.Semaphore(PER_HOST)):
-                self._check_rest(target)
+                if self._resting_until.get(_place(target), 0) > time.monotonic():
+                    what = f"{shown(target)}: {_place(target)} could not be reached a moment ago"
+                    raise RowError(Kind.CONNECTION, what)
                 started = time.monotonic()
                 reply = await self._send(method, target, max(seconds, 0.001))
                 seconds -= time.monotonic() - started
@@ -210,12 +211,6 @@ class WebImages:
                 return reply
             target = redirected(target, location)
         raise RowError(Kind.IMAGE_MISSING, f"{shown(url)}: over {MAX_REDIRECTS} redirects")
-
-    def _check_rest(self, url: URL) -> None:
-        if self._resting_until.get(_place(url), 0) > time.monotonic():
-            raise RowError(
-                Kind.CONNECTION, f"{shown(url)}: {_place(url)} could not be reached a moment ago"
-            )
 
     async def _send(self, method: str, url: URL, seconds: float) -> _Reply:
         """Make one request; its redirect is not followed."""
@@ -231,17 +226,15 @@ class WebImages:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
                     message = f"{shown(url)}: answers HTTP {response.status}"
                     raise _PassingError(Kind.CONNECTION, message, wait)
-                reply = _Reply(response.status, response.headers, b"")
-                if not reply.ok:
-                    return reply
-                if (response.content_length or 0) > self._max_bytes:
-                    raise self._too_large(url)
-                return _Reply(reply.status, reply.headers, await self._body(response))
+                body = await self._body(response) if 200 <= response.status < 300 else b""
+                return _Reply(response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _wire_error(url, error, answers) from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
+        if (response.content_length or 0) > self._max_bytes:
+            raise self._too_large(response.url)
         async for chunk in response.content.iter_any():
             data += chunk
             if len(data) > self._max_bytes:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -20,6 +21,9 @@ from urllib.request import urlopen
 import pytest
 from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
+
+if TYPE_CHECKING:
+    from prefect_imageqa.tasks.run_records import RunRecord
 
 BUCKET = "imageqa-tests"
 
@@ -149,3 +153,64 @@ def prefect_server() -> Iterator[None]:
     """A real Prefect server with an empty database of its own."""
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture(scope="session")
+def record_of() -> "Callable[..., RunRecord]":
+    """Makes the record of a run on another machine: `record_of(state="running", ago=5)`.
+
+    Its last heartbeat was `ago` seconds ago; `told` changes its parameters, other names its fields.
+    """
+    from prefect_imageqa.tasks.parameters import (
+        Caching,
+        Columns,
+        Exports,
+        Images,
+        Limits,
+        Parsing,
+        RunParameters,
+        Sampling,
+    )
+    from prefect_imageqa.tasks.run_records import RunRecord
+
+    def make(ago: float = 300, told: dict[str, Any] | None = None, **changed: Any) -> "RunRecord":
+        then = datetime.now(UTC) - timedelta(seconds=ago)
+        parameters: dict[str, Any] = {
+            "dataset": "/data/d.json",
+            "prompt_style": "chat",
+            "pairs_per_image": 1,
+            "max_rows": None,
+            "system_prompt": "",
+            "user_prompt": "",
+            "model": None,
+            "model_revision": "",
+            "sampling": Sampling(),
+            "limits": Limits(),
+            "columns": Columns(),
+            "parsing": Parsing(),
+            "caching": Caching(),
+            "images": Images(),
+            "exports": Exports(),
+        }
+        fields: dict[str, Any] = {
+            "run": "0197-run",
+            "state": "completed",
+            "dataset": "d.json",
+            "model": "m",
+            "model_revision": "",
+            "user_prompt": "Please.",
+            "parser": "qa_pairs-v1",
+            "configuration": "c",
+            "keys": "pairs/keys/c/d",
+            "host": "elsewhere",
+            "machine": "0" * 16,
+            "process": "7-7",
+            "queued": then,
+            "started": then,
+            "updated": then,
+            "versions": {},
+            "told": RunParameters(**parameters | (told or {})),
+        }
+        return RunRecord.model_validate(fields | changed)
+
+    return make

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from prefect_imageqa.tasks.plugins import PARSERS, PROMPT_STYLES
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.artifacts import gallery_markdown, quarantine_table
+from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.plugins import PARSERS, PROMPT_STYLES
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.samples import SampledRow
 
@@ -31,7 +32,7 @@ PIXEL = (
 )
 WRONG = [
     ("dataset", "", "'dataset' is a required property"),
-    ("limit", "0", "0 is not valid under any of the given schemas"),
+    ("max_rows", "0", "0 is not valid under any of the given schemas"),
     ("pairs_per_image", "1.5", "1.5 is not of type 'integer'"),
     ("limits/Batch Size", "9999", "'limits.batch_size'. Failure reason: 9999 is greater than the"),
 ]
@@ -107,13 +108,13 @@ def test_the_form_describes_every_parameter(
             shown = field(form, f"{name}/{inner['title']}")
             expect(shown).to_contain_text(as_shown(inner["description"]))
         cards += bool(card)
-    assert cards == 6
+    assert cards == 7
     assert seen.outside() == []
 
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("prompt_style", PROMPT_STYLES), ("replies/Parser", PARSERS)],
+    [("prompt_style", PROMPT_STYLES), ("parsing/Parser", PARSERS)],
     ids=["prompt style", "parser"],
 )
 def test_a_plug_in_is_chosen_or_named(form: Page, path: str, names: list[str]) -> None:
@@ -130,8 +131,8 @@ def test_wrong_values_are_refused_before_there_is_a_run(ui: Any, form: Page) -> 
     before = run_ids(ui)
     fill(form, "dataset", "qas.json")
     fill(form, "output", "qa")
-    field(form, "limit").get_by_role("button", name="First rows").click()
-    fill(form, "limit", "5")
+    field(form, "max_rows").get_by_role("button", name="First rows").click()
+    fill(form, "max_rows", "5")
     for path, wrong, said in WRONG:
         given = field(form, path).locator("textarea, input")
         right = given.input_value()
@@ -256,7 +257,9 @@ def everything_told(ui: Any) -> str:
 
 
 @pytest.mark.parametrize("version", ["", "/v2"], ids=["v1", "v2"])
-def test_what_strangers_say_stays_text(version: str, ui: Any, page: Page, seen: Any) -> None:
+def test_what_strangers_say_stays_text(
+    version: str, ui: Any, page: Page, seen: Any, tmp_path: Path
+) -> None:
     rows = [
         SampledRow(
             row=number,
@@ -269,9 +272,11 @@ def test_what_strangers_say_stays_text(version: str, ui: Any, page: Page, seen: 
         for number, said in enumerate(HOSTILE)
     ]
     lines = [{"row": 1, "where": said, "kind": said, "message": said} for said in HOSTILE]
+    store = ObjectStore(uri=str(tmp_path))
+    store.write("quarantine.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     shown = {
         "markdown": gallery_markdown(rows, of=len(rows)),
-        "table": json.dumps(quarantine_table(lines)),
+        "table": json.dumps(quarantine_table(store)),
     }
     for kind, data in shown.items():
         artifact = ui.api("/artifacts/", {"key": f"hostile-{kind}", "type": kind, "data": data})

@@ -11,12 +11,12 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Page, expect
+from prefect_imageqa import Columns, Images, ImageSettings, Sampling
 from prefect_imageqa.tasks.dataset_card import render_card
-from prefect_imageqa.tasks.images import ImageSettings
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.report import render_report
 from prefect_imageqa.tasks.report_statistics import Statistics
-from prefect_imageqa.tasks.reported_run import ReportedRun
+from prefect_imageqa.tasks.run_records import RunRecord
 from prefect_imageqa.tasks.samples import SampledRow
 from prefect_imageqa.tasks.thumbnails import thumbnail
 
@@ -62,28 +62,33 @@ def rows() -> list[SampledRow]:
 
 
 @pytest.fixture(scope="module")
-def told() -> ReportedRun:
+def told(record_of: Callable[..., RunRecord]) -> RunRecord:
     """A run whose every text is hostile."""
-    counts = {"rows": 12, "ok": 10, "filtered": 0, "quarantined": 2, "pairs": 10, "seconds": 3.0}
-    names = ("run", "configuration", "keys", "parser", "system_prompt", "user_prompt")
-    return ReportedRun.model_validate(
-        dict(zip(names, HOSTILE, strict=False))
-        | {
-            "state": "completed",
-            "dataset": HOSTILE[0],
-            "model": HOSTILE[4],
-            "started": "2026-03-01T10:00:00+00:00",
-            "updated": "2026-03-01T10:00:10+00:00",
-            "progress": {"reused": 0, "ok": 10, "quarantined": 2},
-            "summary": counts | {"reasons": {"truncated": 1, "not_an_image": 1}},
-            "sampling": {HOSTILE[1]: HOSTILE[2]},
-            "source": {"dataset": HOSTILE[3]},
-        }
+    names = ("dataset", "configuration", "parser", "model_revision", "model", "user_prompt")
+    return record_of(
+        told={
+            "dataset": HOSTILE[3],
+            "prompt_style": HOSTILE[6],
+            "system_prompt": HOSTILE[4],
+            "sampling": Sampling(extra_body={HOSTILE[1]: HOSTILE[2]}),
+            "columns": Columns(image=HOSTILE[0], conversation=HOSTILE[1], output=HOSTILE[2]),
+            "images": Images(root=HOSTILE[5]),
+        },
+        counts={
+            "rows": 12,
+            "ok": 10,
+            "quarantined": 2,
+            "pairs": 10,
+            "seconds": 3.0,
+            "reasons": {"truncated": 1, "not_an_image": 1},
+        },
+        versions={HOSTILE[0]: HOSTILE[1]},
+        **dict(zip(names, HOSTILE, strict=False)),
     )
 
 
 @pytest.fixture(scope="module")
-def report(told: ReportedRun, tmp_path_factory: pytest.TempPathFactory) -> str:
+def report(told: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a page whose every text is hostile."""
     numbers = Statistics()
     for tally in (numbers.questions, numbers.answers, numbers.latencies):
@@ -137,7 +142,7 @@ def test_strangers_texts_are_shown_and_do_nothing(page: Page, report: str, seen:
 
 
 def test_strangers_texts_do_nothing_in_the_card(
-    page: Page, told: ReportedRun, seen: Any, tmp_path: Path
+    page: Page, told: RunRecord, seen: Any, tmp_path: Path
 ) -> None:
     """Rendered with all HTML let through: no reader of Markdown is that careless."""
     card = render_card(told, rows()).partition("\n---\n")[2]

@@ -75,7 +75,7 @@ def judged(dataset: str, output: str, endpoint: str) -> dict[str, Any]:
     told = RunParameters(**given.arguments)
     with open_run(told) as run:
         table = load_dataset(dataset, Columns())
-        pairs = run.begin(table, pairs_pass(told))
+        pairs = run.start(table, pairs_pass(told))
         answer_rows(run, pairs, table.rows())
         judge = run.open_pass(JUDGE, table.base)
         answer_rows(run, judge, pair_rows(pairs, table))

@@ -95,7 +95,7 @@ def test_what_is_stored_out_of_order_is_exported_in_order(
 def test_batches_that_only_wait_are_bounded(
     start_stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches.finish_batches, "__defaults__", (4,))
+    monkeypatch.setattr(batches.run_batches, "__defaults__", (4,))
     stub = start_stub()
     texts = [f"STUB slow 2 {row}" if row % 5 == 0 else f"{row}" for row in range(60)]
     most = 0

@@ -406,7 +406,7 @@ def test_the_next_run_asks_only_failures_that_may_pass(
 def test_a_gateway_before_a_dead_server_stops_the_run(
     stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
     frame = pd.DataFrame(
         {"image": [str(drawn / "images" / "000.png")], "conversation": [say("STUB status 502")]}
     )

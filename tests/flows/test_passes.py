@@ -54,11 +54,12 @@ def test_a_second_pass_is_resumed_cached_quarantined_and_counted(
     pairs, judge = again["pairs"], again["judge"]
     # The first pass was finished: nothing of it is asked again.
     assert (pairs["rows"], pairs["ok"], pairs["quarantined"]) == (ROWS, 88, 8)
-    assert (pairs["reused"], pairs["asked"]) == (88, 0)
+    assert (pairs["reused"], pairs["asked"], pairs["requests"]) == (88, 0, 0)
     # Of the second one each pair is a row: 88, of which 8 are cut and 8 say nothing.
     assert judge["rows"] == 88 == judge["ok"] + judge["quarantined"]
     assert judge["reasons"] == {"truncated": 8, "unparsed": 8}
     assert 0 < judge["reused"] < 88
+    assert judge["requests"] == asked("") - first
     assert again["verdicts"].count({"verdict": "yes"}) == 72
     # Asked twice is at most what was in flight when it was killed: batches of 8, 8 at a time.
     total = asked("")

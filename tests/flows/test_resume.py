@@ -322,7 +322,7 @@ def test_a_gateway_that_refuses_everything_stops_the_run(
 def test_a_row_that_a_well_server_refuses_is_to_blame(
     status: int, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
     texts = [f"{number}?" for number in range(20)]
     texts[3:3] = [f"STUB status {status}"]
     dataset = write_rows(tmp_path, texts)
@@ -335,7 +335,7 @@ def test_a_row_that_a_well_server_refuses_is_to_blame(
 def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
     stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
     monkeypatch.setattr("prefect_imageqa.serving.client._DYING_SECONDS", 0.0)
     texts = [f"{number}?" for number in range(240)]
     texts += [f"STUB status 500 {number}" for number in range(60)]

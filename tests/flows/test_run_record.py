@@ -163,7 +163,7 @@ def other_run(store: ObjectStore, **changed: Any) -> Iterator[None]:
     other.model_copy(update={"state": "completed"}).write(store)
 
 
-GONE = {
+GONE: dict[str, dict[str, Any]] = {
     "its process is gone": {"process": "999999999-1"},
     "its process is another one by now": {"process": f"{os.getpid()}-1"},
     "its heart has stopped": {"machine": "elsewhere", "updated": datetime(2026, 1, 1, tzinfo=UTC)},
@@ -199,14 +199,54 @@ def test_a_run_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_own_logger")
+def test_the_same_run_in_two_processes_writes_once(tmp_path: Path) -> None:
+    store = ObjectStore(uri=str(tmp_path))
+    record("own", state="running", machine="elsewhere", host="gpu-7").write(store)
+    with (
+        pytest.raises(OutputBusyError, match="on gpu-7"),
+        KeptRecord(store, record("own"), RunProgress()).kept(wait=False),
+    ):
+        pass
+    assert [run.host for run in read_runs(store)] == ["gpu-7"]
+    record("own", state="failed", machine="elsewhere").write(store)
+    with KeptRecord(store, record("own"), RunProgress()).kept(wait=False):
+        pass
+
+
+@pytest.mark.usefixtures("_own_logger")
+def test_a_heart_goes_on_beating_whatever_a_write_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_record, "HEARTBEAT_SECONDS", 0.02)
+    store, write, written = ObjectStore(uri=str(tmp_path)), RunRecord.write, [0]
+
+    def fail_once(self: RunRecord, store: ObjectStore) -> None:
+        written[0] += 1
+        if written[0] == 3:
+            raise RuntimeError("something nobody foresaw")
+        write(self, store)
+
+    monkeypatch.setattr(RunRecord, "write", fail_once)
+    with KeptRecord(store, record("own"), RunProgress()).kept(wait=False):
+        wait_for(lambda: written[0] > 6, seconds=10)
+
+
+@pytest.mark.usefixtures("_own_logger")
 def test_a_damaged_record_of_another_run_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write("runs/planted.json", b'{"run": "../../etc", "state": "running"}')
-    with KeptRecord(store, record("own"), RunProgress()).kept(wait=False):
+    os.mkfifo(tmp_path / "runs" / "pipe.json")  # reading it would wait for ever
+    steering = record("evil", state="running", machine="elsewhere")
+    told = steering.model_copy(update={"host": "\x1b[2J\nall is well"})
+    store.write("runs/evil.json", told.model_dump_json().encode())
+    kept = KeptRecord(store, record("own"), RunProgress())
+    with kept.kept(wait=False):
         pass
     assert caplog.text.count("planted.json is not the record of a run") == 1
+    assert caplog.text.count("evil.json is not the record of a run") == 1
+    assert "\x1b" not in caplog.text
 
 
 def wait_for(found: Any, seconds: float = 90) -> None:

@@ -110,11 +110,11 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Retries follow at once; the list gets the number of each wait."""
     waits: list[int] = []
 
-    def wait(state: Any) -> float:
-        waits.append(state.attempt_number)
+    def wait(attempts: int) -> float:
+        waits.append(attempts)
         return 0.0
 
-    monkeypatch.setattr(client_module, "_BACKOFF", wait)
+    monkeypatch.setattr(client_module, "_backoff", wait)
     monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.0)
     return waits
 
@@ -227,10 +227,7 @@ def test_a_failure_that_passes_is_no_failure(status: int, stub: Any, no_wait: li
 
 
 def test_the_real_wait_is_random_grows_and_is_bounded() -> None:
-    state: Any = type("State", (), {})()
-    waits = []
-    for state.attempt_number in (1, 3, 50):
-        waits.append(max(client_module._BACKOFF(state) for _ in range(200)))
+    waits = [max(client_module._backoff(sent) for _ in range(200)) for sent in (1, 3, 50)]
     assert 0.2 < waits[0] <= 0.5 < waits[1] <= 2 < waits[2] <= 20
 
 
@@ -516,7 +513,7 @@ def test_the_only_server_is_asked_even_when_it_was_gone(
     dead_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "_REST_SECONDS", 3600.0)
-    monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr(client_module, "_backoff", lambda _: 0.0)
     with ChatClient(endpoint(dead_url)) as client:
         client.complete([ask("a")])
         assert client.stats.requests == 4

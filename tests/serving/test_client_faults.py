@@ -111,7 +111,7 @@ def only_failure(outcomes: list[Outcome]) -> Failure:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
-    monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr(client_module, "_backoff", lambda _: 0.0)
     monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.0)
 
 
@@ -207,7 +207,7 @@ def test_what_a_dying_server_answers_blames_no_row(
 ) -> None:
     stub = start_stub()
     monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.8)
-    monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.01)
+    monkeypatch.setattr(client_module, "_backoff", lambda _: 0.01)
     with ChatClient(endpoint(stub.url), max_in_flight=4) as client:
         outcomes = client.complete([ask("STUB dying 0.4"), *[ask("hello")] * 3])
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -240,7 +240,7 @@ def test_waiting_for_another_attempt_takes_no_slot(
     stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.3)
-    monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr(client_module, "_backoff", lambda _: 0.0)
     told: list[int] = []
     asked = [ask("STUB status 500"), *[ask("hello")] * 10]
     with ChatClient(endpoint(stub.url), max_in_flight=1) as client:

@@ -19,7 +19,7 @@ SLOW = ChatRequest([{"role": "user", "content": "STUB slow 5"}], {})
     ("wait", "told"),
     [
         (lambda client: client.complete([SLOW]), "closed before the server had answered"),
-        (lambda client: client.pause(60), "closed before it could ask again"),
+        (lambda client: client.pause(60), "closed before the server had answered"),
     ],
     ids=["complete", "pause"],
 )

@@ -14,7 +14,6 @@ from prefect_imageqa.tasks.artifacts import (
     as_text,
     gallery_markdown,
     quarantine_table,
-    quarantined_lines,
     summary_markdown,
 )
 from prefect_imageqa.tasks.errors import ObjectDamagedError
@@ -190,7 +189,7 @@ def test_the_table_has_the_first_quarantined_rows(tmp_path: Path) -> None:
     ]
     store = ObjectStore(uri=str(tmp_path))
     store.write("quarantine.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    table = quarantine_table(quarantined_lines(store))
+    table = quarantine_table(store)
     assert [entry["row"] for entry in table] == list(range(TABLE_ROWS))
     assert table[0] == {
         "row": 0,
@@ -204,7 +203,7 @@ def test_a_damaged_quarantine_is_named(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write("quarantine.jsonl", b"{broken\n")
     with pytest.raises(ObjectDamagedError, match=r"quarantine\.jsonl is damaged"):
-        quarantined_lines(store)
+        quarantine_table(store)
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,12 @@ def with_row(**changed: Any) -> dict[str, Any]:
 
 
 def with_completion(**changed: Any) -> dict[str, Any]:
-    return with_row(completion=stored()["rows"][0]["completion"] | changed)
+    return with_row(reply=stored()["rows"][0]["reply"] | changed)
 
 
 def with_problem(**changed: Any) -> dict[str, Any]:
     row = stored()["rows"][1]
-    return stored() | {"rows": [row | {"problem": row["problem"] | changed}]}
+    return stored() | {"rows": [row | {"reply": row["reply"] | changed}]}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def with_problem(**changed: Any) -> dict[str, Any]:
         with_row(key="no key"),
         with_row(key="00"),
         with_row(attempt="often"),
-        with_row(completion={"text": "no more"}),
+        with_row(reply={"text": "no more"}),
         with_completion(text=3),
         with_completion(finish_reason=5),
         with_completion(latency="long"),

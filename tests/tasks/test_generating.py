@@ -69,7 +69,7 @@ def client(stub: Any) -> Iterator[ChatClient]:
 
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_BACKOFF", lambda _: 0.0)
+    monkeypatch.setattr(client_module, "_backoff", lambda _: 0.0)
     monkeypatch.setattr(client_module, "_DYING_SECONDS", 0.0)
 
 

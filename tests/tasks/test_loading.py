@@ -236,8 +236,8 @@ def test_a_source_that_is_not_there(
 
 def test_the_image_column_may_appear_late_or_be_unneeded(tmp_path: Path) -> None:
     path = save(tmp_path / "d.jsonl", '{"x": 1}\n{"y": 2, "photo": "a"}\n')
-    assert open_dataset(path, image_key="photo").columns == ("x", "y", "photo")
-    assert open_dataset(path, require_images=False).columns == ("x",)
+    assert open_dataset(path, Columns(image="photo")).columns == ("x", "y", "photo")
+    assert open_dataset(path, Columns(image=None)).columns == ("x",)
 
 
 def test_json_lines_in_a_json_file_are_told_by_any_line(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images(pictures: Path) -> None:
-    dataset = open_dataset(pictures, image_key="photo")
+    dataset = open_dataset(pictures, Columns(image="photo"))
     expected = ["a.JPG", "b.png", "sub/c d.webp", "sub/deep/e.png"]
     assert records(dataset) == [{"photo": name} for name in expected]
     assert places(dataset) == expected

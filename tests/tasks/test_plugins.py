@@ -80,3 +80,14 @@ def test_a_name_that_is_nothing_is_one_clear_line(name: str) -> None:
     assert "\n" not in str(raised.value)
     with pytest.raises(ImageQAError, match="there is no prompt style"):
         find_prompt_style(name)
+
+
+def test_a_function_of_a_script_has_no_name_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The next script is called __main__, too, and its function may do something else.
+    monkeypatch.setattr(parse_twice, "__module__", "__main__")
+    with pytest.raises(ImageQAError, match="in a module that can be imported"):
+        find_parser(parse_twice)
+
+
+def parse_twice(text: str) -> list[QAPair]:
+    return [QAPair(text, text)] * 2

@@ -14,11 +14,10 @@ from prefect_imageqa.tasks.prompting import (
     PromptStyle,
     Turn,
     chat_prompt,
-    prompt_row,
     prompt_rows,
     read_conversation,
 )
-from prefect_imageqa.tasks.records import Kind, Problem, Row, RowError
+from prefect_imageqa.tasks.records import Kind, Problem, Prompt, Row, RowError
 
 SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024}, "chat")
 
@@ -221,6 +220,11 @@ def settings(
 
 def row(record: dict[str, Any], index: int = 3) -> Row:
     return Row(index, record, f"d.jsonl:{index + 1}")
+
+
+def prompt_row(row: Row, settings: PromptSettings) -> Prompt:
+    (prompt,) = prompt_rows.fn([row], settings)
+    return prompt
 
 
 def test_a_row_becomes_a_prompt(folder: Path) -> None:

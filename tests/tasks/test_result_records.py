@@ -18,7 +18,7 @@ from prefect.serializers import (
 )
 from prefect_imageqa.tasks.errors import RecordDamagedError, RecordRefusedError
 from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.result_records import RESULT_SERIALIZER, check_record, record_result
+from prefect_imageqa.tasks.result_records import RESULT_SERIALIZER, record_result
 
 PLAIN = RESULT_SERIALIZER.model_dump(mode="json")
 METADATA = {
@@ -86,7 +86,7 @@ def test_the_attack_would_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordRefusedError) as told:
-        check_record(attacks(tmp_path / "victim")[name])
+        record_result(attacks(tmp_path / "victim")[name])
     assert "\n" not in str(told.value)
 
 
@@ -107,7 +107,7 @@ def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
 )
 def test_what_is_no_record_is_damaged(data: bytes) -> None:
     with pytest.raises(RecordDamagedError) as told:
-        check_record(data)
+        record_result(data)
     assert "\n" not in str(told.value)
 
 
@@ -115,7 +115,7 @@ def test_a_record_cut_anywhere_is_damaged() -> None:
     whole = record('{"a": "ü"}')
     for end in range(len(whole)):
         with pytest.raises(RecordDamagedError):
-            check_record(whole[:end])
+            record_result(whole[:end])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+"""Options that several commands have in common."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Flag = Annotated[bool, Parameter(negative=())]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Output = Annotated[str, Parameter(help="Local path or s3:// URI that runs were given as --output.")]
+Store = Annotated[
+    str | None,
+    Parameter(
+        help="Name of a saved Image QA Store block whose S3 credentials are used; by default the "
+        "AWS environment, profile or role."
+    ),
+]

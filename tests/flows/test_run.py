@@ -1,0 +1,122 @@
+"""What a run refuses before it asks anything, and what of its parameters is kept where."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect_imageqa import (
+    Caching,
+    Columns,
+    DatasetError,
+    ImageQAError,
+    Images,
+    Limits,
+    StoreError,
+    image_qa,
+)
+
+
+def asked(stub: Any) -> int:
+    return int(stub.stats()["requests"])
+
+
+@pytest.mark.parametrize("name", ["qa.jsonl", "pairs.parquet", "report.html", "README.md"])
+def test_a_file_of_someone_else_is_not_replaced(
+    name: str, stub: Any, drawn: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    before = asked(stub)
+    with pytest.raises(StoreError, match=f"{name} is there already, and no run has written it"):
+        image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
+    assert (output / name).read_text() == "mine"
+    assert [path.name for path in output.iterdir()] == [name]
+    assert asked(stub) == before
+
+
+def test_a_run_does_not_replace_its_own_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
+    answers = (output / "qa.jsonl").read_bytes()
+    columns = Columns(output="again")
+    with pytest.raises(StoreError, match=r"qa\.jsonl is the dataset, and would be replaced"):
+        image_qa(str(output / "qa.jsonl"), str(output), endpoint=stub.url, columns=columns)
+    assert (output / "qa.jsonl").read_bytes() == answers
+
+
+def test_a_damaged_manifest_is_told_before_anything_is_asked(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"layout_version": 3, "junk": 1}')
+    before = asked(stub)
+    with pytest.raises(StoreError, match=r"manifest\.json is not the record of a run"):
+        image_qa(str(drawn / "dataset.json"), str(tmp_path), endpoint=stub.url)
+    assert asked(stub) == before
+
+
+SECRET = "hunter2-9f31"
+SECRETS: dict[str, dict[str, Any]] = {
+    "cache": {"caching": {"cache": f"s3://KEY:{SECRET}@bucket/x"}},
+    "cache on the web": {"caching": {"cache": f"http://u:{SECRET}@host/x"}},
+    "root": {"images": {"root": f"http://u:{SECRET}@host/x"}},
+    "endpoint without a scheme": {"endpoint": f"user:{SECRET}@host:8000"},
+    "endpoint as an object": {"endpoint": {"urls": [f"http://u:{SECRET}@host"]}},
+}
+
+
+@pytest.mark.parametrize("case", SECRETS)
+def test_a_password_in_a_parameter_is_kept_nowhere(
+    case: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    given = {"endpoint": "http://127.0.0.1:9", **SECRETS[case]}
+    with pytest.raises(Exception, match=r"\w") as raised:
+        image_qa(str(drawn / "dataset.json"), str(output), **given)
+    assert SECRET not in str(raised.value)
+    assert SECRET not in caplog.text
+    for path in output.rglob("*"):
+        assert path.is_dir() or SECRET not in path.read_text()
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(limit=20)
+    assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
+
+
+def test_groups_are_kept_as_they_are(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    cache = str(tmp_path / "cache")
+    image_qa(
+        str(drawn / "dataset.json"),
+        str(output),
+        endpoint=stub.url,
+        caching=Caching(cache=cache),
+        images=Images(root=str(drawn)),
+        limits=Limits(batch_size=5),
+    )
+    with get_client(sync_client=True) as client:
+        [run] = [run for run in client.read_flow_runs() if run.parameters["output"] == str(output)]
+    assert run.parameters["caching"]["cache"] == cache
+    assert run.parameters["images"]["root"] == str(drawn)
+    assert run.parameters["limits"]["batch_size"] == 5
+    assert len(os.listdir(cache)) == 3  # noqa: PTH208
+
+
+def test_a_dataset_that_is_not_there_leaves_nothing(stub: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError):
+        image_qa(str(tmp_path / "gone.json"), str(tmp_path / "out"), endpoint=stub.url)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_server_leaves_nothing_to_finish(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ImageQAError, match="no server answers"):
+        image_qa(str(drawn / "dataset.json"), str(output), endpoint="http://127.0.0.1:9")
+    [record] = (output / "runs").iterdir()
+    assert json.loads(record.read_text())["state"] == "failed"
+    summary = image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
+    assert summary.ok == 12
