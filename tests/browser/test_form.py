@@ -189,7 +189,6 @@ def test_a_run_is_started_watched_and_looked_at(
 
     run = ui.ended(run_id)
     assert run["state_name"] == "Completed", run["state"]
-    assert run["state"]["message"].startswith("11 answered, 1 quarantined")
     page.goto(f"{ui.url}/runs/flow-run/{run_id}")
     expect(page.get_by_text("Completed").first).to_be_visible()
     expect(page.get_by_text("11 answered, 1 quarantined").first).to_be_visible()
@@ -238,7 +237,8 @@ def test_a_run_is_cancelled_and_goes_on_later(
 
     given["endpoint"] = fast.url
     again = ui.ended(ui.api(path, {"parameters": given})["id"])
-    assert again["state"]["message"].startswith(f"{ROWS} answered")
+    assert again["state_name"] == "Completed"
+    assert len((ui.folder / "many-qa" / "qa.jsonl").read_text().splitlines()) == ROWS
     assert asked + fast.stats()["requests"] <= ROWS + 4  # those in flight
 
 

@@ -199,7 +199,7 @@ def test_a_run_survives_the_death_of_its_server(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         deadline = time.monotonic() + 300
-        while len(list((tmp_path / "out").glob("completions/[!.]*"))) < 2:
+        while len(list((tmp_path / "out").glob("pairs/completions/[!.]*"))) < 2:
             assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -188,7 +188,7 @@ def test_hostile_text_stays_text(text: str, page_of: PageOf) -> None:
         rows = [answered(1, said, said), failed(2, reason=said, text=said)]
         told: dict[str, Any] = dict.fromkeys(("dataset", "system_prompt", "prompt_style"), said)
         told |= {"columns": {"image": said}, "sampling": {"extra_body": {said: said}}}
-        changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser", "run"), said)
+        changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), said)
         pages.append(page_of(rows, told=told, versions={said: said}, **changed))
     plain, hostile = pages
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]

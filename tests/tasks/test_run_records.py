@@ -112,7 +112,7 @@ def test_a_run_here_is_known_by_its_process(
     assert not stuck.is_live
 
 
-@pytest.mark.parametrize("process", ["x", "-1", "1" * 5000, "../../etc/passwd"])
+@pytest.mark.parametrize("process", ["x", "-1", "1" * 250, "..:..-1"])
 def test_a_process_that_is_none_is_not_there(process: str, record_of: RecordOf) -> None:
     assert not record_of(state="running", ago=5, **{**this_host(), "process": process}).is_live
 
@@ -179,12 +179,12 @@ def test_a_run_is_finished_by_a_later_one_of_its_configuration_and_dataset(
 ) -> None:
     runs = [
         record_of(run="killed", state="running", ago=90, keys="a"),
-        record_of(run="other dataset", state="failed", ago=80, keys="b"),
+        record_of(run="other-dataset", state="failed", ago=80, keys="b"),
         record_of(run="dropped", state="failed", ago=70, keys="c", dropped=True),
         record_of(run="live", state="running", ago=5, keys="a"),
         record_of(run="completed", ago=4, keys="a"),
     ]
-    assert [run.run for run in unfinished_runs(runs)] == ["other dataset", "live"]
+    assert [run.run for run in unfinished_runs(runs)] == ["other-dataset", "live"]
     assert [run.run for run in unfinished_runs(runs[:1])] == ["killed"]
 
 
