@@ -51,6 +51,28 @@ class AskedModel:
     revive: Revive
 
 
+def named_endpoint(
+    endpoint: str | list[str] | VLLMEndpoint | None, model: str | None
+) -> VLLMEndpoint | None:
+    """The endpoint that is named; None where a server is to be started for the model.
+
+    Raises:
+        EndpointError: neither is named, a URL is malformed, or no block has that name.
+        ServerError: there is no such checkpoint.
+    """
+    if isinstance(endpoint, str) and "://" in endpoint:
+        endpoint = endpoint.split()
+    if endpoint:
+        return load_endpoint(endpoint, model)
+    if not model:
+        raise EndpointError(
+            "there is nothing to ask: give the endpoint of a running server, "
+            "or a model to start one for"
+        )
+    local_checkpoint(model)
+    return None
+
+
 @contextmanager
 def asked_model(
     endpoint: str | list[str] | VLLMEndpoint | None,
@@ -65,12 +87,10 @@ def asked_model(
         ServerError: the model's server could not be started.
     """
     revision, server = "", None
-    if isinstance(endpoint, str) and "://" in endpoint:
-        endpoint = endpoint.split()
+    block = named_endpoint(endpoint, model)
     with ExitStack() as stack:
-        if endpoint:
-            block = load_endpoint(endpoint, model)
-        elif model:
+        if block is None:
+            model = str(model)
             stack.enter_context(_serving_told_by(get_run_logger()))
             # A key of its own, so that nobody else on this machine uses the run's server.
             key = secrets.token_urlsafe()
@@ -78,11 +98,6 @@ def asked_model(
             block = VLLMEndpoint(urls=[server.url], model=server.model_name, api_key=key)
             if checkpoint := local_checkpoint(model):
                 revision = checkpoint_digest(checkpoint)
-        else:
-            raise EndpointError(
-                "there is nothing to ask: give the endpoint of a running server, "
-                "or a model to start one for"
-            )
         client = stack.enter_context(ChatClient(block, max_in_flight, loop))
         client.check()
         revive: Revive = _Return(client)

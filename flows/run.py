@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 
 from ..serving.background import BackgroundLoop
 from ..serving.client import ChatClient
+from ..serving.endpoint import VLLMEndpoint
 from ..tasks.adopting import adopt_completions
 from ..tasks.batch_cache import batch_cache
 from ..tasks.caching import RequestSpec
@@ -36,7 +37,7 @@ from ..tasks.run_records import RunCounts, last_completed
 from ..tasks.steps import quote
 from ..tasks.storing import PassFolder, parser_labels, read_manifest, write_keys
 from .breaker import Breaker
-from .endpoints import AskedModel, asked_model
+from .endpoints import AskedModel, asked_model, named_endpoint
 from .passes import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
@@ -129,19 +130,25 @@ class Run:
             StoreError: the output cannot be read or written.
         """
         told = self.told
+        endpoint = named_endpoint(told.endpoint or None, told.model or None)
         self._check_own_files(table)
+        if endpoint is not None:  # a mistake is told before anything is written
+            self._find_model(endpoint)
         record = new_record(self._id, told, table.name, main)
         self._record = KeptRecord(self.output, record, self.progress)
         self._stack.enter_context(self._record.kept(wait=told.limits.wait))
         self._table, self._version = table, table.version()  # it may have changed meanwhile
-        server = asked_model(
-            told.endpoint or None, told.model or None, told.limits.max_in_flight, self._loop
-        )
-        self._asked: AskedModel = self._stack.enter_context(server)
+        if endpoint is None:  # a server of the run's own is not started only to wait
+            self._find_model(None)
         self.progress.begin(self.client.stats, table.count)
         self.keys_name = self._record.describe(told, main, self._spec(main))
         self._stack.enter_context(progress_shown(self.output, table, self.progress))
         return self.open_pass(main, table.base, self.progress)
+
+    def _find_model(self, endpoint: VLLMEndpoint | None) -> None:
+        model, at_once = self.told.model or None, self.told.limits.max_in_flight
+        asked = asked_model(endpoint, model, at_once, self._loop)
+        self._asked: AskedModel = self._stack.enter_context(asked)
 
     def is_unchanged(self) -> bool:
         """Whether the table is the one that the run has read.

@@ -35,13 +35,17 @@ must not be taken for a request that it cannot answer.
 """
 
 
+_SERVER_AWAY = {FailureKind.CONNECTION, FailureKind.UNAVAILABLE}
+"""What every other request would come to as well."""
+
+
 @dataclass(slots=True)
 class ClientStats:
     """What a client has done so far; read it from any thread.
 
     Attributes:
         requests: sent, repeated ones included.
-        queued: requests that wait for a slot.
+        queued: requests that wait for a slot, or for a server that is away.
         in_flight: requests that are with a server.
         completions: requests that were answered.
         failures: requests that were given up.
@@ -223,7 +227,12 @@ class ChatClient:
         started = time.perf_counter()
         outcome = await self._attempt(body, started)
         while may_pass(outcome):
-            await asyncio.sleep(_backoff(outcome.attempts))
+            away = outcome.kind in _SERVER_AWAY
+            self.stats.queued += away
+            try:
+                await asyncio.sleep(_backoff(outcome.attempts))
+            finally:
+                self.stats.queued -= away
             outcome = await self._attempt(body, started, outcome)
         if isinstance(outcome, Completion):
             self.stats.completions += 1

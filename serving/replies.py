@@ -1,5 +1,7 @@
 """What a server's reply, or its silence, means: pure decisions, no network."""
 
+from typing import TypeGuard
+
 import aiohttp
 import orjson
 
@@ -24,7 +26,7 @@ GATEWAY_STATUSES = {502, *range(520, 524)}
 """A gateway's words for a dead server behind it, or for one that it could not understand."""
 
 
-def may_pass(outcome: Outcome) -> bool:
+def may_pass(outcome: Outcome) -> TypeGuard[Failure]:
     """Whether to send the request again now."""
     return (
         isinstance(outcome, Failure)

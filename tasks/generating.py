@@ -67,10 +67,14 @@ def generate_batch(
         settings.revive()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     batch.unsent = len(pending)
-    if batch.alone:
-        ask_alone(pending, batch, client, settings)
-    else:
-        ask(pending, batch, client, settings)
+    try:
+        if batch.alone:
+            ask_alone(pending, batch, client, settings)
+        else:
+            ask(pending, batch, client, settings)
+    finally:
+        # While the server is away, no other batch is started only to fail in the same way.
+        batch.unsent = sum(prompt.key not in batch.replies for prompt in batch.prompts)
     completions = Completions.of(batch).dump()
     keep(completions)
     return completions
@@ -127,6 +131,7 @@ def _ask_once(
             batch.replies[key] = reply_of(outcome)
             return
         lost[key] = outcome
+        batch.unsent += 1  # when the server is back
         batch.cuts[key] += outcome.cuts
         if batch.cuts[key] >= SUSPECT_CUTS:
             batch.replies[key] = _crash(outcome, batch)

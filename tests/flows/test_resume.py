@@ -2,10 +2,14 @@
 
 import json
 import logging
+import os
 import pickle
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +20,8 @@ from fault_proxy import FaultProxy, Rule
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
+from prefect_imageqa.serving.replies import ATTEMPTS
+from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks import parsing
 from prefect_imageqa.tasks.cleaning import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store import ObjectStore
@@ -280,6 +286,33 @@ def test_a_row_that_kills_the_server_is_found_and_the_others_are_answered(
     assert [row["row"] for row in failed] == [23]
     assert "alone" in failed[0]["message"]
     assert len(lines(tmp_path / "out" / "qa.jsonl")) == 59
+
+
+def test_a_server_that_is_away_is_not_asked_by_one_batch_after_another(
+    start_stub: Any, tmp_path: Path
+) -> None:
+    stub = start_stub("--respawn=8", latency=0.1, slots=16)
+    dataset, output = (
+        write_rows(tmp_path, [f"{number}?" for number in range(600)]),
+        tmp_path / "out",
+    )
+
+    def kill() -> None:
+        while len(stored(output, "parts")) < 3:
+            time.sleep(0.05)
+        os.kill(stub.stats()["pid"], signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill)
+        summary = image_qa(
+            str(dataset),
+            str(output),
+            endpoint=stub.url,
+            limits=Limits(batch_size=16, max_in_flight=16),
+        )
+        killing.result()
+    assert (summary.ok, summary.quarantined) == (600, 0)
+    assert 0 < summary.requests - 600 <= 3 * 16 * ATTEMPTS[FailureKind.CONNECTION]
 
 
 def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path) -> None:

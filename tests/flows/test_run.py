@@ -14,9 +14,11 @@ from prefect_imageqa import (
     ImageQAError,
     Images,
     Limits,
+    ObjectStore,
     StoreError,
     image_qa,
 )
+from prefect_imageqa.tasks.run_records import read_runs, unfinished_runs
 
 
 def asked(stub: Any) -> int:
@@ -110,13 +112,17 @@ def test_a_dataset_that_is_not_there_leaves_nothing(stub: Any, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_a_server_leaves_nothing_to_finish(
-    stub: Any, drawn: Path, tmp_path: Path
+def test_a_run_whose_server_does_not_start_leaves_nothing_to_finish(
+    stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
-    with pytest.raises(ImageQAError, match="no server answers"):
-        image_qa(str(drawn / "dataset.json"), str(output), endpoint="http://127.0.0.1:9")
+    output, model = tmp_path / "out", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    monkeypatch.setenv("PREFECT_IMAGEQA_VLLM_PYTHON", "/no/such/python")
+    with pytest.raises(ImageQAError, match="/no/such/python"):
+        image_qa(str(drawn / "dataset.json"), str(output), model=str(model))
     [record] = (output / "runs").iterdir()
     assert json.loads(record.read_text())["state"] == "failed"
     summary = image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
     assert summary.ok == 12
+    assert not unfinished_runs(read_runs(ObjectStore(uri=str(output))))

@@ -214,6 +214,6 @@ def test_a_run_survives_the_death_of_its_server(tmp_path: Path) -> None:
     assert "Traceback" not in log.partition("restart 1: ")[0]
     assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 300
     # What was with the server when it died, or about to be, is sent again, also while it is down.
-    at_risk = 2 * 24
+    at_risk = 3 * 24
     assert 300 < summary["requests"] <= 300 + at_risk * ATTEMPTS[FailureKind.CONNECTION]
     assert not [process for process in started if process.is_running()]
