@@ -238,17 +238,18 @@ def _open_files(
     credentials: S3Credentials | None,
 ) -> Dataset:
     base = ImageBase(found.folder, image_root)
+    image = columns.image or "image"  # a table that is asked about without images may have some
     folder = found.folder if found.searched else None
     if found.format == "images":
         if image_root is not None:
             raise DatasetError(f"{found.name}: a folder of images takes no image root")
 
         def read_names() -> Iterator[Located]:
-            return ((label, {columns.image or "": label}) for label in found.labels)
+            return ((label, {image: label}) for label in found.labels)
 
         return Dataset(found.name, (), len(found.files), base, folder, read_names)
 
-    json_columns = (columns.image or "", columns.conversation)
+    json_columns = (image, columns.conversation)
     count = None
     if found.format == "parquet" and len(found.files) <= _COUNTED_FILES:
         count = sum(_count_parquet(file, credentials) for file in found.files)

@@ -151,11 +151,11 @@ STORE_FAULTS = {
     "reply cut now and then": Rule("cut_reply", method="GET", first=4, count=2),
     "request cut now and then": Rule("cut_request", method="PUT", first=4, count=3),
     "slow": Rule("slow", seconds=0.2),
-    "hangs once": Rule("hang", first=25, count=1),
-    "SlowDown always": s3_error(503, "SlowDown", first=25),
-    "reset always": Rule("reset", first=25),
-    "access denied": s3_error(403, "AccessDenied", method="PUT", first=4),
-    "no more space": s3_error(507, "InsufficientStorage", method="PUT", first=4),
+    "hangs once": Rule("hang", first=40, count=1),
+    "SlowDown always": s3_error(503, "SlowDown", first=40),
+    "reset always": Rule("reset", first=40),
+    "access denied": s3_error(403, "AccessDenied", method="PUT", path="/pairs/", first=4),
+    "no more space": s3_error(507, "InsufficientStorage", method="PUT", path="/pairs/", first=4),
     "completions cannot be written": s3_error(
         500, "InternalError", method="PUT", path="/completions/"
     ),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect_imageqa import EndpointError, image_qa
 
 
@@ -18,7 +19,8 @@ def write_rows(drawn: Path, texts: list[str]) -> str:
 def states_of(name: str) -> list[str]:
     """The states that the only flow run of a name has had."""
     with get_client(sync_client=True) as client:
-        [run] = [run for run in client.read_flow_runs() if run.name == name]
+        named = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+        [run] = client.read_flow_runs(flow_run_filter=named)
         response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(run.id)})
     states = sorted(response.json(), key=lambda state: state["timestamp"])
     return [state["name"] for state in states]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect_imageqa import (
     Caching,
     Columns,
@@ -83,7 +84,7 @@ def test_a_password_in_a_parameter_is_kept_nowhere(
     for path in output.rglob("*"):
         assert path.is_dir() or SECRET not in path.read_text()
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(limit=20)
+        runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=20)
     assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
 
 
@@ -99,7 +100,8 @@ def test_groups_are_kept_as_they_are(stub: Any, drawn: Path, tmp_path: Path) -> 
         limits=Limits(batch_size=5),
     )
     with get_client(sync_client=True) as client:
-        [run] = [run for run in client.read_flow_runs() if run.parameters["output"] == str(output)]
+        [run] = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    assert run.parameters["output"] == str(output)
     assert run.parameters["caching"]["cache"] == cache
     assert run.parameters["images"]["root"] == str(drawn)
     assert run.parameters["limits"]["batch_size"] == 5
