@@ -126,11 +126,7 @@ def _has_room(
 
 
 def _save(
-    generating: Step,
-    storing: Step,
-    generate: Generate,
-    store: Store,
-    asked: OpenPass,
+    generating: Step, storing: Step, generate: Generate, store: Store, asked: OpenPass
 ) -> None:
     """Store what has been answered, and ask nothing more: the next run goes on from there."""
     try:

@@ -11,7 +11,6 @@ from ..tasks.errors import StoreError
 from ..tasks.exporting import dump_record, json_default
 from ..tasks.loading import open_dataset
 from ..tasks.object_store import ObjectStore
-from ..tasks.parameters import Columns
 from ..tasks.table_formats import plain
 
 CacheType = Literal["json", "jsonl", "csv", "parquet"]
@@ -76,7 +75,7 @@ class FileStorage:
         Raises:
             DatasetError: the table is missing, empty or unreadable.
         """
-        source = open_dataset(self.current(), Columns(image=None))
+        source = open_dataset(self.current(), require_images=False)
         records = [dict(row.record) for row in source.rows()]
         if output_type == "dict":
             return records

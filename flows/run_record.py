@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import get_run_logger
 
@@ -31,9 +31,6 @@ from ..tasks.run_records import (
 from ..tasks.storing import PassFolder, open_output, run_name
 from .progress import RunProgress
 from .summary import RunSummary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -263,12 +260,12 @@ def new_record(run_id: str, told: RunParameters, dataset: str, main: Pass) -> Ru
 
 def dataset_key(told: RunParameters) -> str:
     """Name a dataset, for what is kept per configuration and dataset."""
-    given: Any = told.dataset
+    given = told.dataset
     named = str(given) if isinstance(given, str | Path) else _frame_name(given)
     return configuration_key({"dataset": named, "limited": told.max_rows is not None})
 
 
-def _frame_name(frame: "pd.DataFrame") -> str:
+def _frame_name(frame: Any) -> str:
     """What tells a DataFrame from others, and stays as it grows: its columns and first row."""
     first = frame.iloc[0].tolist() if len(frame) else []
     cells = [

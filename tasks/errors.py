@@ -19,25 +19,10 @@
 `records.RowError` is not among them: it costs one row, and never leaves a step.
 """
 
-from ..serving.errors import EndpointError, EndpointLostError, ImageQAError, ServerError
-
-__all__ = [
-    "AccessDeniedError",
-    "DatasetError",
-    "EndpointError",
-    "EndpointLostError",
-    "ErrorRateError",
-    "ImageQAError",
-    "ObjectDamagedError",
-    "ObjectMissingError",
-    "OutputBusyError",
-    "PrefectServerError",
-    "RecordDamagedError",
-    "RecordRefusedError",
-    "ServerError",
-    "StoreError",
-    "StoreUnavailableError",
-]
+from ..serving.errors import EndpointError as EndpointError
+from ..serving.errors import EndpointLostError as EndpointLostError
+from ..serving.errors import ImageQAError as ImageQAError
+from ..serving.errors import ServerError as ServerError
 
 
 class DatasetError(ImageQAError):

@@ -154,17 +154,18 @@ def open_dataset(
     *,
     image_root: str | None = None,
     credentials: S3Credentials | None = None,
+    require_images: bool = True,
 ) -> Dataset:
     """Find a dataset and check that it can be used, by its first rows.
 
     Args:
         source: a JSON array, JSON lines, CSV, TSV or Parquet file, a folder of images or of
             Parquet files, a glob of either, local or `s3://`; or a pandas DataFrame.
-        columns: that of the images, if it is named, must be there; for a folder of images it
-            gets the path within the folder. In CSV files, it and that of conversations may hold
-            JSON lists.
+        columns: for a folder of images, that of the images gets the path within the folder. In
+            CSV files, it and that of conversations may hold JSON lists.
         image_root: the only folder its images may come from.
         credentials: who to be on S3; by default the environment says.
+        require_images: whether the column of the images must be there, if it is named.
 
     Raises:
         DatasetError: there is no such dataset, it is empty or of an unknown format, its first
@@ -179,8 +180,9 @@ def open_dataset(
             dataset = _open_frame(source, root)
     except StoreError as error:
         raise DatasetError(str(error)) from error
-    names = _first_columns(dataset, columns.image)
-    if columns.image is not None and columns.image not in names:
+    wanted = columns.image if require_images else None
+    names = _first_columns(dataset, wanted)
+    if wanted is not None and wanted not in names:
         there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise DatasetError(f"{dataset.name}: no column {columns.image!r}; its columns are: {there}")
     return replace(dataset, columns=names)
