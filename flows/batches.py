@@ -119,10 +119,13 @@ def _has_room(
         return True
     unsent = sum(max(batch.unsent, 0) for batch in in_flight)
     busy = client.stats.in_flight + client.stats.queued
+    # Replies that are not stored yet would be lost in a crash: a slow store slows the asking.
+    unstored = sum(len(batch.prompts) for batch in in_flight if batch.is_answered)
     # One batch is made ready ahead of the slots that become free.
-    idle = busy + unsent < client.max_in_flight + asked.batch_size
+    most = client.max_in_flight + asked.batch_size
     embedded = sum(batch.embedded_bytes for batch in in_flight)
-    return idle and len(in_flight) < at_once and embedded < MAX_EMBEDDED_BYTES
+    room = len(in_flight) < at_once and embedded < MAX_EMBEDDED_BYTES
+    return room and busy + unsent < most and unstored < most
 
 
 def _save(

@@ -156,6 +156,11 @@ class Batch:
     def __str__(self) -> str:
         return f"{self.number}"
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether it is known of each row what came of asking."""
+        return len(self.replies) >= len(self.prompts)
+
 
 @dataclass(frozen=True, slots=True)
 class QAPair:

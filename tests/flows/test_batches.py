@@ -12,7 +12,7 @@ import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
 from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room
-from prefect_imageqa.tasks.records import Batch, ImageRef, Prompt
+from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt
 
 
 def write_rows(drawn: Path, texts: list[str]) -> str:
@@ -149,6 +149,16 @@ def test_room_for_another_batch(unsent: int, busy: int, batch_count: int, room: 
     )
     running = [in_flight(unsent, ImageRef("a.png")) for _ in range(batch_count)]
     assert _has_room(running, asked, client, at_once=4) is room
+
+
+def test_a_slow_store_bounds_what_is_asked() -> None:
+    asked: Any = SimpleNamespace(batch_size=8)
+    client: Any = SimpleNamespace(max_in_flight=16, stats=SimpleNamespace(in_flight=0, queued=0))
+    waiting, answered = (in_flight(0, ImageRef("a.png")) for _ in range(2))
+    answered.replies = {str(row): Problem(Kind.EMPTY, "") for row in range(8)}
+    assert _has_room([waiting] * 8, asked, client, at_once=64)
+    assert _has_room([answered] * 2, asked, client, at_once=64)
+    assert not _has_room([answered] * 3, asked, client, at_once=64)
 
 
 def test_embedded_images_bound_the_batches_in_flight() -> None:
