@@ -67,12 +67,6 @@ def publish(run: Run, table: Dataset, asked: OpenPass, summary: RunSummary) -> N
     """Make the report of a completed run, and show and tell what came of it in Prefect.
 
     The run is complete and stored: nothing here can make it fail.
-
-    Args:
-        run: the run.
-        table: its dataset.
-        asked: its main pass.
-        summary: what it counted.
     """
     get_run_logger().info("%s", summary)
     samples: list[SampledRow] = []

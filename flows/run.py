@@ -119,10 +119,6 @@ class Run:
     def start(self, table: Dataset, main: Pass) -> OpenPass:
         """Wait for the output, find or start the model's server, and open the run's main pass.
 
-        Args:
-            table: whose rows are asked about.
-            main: what is asked.
-
         Raises:
             OutputBusyError: another run is writing to the output, and this one does not wait.
             EndpointError: a server is unreachable, refuses the key or does not serve the model.
@@ -214,10 +210,6 @@ class Run:
 
     def complete(self, asked: OpenPass, exported: RunCounts) -> RunSummary:
         """Tidy the output up, and record that the run is complete.
-
-        Args:
-            asked: the run's main pass.
-            exported: what the exports hold.
 
         Raises:
             StoreError: the output cannot be written.

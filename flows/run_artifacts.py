@@ -41,13 +41,7 @@ PATIENCE_SECONDS = 3.0
 
 @contextmanager
 def progress_shown(output: ObjectStore, source: Dataset, progress: RunProgress) -> Iterator[None]:
-    """Show inside the block how far a run is; from threads of its own, so that it costs nothing.
-
-    Args:
-        output: the run's output.
-        source: its dataset, which is counted where it does not say how many rows it has.
-        progress: where the run counts.
-    """
+    """Show inside the block how far a run is; from threads of its own, so that it costs nothing."""
     shown = _ShownProgress(artifact_key(output.uri, "progress"), source.name, progress)
     over = threading.Event()
     threading.Thread(target=progress.count, args=(source,), daemon=True).start()
@@ -83,13 +77,7 @@ def show_results(
 ) -> None:
     """Show what came of a run: its summary, a gallery, and what is quarantined.
 
-    Args:
-        output: the run's output.
-        summary: what the run counted.
-        samples: rows for the gallery.
-        dataset: short name.
-        model: the name it is served under.
-        files: objects of the output that people look at, title -> name.
+    `files` are objects of the output that people look at, title -> name.
     """
 
     def show_summary() -> None:

@@ -19,13 +19,7 @@ HIGH_SHARE = 0.05
 
 
 def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
-    """Emit the events of a completed run; Prefect relates them to flow run and deployment.
-
-    Args:
-        summary: what the run counted.
-        dataset: short name.
-        model: the name it is served under.
-    """
+    """Emit the events of a completed run; Prefect relates them to flow run and deployment."""
     share = summary.quarantined / summary.rows if summary.rows else 0.0
     resource = {
         "prefect.resource.id": f"prefect-imageqa.output.{summary.output}",

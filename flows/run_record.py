@@ -233,14 +233,7 @@ class KeptRecord:
 
 
 def new_record(run_id: str, told: RunParameters, dataset: str, main: Pass) -> RunRecord:
-    """The record of a run that has not begun yet.
-
-    Args:
-        run_id: its id.
-        told: its parameters.
-        dataset: short name of its dataset.
-        main: what it asks.
-    """
+    """The record of a run that has not begun yet; `dataset` is the short name."""
     now = datetime.now(UTC)
     packages = ("prefect-imageqa", "prefect", "pandas", "pillow")
     return RunRecord(
