@@ -48,6 +48,10 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
     if not parameters.get("endpoint") and not parameters.get("model"):
         print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
         return 2
+    # cyclopts would take the value of a single key for a text, also where it is a number.
+    for word in [word for word in sys.argv if word.startswith("--extra-body.")]:
+        print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
+        return 2
     try:
         summary = run_in_terminal(dataset, parameters)
     except ValidationError as error:

@@ -257,9 +257,8 @@ class Run:
         asked: set[str] = set()
         for other in {folder.parts(label) for label in parser_labels(self.output, folder)}:
             try:
-                asked |= (
-                    Ledger.read(self.output, other).batches if other != ledger.folder else set()
-                )
+                if other != ledger.folder:
+                    asked |= Ledger.read(self.output, other).batches
             except ObjectDamagedError as error:
                 get_run_logger().warning("%s", error)  # nothing of it is needed
         return asked

@@ -20,6 +20,7 @@ from ..tasks.object_store import ObjectStore
 from ..tasks.parameters import RunParameters
 from ..tasks.passes import Pass
 from ..tasks.run_records import (
+    AT_WORK,
     RunCounts,
     RunRecord,
     complete_run,
@@ -74,9 +75,10 @@ class KeptRecord:
         """
         open_output(self._store)
         self._give_way(self._double, wait)
-        self._write(state="waiting")
-        self._heart.start()
+        AT_WORK.add(self._record.run)
         try:
+            self._write(state="waiting")
+            self._heart.start()
             self._take_turn(wait)
             yield
             self._end("interrupted", "it has ended without being completed")
@@ -88,6 +90,8 @@ class KeptRecord:
             failed = isinstance(error, Exception)
             self._end("failed" if failed else "interrupted", str(error) or type(error).__name__)
             raise
+        finally:
+            AT_WORK.discard(self._record.run)
 
     def _end(self, state: str, reason: str) -> None:
         """Record how the run has ended, if it was not completed; its record must not stop it."""

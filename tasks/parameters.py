@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     ParserLike = str | Callable[..., Any]
     OptionalText = str | None
     OptionalColumn = str | None
+    JsonObject = dict[str, Any]
 else:
     # What Prefect's form shows. Pydantic must not look into a DataFrame, nor import pandas for it.
     DatasetLike = Annotated[Any, WithJsonSchema({"type": "string"})]
@@ -73,6 +74,8 @@ else:
             }
         ),
     ]
+    # On the command line a text, see `_check_extra_body`.
+    JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
     PromptStyleLike = _built_in_or_own(PROMPT_STYLES)
     ParserLike = _built_in_or_own(PARSERS)
 
@@ -126,14 +129,20 @@ class Sampling(_Group):
     max_tokens: int = Field(
         default=512, ge=1, description="Tokens of a reply; a longer one is quarantined."
     )
-    extra_body: dict[str, Any] = Field(
+    extra_body: JsonObject = Field(
         default_factory=dict,
-        description="Further vLLM request options, such as response_format or min_p.",
+        description='Further vLLM request options, a JSON object such as {"min_p": 0.1}.',
     )
 
     @field_validator("extra_body")
     @classmethod
-    def _check_extra_body(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _check_extra_body(cls, options: Any) -> Any:
+        try:
+            options = json.loads(options) if isinstance(options, str) else options
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise ValueError('extra_body is no JSON object, such as {"min_p": 0.1}')
         if clash := sorted((RESERVED_OPTIONS | cls.model_fields.keys()) & options.keys()):
             raise ValueError(f"extra_body may not set {', '.join(clash)}")
         try:

@@ -23,6 +23,9 @@ from .parameters import RunParameters
 from .steps import READERS
 from .storing import MANIFEST, RUNS, read_manifest, run_name, write_manifest
 
+AT_WORK: set[str] = set()
+"""Ids of the runs of this process; one that could not record its end is not among them."""
+
 ALIVE_SECONDS = 60
 """A run has a heartbeat every 10 s; one that was silent for longer was killed, or is stuck."""
 
@@ -146,8 +149,11 @@ class RunRecord(BaseModel):
         """
         if self.state not in ("running", "waiting"):
             return False
-        if self.machine == this_machine() and self.process != _process(self.process):
-            return False
+        if self.machine == this_machine():
+            if self.process != _process(self.process):
+                return False
+            if self.process == _process(str(os.getpid())) and self.run not in AT_WORK:
+                return False
         # Of a record from the future no heartbeat is known, either.
         age = abs((datetime.now(UTC) - self.updated).total_seconds())
         return age <= ALIVE_SECONDS

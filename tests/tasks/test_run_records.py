@@ -97,6 +97,9 @@ def test_a_run_here_is_known_by_its_process(
 ) -> None:
     running = {"state": "running", "ago": 1}
     own = this_host()
+    # One that has failed, and could not record that, is not at work any more.
+    assert not record_of(**running, **own).is_live
+    monkeypatch.setattr(run_records, "AT_WORK", {record_of(**running).run})
     assert record_of(**running, **own).is_live
     with subprocess.Popen(["sleep", "60"]) as other:
         host = process_of(other.pid, monkeypatch)
