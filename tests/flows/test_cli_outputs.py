@@ -161,6 +161,7 @@ def test_a_run_that_is_not_completed_is_told_and_not_cleaned_away(
         "state": state,
         "error": "no server" if state == "failed" else "",
         "updated": datetime.now(UTC) - timedelta(seconds=seconds_ago),
+        "machine": "another",  # whose processes nobody here can see
         "dataset": "d\x1b[2J.json",
         "total": 12,
         "counts": RunCounts(rows=8, ok=7, quarantined=1, reused=4),
