@@ -27,21 +27,22 @@ test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with a
 	tests/ceph/install.sh
 	$(BIN)/pytest tests/ceph
 
-check: $(FLOW_ENV) ## Lint and type-check
+check: $(FLOW_ENV) ## Lint, type-check, and hold imports to the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p prefect_imageqa
 	$(BIN)/mypy --explicit-package-bases tests benchmarks
+	PYTHONPATH=build/typing $(BIN)/lint-imports --no-cache
 
 format: $(FLOW_ENV) ## Format and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 demo-model: $(SERVER_ENV) ## Train the demo model anew (about 15 minutes on 2 idle cores)
-	.venv-vllm/bin/python -m serving.demo_model.train --threads 2
+	.venv-vllm/bin/python -m serving.demo_model.training.train --threads 2
 
 demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card
-	$(BIN)/python -m prefect_imageqa.serving.demo_model.evaluate
+	$(BIN)/python -m prefect_imageqa.serving.demo_model.training.evaluate
 
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same server
 	$(BIN)/python benchmarks/throughput.py
@@ -68,5 +69,5 @@ $(FLOW_ENV): requirements/flow.txt pyproject.toml
 	touch $@
 
 $(SERVER_ENV): requirements/cpu-server.txt | $(FLOW_ENV)
-	$(BIN)/python -m prefect_imageqa.serving.cpu_env .venv-vllm
+	$(BIN)/python -m prefect_imageqa.serving.server.cpu_env .venv-vllm
 	touch $@

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .flows.dataflow import FileStorage as FileStorage
+    from .flows.dataflow import ImageQAGenerator as ImageQAGenerator
+    from .flows.dataflow import PromptedVQAGenerator as PromptedVQAGenerator
+    from .flows.dataflow.serving import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
     from .flows.image_qa import image_qa as image_qa
-    from .flows.operator import FileStorage as FileStorage
-    from .flows.operator import ImageQAGenerator as ImageQAGenerator
-    from .flows.operator import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
-    from .flows.operator import PromptedVQAGenerator as PromptedVQAGenerator
     from .flows.summary import RunSummary as RunSummary
     from .serving.client import ChatClient as ChatClient
     from .serving.endpoint import VLLMEndpoint as VLLMEndpoint
@@ -33,28 +33,28 @@ if TYPE_CHECKING:
     from .tasks.errors import StoreError as StoreError
     from .tasks.errors import StoreUnavailableError as StoreUnavailableError
     from .tasks.images import ImageSettings as ImageSettings
+    from .tasks.loading.columns import Columns as Columns
     from .tasks.object_store import ObjectStore as ObjectStore
-    from .tasks.parameters import Caching as Caching
-    from .tasks.parameters import Columns as Columns
-    from .tasks.parameters import Exports as Exports
-    from .tasks.parameters import Images as Images
-    from .tasks.parameters import Limits as Limits
-    from .tasks.parameters import Parsing as Parsing
-    from .tasks.parameters import Sampling as Sampling
+    from .tasks.runs.parameters import Caching as Caching
+    from .tasks.runs.parameters import Exports as Exports
+    from .tasks.runs.parameters import Images as Images
+    from .tasks.runs.parameters import Limits as Limits
+    from .tasks.runs.parameters import Parsing as Parsing
+    from .tasks.runs.parameters import Sampling as Sampling
 
 _HOMES = {
     "image_qa": ".flows.image_qa",
-    "FileStorage": ".flows.operator",
-    "ImageQAGenerator": ".flows.operator",
-    "LocalModelVLMServing_vllm": ".flows.operator",
-    "PromptedVQAGenerator": ".flows.operator",
-    "Caching": ".tasks.parameters",
-    "Columns": ".tasks.parameters",
-    "Exports": ".tasks.parameters",
-    "Images": ".tasks.parameters",
-    "Limits": ".tasks.parameters",
-    "Parsing": ".tasks.parameters",
-    "Sampling": ".tasks.parameters",
+    "FileStorage": ".flows.dataflow",
+    "ImageQAGenerator": ".flows.dataflow",
+    "LocalModelVLMServing_vllm": ".flows.dataflow",
+    "PromptedVQAGenerator": ".flows.dataflow",
+    "Caching": ".tasks.runs.parameters",
+    "Columns": ".tasks.loading.columns",
+    "Exports": ".tasks.runs.parameters",
+    "Images": ".tasks.runs.parameters",
+    "Limits": ".tasks.runs.parameters",
+    "Parsing": ".tasks.runs.parameters",
+    "Sampling": ".tasks.runs.parameters",
     "RunSummary": ".flows.summary",
     "ChatClient": ".serving.client",
     "VLLMEndpoint": ".serving.endpoint",

@@ -25,12 +25,13 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pandas as pd  # a run imports it, so its memory counts
-from prefect_imageqa.tasks.caching import KeyList
-from prefect_imageqa.tasks.compaction import compact
-from prefect_imageqa.tasks.ledger import Ledger
-from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered
-from prefect_imageqa.tasks.storing import PassFolder, write_part
+from prefect_imageqa.tasks.storing.compaction import compact
+from prefect_imageqa.tasks.storing.layout import PassFolder
+from prefect_imageqa.tasks.storing.ledger import Ledger
+from prefect_imageqa.tasks.storing.store import write_part
 
 PARTS = PassFolder().parts("qa_pairs-v1")
 BATCH = 256

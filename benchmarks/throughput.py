@@ -26,9 +26,9 @@ from typing import Any
 import aiohttp
 from PIL import Image, ImageChops
 from prefect_imageqa.serving.demo_model.scenes import draw_scene, random_scene
-from prefect_imageqa.serving.launch import ServerOptions
-from prefect_imageqa.serving.server import VLLMServer
-from prefect_imageqa.tasks.prompting import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
+from prefect_imageqa.serving.server.launch import ServerOptions
+from prefect_imageqa.serving.server.server import VLLMServer
+from prefect_imageqa.tasks.prompting.prompts import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE.parent / "serving" / "demo_model" / "checkpoint"

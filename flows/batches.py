@@ -8,11 +8,11 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
-from ..serving.client import ChatClient
+from ..serving.client.client import ChatClient
 from ..tasks.errors import EndpointError, ImageQAError, ServerError
 from ..tasks.records import Batch
-from ..tasks.storing import StoredBatch
-from .passes import OpenPass
+from ..tasks.storing.store import StoredBatch
+from .open_pass import OpenPass
 from .run import Run
 
 MAX_BATCHES = 64

@@ -3,6 +3,6 @@
 from prefect.blocks.core import Block
 
 from ..serving.endpoint import VLLMEndpoint
-from ..tasks.object_store import ObjectStore
+from ..tasks.object_store.store import ObjectStore
 
 BLOCKS: tuple[type[Block], ...] = (VLLMEndpoint, ObjectStore)

@@ -11,12 +11,12 @@ from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 
 from ..serving.background import BackgroundLoop
-from ..serving.checkpoint import checkpoint_digest
-from ..serving.client import ChatClient
+from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
-from ..serving.launch import ServerOptions, local_checkpoint
-from ..serving.revival import Revival
-from ..serving.server import VLLMServer
+from ..serving.server.checkpoint import checkpoint_digest
+from ..serving.server.launch import ServerOptions, local_checkpoint
+from ..serving.server.recovery import Revival
+from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 
 RETURN_SECONDS = 45.0

@@ -10,11 +10,15 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.exporting import export_rows
-from ..tasks.loading import load_dataset
-from ..tasks.parameters import (
+from ..tasks.concurrency import chunks, opaque, quote, results_ahead
+from ..tasks.exporting.export import export_rows
+from ..tasks.loading.columns import Columns
+from ..tasks.loading.dataset import load_dataset
+from ..tasks.parsing.parse import parse_batch
+from ..tasks.prompting.prompts import DEFAULT_SYSTEM_PROMPT, prompt_rows
+from ..tasks.records import Batch, Row
+from ..tasks.runs.parameters import (
     Caching,
-    Columns,
     DatasetLike,
     EndpointLike,
     Exports,
@@ -29,16 +33,12 @@ from ..tasks.parameters import (
     Sampling,
     StoreLike,
 )
-from ..tasks.parsing import parse_batch
-from ..tasks.passes import pairs_pass
-from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
-from ..tasks.records import Batch, Row
-from ..tasks.steps import chunks, opaque, quote, results_ahead
-from ..tasks.storing import StoredBatch, store_batch
+from ..tasks.runs.passes import pairs_pass
+from ..tasks.storing.store import StoredBatch, store_batch
 from .batches import MAX_BATCHES, PROMPTED_AHEAD, run_batches
-from .deployable import deployable_flow, run_name
-from .passes import OpenPass
-from .publishing import as_asset, publish
+from .open_pass import OpenPass
+from .prefect_flow import deployable_flow, run_name
+from .publish.publish import as_asset, publish
 from .run import Run, open_run
 from .summary import RunSummary
 
@@ -127,7 +127,7 @@ def image_qa(
             json_array=exports.json_array,
         )
         summary = run.complete(main, counts)
-        publish(run, table, main, summary)
+        publish(summary, run.output, table, main, model=run.model)
     return summary
 
 

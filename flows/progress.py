@@ -5,11 +5,11 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-from ..serving.client import ClientStats
+from ..serving.client.client import ClientStats
 from ..tasks.errors import DatasetError
-from ..tasks.ledger import RowStatus
-from ..tasks.loading import Dataset
-from ..tasks.run_records import RunCounts
+from ..tasks.loading.dataset import Dataset
+from ..tasks.runs.records import RunCounts
+from ..tasks.storing.ledger import RowStatus
 
 COUNTING_SECONDS = 60
 """A million lines take about 20 seconds; a file that takes longer goes without an ETA."""

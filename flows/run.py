@@ -11,37 +11,38 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from ..serving.background import BackgroundLoop
-from ..serving.client import ChatClient
+from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
-from ..tasks.adopting import adopt_completions
-from ..tasks.batch_cache import batch_cache
-from ..tasks.caching import RequestSpec
-from ..tasks.compaction import compact
-from ..tasks.dataset_card import CARD
+from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectDamagedError, StoreError
-from ..tasks.file_digests import FileDigests
-from ..tasks.filesystems import S3Credentials
-from ..tasks.generating import generate_batch
-from ..tasks.image_reader import ImageReader
-from ..tasks.image_refs import ImageBase
-from ..tasks.ledger import Ledger
-from ..tasks.loading import Dataset
-from ..tasks.object_store import ObjectStore, load_store
-from ..tasks.outputs import EXPORTS
-from ..tasks.parameters import RunParameters
-from ..tasks.passes import Pass
-from ..tasks.prompting import PromptSettings
-from ..tasks.report import REPORT
-from ..tasks.row_requests import GenerationSettings
-from ..tasks.run_records import RunCounts, last_completed
-from ..tasks.steps import quote
-from ..tasks.storing import PassFolder, parser_labels, read_manifest, write_keys
-from .breaker import Breaker
+from ..tasks.exporting.status import EXPORTS
+from ..tasks.generating.batch_cache import batch_cache
+from ..tasks.generating.generate import generate_batch
+from ..tasks.generating.requests import GenerationSettings
+from ..tasks.images.file_digests import FileDigests
+from ..tasks.images.reader import ImageReader
+from ..tasks.images.references import ImageBase
+from ..tasks.loading.dataset import Dataset
+from ..tasks.object_store.credentials import S3Credentials
+from ..tasks.object_store.store import ObjectStore, load_store
+from ..tasks.prompting.keys import RequestSpec
+from ..tasks.prompting.prompts import PromptSettings
+from ..tasks.reporting.dataset_card import CARD
+from ..tasks.reporting.report import REPORT
+from ..tasks.runs.parameters import RunParameters
+from ..tasks.runs.passes import Pass
+from ..tasks.runs.records import RunCounts, last_completed
+from ..tasks.storing.compaction import compact
+from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
+from ..tasks.storing.ledger import Ledger
+from ..tasks.storing.reparsing import adopt_completions
+from ..tasks.storing.row_keys import write_keys
+from .circuit_breaker import Breaker
 from .endpoints import AskedModel, asked_model, named_endpoint
-from .passes import OpenPass
+from .open_pass import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
-from .run_artifacts import progress_shown
+from .publish.artifacts import progress_shown
 from .run_record import KeptRecord, new_record
 from .summary import RunSummary
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from ..tasks.caching import RequestSpec, configuration_key
 from ..tasks.errors import ObjectDamagedError, ObjectMissingError, OutputBusyError
-from ..tasks.exporting import QA_JSON
-from ..tasks.object_store import ObjectStore
-from ..tasks.parameters import RunParameters
-from ..tasks.passes import Pass
-from ..tasks.run_records import (
+from ..tasks.exporting.export import QA_JSON
+from ..tasks.object_store.store import ObjectStore
+from ..tasks.prompting.keys import RequestSpec, configuration_key
+from ..tasks.runs.parameters import RunParameters
+from ..tasks.runs.passes import Pass
+from ..tasks.runs.records import (
     AT_WORK,
     RunCounts,
     RunRecord,
@@ -29,7 +29,7 @@ from ..tasks.run_records import (
     read_runs,
     this_host,
 )
-from ..tasks.storing import PassFolder, open_output, run_name
+from ..tasks.storing.layout import PassFolder, open_output, run_name
 from .progress import RunProgress
 from .summary import RunSummary
 

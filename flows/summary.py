@@ -3,9 +3,9 @@
 import json
 from typing import TYPE_CHECKING
 
-from ..tasks.exporting import QA_JSONL
-from ..tasks.object_store import ObjectStore, load_store
-from ..tasks.run_records import RunCounts
+from ..tasks.exporting.export import QA_JSONL
+from ..tasks.object_store.store import ObjectStore, load_store
+from ..tasks.runs.records import RunCounts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,8 +19,7 @@ class VLLMEndpoint(Block):
         ```python
         from prefect_imageqa import VLLMEndpoint, image_qa
 
-        endpoint = VLLMEndpoint.load("BLOCK_NAME")
-        print("asks", endpoint.check())
+        VLLMEndpoint(urls=["http://gpu-1:8000"]).save("BLOCK_NAME")
         image_qa("qas.json", "s3://bucket/qa", endpoint="BLOCK_NAME")
         ```
     """
@@ -99,19 +98,6 @@ class VLLMEndpoint(Block):
         if key := self.api_key.get_secret_value().strip():
             headers["Authorization"] = f"Bearer {key}"
         return headers
-
-    def check(self) -> str:
-        """Ask every server what it serves, as a run does first; returns the name of the model.
-
-        Raises:
-            EndpointError: a server is unreachable, refuses the key or does not serve the model;
-                one line that says which.
-        """
-        from .client import ChatClient  # which imports this module
-
-        with ChatClient(self) as client:
-            client.check()
-            return client.model
 
 
 def http_url(url: str) -> SplitResult | None:

@@ -21,14 +21,3 @@ def short_name(place: Any) -> str:
     count = 2 if "*" in parts[-1] else 1
     name = "".join(char if char.isprintable() else "_" for char in "/".join(parts[-count:]))
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def load_name(parameters: dict[str, Any]) -> str:
-    """Name of the task run that finds a dataset: `load-capsbench.json`."""
-    return f"load-{short_name(parameters['dataset'])}"
-
-
-def prompt_name(parameters: dict[str, Any]) -> str:
-    """Name of a task run that prompts rows, by their positions: `prompt-0-255`."""
-    rows = parameters["rows"]
-    return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"

@@ -23,7 +23,7 @@ from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
 
 if TYPE_CHECKING:
-    from prefect_imageqa.tasks.run_records import RunRecord
+    from prefect_imageqa.tasks.runs.records import RunRecord
 
 BUCKET = "imageqa-tests"
 
@@ -161,9 +161,9 @@ def record_of() -> "Callable[..., RunRecord]":
 
     Its last heartbeat was `ago` seconds ago; `told` changes its parameters, other names its fields.
     """
-    from prefect_imageqa.tasks.parameters import (
+    from prefect_imageqa.tasks.loading.columns import Columns
+    from prefect_imageqa.tasks.runs.parameters import (
         Caching,
-        Columns,
         Exports,
         Images,
         Limits,
@@ -171,7 +171,7 @@ def record_of() -> "Callable[..., RunRecord]":
         RunParameters,
         Sampling,
     )
-    from prefect_imageqa.tasks.run_records import RunRecord
+    from prefect_imageqa.tasks.runs.records import RunRecord
 
     def make(ago: float = 300, told: dict[str, Any] | None = None, **changed: Any) -> "RunRecord":
         then = datetime.now(UTC) - timedelta(seconds=ago)

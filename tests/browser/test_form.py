@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
-from prefect_imageqa.tasks.artifacts import gallery_markdown, quarantine_table
-from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.plugins import PARSERS, PROMPT_STYLES
+from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.samples import SampledRow
+from prefect_imageqa.tasks.reporting.artifacts import gallery_markdown, quarantine_table
+from prefect_imageqa.tasks.reporting.samples import SampledRow
+from prefect_imageqa.tasks.runs.plugins import PARSERS, PROMPT_STYLES
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -12,13 +12,13 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Page, expect
 from prefect_imageqa import Columns, Images, ImageSettings, Sampling
-from prefect_imageqa.tasks.dataset_card import render_card
+from prefect_imageqa.tasks.images.thumbnails import thumbnail
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.report import render_report
-from prefect_imageqa.tasks.report_statistics import Statistics
-from prefect_imageqa.tasks.run_records import RunRecord
-from prefect_imageqa.tasks.samples import SampledRow
-from prefect_imageqa.tasks.thumbnails import thumbnail
+from prefect_imageqa.tasks.reporting.dataset_card import render_card
+from prefect_imageqa.tasks.reporting.report import render_report
+from prefect_imageqa.tasks.reporting.samples import SampledRow
+from prefect_imageqa.tasks.reporting.statistics import Statistics
+from prefect_imageqa.tasks.runs.records import RunRecord
 
 HOSTILE = [
     "<script>document.title = 'owned'; alert(1)</script>",

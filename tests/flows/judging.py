@@ -14,17 +14,17 @@ from typing import Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_imageqa import Columns, Limits, image_qa
-from prefect_imageqa.flows.deployable import deployable_flow
 from prefect_imageqa.flows.image_qa import answer_rows
-from prefect_imageqa.flows.passes import OpenPass
+from prefect_imageqa.flows.open_pass import OpenPass
+from prefect_imageqa.flows.prefect_flow import deployable_flow
 from prefect_imageqa.flows.run import open_run
-from prefect_imageqa.tasks.loading import Dataset, load_dataset
-from prefect_imageqa.tasks.parameters import RunParameters
-from prefect_imageqa.tasks.parsing import ParseSettings
-from prefect_imageqa.tasks.passes import Pass, pairs_pass
-from prefect_imageqa.tasks.prompting import PromptInput
+from prefect_imageqa.tasks.concurrency import quote
+from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
+from prefect_imageqa.tasks.parsing.parse import ParseSettings
+from prefect_imageqa.tasks.prompting.prompts import PromptInput
 from prefect_imageqa.tasks.records import Answered, Row
-from prefect_imageqa.tasks.steps import quote
+from prefect_imageqa.tasks.runs.parameters import RunParameters
+from prefect_imageqa.tasks.runs.passes import Pass, pairs_pass
 
 
 def judge_style(given: PromptInput) -> list[dict[str, Any]]:

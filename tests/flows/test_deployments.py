@@ -31,7 +31,7 @@ from prefect.settings import (
 )
 from prefect.states import Pending, Scheduled
 from prefect_imageqa import image_qa
-from prefect_imageqa.flows.deploying import deploy
+from prefect_imageqa.flows.deploy import deploy
 from prefect_imageqa.flows.summary import RunSummary
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.errors import PrefectServerError

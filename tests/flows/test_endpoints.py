@@ -14,8 +14,8 @@ import pytest
 from prefect import flow
 from prefect_imageqa.flows import endpoints
 from prefect_imageqa.flows.endpoints import AskedModel, asked_model
-from prefect_imageqa.serving.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.demo_model import scenes
+from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.types import ChatRequest, Completion
 from prefect_imageqa.tasks.errors import EndpointError, ServerError
 

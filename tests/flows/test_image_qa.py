@@ -23,25 +23,26 @@ from prefect_imageqa import (
     VLLMEndpoint,
     image_qa,
 )
-from prefect_imageqa.serving.client import ChatClient
-from prefect_imageqa.serving.replies import ATTEMPTS
+from prefect_imageqa.serving.client.client import ChatClient
+from prefect_imageqa.serving.client.replies import ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
-from prefect_imageqa.tasks.caching import RequestSpec, batch_key
-from prefect_imageqa.tasks.generating import generate_batch
-from prefect_imageqa.tasks.image_reader import ImageReader
-from prefect_imageqa.tasks.loading import load_dataset
-from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.parsing import pair_parsing, parse_batch
-from prefect_imageqa.tasks.parsing_text import parse_qa_pairs
-from prefect_imageqa.tasks.prompting import (
+from prefect_imageqa.tasks.generating.generate import generate_batch
+from prefect_imageqa.tasks.generating.requests import GenerationSettings
+from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.loading.dataset import load_dataset
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.parsing.parse import pair_parsing, parse_batch
+from prefect_imageqa.tasks.parsing.text import parse_qa_pairs
+from prefect_imageqa.tasks.prompting.keys import RequestSpec, batch_key
+from prefect_imageqa.tasks.prompting.prompts import (
     PromptInput,
     PromptSettings,
     chat_prompt,
     prompt_rows,
 )
 from prefect_imageqa.tasks.records import Answered, Batch, QAPair
-from prefect_imageqa.tasks.row_requests import GenerationSettings
-from prefect_imageqa.tasks.storing import PassFolder, StoredBatch, store_batch
+from prefect_imageqa.tasks.storing.layout import PassFolder
+from prefect_imageqa.tasks.storing.store import StoredBatch, store_batch
 
 
 def say(text: str) -> list[dict[str, str]]:
@@ -406,7 +407,7 @@ def test_the_next_run_asks_only_failures_that_may_pass(
 def test_a_gateway_before_a_dead_server_stops_the_run(
     stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client.client._backoff", lambda _: 0.0)
     frame = pd.DataFrame(
         {"image": [str(drawn / "images" / "000.png")], "conversation": [say("STUB status 502")]}
     )

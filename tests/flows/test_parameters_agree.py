@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from cyclopts import App
 from prefect_imageqa import image_qa
-from prefect_imageqa.flows.cli import main
-from prefect_imageqa.flows.cli_run import flag_of, run
-from prefect_imageqa.tasks.parameters import RunParameters
+from prefect_imageqa.flows.cli.main import main
+from prefect_imageqa.flows.cli.run import flag_of, run
+from prefect_imageqa.tasks.runs.parameters import RunParameters
 from pydantic import BaseModel
 
 PARAMETERS = inspect.signature(image_qa.fn).parameters

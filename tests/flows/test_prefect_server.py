@@ -19,7 +19,7 @@ from prefect_imageqa.flows.prefect_server import check_server
 from prefect_imageqa.flows.run import store_at
 from prefect_imageqa.serving.endpoint import load_endpoint
 from prefect_imageqa.tasks.errors import ImageQAError, PrefectServerError
-from prefect_imageqa.tasks.object_store import load_store
+from prefect_imageqa.tasks.object_store.store import load_store
 
 StartFake = Callable[[int, str], str]
 

@@ -20,11 +20,11 @@ from fault_proxy import FaultProxy, Rule
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
-from prefect_imageqa.serving.replies import ATTEMPTS
+from prefect_imageqa.serving.client.replies import ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks import parsing
-from prefect_imageqa.tasks.cleaning import find_unused, remove_unused
-from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.exporting.clean import find_unused, remove_unused
+from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 
 def stored(output: Path, kind: str) -> list[Path]:
@@ -355,7 +355,7 @@ def test_a_gateway_that_refuses_everything_stops_the_run(
 def test_a_row_that_a_well_server_refuses_is_to_blame(
     status: int, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client.client._backoff", lambda _: 0.0)
     texts = [f"{number}?" for number in range(20)]
     texts[3:3] = [f"STUB status {status}"]
     dataset = write_rows(tmp_path, texts)
@@ -368,8 +368,8 @@ def test_a_row_that_a_well_server_refuses_is_to_blame(
 def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
     stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client._backoff", lambda _: 0.0)
-    monkeypatch.setattr("prefect_imageqa.serving.client._DYING_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client.client._backoff", lambda _: 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client.client._DYING_SECONDS", 0.0)
     texts = [f"{number}?" for number in range(240)]
     texts += [f"STUB status 500 {number}" for number in range(60)]
     random.Random(5).shuffle(texts)

@@ -22,17 +22,17 @@ from prefect_imageqa import ImageQAError, Limits, OutputBusyError, VLLMEndpoint,
 from prefect_imageqa.flows import run_record
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.flows.run_record import KeptRecord
-from prefect_imageqa.tasks.object_store import ObjectStore
-from prefect_imageqa.tasks.parameters import (
+from prefect_imageqa.tasks.loading.columns import Columns
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.runs.parameters import (
     Caching,
-    Columns,
     Exports,
     Images,
     Parsing,
     RunParameters,
     Sampling,
 )
-from prefect_imageqa.tasks.run_records import RunRecord, read_runs, this_host
+from prefect_imageqa.tasks.runs.records import RunRecord, read_runs, this_host
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 

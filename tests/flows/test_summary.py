@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.flows.summary import RunSummary
-from prefect_imageqa.tasks.exporting import QA_JSONL, dump_record
-from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.exporting.export import QA_JSONL, dump_record
+from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from prefect_imageqa import (
     Sampling,
     image_qa,
 )
+from prefect_imageqa.serving.client.replies import ATTEMPTS
 from prefect_imageqa.serving.demo_model import questions, scenes
-from prefect_imageqa.serving.replies import ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 from prefect_imageqa import Images, image_qa
-from prefect_imageqa.flows import publishing
+from prefect_imageqa.flows.publish import publish
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
     assert "/a.png?signed=secret" in fetched
     # The report shows pictures, and fetches those of its rows for that; what comes before does not.
     make_report = Mock(return_value=[])
-    monkeypatch.setattr(publishing, "make_report", make_report)
+    monkeypatch.setattr(publish, "make_report", make_report)
     Site.seen.clear()
     again = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
     assert (again.ok, again.requests, make_report.call_count) == (2, 0, 1)

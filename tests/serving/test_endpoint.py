@@ -8,6 +8,7 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.exceptions import ObjectNotFound
+from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
 from prefect_imageqa.serving.errors import EndpointError
 from pydantic import ValidationError
@@ -185,11 +186,17 @@ def test_a_block_that_the_form_took_and_nobody_can_use_is_one_clear_line() -> No
     )
 
 
+def check(endpoint: VLLMEndpoint) -> str:
+    with ChatClient(endpoint) as client:
+        client.check()
+        return client.model
+
+
 @pytest.mark.parametrize("model", [None, "stub"], ids=["any model", "named model"])
 def test_a_check_tells_which_model_is_asked(keyed_stub: Any, model: str | None) -> None:
     endpoint = VLLMEndpoint(urls=[keyed_stub.url], model=model, api_key=keyed_stub.api_key)
     before = keyed_stub.stats()["requests"]
-    assert endpoint.check() == "stub"
+    assert check(endpoint) == "stub"
     assert endpoint.model == model
     assert keyed_stub.stats()["requests"] == before
 
@@ -209,7 +216,7 @@ def test_a_check_tells_what_is_wrong_in_one_line(
 ) -> None:
     given = {"urls": [keyed_stub.url], "model": "stub", "api_key": keyed_stub.api_key} | changed
     with pytest.raises(EndpointError) as told:
-        VLLMEndpoint(**given).check()
+        check(VLLMEndpoint(**given))
     assert str(told.value).startswith(said.format(url=keyed_stub.url))
     assert "\n" not in str(told.value)
     for key in (KEY, keyed_stub.api_key):
@@ -219,12 +226,12 @@ def test_a_check_tells_what_is_wrong_in_one_line(
 def test_a_check_asks_every_server(stub: Any, start_stub: Any) -> None:
     other = start_stub(model="another")
     with pytest.raises(EndpointError, match=f"{other.url}/v1 does not serve 'stub'"):
-        VLLMEndpoint(urls=[stub.url, other.url]).check()
+        check(VLLMEndpoint(urls=[stub.url, other.url]))
 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_check_works_in_asynchronous_code(stub: Any) -> None:
-    async def check() -> str:
-        return VLLMEndpoint(urls=[stub.url]).check()
+    async def ask() -> str:
+        return check(VLLMEndpoint(urls=[stub.url]))
 
-    assert asyncio.run(check()) == "stub"
+    assert asyncio.run(ask()) == "stub"

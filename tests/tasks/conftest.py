@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from prefect_imageqa.tasks.object_store import ObjectStore
+from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -5,7 +5,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from prefect_imageqa.tasks.naming import load_name, prompt_name, short_name
+from prefect_imageqa.tasks.loading.dataset import load_name
+from prefect_imageqa.tasks.naming import short_name
+from prefect_imageqa.tasks.prompting.prompts import prompt_name
 from prefect_imageqa.tasks.records import Row
 
 

@@ -1,0 +1,112 @@
+"""`prefect-imageqa run`: its flags are the parameters of the flow, with bounds, defaults and help.
+
+Nothing of them is written down here again: the form of Prefect's UI, Python and this command are
+made from the same signature and models.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import BaseModel, ValidationError
+
+from ..image_qa import image_qa
+from .terminal import run_in_terminal
+
+_TYPES: dict[str, Any] = {
+    "dataset": str,
+    "endpoint": Annotated[list[str] | None, Parameter(negative=())],
+    "prompt_style": str,
+    "store": str | None,
+}
+"""What can be typed, where Python takes more."""
+
+_FLAGS = {
+    ("columns", "image"): "image-key",
+    ("columns", "conversation"): "conversation-key",
+    ("columns", "output"): "output-key",
+    ("images", "root"): "image-root",
+}
+"""Flags that are not called like the field of their group."""
+
+_USAGE = """
+    Exit code 0: the run finished, quarantined rows included; 1: it could not; 2: usage.
+
+    Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
+"""
+
+
+def flag_of(group: str, field: str) -> str:
+    """What a field of a group is called on the command line, without the dashes before it."""
+    return _FLAGS.get((group, field), field.replace("_", "-"))
+
+
+def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
+    """Run the flow in a terminal. The command has the signature and the text of the flow."""
+    if not parameters.get("endpoint") and not parameters.get("model"):
+        print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
+        return 2
+    # cyclopts would take the value of a single key for a text, also where it is a number.
+    for word in [word for word in sys.argv if word.startswith("--extra-body.")]:
+        print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
+        return 2
+    try:
+        summary = run_in_terminal(dataset, parameters)
+    except ValidationError as error:
+        print(f"prefect-imageqa: {mistake(error)}", file=sys.stderr)
+        return 2
+    print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
+    return 0
+
+
+def mistake(error: ValidationError, flag: str = "") -> str:
+    """What is wrong with which flag, in one line.
+
+    Args:
+        error: of one of the groups, of all parameters, or of the value of a flag.
+        flag: this flag.
+    """
+    first = error.errors(include_url=False)[0]
+    place = [str(step) for step in first["loc"]]
+    groups = {
+        parameter.annotation.__name__: name
+        for name, parameter in _parameters().items()
+        if isinstance(parameter.annotation, type)
+    }
+    # An error of one group alone says which only in its title, such as "Sampling".
+    place = [*(name for model, name in groups.items() if model == error.title), *place]
+    if place and place[0] in groups.values():
+        flag = f"--{flag_of(*place[:2])}"
+    elif place:
+        flag = f"--{place[0].replace('_', '-')}"
+    return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _parameters() -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(image_qa.fn).parameters)
+
+
+def _options() -> list[inspect.Parameter]:
+    """The flow's parameters, as a command has them, and whether to print JSON."""
+    line = Annotated[bool, Parameter(negative=(), help="Print one line of JSON last on stdout.")]
+    json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=line)
+    return [*map(_as_option, _parameters().values()), json]
+
+
+def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
+    name, hint = parameter.name, _TYPES.get(parameter.name, parameter.annotation)
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        hint = Annotated[hint, Parameter(name="*", name_transform=_flags_of(name))]
+    kind = parameter.POSITIONAL_ONLY if name == "dataset" else parameter.KEYWORD_ONLY
+    return parameter.replace(annotation=hint, kind=kind)
+
+
+def _flags_of(group: str) -> Callable[[str], str]:
+    return lambda field: flag_of(group, field)
+
+
+run.__signature__ = inspect.Signature(_options())  # type: ignore[attr-defined]
+run.__annotations__ = {option.name: option.annotation for option in _options()}
+run.__doc__ = str(image_qa.fn.__doc__).replace("\n    Args:\n", f"{_USAGE}\n    Args:\n", 1)

@@ -1,0 +1,7 @@
+"""The operator API of DataFlow-MM: its operators, `FileStorage`, and a local serving."""
+
+from .file_storage import FileStorage
+from .operators import ImageQAGenerator, PromptedVQAGenerator
+from .serving import LocalModelVLMServing_vllm
+
+__all__ = ["FileStorage", "ImageQAGenerator", "LocalModelVLMServing_vllm", "PromptedVQAGenerator"]

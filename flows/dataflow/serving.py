@@ -1,0 +1,95 @@
+"""A model that vLLM serves on this machine for the operators."""
+
+from typing import Any
+
+from ...serving.endpoint import VLLMEndpoint
+from ...serving.server.checkpoint import checkpoint_digest
+from ...serving.server.launch import ServerOptions, local_checkpoint
+from ...serving.server.server import VLLMServer
+from ...tasks.runs.parameters import Sampling
+
+_servers: dict[ServerOptions, VLLMServer] = {}
+"""Servers of this process; each stops itself when the process ends."""
+
+
+class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
+    """A model served by vLLM on this machine: started at first use, kept until the program ends.
+
+    Servings of the same model with the same server options share one server.
+
+    Args:
+        hf_model_name_or_path: path of a checkpoint, or its name on the hub.
+        hf_cache_dir: folder of the hub's downloads.
+        hf_local_dir: folder that holds the checkpoint already; wins over the name.
+        vllm_tensor_parallel_size: GPUs that share each layer.
+        vllm_temperature: sampling temperature; 0 always takes the best token.
+        vllm_top_p: probability mass sampled from.
+        vllm_max_tokens: tokens of a reply; a longer one is no answer.
+        vllm_top_k: tokens sampled from.
+        vllm_repetition_penalty: 1 is no penalty.
+        vllm_seed: seed of the sampling.
+        vllm_max_model_len: tokens of prompt and reply together.
+        vllm_gpu_memory_utilization: share of a GPU's memory that vLLM takes, 0 to 1.
+        python: interpreter that has vLLM.
+    """
+
+    def __init__(
+        self,
+        hf_model_name_or_path: str,
+        hf_cache_dir: str | None = None,
+        hf_local_dir: str | None = None,
+        vllm_tensor_parallel_size: int = 1,
+        vllm_temperature: float = 0.7,
+        vllm_top_p: float = 0.9,
+        vllm_max_tokens: int = 1024,
+        vllm_top_k: int = 40,
+        vllm_repetition_penalty: float = 1.0,
+        vllm_seed: int | None = 42,
+        vllm_max_model_len: int | None = None,
+        vllm_gpu_memory_utilization: float | None = None,
+        python: str | None = None,
+    ) -> None:
+        self.sampling = Sampling(
+            temperature=vllm_temperature,
+            top_p=vllm_top_p,
+            top_k=vllm_top_k,
+            repetition_penalty=vllm_repetition_penalty,
+            seed=vllm_seed,
+            max_tokens=vllm_max_tokens,
+        )
+        self.options = ServerOptions(
+            model=hf_local_dir or hf_model_name_or_path,
+            tensor_parallel_size=vllm_tensor_parallel_size,
+            max_model_len=vllm_max_model_len,
+            gpu_memory_utilization=vllm_gpu_memory_utilization,
+            extra_args=("--download-dir", hf_cache_dir) if hf_cache_dir else (),
+            python=python,
+        )
+
+    def start_serving(self) -> VLLMServer:
+        """The running server; started now if it is not there."""
+        server = _servers.get(self.options)
+        if server is None or not server.is_alive():
+            server = VLLMServer(self.options)
+            server.start()
+            _servers[self.options] = server
+        return server
+
+    def cleanup(self) -> None:
+        """Stop the server; the next use starts it again."""
+        if server := _servers.pop(self.options, None):
+            server.stop()
+
+
+def endpoint_of(serving: LocalModelVLMServing_vllm | VLLMEndpoint | str) -> dict[str, Any]:
+    """The arguments of `image_qa` that say whom to ask."""
+    if not isinstance(serving, LocalModelVLMServing_vllm):
+        return {"endpoint": serving}
+    server = serving.start_serving()
+    checkpoint = local_checkpoint(serving.options.model)
+    return {
+        "endpoint": server.url,
+        "model": server.model_name,
+        "model_revision": checkpoint_digest(checkpoint) if checkpoint else "",
+        "sampling": serving.sampling,
+    }

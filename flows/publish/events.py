@@ -1,0 +1,37 @@
+"""Events that a run emits at its end, for Prefect's automations to act on."""
+
+from typing import Any
+
+from prefect.events import emit_event
+
+from ..summary import RunSummary
+
+COMPLETED = "prefect-imageqa.run.completed"
+"""Emitted by every run that completes."""
+
+QUARANTINE_HIGH = "prefect-imageqa.quarantine.high"
+"""Emitted besides by a run that leaves too large a share in quarantine.
+
+An automation cannot compare numbers of a payload, so the run does.
+"""
+
+HIGH_SHARE = 0.05
+
+
+def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
+    """Emit the events of a completed run; Prefect relates them to flow run and deployment."""
+    share = summary.quarantined / summary.rows if summary.rows else 0.0
+    resource = {
+        "prefect.resource.id": f"prefect-imageqa.output.{summary.output}",
+        "prefect.resource.name": summary.output,
+        "prefect-imageqa.dataset": dataset,
+        "prefect-imageqa.model": model,
+    }
+    payload: dict[str, Any] = {
+        **summary.model_dump(mode="json", exclude={"asked", "store"}),
+        "quarantined_share": round(share, 6),
+        "message": str(summary),
+    }
+    emit_event(COMPLETED, resource, payload=payload)
+    if share > HIGH_SHARE:
+        emit_event(QUARANTINE_HIGH, resource, payload=payload)

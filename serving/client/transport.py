@@ -1,0 +1,130 @@
+"""What goes over the wire, and to which of the servers. Lives on the client's event loop."""
+
+import asyncio
+import time
+
+import aiohttp
+import orjson
+
+from ..endpoint import VLLMEndpoint, safe_url
+from ..errors import EndpointError
+from ..types import FailureKind, Outcome
+from .replies import failure, is_cut, read_reply, reason
+
+_REST_SECONDS = 5.0
+"""How long a server that could not be reached is passed over."""
+
+_KEEPALIVE_SECONDS = 4.0
+"""How long an idle connection is used again: less than the 5 s after which vLLM closes it.
+
+A request that meets its connection closed by an idle server looks like one that met its death.
+"""
+
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
+
+
+class Transport:
+    """Connections to the servers of an endpoint, and how busy each of them is."""
+
+    def __init__(self, endpoint: VLLMEndpoint) -> None:
+        self.urls = endpoint.api_urls()
+        self._endpoint = endpoint
+        self._load = dict.fromkeys(self.urls, 0)
+        self._resting_until = dict.fromkeys(self.urls, 0.0)
+
+    async def open(self) -> None:
+        """Make ready to send; connections are opened as they are needed."""
+        endpoint = self._endpoint
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(
+                total=endpoint.total_timeout,
+                sock_connect=endpoint.connect_timeout,
+                sock_read=endpoint.read_timeout,
+            ),
+            headers={**endpoint.headers(), "Content-Type": "application/json"},
+            auto_decompress=True,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    def pick(self) -> str:
+        """The server with the fewest requests; one that is not there only if no other is."""
+        now = time.monotonic()
+        up = [url for url in self.urls if self._resting_until[url] <= now]
+        return min(up or self.urls, key=self._load.__getitem__)
+
+    async def send(self, url: str, body: bytes, started: float, attempt: int) -> Outcome:
+        """Ask one server once.
+
+        `started` is `time.perf_counter()` when the first attempt began; attempts count from 1.
+        """
+        self._load[url] += 1
+        try:
+            async with self._session.post(
+                f"{url}/chat/completions", data=body, allow_redirects=False
+            ) as response:
+                data = await response.read()
+                return read_reply(response.status, data, time.perf_counter() - started, attempt)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # A server that is gone fails at once: with the least load, it would get everything.
+            self._resting_until[url] = time.monotonic() + _REST_SECONDS
+            return failure(FailureKind.CONNECTION, f"{safe_url(url)}: {reason(error)}", attempt)
+        except TimeoutError as error:
+            return failure(FailureKind.TIMEOUT, f"{safe_url(url)}: {reason(error)}", attempt)
+        except (aiohttp.ClientError, OSError) as error:
+            what = f"{safe_url(url)}: {reason(error)}"
+            return failure(FailureKind.CONNECTION, what, attempt, cuts=int(is_cut(error)))
+        finally:
+            self._load[url] -= 1
+
+    async def is_up(self, url: str) -> bool:
+        """Whether a server answers there now; one that does not is passed over for a while."""
+        status = await self._status(f"{url.removesuffix('/v1')}/health")
+        if status is not None and 300 <= status < 500:  # a gateway that keeps /health to itself
+            status = await self._status(f"{url}/models")
+        up = status is not None and status < 500
+        self._resting_until[url] = 0.0 if up else time.monotonic() + _REST_SECONDS
+        return up
+
+    async def any_is_up(self) -> bool:
+        """Whether at least one of the servers answers now."""
+        return any(await asyncio.gather(*map(self.is_up, self.urls)))
+
+    async def _status(self, url: str) -> int | None:
+        try:
+            async with self._session.get(
+                url, timeout=_PROBE_TIMEOUT, allow_redirects=False
+            ) as response:
+                return response.status
+        except (aiohttp.ClientError, OSError):
+            return None
+
+    async def served_models(self, url: str) -> list[str]:
+        """The names of the models a server serves.
+
+        Raises:
+            EndpointError: it does not answer, refuses the key, or is something else.
+        """
+        where = safe_url(url)
+        try:
+            async with self._session.get(
+                f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
+            ) as response:
+                data, status = await response.read(), response.status
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise EndpointError(
+                f"no server answers at {where} ({reason(error)}): "
+                "start one with `prefect-imageqa serve MODEL`, or check the URL"
+            ) from None
+        if status in {401, 403}:
+            raise EndpointError(f"{where} refuses the API key (HTTP {status})")
+        try:
+            return [str(model["id"]) for model in orjson.loads(data)["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise EndpointError(
+                f"{where}/models answers HTTP {status}, not a list of models: "
+                "is it a vLLM server's address?"
+            ) from None

@@ -1,0 +1,4 @@
+"""How the demo model is trained and measured; not installed with the package.
+
+Training needs PyTorch.
+"""

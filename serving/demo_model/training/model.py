@@ -1,0 +1,132 @@
+"""The model's parts: tokenizer, processor and network, all in stock Hugging Face classes."""
+
+import random
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from ..scenes import random_scene
+from .lessons import ASSISTANT, END, IMAGE, SYSTEM, USER, make_lesson
+
+PAD, START = "<pad>", "<|im_start|>"
+IMAGE_EDGE, GLOBAL_IMAGE = "<fake_token_around_image>", "<global-img>"
+SPECIAL_TOKENS = [PAD, START, END, IMAGE, IMAGE_EDGE, GLOBAL_IMAGE, SYSTEM, USER, ASSISTANT]
+
+VOCABULARY = 1024
+IMAGE_SIDE = 96  # pixels
+PATCH_SIDE = 16  # pixels
+PATCHES_A_SIDE = IMAGE_SIDE // PATCH_SIDE
+SHUFFLE = 2  # the connector joins 2x2 patches to one image token ...
+TOKENS_A_SIDE = (
+    PATCHES_A_SIDE // SHUFFLE
+)  # ... so that each of the 3x3 tokens is one cell of a scene
+IMAGE_TOKENS = TOKENS_A_SIDE**2
+VISION_WIDTH = 96
+TEXT_WIDTH = 128
+HEAD_WIDTH = 32  # the smallest that vLLM's attention on CPU takes
+CONTEXT = 2048  # tokens
+
+EXPANDED_IMAGE = f"{IMAGE_EDGE}{GLOBAL_IMAGE}{IMAGE * IMAGE_TOKENS}{IMAGE_EDGE}"
+"""What the processor makes of one image placeholder."""
+
+# Images come before the text, wherever a client puts them: one order is all there is to learn.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<end_of_utterance>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer(rng: random.Random, lessons: int = 3000) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on sampled lessons; any text of the world can be encoded with it."""
+    texts: list[str] = []
+    for _ in range(lessons):
+        lesson = make_lesson(random_scene(rng), rng, progress=1)
+        texts.append(lesson.prompt)
+        texts += ["".join(span.text for span in branch) for branch in lesson.branches[:4]]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    for special in SPECIAL_TOKENS:
+        texts = [text.replace(special, " ") for text in texts]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "fake_image_token": IMAGE_EDGE,
+            "global_image_token": GLOBAL_IMAGE,
+            "global_image_tag": GLOBAL_IMAGE,
+            "end_of_utterance_token": END,
+        },
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
+    """The processor: every image is squashed to one small square and never split."""
+    side = {"longest_edge": IMAGE_SIDE}
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    return Idefics3Processor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        image_seq_len=IMAGE_TOKENS,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
+    """An untrained network of about 1.2 million parameters."""
+    vision = Idefics3VisionConfig(
+        hidden_size=VISION_WIDTH,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=VISION_WIDTH // HEAD_WIDTH,
+        image_size=IMAGE_SIDE,
+        patch_size=PATCH_SIDE,
+    )
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=TEXT_WIDTH // HEAD_WIDTH,
+        num_key_value_heads=TEXT_WIDTH // HEAD_WIDTH,
+        head_dim=HEAD_WIDTH,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.05,
+    )
+    config = Idefics3Config(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        scale_factor=SHUFFLE,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Idefics3ForConditionalGeneration(config)

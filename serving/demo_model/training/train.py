@@ -1,0 +1,136 @@
+"""Train the demo model from nothing, in the server environment.
+
+`python -m serving.demo_model.train --output serving/demo_model/checkpoint`, from the repository
+root. First the vision tower and its connector learn from labels what is in each cell; then, with
+the vision frozen and its features computed once, the language model learns to talk about them.
+Everything is seeded and scheduled by steps, so that a run can be repeated.
+"""
+
+import argparse
+import logging
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from ..scenes import Scene, held_out_rng, random_scene
+from .batches import Batch, Encoder, make_batch
+from .model import build_network, build_processor, build_tokenizer
+from .optimise import Optimisers
+from .vision import all_features, label_accuracy, prepare_images, train_vision
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 8  # lessons a step
+_RATE = 2.5e-3
+
+
+def train_language(
+    network: Idefics3ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    features: torch.Tensor,
+    scenes: Sequence[Scene],
+    rng: random.Random,
+    steps: int,
+) -> None:
+    """Stage two: the language model learns from lessons about cached image features."""
+    encoder = Encoder(tokenizer)
+    order = _shuffled_forever(len(scenes), rng)
+    optimisers = Optimisers([network.model.text_model, network.lm_head], _RATE, steps, hold=0.4)
+    average, tokens, started = 0.0, 0, time.monotonic()
+    for step in range(steps):
+        chosen = [next(order) for _ in range(_ROWS)]
+        batch = make_batch([scenes[index] for index in chosen], rng, step / steps, encoder)
+        loss, answer_loss = _losses(network, batch, features[chosen], encoder.image_id)
+        optimisers.step(loss)
+        average = answer_loss if step == 0 else 0.98 * average + 0.02 * answer_loss
+        tokens += batch.ids.numel()
+        if step % 100 == 99:
+            rate = tokens / (time.monotonic() - started)
+            logger.info("language step %d: answers %.4f, %.0f tokens/s", step + 1, average, rate)
+
+
+def _shuffled_forever(count: int, rng: random.Random) -> Iterator[int]:
+    order = list(range(count))
+    while True:
+        rng.shuffle(order)
+        yield from order
+
+
+def _losses(
+    network: Idefics3ForConditionalGeneration, batch: Batch, seen: torch.Tensor, image_id: int
+) -> tuple[torch.Tensor, float]:
+    """The weighted loss, and the mean loss of what has one right continuation."""
+    text = network.model.text_model
+    embedded = text.embed_tokens(batch.ids)
+    row, column = (batch.ids == image_id).nonzero(as_tuple=True)
+    # a row may hold its image several times, once a branch: each time all of its tokens, in order
+    nth = (batch.ids == image_id).cumsum(1)[row, column] - 1
+    embedded = embedded.index_put((row, column), seen[row, nth % seen.shape[1]])
+    hidden = text(
+        inputs_embeds=embedded,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+    counted = batch.weights > 0
+    losses = functional.cross_entropy(
+        network.lm_head(hidden[counted]), batch.targets[counted], reduction="none"
+    )
+    weights = batch.weights[counted]
+    return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
+
+
+def train(output: Path, seed: int, vision_steps: int, language_steps: int, scenes: int) -> None:
+    """Train both stages and write a checkpoint that a vLLM server can load."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)  # noqa: S311 - draws lots, keeps no secret
+    tokenizer = build_tokenizer(rng)
+    processor = build_processor(tokenizer)
+    network = build_network(tokenizer)
+    logger.info("%d parameters, %d token ids", network.num_parameters(), len(tokenizer))
+
+    train_scenes = [random_scene(rng) for _ in range(scenes)]
+    pixels = prepare_images(train_scenes, rng, processor)
+    logger.info("%d scenes drawn", scenes)
+    heads = train_vision(network, pixels, train_scenes, vision_steps)
+    held_out = held_out_rng(0)
+    test_scenes = [random_scene(held_out) for _ in range(1000)]
+    test_features = all_features(network, prepare_images(test_scenes, held_out, processor))
+    accuracy = label_accuracy(heads, test_features, test_scenes)
+    logger.info("held-out scenes in which a label is right everywhere: %s", accuracy)
+
+    features = all_features(network, pixels)
+    train_language(network, tokenizer, features, train_scenes, rng, language_steps)
+    processor.save_pretrained(output)
+    network.to(torch.bfloat16).save_pretrained(output)
+    logger.info("saved to %s", output)
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-steps", type=int, default=800)
+    parser.add_argument("--language-steps", type=int, default=3200)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--threads", type=int, default=1, help="more only help on idle cores")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    torch.set_num_threads(arguments.threads)
+    train(
+        arguments.output,
+        arguments.seed,
+        arguments.vision_steps,
+        arguments.language_steps,
+        arguments.scenes,
+    )
+
+
+if __name__ == "__main__":
+    main()

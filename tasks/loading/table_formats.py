@@ -1,0 +1,138 @@
+"""CSV, Parquet and DataFrames -> records of plain Python values, streamed.
+
+Imports pandas and pyarrow: import it only where a dataset is of these formats.
+"""
+
+import datetime
+import decimal
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..records import Record
+from .json_formats import Located, parse_json
+
+_CSV_ROWS = 1000
+"""Rows parsed at once."""
+
+_PARQUET_ROWS = 16
+"""Rows decoded at once: few, as each may embed images of some megabytes."""
+
+_PARQUET_BUFFER = 1 << 20
+"""Bytes read ahead per column."""
+
+
+def plain(value: Any) -> Any:
+    """Turn a value of numpy, pandas or Arrow into plain Python; whatever is missing is None."""
+    if value is None or isinstance(value, str | bytes | bool | int):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    if value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return plain(float(value))
+    return value
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """A column name that appears twice: a record, which is keyed by name, would lose one."""
+    counts = Counter(names)
+    return next((name for name, count in counts.items() if count > 1), None)
+
+
+def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the rows of a DataFrame; its index is not looked at."""
+    names = [str(name) for name in frame.columns]
+    for number, values in enumerate(frame.itertuples(index=False, name=None)):
+        yield f"[{number}]", dict(zip(names, map(plain, values), strict=True))
+
+
+def read_csv(
+    file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
+) -> Iterator[Located]:
+    """Read UTF-8 text with a header line; cells stay text, and only an empty one is missing.
+
+    In `json_columns`, cells are parsed where they hold a JSON list.
+
+    Raises:
+        ValueError: a line that does not fit the header, or a quote that is never closed.
+    """
+    try:
+        chunks = pd.read_csv(
+            file,
+            sep=separator,
+            chunksize=_CSV_ROWS,
+            keep_default_na=False,
+            na_values=[""],
+            dtype=str,
+        )
+    except pd.errors.EmptyDataError:
+        return
+    number = 0
+    for chunk in chunks:
+        if not isinstance(chunk.index, pd.RangeIndex):
+            raise ValueError("the first line names fewer columns than the next lines have")
+        for _, record in read_frame(chunk):
+            yield f"[{number}]", _with_json(record, json_columns)
+            number += 1
+
+
+def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
+    for name in columns:
+        cell = record.get(name)
+        if isinstance(cell, str) and cell.lstrip().startswith("["):
+            try:
+                record[name] = parse_json(cell.encode())
+            except ValueError:
+                continue  # text that begins with a bracket
+    return record
+
+
+def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
+    """Read a Parquet file in small batches; memory is bounded by its pages, not by its size.
+
+    Raises:
+        ValueError: it is no Parquet file, or broken.
+    """
+    number = 0
+    try:
+        # With pre_buffer, pyarrow keeps every row group it has passed.
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
+        if (twin := repeated(table.schema_arrow.names)) is not None:
+            raise ValueError(f"two columns are named {twin!r}; rename one")
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
+            for row in range(batch.num_rows):
+                yield f"[{number}]", plain(batch.slice(row, 1).to_pylist()[0])
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error).split("\n")[0]) from None
+    except OverflowError as error:
+        raise ValueError(f"row {number} holds a date or time out of range: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"row {number} has a time of an unknown zone: {error}") from None
+
+
+def count_parquet(file: io.BufferedReader) -> int:
+    """The number of rows, as the file's footer says."""
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error).split("\n")[0]) from None

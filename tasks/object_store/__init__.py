@@ -1,0 +1,11 @@
+"""Objects: whole files in a local folder or an S3 bucket.
+
+In: a local path or an `s3://` URI, and credentials. Out: an `ObjectStore` that reads, writes,
+lists and deletes objects, each of which appears complete or not at all. Prefect's persisted
+results pass through it too.
+"""
+
+from .credentials import S3Credentials
+from .store import ObjectStore, load_store
+
+__all__ = ["ObjectStore", "S3Credentials", "load_store"]

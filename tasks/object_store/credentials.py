@@ -1,0 +1,35 @@
+"""Credentials for an S3 server."""
+
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from ..errors import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class S3Credentials:
+    """Who we are to an S3 server, and where it is. What is empty comes from the environment.
+
+    Attributes:
+        access_key_id: name of the key.
+        secret_access_key: the key's secret; never shown.
+        session_token: of temporary credentials; never shown.
+        endpoint_url: the server, where it is not AWS's own.
+        region: its region.
+    """
+
+    access_key_id: str = ""
+    secret_access_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    endpoint_url: str = ""
+    region: str = ""
+
+    def at(self, endpoint_url: str, region: str) -> "S3Credentials":
+        """The same credentials for another server or region, where these are given."""
+        return replace(
+            self, endpoint_url=endpoint_url or self.endpoint_url, region=region or self.region
+        )
+
+    def __reduce__(self) -> NoReturn:
+        # A pickle can end up in a cache, a queue or on another machine.
+        raise StoreError("S3 credentials are not pickled: hand over a saved ObjectStore instead")

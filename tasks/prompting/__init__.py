@@ -1,0 +1,10 @@
+"""Prompt: rows -> prompts.
+
+In: rows, and how a row becomes messages. Out: prompts, each with its messages, its image
+references and its row key; a row that cannot be asked is a prompt with its problem.
+"""
+
+from .keys import RequestSpec
+from .prompts import PromptInput, PromptSettings, chat_prompt, prompt_rows
+
+__all__ = ["PromptInput", "PromptSettings", "RequestSpec", "chat_prompt", "prompt_rows"]

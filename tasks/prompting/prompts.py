@@ -1,0 +1,285 @@
+"""Rows -> rendered messages with image references, and the row key.
+
+No image is decoded here, and none is fetched; local ones are read once, to know their content.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from prefect import task
+
+from ...serving.types import Message
+from ..concurrency import READERS, STEP
+from ..images.preparing import ImageSettings
+from ..images.reader import ImageReader
+from ..images.references import ImageBase, image_refs
+from ..records import ImageRef, Kind, Prompt, Record, Row, RowError
+from .keys import RequestSpec, problem_key, row_key
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are a image question-answer generator. Your task is to generate a question-answer pair "
+    "for the given image content."
+)
+DEFAULT_USER_PROMPT = "Please construct a QA pair based on the content in the image."
+
+IMAGE_MARK = "<image>"
+"""Where an image stands in a turn's text, as in LLaVA's data."""
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+"""Speaker names of the two conversation forms (`from`/`value` and `role`/`content`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a row's conversation; `<image>` marks still stand in the text."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInput:
+    """What a prompt style is given for one row.
+
+    Attributes:
+        turns: the row's conversation, empty where it has none.
+        image_count: how many images the row has.
+        system_prompt: the run's system prompt; may be empty.
+        user_prompt: asked where the conversation leaves nothing to answer.
+        record: the whole input record, for styles that use other columns.
+    """
+
+    turns: tuple[Turn, ...]
+    image_count: int
+    system_prompt: str
+    user_prompt: str
+    record: Record = field(repr=False)
+
+
+PromptStyle = Callable[[PromptInput], Sequence[Message]]
+"""Builds a row's messages; an image is a part `{"type": "image", "image": i}`.
+
+Raises `RowError` for a row it cannot use. Its name is part of the row key: give a style that
+changes what is asked another name.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How rows become prompts.
+
+    Attributes:
+        image_key: the image column; None asks without images.
+        conversation_key: the conversation column, used where a row has it.
+        base: what relative image paths are tried against.
+        style: builds the messages.
+        system_prompt: said before every conversation.
+        user_prompt: asked where a row's conversation leaves nothing to answer.
+        limits: on the images of a row.
+        spec: what else decides an answer, for the row key.
+        reader: knows the images by their identity.
+    """
+
+    image_key: str | None
+    conversation_key: str
+    base: ImageBase
+    style: PromptStyle
+    system_prompt: str
+    user_prompt: str
+    limits: ImageSettings
+    spec: RequestSpec
+    reader: ImageReader
+
+
+def default_user_prompt(pairs: int) -> str:
+    """What asks for this many question-answer pairs about an image."""
+    if pairs == 1:
+        return DEFAULT_USER_PROMPT
+    return f"Please construct {pairs} QA pairs based on the content in the image."
+
+
+def chat_prompt(given: PromptInput) -> list[Message]:
+    """The default style: system prompt, then all turns in order, with the images in place.
+
+    System turns are merged into the system prompt. Trailing assistant turns are dropped, so that
+    the model has something to answer; where the last turn says nothing, the user prompt does.
+    `<image>` marks place the images; images without a mark go before the first user text (vision
+    models are trained image first).
+    """
+    system = [given.system_prompt, *(turn.text for turn in given.turns if turn.role == "system")]
+    turns = [turn for turn in given.turns if turn.role != "system"]
+    while turns and turns[-1].role == "assistant":
+        turns.pop()
+    said = turns[-1].text if turns else ""
+    if not said.replace(IMAGE_MARK, "").strip():
+        turns[-1:] = [Turn("user", said + given.user_prompt)]
+    messages: list[Message] = []
+    if merged := "\n\n".join(text.strip() for text in system if text.strip()):
+        messages.append({"role": "system", "content": merged})
+    return messages + _place_images(turns, given.image_count)
+
+
+def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
+    marked = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if marked > image_count:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"the conversation marks {marked} images with {IMAGE_MARK}, the row has {image_count}",
+        )
+    upcoming = iter(range(image_count))
+    unmarked = image_count - marked
+    messages: list[Message] = []
+    for turn in turns:
+        parts: list[dict[str, Any]] = []
+        if turn.role == "user" and unmarked:
+            parts = [{"type": "image", "image": next(upcoming)} for _ in range(unmarked)]
+            unmarked = 0
+        for number, text in enumerate(turn.text.split(IMAGE_MARK)):
+            if number:
+                parts.append({"type": "image", "image": next(upcoming)})
+            if text.strip():
+                parts.append({"type": "text", "text": text.strip()})
+        if any(part["type"] == "image" for part in parts):
+            messages.append({"role": turn.role, "content": parts})
+        else:
+            messages.append({"role": turn.role, "content": turn.text.strip()})
+    return messages
+
+
+def read_conversation(value: Any) -> tuple[Turn, ...]:
+    """Read a conversation column: a list of turns in either form, or one text.
+
+    Raises:
+        RowError: it is neither.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (Turn("user", _read_text(1, value)),)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise RowError(Kind.BAD_ROW, f"the conversation is a {type(value).__name__}, not a list")
+    return tuple(_read_turn(number, turn) for number, turn in enumerate(value, 1))
+
+
+def _read_turn(number: int, turn: Any) -> Turn:
+    if not isinstance(turn, Mapping):
+        raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation is not an object")
+    # A Parquet file that holds both forms has both names in every turn.
+    speaker = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
+    said = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
+    role = ROLES.get(str(speaker).lower())
+    if role is None:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"turn {number} of the conversation is from {str(speaker)[:40]!r}; "
+            f"known are {', '.join(ROLES)}",
+        )
+    return Turn(role, _read_text(number, said))
+
+
+def _read_text(number: int, said: Any) -> str:
+    """The text of a turn; of a list of OpenAI content parts, images become marks."""
+    if isinstance(said, str):
+        # JSON can hold half a surrogate pair; no server takes it.
+        return said.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(said, Sequence):
+        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in said]
+        if all(kind in {"text", "image", "image_url"} for kind in kinds):
+            texts = (
+                str(part.get("text") or "") if kind == "text" else IMAGE_MARK
+                for kind, part in zip(kinds, said, strict=True)
+            )
+            return _read_text(number, "\n".join(texts))
+    raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
+
+
+def _rendered(row: Row, settings: PromptSettings) -> Prompt:
+    """A row as it will be asked, without its key, or with its problem."""
+    if row.problem:
+        return Prompt(row.index, problem_key(row), row.where, problem=row.problem)
+    try:
+        refs: tuple[ImageRef, ...] = ()
+        if settings.image_key is not None:
+            refs = image_refs(row.record.get(settings.image_key), settings.base)
+            if not refs:
+                raise RowError(Kind.NO_IMAGE, f"the row has nothing under {settings.image_key!r}")
+        if len(refs) > settings.limits.max_images:
+            raise RowError(
+                Kind.BAD_ROW,
+                f"the row has {len(refs)} images, over the {settings.limits.max_images} of "
+                "max_images",
+            )
+        return Prompt(row.index, "", row.where, _render(row, len(refs), settings), refs)
+    except RowError as error:
+        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
+
+
+def _named(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
+    """The prompt with its key, for which its images are looked at."""
+    if prompt.problem:
+        return prompt
+    try:
+        ids = [settings.reader.identify(ref) for ref in prompt.images]
+    except RowError as error:
+        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
+    return replace(prompt, key=row_key(ids, prompt.messages, settings.spec))
+
+
+def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Message, ...]:
+    given = PromptInput(
+        turns=read_conversation(row.record.get(settings.conversation_key)),
+        image_count=image_count,
+        system_prompt=settings.system_prompt,
+        user_prompt=settings.user_prompt,
+        record=row.record,
+    )
+    try:
+        messages = tuple(settings.style(given))
+        contents = [message["content"] for message in messages]
+        parts = [part for content in contents if not isinstance(content, str) for part in content]
+        wanted = [part["image"] for part in parts if part["type"] == "image"]
+    except RowError:
+        raise
+    except Exception as error:
+        # A style may be the user's own code, met with rows nobody foresaw.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RowError(Kind.BAD_ROW, f"the prompt style failed on this row ({reason})") from error
+    if missing := set(wanted) - set(range(image_count)):
+        raise RowError(
+            Kind.BAD_ROW, f"the prompt style asks for image {missing.pop()} of {image_count}"
+        )
+    return messages
+
+
+def prompt_name(parameters: dict[str, Any]) -> str:
+    """Name of a task run that prompts rows, by their positions: `prompt-0-255`."""
+    rows = parameters["rows"]
+    return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"
+
+
+@task(name="prompt", task_run_name=prompt_name, **STEP)  # type: ignore[arg-type] # takes parameters
+def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
+    """Render some rows and name each by its key; one that cannot be asked carries its problem."""
+
+    def prompt_some(some: Sequence[Row]) -> list[Prompt]:
+        rendered = [_rendered(row, settings) for row in some]
+        settings.reader.recall([ref for prompt in rendered for ref in prompt.images])
+        return [_named(prompt, row, settings) for prompt, row in zip(rendered, some, strict=True)]
+
+    # Images on S3 are asked for, local ones read: that waits. What is known already takes less
+    # time than handing a single row to a thread does, so each gets several.
+    size = -(-len(rows) // READERS) or 1
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [prompt for some in settings.reader.threads.map(prompt_some, pieces) for prompt in some]

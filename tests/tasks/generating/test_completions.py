@@ -1,0 +1,96 @@
+import json
+from typing import Any
+
+import pytest
+from prefect_imageqa.serving.types import Completion
+from prefect_imageqa.tasks.errors import RecordDamagedError
+from prefect_imageqa.tasks.generating.completions import Completions
+from prefect_imageqa.tasks.prompting.keys import batch_key
+from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
+
+KEYS = tuple(f"{number:032x}" for number in range(2))
+BATCH = Batch(
+    number=3,
+    key=batch_key(KEYS, (0, 2), "salt"),
+    prompts=tuple(Prompt(number, key, f"d:{number}") for number, key in enumerate(KEYS)),
+    attempts=(0, 2),
+    salt="salt",
+    replies={
+        KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2),
+        KEYS[1]: Problem(Kind.TIMEOUT, "given up", 504, 1),
+    },
+)
+
+
+def stored() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(json.dumps(Completions.of(BATCH).dump()))
+    return loaded
+
+
+def test_what_is_stored_says_all_that_parsing_needs() -> None:
+    read = Completions.load(stored())
+    assert [reply.reply for reply in read.replies] == list(BATCH.replies.values())
+    assert [(reply.key, reply.attempt, reply.row, reply.where) for reply in read.replies] == [
+        (KEYS[0], 0, 0, "d:0"),
+        (KEYS[1], 2, 1, "d:1"),
+    ]
+    assert read.dump() == stored() | {"time": read.time}
+    assert read.key == BATCH.key
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in stored().items() if key != name}
+
+
+def with_row(**changed: Any) -> dict[str, Any]:
+    rows = stored()["rows"]
+    return stored() | {"rows": [rows[0] | changed, rows[1]]}
+
+
+def with_completion(**changed: Any) -> dict[str, Any]:
+    return with_row(reply=stored()["rows"][0]["reply"] | changed)
+
+
+def with_problem(**changed: Any) -> dict[str, Any]:
+    row = stored()["rows"][1]
+    return stored() | {"rows": [row | {"reply": row["reply"] | changed}]}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {},
+        without("rows"),
+        without("time"),
+        stored() | {"format": 0},
+        stored() | {"rows": {"a": 1}},
+        stored() | {"rows": None},
+        stored() | {"rows": [None]},
+        with_row(key="no key"),
+        with_row(key="00"),
+        with_row(attempt="often"),
+        with_row(reply={"text": "no more"}),
+        with_completion(text=3),
+        with_completion(finish_reason=5),
+        with_completion(latency="long"),
+        with_completion(__class__="os.system"),
+        with_problem(kind="new"),
+        # numbers that no part can hold
+        with_row(attempt=2**31),
+        with_row(attempt=-1),
+        with_row(row=2**70),
+        with_row(row=float("inf")),
+        with_completion(prompt_tokens=2**64),
+        with_completion(completion_tokens=-1),
+        with_completion(latency=float("nan")),
+        with_problem(status=2**31),
+        with_problem(attempts=2**31),
+        stored() | {"time": float("nan")},
+        stored() | {"time": float("inf")},
+        stored() | {"time": 10**400},
+        stored() | {"time": -1},
+    ],
+)
+def test_what_is_not_ours_is_refused(damaged: dict[str, Any]) -> None:
+    with pytest.raises(RecordDamagedError):
+        Completions.load(damaged)

@@ -1,0 +1,436 @@
+import base64
+import io
+import struct
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from prefect_imageqa.tasks.images.preparing import ImageSettings, PreparedImage, prepare_image
+from prefect_imageqa.tasks.records import Kind, RowError
+from pydantic import ValidationError
+
+DEFAULT = ImageSettings()
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def _photo(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+    """A picture whose left half is red and right half blue, with a little noise."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    pixels[:, :, 1] = np.random.default_rng(0).integers(0, 16, (height, width))
+    return Image.fromarray(pixels).convert(mode)
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A hand-made PNG file."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, body in chunks:
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        parts.append(struct.pack(">I", len(body)) + kind + body + checksum)
+    return b"".join(parts)
+
+
+def _header(width: int, height: int, colour_type: int = 2) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+
+
+def _opened(prepared: PreparedImage) -> Image.Image:
+    """The prepared image as the server will see it, checked against what is said of it."""
+    image = Image.open(io.BytesIO(prepared.data))
+    image.load()
+    assert Image.MIME[str(image.format)] == prepared.mime
+    assert image.size == (prepared.width, prepared.height)
+    assert image.mode in ("L", "RGB")
+    return image
+
+
+def _prepared(data: bytes, limits: ImageSettings = DEFAULT) -> Image.Image:
+    return _opened(prepare_image(data, limits))
+
+
+def _is(image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int]) -> bool:
+    found = image.convert("RGB").getpixel(at)
+    assert isinstance(found, tuple)
+    return all(abs(a - b) < 40 for a, b in zip(found, colour, strict=True))
+
+
+def _refused(data: bytes, limits: ImageSettings = DEFAULT) -> RowError:
+    with pytest.raises(RowError) as caught:
+        prepare_image(data, limits)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+UNCHANGED = {
+    "jpeg": _encoded(_photo(), "JPEG"),
+    "jpeg-progressive": _encoded(_photo(), "JPEG", progressive=True),
+    "jpeg-grey": _encoded(_photo(mode="L"), "JPEG"),
+    "jpeg-trailing-bytes": _encoded(_photo(), "JPEG") + b"\0" * 100,
+    "jpeg-broken-exif": _encoded(_photo(), "JPEG", exif=b"Exif\0\0garbage"),
+    "jpeg-largest": _encoded(_photo(1024, 768), "JPEG"),
+    "png": _encoded(_photo(), "PNG"),
+    "png-grey": _encoded(_photo(mode="L"), "PNG"),
+    "png-trailing-bytes": _encoded(_photo(), "PNG") + b"\0" * 100,
+}
+
+# What must be re-encoded, all showing red at the left and blue at the right.
+CONVERTED = {
+    "webp": _encoded(_photo(), "WEBP"),
+    "webp-lossless": _encoded(_photo(), "WEBP", lossless=True),
+    "webp-animated": _encoded(
+        _photo(), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 48))]
+    ),
+    "gif": _encoded(_photo(), "GIF"),
+    "gif-animated": _encoded(
+        _photo(), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48))]
+    ),
+    "apng": _encoded(_photo(), "PNG", save_all=True, append_images=[Image.new("RGB", (64, 48))]),
+    "bmp": _encoded(_photo(), "BMP"),
+    "tiff": _encoded(_photo(), "TIFF"),
+    "tiff-lzw": _encoded(_photo(), "TIFF", compression="tiff_lzw"),
+    "tiff-pages": _encoded(
+        _photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]
+    ),
+    "tiff-cmyk": _encoded(_photo(mode="CMYK"), "TIFF"),
+    "avif": _encoded(_photo(), "AVIF"),
+    "ppm": _encoded(_photo(), "PPM"),
+    "png-palette": _encoded(_photo().quantize(16), "PNG"),
+    "png-rgba": _encoded(_photo(mode="RGBA"), "PNG"),
+    "jpeg-cmyk": _encoded(_photo(mode="CMYK"), "JPEG"),
+    "jpeg-film-behind": _encoded(_photo(), "JPEG") + b"film" * 1000,
+}
+
+
+@pytest.mark.parametrize("data", UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_a_plain_jpeg_or_png_is_passed_on_unchanged(data: bytes) -> None:
+    prepared = prepare_image(data, DEFAULT)
+    assert prepared.data == data
+    _opened(prepared)
+
+
+@pytest.mark.parametrize("data", CONVERTED.values(), ids=CONVERTED.keys())
+def test_other_images_are_converted(data: bytes) -> None:
+    prepared = prepare_image(data, DEFAULT)
+    image = _opened(prepared)
+    assert prepared.data != data
+    assert image.size == (64, 48)
+    assert _is(image, (16, 24), RED)
+    assert _is(image, (48, 24), BLUE)
+
+
+def test_the_data_uri_holds_the_bytes() -> None:
+    prepared = prepare_image(UNCHANGED["png"], DEFAULT)
+    head, _, body = prepared.data_uri().partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(body) == UNCHANGED["png"]
+    assert len(repr(prepared)) < 100
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to show
+    image = _prepared(_encoded(_photo(), kind, exif=exif))
+    assert image.size == (48, 64)
+    assert _is(image, (24, 16), RED)  # what was left is now above
+    assert _is(image, (24, 48), BLUE)
+    assert 0x0112 not in image.getexif()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_agrees_with_pillow(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encoded(_photo(200, 100), kind, exif=exif)
+    image = _prepared(data, ImageSettings(max_side=50))
+    assert image.size == ((50, 25) if orientation < 5 else (25, 50))
+    left_or_top = (12, 12)
+    right_or_bottom = (image.width - 12, image.height - 12)
+    red_first = orientation in (1, 4, 5, 6)
+    assert _is(image, left_or_top, RED if red_first else BLUE)
+    assert _is(image, right_or_bottom, BLUE if red_first else RED)
+
+
+def _half_transparent(mode: str) -> Image.Image:
+    """A red (or dark) picture whose right half cannot be seen."""
+    image = _photo(mode="RGBA")
+    image.paste((255, 0, 0, 255), (0, 0, 64, 48))
+    image.paste((0, 0, 0, 0), (32, 0, 64, 48))
+    return image.convert(mode)
+
+
+def _palette_with_transparency() -> bytes:
+    image = Image.new("P", (64, 48), 0)
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    image.paste(1, (32, 0, 64, 48))
+    return _encoded(image, "PNG", transparency=1)
+
+
+TRANSPARENT = {
+    "png-rgba": _encoded(_half_transparent("RGBA"), "PNG"),
+    "png-la": _encoded(_half_transparent("LA"), "PNG"),
+    "png-palette": _palette_with_transparency(),
+    "png-rgb-key": _encoded(
+        _half_transparent("RGBA").convert("RGB"), "PNG", transparency=(0, 0, 0)
+    ),
+    "gif": _encoded(_half_transparent("RGBA"), "GIF"),
+    "webp": _encoded(_half_transparent("RGBA"), "WEBP"),
+    "tiff": _encoded(_half_transparent("RGBA"), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("limits", [DEFAULT, ImageSettings(max_side=32)], ids=["whole", "shrunk"])
+@pytest.mark.parametrize("data", TRANSPARENT.values(), ids=TRANSPARENT.keys())
+def test_what_is_transparent_becomes_white(data: bytes, limits: ImageSettings) -> None:
+    image = _prepared(data, limits)
+    assert _is(image, (image.width * 3 // 4, 10), WHITE)
+    assert not _is(image, (image.width // 4, 10), WHITE)
+
+
+def _ramp(dtype: str, low: float, high: float) -> Image.Image:
+    return Image.fromarray(np.linspace(low, high, 256 * 16).reshape(16, 256).astype(dtype))
+
+
+DEEP = {
+    "png-16": _encoded(_ramp("uint16", 0, 65535), "PNG"),
+    "tiff-16": _encoded(_ramp("uint16", 0, 65535), "TIFF"),
+    "pgm-16": _encoded(_ramp("uint16", 0, 65535), "PPM"),
+    "tiff-32": _encoded(_ramp("int32", -1000, 1_000_000), "TIFF"),
+    "tiff-float": _encoded(_ramp("float32", -2.5, 0.5), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("data", DEEP.values(), ids=DEEP.keys())
+def test_deep_grey_is_scaled_to_8_bits(data: bytes) -> None:
+    values = np.asarray(_prepared(data)).astype(int)
+    expected = np.linspace(0, 255, values.size).reshape(values.shape)
+    assert np.abs(values - expected).max() <= 1.01
+
+
+def test_floats_without_a_number_become_dark() -> None:
+    pixels = np.full((16, 16), 2.0, np.float32)
+    pixels[0, 0] = np.nan
+    values = np.asarray(_prepared(_encoded(Image.fromarray(pixels), "TIFF")))
+    assert values[0, 0] == 0
+    assert values[8, 8] == 255
+
+
+def test_one_bit_images_become_grey() -> None:
+    image = Image.new("1", (16, 16), 1)
+    assert _prepared(_encoded(image, "PNG")).getpixel((8, 8)) == 255
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_large_images_are_shrunk_with_their_aspect(kind: str) -> None:
+    image = _prepared(_encoded(_photo(1600, 900), kind), ImageSettings(max_side=512))
+    assert image.size == (512, 288)
+    assert _is(image, (128, 144), RED)
+    assert _is(image, (384, 144), BLUE)
+
+
+def test_small_lossless_images_stay_lossless_and_large_ones_become_jpeg() -> None:
+    assert prepare_image(_encoded(_photo(256, 256), "BMP"), DEFAULT).mime == "image/png"
+    assert prepare_image(_encoded(_photo(257, 256), "BMP"), DEFAULT).mime == "image/jpeg"
+    assert prepare_image(CONVERTED["webp"], DEFAULT).mime == "image/jpeg"
+
+
+def test_metadata_is_dropped_when_an_image_is_re_encoded() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a secret place"
+    for kind, options in {
+        "JPEG": {"comment": b"secret", "icc_profile": b"secret" * 50},
+        "PNG": {"icc_profile": b"secret" * 50},
+        "TIFF": {"icc_profile": b"secret" * 50},
+    }.items():
+        data = _encoded(_photo(200, 100), kind, exif=exif, **options)
+        image = _prepared(data, ImageSettings(max_side=100))
+        assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+NOT_IMAGES = {
+    "empty": b"",
+    "text": b"A cat.",
+    "html": b"<!DOCTYPE html><html><body>404</body></html>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "pdf": b"%PDF-1.7\n",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "wmf": b"\xd7\xcd\xc6\x9a\0\0",
+    "fits": b"SIMPLE  =                    T",
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
+    "plain-ppm": b"P3\n9 9\n255\n",
+    "zip": b"PK\x03\x04",
+}
+
+
+@pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES.keys())
+def test_what_is_no_image_is_refused_as_such(data: bytes) -> None:
+    assert _refused(data).problem.kind is Kind.NOT_AN_IMAGE
+
+
+BOMB = zlib.compress(b"\0" * 80_000_000, 9)
+
+NOTHING = ((b"IDAT", b""), (b"IEND", b""))
+PIXELS = ((b"IDAT", zlib.compress(b"\0" * 8 * 25)),)
+
+BROKEN = {
+    "signature-only": b"\x89PNG\r\n\x1a\n",
+    "jpeg-signature-only": b"\xff\xd8\xff",
+    "text-like-bmp": b"BM is the start of this text",
+    "png-no-pixels": _png(_header(8, 8), (b"IEND", b"")),
+    "png-bad-pixels": _png(_header(8, 8, 6), (b"IDAT", b"not zlib"), (b"IEND", b"")),
+    "png-few-pixels": _png(_header(800, 800, 6), (b"IDAT", BOMB[:20]), (b"IEND", b"")),
+    "png-text-bomb": _png(
+        _header(8, 8), (b"iTXt", b"x\0\1\0\0\0" + BOMB), (b"IDAT", b""), (b"IEND", b"")
+    ),
+    "png-ztxt-bomb": _png(
+        _header(8, 8), (b"zTXt", b"x\0\0" + BOMB), (b"IDAT", b""), (b"IEND", b"")
+    ),
+    "tiff-no-directory": b"II*\0\xff\xff\xff\xff",
+    "avif-empty": b"\0\0\0\x18ftypavif\0\0\0\0",
+    "webp-empty": b"RIFF\x04\0\0\0WEBP",
+    "gif-empty": b"GIF89a",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
+def test_a_damaged_image_is_refused_as_such(data: bytes) -> None:
+    assert _refused(data).problem.kind is Kind.IMAGE_BROKEN
+
+
+def test_bombs_are_refused_before_they_are_decoded() -> None:
+    frame = b",\0\0\0\0\xff%c\xff%c\0\x08\0"
+    bitmap = struct.pack("<IHHIIiiHHIIIIII", 0, 0, 0, 54, 40, 50_000, 50_000, 1, 24, *[0] * 6)
+    bombs = {
+        "png": _png(_header(50_000, 50_000), (b"IDAT", BOMB), (b"IEND", b"")),
+        "gif": b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0) + frame % (9, 9),
+        "gif-frame": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + frame % (255, 255),
+        "webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2,
+        "bmp": b"BM" + bitmap,
+        "ppm": b"P6\n50000 50000\n255\n",
+    }
+    for name, data in bombs.items():
+        start = time.process_time()
+        assert _refused(data).problem.kind is Kind.IMAGE_TOO_LARGE, name
+        assert time.process_time() - start < 0.5, name
+
+
+def test_the_limits_of_pillow_itself_do_not_change() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    _refused(_png(_header(50_000, 50_000), (b"IEND", b"")))
+    prepare_image(CONVERTED["gif"], DEFAULT)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "kind"),
+    [
+        ((1, 1), DEFAULT, Kind.IMAGE_TOO_SMALL),
+        ((3, 300), DEFAULT, Kind.IMAGE_TOO_SMALL),
+        ((1, 5000), DEFAULT, Kind.IMAGE_TOO_SMALL),
+        ((10, 2001), DEFAULT, Kind.IMAGE_TOO_SMALL),
+        ((10, 1000), ImageSettings(max_side=100, min_side=2), Kind.IMAGE_TOO_SMALL),
+        ((100, 100), ImageSettings(max_pixels=9_999), Kind.IMAGE_TOO_LARGE),
+        ((100, 100), ImageSettings(max_file_bytes=100), Kind.IMAGE_TOO_LARGE),
+    ],
+    ids=["1x1", "narrow", "line", "aspect", "narrow-when-shrunk", "pixels", "bytes"],
+)
+@pytest.mark.parametrize("kind_of_file", ["PNG", "JPEG", "BMP"])
+def test_images_outside_the_limits_are_refused(
+    size: tuple[int, int], limits: ImageSettings, kind: Kind, kind_of_file: str
+) -> None:
+    assert _refused(_encoded(_photo(*size), kind_of_file), limits).problem.kind is kind
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 800), (10, 2000), (2000, 10)], ids=str)
+def test_images_at_the_limits_are_accepted(size: tuple[int, int]) -> None:
+    assert min(_prepared(_encoded(_photo(*size), "PNG")).size) >= DEFAULT.min_side
+
+
+_shares = st.floats(0, 1, exclude_max=True)
+
+
+def _result(data: bytes) -> PreparedImage | None:
+    """The prepared image, or None where the row is refused; anything else fails the test."""
+    try:
+        return prepare_image(data, DEFAULT)
+    except RowError:
+        return None
+
+
+def _jpeg_with_thumbnail() -> bytes:
+    """A JPEG whose header holds a whole small JPEG, end mark included."""
+    thumbnail = _encoded(_photo(16, 12), "JPEG")
+    data = _encoded(_photo(), "JPEG")
+    return data[:2] + b"\xff\xef" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
+
+
+WHOLE = UNCHANGED | CONVERTED | {"jpeg-thumbnail": _jpeg_with_thumbnail()}
+
+
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
+@settings(deadline=None, max_examples=40)
+@given(share=_shares)
+def test_a_truncated_file_is_refused_or_still_opens(data: bytes, share: float) -> None:
+    result = _result(data[: int(len(data) * share)])
+    assert result is None or _opened(result)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "jpeg-thumbnail"])
+def test_files_cut_in_the_middle_are_refused(kind: str) -> None:
+    data = WHOLE[kind]
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert _refused(data[: int(len(data) * share)]).problem.kind is Kind.IMAGE_BROKEN
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    head=st.sampled_from([b"", *(data[:n] for data in WHOLE.values() for n in (4, 16, 64, 300))]),
+    tail=st.binary(max_size=400),
+)
+def test_random_bytes_never_raise_anything_else(head: bytes, tail: bytes) -> None:
+    result = _result(head + tail)
+    assert result is None or result.width <= DEFAULT.max_side
+
+
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
+@settings(deadline=None, max_examples=40)
+@given(
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)))
+)
+def test_damaged_bytes_never_raise_anything_else(
+    data: bytes, flips: list[tuple[float, bytes]]
+) -> None:
+    damaged = bytearray(data)
+    for share, junk in flips:
+        at = int(len(data) * share)
+        damaged[at : at + len(junk)] = junk
+    result = _result(bytes(damaged))
+    assert result is None or result.width <= DEFAULT.max_side
+
+
+def test_the_same_file_gives_the_same_bytes_in_any_thread() -> None:
+    files = list(CONVERTED.values()) * 4
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda data: prepare_image(data, DEFAULT), files))
+    assert results == [prepare_image(data, DEFAULT) for data in files]
+
+
+def test_settings_are_frozen_and_named_in_full() -> None:
+    with pytest.raises(ValidationError):
+        DEFAULT.max_side = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        ImageSettings.model_validate({"max_sides": 100})
+    assert all(field.description for field in ImageSettings.model_fields.values())

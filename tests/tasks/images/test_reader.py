@@ -1,0 +1,299 @@
+import errno
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_imageqa.tasks.images.file_digests import FileDigests
+from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.object_store.credentials import S3Credentials
+from prefect_imageqa.tasks.object_store.filesystems import open_filesystem
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
+
+Use = Callable[[ImageReader, ImageRef], bytes | str]
+USES = pytest.mark.parametrize("use", [ImageReader.read, ImageReader.identify])
+
+
+def sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def problem_of(use: Use, ref: ImageRef, max_bytes: int = 100) -> RowError:
+    with ImageReader(max_bytes) as reader, pytest.raises(RowError) as caught:
+        use(reader, ref)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file, as it is found some time after it was written."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 60)
+    return path
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The files that were read to identify them."""
+    files: list[Any] = []
+    digest = hashlib.file_digest
+
+    def note(file: Any, kind: str) -> Any:
+        files.append(file)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    return files
+
+
+def test_the_same_content_has_the_same_identity(tmp_path: Path) -> None:
+    for name in ("a.png", "copy.png"):
+        (tmp_path / name).write_bytes(b"a")
+    (tmp_path / "b.png").write_bytes(b"b")
+    base = ImageBase(str(tmp_path))
+    with ImageReader(1) as reader:
+        for value in ("a.png", "copy.png", b"a", {"bytes": b"a"}, "data:;base64,YQ=="):
+            (ref,) = image_refs(value, base)
+            assert reader.identify(ref) == sha256(b"a")
+            assert reader.read(ref) == b"a"
+        (ref,) = image_refs("b.png", base)
+        assert reader.identify(ref) == sha256(b"b")
+
+
+@USES
+def test_what_is_too_large_is_not_read(use: Use, tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)
+    for ref in (ImageRef(path=f"{tmp_path}/huge.png"), ImageRef(data=b"x" * 11)):
+        error = problem_of(use, ref, max_bytes=10)
+        assert error.problem.kind is Kind.IMAGE_TOO_LARGE
+        assert "larger than the limit" in str(error)
+
+
+@USES
+def test_what_is_no_regular_file_neither_blocks_nor_floods(use: Use, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    paths = [f"{tmp_path}/{name}" for name in ("pipe.png", "loop.png", "gone.png", "")]
+    for path in [*paths, "/dev/zero"]:
+        assert problem_of(use, ImageRef(path=path)).problem.kind is Kind.IMAGE_MISSING
+
+
+def test_an_unchanged_file_is_read_once(old_file: Path, tmp_path: Path, hashed: list[Any]) -> None:
+    ref = ImageRef(path=str(old_file))
+    for _ in range(3):  # runs
+        with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
+            assert [reader.identify(ref) for _ in range(3)] == [sha256(b"a")] * 3
+    assert len(hashed) == 1
+    with ImageReader(9) as reader:
+        assert reader.identify(ref) == sha256(b"a")
+    assert len(hashed) == 2
+
+
+def test_a_changed_file_is_read_again(old_file: Path, tmp_path: Path, hashed: list[Any]) -> None:
+    ref = ImageRef(path=str(old_file))
+    info = old_file.stat()
+    with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
+        assert reader.identify(ref) == sha256(b"a")
+        time.sleep(0.02)
+        (tmp_path / "new.png").write_bytes(b"b")
+        (tmp_path / "new.png").rename(old_file)
+        os.utime(old_file, ns=(info.st_atime_ns, info.st_mtime_ns))
+        assert reader.identify(ref) == sha256(b"b")
+        old_file.unlink()
+        with pytest.raises(RowError):
+            reader.identify(ref)
+    assert len(hashed) == 2
+
+
+def test_a_file_that_was_just_changed_is_not_remembered(tmp_path: Path, hashed: list[Any]) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a")
+    with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
+        for _ in range(2):
+            assert reader.identify(ImageRef(path=str(path))) == sha256(b"a")
+    assert len(hashed) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    old_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.file_digest
+
+    def change_it_after(file: Any, kind: str) -> Any:
+        found = digest(file, kind)
+        old_file.write_bytes(b"longer")
+        return found
+
+    ref = ImageRef(path=str(old_file))
+    with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(hashlib, "file_digest", change_it_after)
+            reader.identify(ref)
+        assert reader.identify(ref) == sha256(b"longer")
+
+
+def test_a_known_file_is_still_too_large(old_file: Path, tmp_path: Path) -> None:
+    old_file.write_bytes(b"12345")
+    ref = ImageRef(path=str(old_file))
+    with ImageReader(5, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
+        reader.identify(ref)
+    with (
+        ImageReader(4, digests=FileDigests(tmp_path / "d.sqlite")) as reader,
+        pytest.raises(RowError, match="larger than"),
+    ):
+        reader.identify(ref)
+
+
+def test_without_a_database_files_are_read(
+    old_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "d.sqlite").write_bytes(b"no database" * 1000)
+    refs = [ImageRef(path=str(old_file))] * 20
+    with (
+        caplog.at_level(logging.WARNING),
+        ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        assert set(pool.map(reader.identify, refs)) == {sha256(b"a")}
+    assert len(caplog.records) == 1
+
+
+def test_nothing_is_started_before_it_is_needed(old_file: Path, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with ImageReader(9, digests=FileDigests(tmp_path / "new" / "d.sqlite")) as reader:
+        assert reader.read(ImageRef(path=str(old_file))) == b"a"
+        assert reader.identify(ImageRef(data=b"a")) == sha256(b"a")
+        assert set(threading.enumerate()) == before
+        assert not (tmp_path / "new").exists()
+        with pytest.raises(RowError):
+            reader.read(ImageRef(path="http://127.0.0.1:1/"))
+        (thread,) = set(threading.enumerate()) - before
+    assert not thread.is_alive()
+
+
+def test_images_on_s3(s3: str, tmp_path: Path) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("img/a b#ü.png", b"12345")
+    store.write("img/empty.png", b"")
+    (ref,) = image_refs("img/a b#ü.png", ImageBase(store.uri))
+    (empty,) = image_refs("img/empty.png", ImageBase(store.uri))
+    tag = hashlib.md5(b"12345", usedforsecurity=False).hexdigest()
+    with ImageReader(5) as reader:
+        assert reader.read(ref) == b"12345"
+        assert reader.identify(ref) == f"etag:{tag}:5"
+        assert reader.read(empty) == b""
+    for use in (ImageReader.read, ImageReader.identify):
+        assert problem_of(use, ref, max_bytes=4).problem.kind is Kind.IMAGE_TOO_LARGE
+
+
+@USES
+def test_images_on_s3_are_read_as_whom_is_given(
+    use: Use, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("a.png", b"12345")
+    ref = ImageRef(path=f"{store.uri}/a.png")
+    given = S3Credentials("test-key", "test-secret", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert problem_of(use, ref).problem.kind is Kind.CONNECTION
+    with ImageReader(5, credentials=given) as reader:
+        assert use(reader, ref)
+
+
+@pytest.mark.parametrize(
+    "path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"]
+)
+@USES
+def test_an_image_missing_on_s3_costs_its_row(use: Use, s3: str, tmp_path: Path, path: str) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("img/a.png", b"12345")
+    (ref,) = image_refs(path, ImageBase(store.uri))
+    assert problem_of(use, ref).problem.kind is Kind.IMAGE_MISSING
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")],
+)
+def test_an_image_whose_store_is_closed_may_be_asked_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    error = problem_of(ImageReader.identify, ImageRef(path=f"{s3}/a.png"))
+    assert error.problem.kind is Kind.CONNECTION
+
+
+def test_a_closed_reader_fetches_nothing() -> None:
+    reader = ImageReader(1000)
+    reader.close()
+    reader.close()
+    with pytest.raises(RowError, match="the reader of images is closed") as raised:
+        reader.read(ImageRef("https://example.com/x.png"))
+    assert raised.value.problem.kind is Kind.CONNECTION
+
+
+def test_a_link_that_changes_after_the_check_does_not_lead_out_of_the_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "sub", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(folder.name.encode())
+    (ref,) = image_refs("sub/a.png", ImageBase(image_root=str(root)))
+    with ImageReader(1000, root=str(root)) as reader:
+        assert reader.read(ref) == b"sub"
+        (root / "sub").rename(root / "was-sub")
+        (root / "sub").symlink_to(outside)
+        for use in (reader.read, reader.identify):
+            with pytest.raises(RowError, match="is not inside the image root") as raised:
+                use(ref)
+            assert raised.value.problem.kind is Kind.IMAGE_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EIO, Kind.CONNECTION),
+        (errno.ESTALE, Kind.CONNECTION),
+        (errno.EMFILE, Kind.CONNECTION),
+        (errno.ENOENT, Kind.IMAGE_MISSING),
+        (errno.EACCES, Kind.IMAGE_MISSING),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
+)
+@USES
+def test_what_may_pass_is_asked_again(
+    use: Use, number: int, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a")
+
+    def fail(*_: Any, **__: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    assert problem_of(use, ImageRef(path=str(path))).problem.kind is kind
+
+
+def test_images_of_a_store_without_tags_are_told_apart(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    for name in ("a", "b"):
+        store.write(name, name.encode())
+    filesystem, _ = open_filesystem(store.uri)
+    original = filesystem.info
+    monkeypatch.setattr(filesystem, "info", lambda key: {**original(key), "ETag": ""})
+    with ImageReader(10) as reader:
+        found = [reader.identify(ImageRef(path=store.uri_of(name))) for name in ("a", "b")]
+    assert found == [sha256(b"a"), sha256(b"b")]

@@ -1,0 +1,672 @@
+import bz2
+import datetime
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import zstandard
+from prefect_imageqa.tasks.errors import DatasetError
+from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.loading.columns import Columns
+from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset, open_dataset
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.records import Kind
+
+TURNS = [{"from": "human", "value": "Wie viele? ü\n"}]
+RECORDS: list[dict[str, Any]] = [
+    {"image": "a.png", "id": 1, "score": 0.5, "conversation": TURNS, "tags": ["x", "y"]},
+    {"image": ["a.png", "b.png"], "id": 2, "score": None, "conversation": None, "tags": []},
+    {"image": None, "id": 3, "score": 2.0, "conversation": TURNS, "tags": ["z"]},
+]
+LINES = "".join(f"{json.dumps(record)}\n" for record in RECORDS)
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def records(dataset: Dataset) -> list[dict[str, Any]]:
+    rows = list(dataset.rows())
+    assert [row.index for row in rows] == list(range(len(rows)))
+    assert [row.problem for row in rows] == [None] * len(rows)
+    return [dict(row.record) for row in rows]
+
+
+def places(dataset: Dataset) -> list[str]:
+    return [row.where for row in dataset.rows()]
+
+
+def save(path: Path, data: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.json", json.dumps(RECORDS)),
+        ("d.json", "\ufeff \n" + json.dumps(RECORDS, indent=2, ensure_ascii=False)),
+        ("d.json", LINES),
+        ("d.jsonl", LINES),
+        ("d.ndjson", "\ufeff" + LINES.replace("\n", "\r\n")),
+        ("D.JSONL", "\n\n" + LINES.replace("\n", "\n \n").rstrip()),
+    ],
+    ids=["array", "pretty-array-bom", "lines-named-json", "lines", "bom-crlf", "blank-lines"],
+)
+def test_json(tmp_path: Path, name: str, text: str) -> None:
+    dataset = open_dataset(save(tmp_path / name, text))
+    assert records(dataset) == RECORDS
+    assert records(dataset) == RECORDS, "a second pass starts again"
+    assert isinstance(records(dataset)[0]["id"], int)
+    assert isinstance(records(dataset)[2]["score"], float)
+    assert dataset.columns == ("image", "id", "score", "conversation", "tags")
+    assert (dataset.name, dataset.count) == (name, None)
+    assert dataset.base == ImageBase(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files_also_of_several_parts(tmp_path: Path, suffix: str) -> None:
+    compress = COMPRESS[suffix]
+    parts = [compress(line.encode()) for line in LINES.splitlines(keepends=True)]
+    lines = open_dataset(save(tmp_path / f"d.jsonl{suffix}", b"".join(parts)))
+    assert records(lines) == RECORDS
+    assert places(lines)[2] == f"d.jsonl{suffix}:3"
+    array = open_dataset(save(tmp_path / f"d.json{suffix}", compress(json.dumps(RECORDS).encode())))
+    assert records(array) == RECORDS
+    table = open_dataset(save(tmp_path / f"d.csv{suffix}", compress(b"image,n\na.png,1\n")))
+    assert records(table) == [{"image": "a.png", "n": "1"}]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json"])
+def test_a_cut_compressed_file_is_an_error_not_an_end(
+    tmp_path: Path, suffix: str, name: str
+) -> None:
+    compress = COMPRESS[suffix]
+    noise = [os.urandom(3000).hex() for _ in range(200)]
+    text = {
+        "d.jsonl": "".join(f'{{"image": "{x}"}}\n' for x in noise),
+        "d.json": json.dumps([{"image": x} for x in noise]),
+        "d.csv": "image\n" + "\n".join(noise),
+    }[name]
+    data = compress(text.encode())
+    with pytest.raises(DatasetError, match=name):
+        list(open_dataset(save(tmp_path / f"{name}{suffix}", data[:-2000])).rows())
+    with pytest.raises(DatasetError, match=name):
+        open_dataset(save(tmp_path / f"{name}{suffix}", b"this is not compressed"))
+
+
+def test_a_broken_line_costs_that_line(tmp_path: Path) -> None:
+    good = '{"image": "a.png"}'
+    deep = "[" * 5000 + "]" * 5000
+    lines = [
+        good, '{"image": ', "[1]", '"text"', "", '{"image": "\xff"}', good,
+        f'{{"image": {deep}}}', '{"image": "b.png", "x": NaN}', '{"image": "\\ud800"}', good,
+        f'{{"image": NaN, "x": {"[" * 100_000}}}', f'{{"x": {"[" * 120}{"]" * 120}}}',
+    ]  # fmt: skip
+    data = b"\n".join(line.encode("latin-1") for line in lines)
+    rows = list(open_dataset(save(tmp_path / "d.jsonl", data)).rows())
+    assert [row.where for row in rows if not row.problem] == [f"d.jsonl:{n}" for n in (1, 7, 9, 11)]
+    assert rows[7].record == {"image": "b.png", "x": None}
+    broken = [row for row in rows if row.problem]
+    assert [row.where for row in broken] == [f"d.jsonl:{n}" for n in (2, 3, 4, 6, 8, 10, 12, 13)]
+    assert {row.problem.kind for row in broken if row.problem} == {Kind.BAD_ROW}
+    assert all(row.record == {} for row in broken)
+    assert broken[0].problem
+    assert broken[0].problem.message.startswith("line 2 is not JSON: ")
+    assert all(len(row.problem.message) < 200 for row in broken if row.problem)
+
+
+def test_a_record_of_an_array_that_is_no_object_costs_that_record(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    limit = '{"a":' * 100 + "1" + "}" * 100
+    text = (
+        f'[{{"image": "a"}}, 7, [], {deep}, null, {{"image": {deep}}}, {limit}, {{"image": "z"}}]'
+    )
+    rows = list(open_dataset(save(tmp_path / "d.json", text)).rows())
+    assert [bool(row.problem) for row in rows] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert rows[3].where == "d.json[3]"
+    assert rows[3].problem
+    assert "nested" in rows[3].problem.message
+    assert rows[7].record == {"image": "z"}
+
+
+def test_an_array_that_breaks_off_says_where(tmp_path: Path) -> None:
+    text = json.dumps([{"image": "a.png"}] * 50_000)
+    dataset = open_dataset(save(tmp_path / "d.json", text[:-3] + "x}]"))
+    seen: list[str] = []
+    with pytest.raises(DatasetError, match="cannot be read after 49999 rows: ") as caught:
+        seen.extend(row.where for row in dataset.rows())
+    assert len(seen) == 49_999
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_beyond_json_and_64_bits_are_read_from_lines(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.jsonl", f'{{"image": [NaN, Infinity, -Infinity]}}\n{{"n": {2**70}}}')
+    assert records(open_dataset(path)) == [{"image": [None] * 3}, {"n": float(2**70)}]
+
+
+def test_a_very_long_line(tmp_path: Path) -> None:
+    record = {"image": "a.png", "text": "x" * 20_000_000}
+    assert records(open_dataset(save(tmp_path / "d.jsonl", json.dumps(record)))) == [record]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("d.json", "", "has no rows"),
+        ("d.json", " []", "has no rows"),
+        ("d.jsonl", "\n\n", "has no rows"),
+        ("d.csv", "", "has no rows"),
+        ("d.csv", "image,n\n", "has no rows"),
+        ("d.json", '{"images": [{"image": 1}]}', "no column 'image'; its columns are: images"),
+        ("d.json", '{\n "image": 1\n}', "one JSON object, not a list of records"),
+        ("d.json", '{"x": [\n{"image": 1},\n{"image": 1}\n]}', "one JSON object, not a list"),
+        ("d.json", '{"x":\nbroken\n\n{\n', "one JSON object, not a list of records"),
+        ("d.json", '[{"image": NaN}]', "NaN is not JSON: write null, or use JSON lines"),
+        ("d.json", '[{"äöüß€": "äöüß€äöüß€", "b": -Infinity}]', "-Infinity is not JSON: write"),
+        ("d.json", '[{"NaN": "NaN", "b": Nope}]', "after 0 rows: lexical error"),
+        ("d.json", f'[{{"n": {2**70}}}]', "integer of more than 64 bits: write it as text"),
+        ("d.json", '"text"', "neither a JSON array nor JSON lines"),
+        ("d.json", '[{"img": 1, "id": 2}]', "no column 'image'; its columns are: img, id"),
+        ("d.jsonl", "garbage\n" * 300, "none of the first 100 rows can be read: line 1 is not"),
+        ("d.json", "[", "cannot be read after 0 rows"),
+        ("d.csv", "img;n\n1;2\n", "no column 'image'; its columns are: img;n"),
+        ("d.csv", "image,n\n1,2,3\n", "names fewer columns"),
+        ("d.csv", b"image\n\xff\xff\n", "cannot be read"),
+        ("d.parquet", "not parquet", "Parquet magic bytes|too small"),
+        ("d.parquet.gz", "x", "unknown format; known are .json, .jsonl"),
+        ("d.xlsx", "x", "unknown format; known are .json, .jsonl"),
+        ("d", "x", "unknown format"),
+        ("d.zip", "x", "unknown format"),
+    ],
+)
+def test_what_is_no_dataset_is_one_clear_line(
+    tmp_path: Path, name: str, data: bytes | str, text: str
+) -> None:
+    with pytest.raises(DatasetError, match=text) as caught:
+        open_dataset(save(tmp_path / name, data))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("none.json", "none.json: there is no such file"),
+        ("*.png", "no file matches"),
+        ("gs://bucket/d.json", "not supported"),
+        ("s3://bucket/\ud800.json", "empty or broken path"),
+        ("https://host/d.json", "not supported"),
+        (".", "holds no images and no Parquet files"),
+        ("/dev/zero", "neither a file nor a folder"),
+    ],
+)
+def test_a_source_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=text):
+        open_dataset(source)
+
+
+def test_the_image_column_may_appear_late_or_be_unneeded(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.jsonl", '{"x": 1}\n{"y": 2, "photo": "a"}\n')
+    assert open_dataset(path, Columns(image="photo")).columns == ("x", "y", "photo")
+    assert open_dataset(path, Columns(image=None)).columns == ("x",)
+
+
+def test_json_lines_in_a_json_file_are_told_by_any_line(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.json", '{"image": "a.png"}')
+    assert records(open_dataset(path)) == [{"image": "a.png"}]
+    for broken in ('{"image": ', '{"image": "a"} x', "{"):
+        path = save(tmp_path / "d.json", f'{broken}\n\n{{"image": "b.png"}}\n')
+        first, second = open_dataset(path).rows()
+        assert first.problem
+        assert (second.record, second.where) == ({"image": "b.png"}, "d.json:3")
+
+
+def test_csv_cells_stay_the_text_they_are(tmp_path: Path) -> None:
+    text = (
+        "image,conversation,n,score,flag,caption\r\n"
+        '007,"[{""from"": ""human"", ""value"": ""hi""}]",007,1e5,True,NA\r\n'
+        '"[""a.png"", ""b.png""]","[not json",,,,None\r\n'
+        ',"two\r\nlines ü",3,1,False,\r\n'
+    )
+    dataset = open_dataset(save(tmp_path / "d.csv", "\ufeff" + text))
+    rows = records(dataset)
+    assert rows == [
+        {
+            "image": "007",
+            "conversation": [{"from": "human", "value": "hi"}],
+            "n": "007",
+            "score": "1e5",
+            "flag": "True",
+            "caption": "NA",
+        },
+        {
+            "image": ["a.png", "b.png"],
+            "conversation": "[not json",
+            "n": None,
+            "score": None,
+            "flag": None,
+            "caption": "None",
+        },
+        {
+            "image": None,
+            "conversation": "two\r\nlines ü",
+            "n": "3",
+            "score": "1",
+            "flag": "False",
+            "caption": None,
+        },
+    ]
+    assert places(dataset) == ["d.csv[0]", "d.csv[1]", "d.csv[2]"]
+    tabs = save(tmp_path / "d.tsv", "image\tn\na b.png\t1\n")
+    assert records(open_dataset(tabs)) == [{"image": "a b.png", "n": "1"}]
+
+
+def test_a_csv_line_that_does_not_fit_says_its_line(tmp_path: Path) -> None:
+    text = "image,n\n" + "a.png,1\n" * 3000 + "a.png,1,2\n"
+    dataset = open_dataset(save(tmp_path / "d.csv", text))
+    with pytest.raises(DatasetError, match="line 3002"):
+        list(dataset.rows())
+
+
+def test_parquet_values_are_plain(tmp_path: Path) -> None:
+    moment = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
+    table = pa.table(
+        {
+            "image": [{"bytes": b"png", "path": None}, {"bytes": None, "path": "a.png"}, None],
+            "turns": [[{"from": "human", "value": "x"}], [], None],
+            "when": [moment, None, moment],
+            "day": [datetime.date(2026, 1, 2), None, None],
+            "score": [1.5, float("nan"), None],
+            "n": pa.array([1, None, 3], pa.int8()),
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "d.parquet")
+    dataset = open_dataset(tmp_path / "d.parquet")
+    assert dataset.count == 3
+    rows = records(dataset)
+    assert rows[0] == {
+        "image": {"bytes": b"png", "path": None},
+        "turns": [{"from": "human", "value": "x"}],
+        "when": "2026-01-02T03:04:05.000678+00:00",
+        "day": "2026-01-02",
+        "score": 1.5,
+        "n": 1,
+    }
+    assert rows[1]["score"] is None
+    assert rows[2]["image"] is None
+    assert places(dataset)[1] == "d.parquet[1]"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (pa.array([0, 0, 10**9], pa.date32()), "after 2 rows: row 2 holds a date or time out of"),
+        (pa.array([0, None, 10**18], pa.timestamp("us")), "after 2 rows: row 2 holds a date or"),
+        (pa.array([None, 0, 0], pa.timestamp("us", "Foo/Bar")), "after 1 rows: .*'Foo/Bar'"),
+    ],
+    ids=["date", "timestamp", "zone"],
+)
+def test_a_time_that_python_cannot_hold_says_its_row(
+    tmp_path: Path, values: pa.Array, text: str
+) -> None:
+    pa.parquet.write_table(pa.table({"image": ["a"] * 3, "t": values}), tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match=rf"d\.parquet: cannot be read {text}"):
+        list(open_dataset(tmp_path / "d.parquet").rows())
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["image", "image"])
+    pa.parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match=r"d\.parquet: .*two columns are named 'image'; rename"):
+        open_dataset(tmp_path / "d.parquet")
+
+
+def test_a_parquet_file_broken_in_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    table = pa.table({"image": [os.urandom(50).hex() for _ in range(20_000)]})
+    pa.parquet.write_table(table, path, row_group_size=1000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300_000] = bytes(300_000)
+    path.write_bytes(data)
+    dataset = open_dataset(path)
+    with pytest.raises(DatasetError, match=r"d\.parquet: cannot be read after \d+ rows"):
+        list(dataset.rows())
+
+
+def test_dataframe_values_are_plain() -> None:
+    frame = pd.DataFrame(
+        {
+            "image": ["a.png", None, pd.NA],
+            "n": np.array([1, 2, 3], dtype=np.int64),
+            "score": [0.5, np.nan, np.inf],
+            "when": [pd.Timestamp("2026-01-02"), pd.NaT, pd.Timestamp("2026-01-03")],
+            "nested": [np.array([1, 2]), {"a": np.float32(0.5)}, [np.nan]],
+            7: pd.array([True, None, False], dtype="boolean"),
+        },
+        index=[9, 9, 9],
+    )
+    dataset = open_dataset(frame)
+    assert (dataset.name, dataset.count, dataset.base) == ("DataFrame", 3, ImageBase())
+    assert dataset.columns == ("image", "n", "score", "when", "nested", "7")
+    rows = records(dataset)
+    assert [row["image"] for row in rows] == ["a.png", None, None]
+    assert [type(row["n"]) for row in rows] == [int] * 3
+    assert [row["score"] for row in rows] == [0.5, None, float("inf")]
+    assert [row["when"] for row in rows] == ["2026-01-02T00:00:00", None, "2026-01-03T00:00:00"]
+    assert [row["nested"] for row in rows] == [[1, 2], {"a": 0.5}, [None]]
+    assert [row["7"] for row in rows] == [True, None, False]
+    assert places(dataset) == ["DataFrame[0]", "DataFrame[1]", "DataFrame[2]"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        (pd.DataFrame(), "no rows"),
+        (pd.DataFrame({"image": []}), "no rows"),
+        (pd.DataFrame({"img": ["a"]}), "its columns are: img"),
+        (pd.DataFrame([["a", "b"]], columns=["image", "image"]), "two columns named 'image'"),
+        (pd.DataFrame([["a", 1, 2]], columns=["image", 7, "7"]), "two columns named '7'"),
+    ],
+    ids=["nothing", "no-rows", "no-column", "same-name", "same-text"],
+)
+def test_dataframes_that_are_refused(frame: pd.DataFrame, text: str) -> None:
+    with pytest.raises(DatasetError, match=text):
+        open_dataset(frame)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.JPG", "sub/c d.webp", "sub/deep/e.png", ".hidden/x.png", "._b.png"):
+        save(tmp_path / "imgs" / name, name)
+    save(tmp_path / "imgs" / "README.md", "no image")
+    save(tmp_path / "imgs" / "labels.csv", "no image")
+    (tmp_path / "imgs" / "sub" / "loop").symlink_to(tmp_path / "imgs")
+    return tmp_path / "imgs"
+
+
+def test_a_folder_of_images(pictures: Path) -> None:
+    dataset = open_dataset(pictures, Columns(image="photo"))
+    expected = ["a.JPG", "b.png", "sub/c d.webp", "sub/deep/e.png"]
+    assert records(dataset) == [{"photo": name} for name in expected]
+    assert places(dataset) == expected
+    assert (dataset.name, dataset.count, dataset.columns) == ("imgs", 4, ("photo",))
+    found = [image_refs(row.record["photo"], dataset.base)[0].path for row in dataset.rows()]
+    assert found == [f"{pictures}/{name}" for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("imgs/**/*.png", ["b.png", "sub/deep/e.png"]),
+        ("imgs/sub/*", ["c d.webp"]),
+        ("imgs/[ab].*", ["a.JPG", "b.png"]),
+        ("imgs/b.png", ["b.png"]),
+    ],
+)
+def test_a_glob_of_images(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    dataset = open_dataset(pattern)
+    assert [name for name in places(dataset) if not name.startswith((".", "sub/loop"))] == expected
+    for row in dataset.rows():
+        assert image_refs(row.record["image"], dataset.base)
+
+
+def test_a_folder_of_images_takes_no_image_root(pictures: Path) -> None:
+    with pytest.raises(DatasetError, match="takes no image root"):
+        open_dataset(pictures, image_root=str(pictures))
+    with pytest.raises(DatasetError, match="image root is not a folder"):
+        open_dataset(pd.DataFrame({"image": ["a"]}), image_root=str(pictures / "none"))
+
+
+def test_several_tables_of_one_format(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        frame = pd.DataFrame({"image": [f"{number}-{i}.png" for i in range(2)]})
+        frame.to_parquet(save(tmp_path / "parts" / f"{number}.parquet", ""))
+        save(tmp_path / "lines" / f"{number}.jsonl", frame.to_json(orient="records", lines=True))
+    expected = [f"{number}-{i}.png" for number in range(3) for i in range(2)]
+    for source, where, count in (
+        (tmp_path / "parts", "1.parquet[1]", 6),
+        (tmp_path / "parts" / "*.parquet", "1.parquet[1]", 6),
+        (tmp_path / "lines" / "*", "1.jsonl:2", None),
+    ):
+        dataset = open_dataset(source)
+        assert [row["image"] for row in records(dataset)] == expected
+        assert places(dataset)[3] == where
+        assert dataset.count == count
+    save(tmp_path / "lines" / "x.csv", "image\na\n")
+    with pytest.raises(DatasetError, match="holds csv and jsonl files"):
+        open_dataset(tmp_path / "lines" / "*")
+    save(tmp_path / "parts" / "a.png", "")
+    with pytest.raises(DatasetError, match="holds images and parquet files"):
+        open_dataset(tmp_path / "parts")
+
+
+def test_the_version_tells_when_a_file_was_changed_replaced_or_deleted(tmp_path: Path) -> None:
+    one, two = (save(tmp_path / "parts" / f"{name}.jsonl", LINES) for name in "ab")
+    dataset = open_dataset(tmp_path / "parts" / "*.jsonl")
+    versions = [dataset.version()]
+    assert len(versions[0]) == 2
+    assert dataset.version() == versions[0]
+    with one.open("a") as file:
+        file.write(LINES)
+    versions.append(dataset.version())
+    save(tmp_path / "new", two.read_bytes()).replace(two)
+    versions.append(dataset.version())
+    two.unlink()
+    versions.append(dataset.version())
+    assert len(set(versions)) == 4
+
+
+def test_what_has_no_table_files_has_no_version(pictures: Path) -> None:
+    assert open_dataset(pictures).version() == ()
+    assert open_dataset(pd.DataFrame({"image": ["a"]})).version() == ()
+
+
+def test_the_folder_that_is_searched_is_told(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    path = save(pictures.parent / "lines" / "d.jsonl", LINES)
+    assert open_dataset("imgs").folder == str(pictures)
+    assert open_dataset("imgs/*.png").folder == str(pictures)
+    assert open_dataset("*/*.jsonl").folder == str(pictures.parent)
+    assert open_dataset(path).folder is None
+    assert open_dataset(pd.DataFrame({"image": ["a"]})).folder is None
+
+
+def test_only_so_many_rows_are_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.jsonl", '{"image": "a"}\n' * 5)
+    assert len(records(load_dataset.fn(str(path), Columns(), max_rows=3))) == 3
+    frame = pd.DataFrame({"image": list("abcde")})
+    assert [load_dataset.fn(frame, Columns(), max_rows=most).count for most in (3, 9)] == [3, 5]
+
+
+def test_a_column_for_the_answers_that_is_there_already_is_told(tmp_path: Path) -> None:
+    """In the first row it is refused; one that appears later costs its row."""
+    path = save(tmp_path / "d.jsonl", '{"image": "a"}\n{"image": "b", "output": "mine"}\n')
+    rows = list(load_dataset.fn(str(path), Columns()).rows())
+    assert rows[0].problem is None
+    assert rows[1].problem is not None
+    assert rows[1].problem.kind is Kind.BAD_ROW
+    assert "a column 'output' already: take another output column" in rows[1].problem.message
+    with pytest.raises(DatasetError, match="has a column 'image': take another output column"):
+        load_dataset.fn(str(path), Columns(output="image"))
+
+
+@pytest.mark.parametrize("output", ["pictures", "pictures/out", "~/pictures/out/"])
+def test_an_output_among_the_data_is_refused(
+    output: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    monkeypatch.chdir(pictures.parent)
+    output = output.replace("pictures", pictures.name)
+    with pytest.raises(DatasetError, match=r"lies in the dataset's folder .*: choose another"):
+        load_dataset.fn(str(pictures), Columns(), output)
+    assert load_dataset.fn(str(pictures), Columns(), f"{pictures}-out").folder == str(pictures)
+
+
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(name)).write_bytes(b"a")
+    dataset = open_dataset(tmp_path)
+    (row,) = dataset.rows()
+    (ref,) = image_refs(row.record["image"], dataset.base)
+    assert ImageReader(10).read(ref) == b"a"
+
+
+def test_a_name_with_glob_characters_that_exists_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path / "d[1].jsonl", LINES)
+    assert records(open_dataset(path)) == RECORDS
+
+
+def test_links_are_followed_to_what_they_mean(pictures: Path) -> None:
+    folder = pictures.parent / "links"
+    folder.mkdir()
+    save(pictures.parent / "blob", LINES)
+    (folder / "d.jsonl").symlink_to(pictures.parent / "blob")
+    (folder / "imgs").symlink_to(pictures / "sub")
+    (folder / "b.png").symlink_to(pictures / "b.png")
+    (folder / "gone.png").symlink_to(pictures / "gone.png")
+    assert records(open_dataset(folder / "d.jsonl")) == RECORDS
+    assert records(open_dataset(folder / "*.jsonl")) == RECORDS
+    assert places(open_dataset(folder / "imgs")) == ["c d.webp", "deep/e.png"]
+    assert places(open_dataset(folder)) == ["b.png", "gone.png"]
+
+
+def test_datasets_on_s3(s3: str, tmp_path: Path) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    frame = pd.DataFrame({"image": ["a.png"] * 40})
+    store.write("t/d.json", json.dumps(RECORDS).encode())
+    store.write("t/d.jsonl.gz", gzip.compress(LINES.encode()))
+    store.write("t/d.csv", b"image,n\na.png,1\n")
+    store.write("p/1.parquet", frame.to_parquet())
+    store.write("p/2.parquet", frame.to_parquet())
+    store.write("imgs/b.png", b"b")
+    store.write("imgs/sub/a.png", b"a")
+    for name in ("d.json", "d.jsonl.gz"):
+        dataset = open_dataset(f"{store.uri}/t/{name}")
+        assert records(dataset) == RECORDS
+        assert dataset.base == ImageBase(f"{store.uri}/t")
+    assert records(open_dataset(f"{store.uri}/t/d.csv")) == [{"image": "a.png", "n": "1"}]
+    for source in (f"{store.uri}/p", f"{store.uri}/p/", f"{store.uri}/p/*.parquet"):
+        dataset = open_dataset(source)
+        assert (dataset.count, len(records(dataset))) == (80, 80)
+        assert dataset.folder == f"{store.uri}/p"
+        assert places(dataset)[40] == "2.parquet[0]"
+    for source in (f"{store.uri}/imgs", f"{store.uri}/imgs/**/*.png"):
+        dataset = open_dataset(source)
+        assert places(dataset) == ["b.png", "sub/a.png"]
+        (ref,) = image_refs("sub/a.png", dataset.base)
+        assert ref.path == f"{store.uri}/imgs/sub/a.png"
+        assert dataset.version() == ()
+
+
+def test_the_version_of_files_on_s3(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("1.jsonl", LINES.encode())
+    store.write("2.jsonl", LINES.encode())
+    dataset = open_dataset(f"{store.uri}/*.jsonl")
+    versions = [dataset.version()]
+    assert dataset.version() == versions[0]
+    store.write("2.jsonl", LINES.replace("a.png", "b.png").encode())
+    versions.append(dataset.version())
+    store.remove("2.jsonl")
+    versions.append(dataset.version())
+    assert len(set(versions)) == 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(DatasetError, match="cannot be reached"):
+        dataset.version()
+
+
+def test_what_is_not_on_s3_is_one_clear_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DatasetError, match="there is no such file or folder"):
+        open_dataset(f"{s3}/none/d.json")
+    with pytest.raises(DatasetError, match="bucket does not exist"):
+        open_dataset(f"{s3}-none/d.json")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DatasetError, match="access denied"):
+        open_dataset(f"{s3}/none/d.json")
+
+
+def test_a_pass_may_be_left_early_and_taken_side_by_side(tmp_path: Path) -> None:
+    dataset = open_dataset(save(tmp_path / "d.jsonl", LINES))
+    one, two = dataset.rows(), dataset.rows()
+    assert next(one).index == 0
+    assert [row.index for row in islice(two, 2)] == [0, 1]
+    assert next(one).index == 1
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+from prefect_imageqa.tasks.loading.dataset import open_dataset
+# Not ru_maxrss: a child inherits it from the process that started it.
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+sum(1 for _ in open_dataset(sys.argv[2]).rows())  # what the libraries themselves take
+before = peak()
+rows = sum(1 for _ in open_dataset(sys.argv[1]).rows())
+print(rows, peak() - before)
+"""
+
+
+def write_big(folder: Path, form: str, rows: int) -> Path:
+    path = folder / f"{rows}.{form}"
+    record = {"image": "folder/a.png", "text": "x" * 900, "conversation": TURNS}
+    if form == "parquet":
+        image = [{"bytes": os.urandom(60_000), "path": None} for _ in range(rows // 60)]
+        pa.parquet.write_table(pa.table({"image": image}), path, row_group_size=100)
+    elif form == "csv":
+        path.write_text("image,text\n" + f"a.png,{'x' * 900}\n" * rows)
+    elif form == "jsonl":
+        path.write_text(f"{json.dumps(record)}\n" * rows)
+    else:
+        path.write_text("[" + ",".join([json.dumps(record)] * rows) + "]")
+    return path
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str) -> None:
+    big, small = write_big(tmp_path, form, 80_000), write_big(tmp_path, form, 3000)
+    assert big.stat().st_size > 70e6
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(big), str(small)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows, growth = map(int, done.stdout.split())
+    assert rows == (80_000 // 60 if form == "parquet" else 80_000)
+    assert growth < 40, f"{growth} MB more than for a small file"

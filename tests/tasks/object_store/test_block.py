@@ -1,0 +1,251 @@
+import copy
+import os
+import pickle
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import prefect_imageqa
+import pytest
+from fault_proxy import FaultProxy, s3_error
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.object_store.credentials import S3Credentials
+from prefect_imageqa.tasks.object_store.store import ObjectStore, load_store
+
+SECRET = "secret-7f3a"
+TOKEN = "token-9c1e"
+GIVEN: dict[str, Any] = {
+    "access_key_id": "key-id",
+    "secret_access_key": SECRET,
+    "session_token": TOKEN,
+    "endpoint_url": "http://minio:9000",
+    "region": "eu-west-1",
+}
+CREDENTIALS = S3Credentials("key-id", SECRET, TOKEN, "http://minio:9000", "eu-west-1")
+
+
+@pytest.fixture
+def named(prefect_server: None) -> Iterator[ObjectStore]:
+    """A saved block with credentials of its own, as a user loads it."""
+    ObjectStore(uri="s3://bucket/a", **GIVEN).save("minio", overwrite=True)
+    yield load_store("minio")
+    ObjectStore.delete("minio")
+
+
+def documents() -> list[Any]:
+    """All saved stores, as Prefect's server gives them to one who may see secrets."""
+    with get_client(sync_client=True) as client:
+        found = client.read_block_documents_by_type("image-qa-store", include_secrets=True)
+        return list(found)
+
+
+def test_prefect_finds_the_block() -> None:
+    (found,) = entry_points(group="prefect.collections", name="prefect_imageqa")
+    assert found.load().ObjectStore is ObjectStore is prefect_imageqa.ObjectStore
+    assert ObjectStore.get_block_type_slug() == "image-qa-store"
+
+
+def test_what_is_given_is_what_a_file_system_gets() -> None:
+    assert ObjectStore(uri="s3://bucket", **GIVEN).s3_credentials == CREDENTIALS
+    assert ObjectStore(uri="s3://bucket").s3_credentials is None
+    there = ObjectStore(uri="s3://bucket", endpoint_url="http://minio:9000").s3_credentials
+    assert there == S3Credentials(endpoint_url="http://minio:9000")
+    spaced = GIVEN | {"secret_access_key": f"{SECRET}\n"}
+    assert ObjectStore(uri="s3://bucket", **spaced).s3_credentials == CREDENTIALS
+
+
+def test_no_secret_is_shown() -> None:
+    store = ObjectStore(uri="s3://bucket", **GIVEN)
+    shown = [repr(store), str(store), store.model_dump_json(), repr(store.model_dump())]
+    for text in [*shown, repr(store.s3_credentials), str(store.s3_credentials)]:
+        assert SECRET not in text
+        assert TOKEN not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"secret_access_key": SECRET}, "both the access key ID and the secret"),
+        ({"access_key_id": "key-id"}, "both the access key ID and the secret"),
+        (GIVEN | {"credentials": "minio"}, "either credentials or the name"),
+        ({"endpoint_url": f"http://user:{SECRET}@host"}, "plain http"),
+        ({"endpoint_url": f"http://host:{SECRET}"}, "plain http"),
+        ({"endpoint_url": "minio:9000"}, "plain http"),
+        ({"uri": f"s3://key:{SECRET}@bucket"}, "s3://bucket/prefix"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_its_secrets(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StoreError, match=said) as told:
+        ObjectStore(**({"uri": "s3://bucket"} | given))
+    assert SECRET not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_credentials_are_not_pickled(dump: Any) -> None:
+    with pytest.raises(StoreError, match="not pickled") as told:
+        dump(CREDENTIALS)
+    assert SECRET not in str(told.value)
+
+
+def test_a_store_with_secrets_that_was_never_saved_stays_where_it_is() -> None:
+    store = ObjectStore(uri="s3://bucket/a", **GIVEN)
+    for use in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
+        with pytest.raises(StoreError, match="save this Image QA Store block first") as told:
+            use()
+        assert SECRET not in str(told.value)
+    other = store.at("s3://bucket/b")
+    assert (other.uri, other.s3_credentials) == ("s3://bucket/b", CREDENTIALS)
+
+
+def test_a_named_block_lends_its_credentials(named: ObjectStore) -> None:
+    assert named.saved() is named
+    store = ObjectStore(uri="s3://other", credentials="minio")
+    assert store.s3_credentials == CREDENTIALS
+    elsewhere = ObjectStore(uri="s3://other", credentials="minio", endpoint_url="http://b:1")
+    assert elsewhere.s3_credentials == CREDENTIALS.at("http://b:1", "")
+
+
+def test_a_store_beside_a_named_one_is_saved_and_pickled_by_name(named: ObjectStore) -> None:
+    beside = named.at("s3://bucket/b")
+    assert (beside.uri, beside.credentials) == ("s3://bucket/b", "minio")
+    for store in (beside, beside.saved(), beside.at("s3://bucket/c")):
+        assert store.s3_credentials == CREDENTIALS
+        pickled = pickle.dumps(store)
+        assert SECRET.encode() not in pickled
+        assert TOKEN.encode() not in pickled
+        assert pickle.loads(pickled).s3_credentials == CREDENTIALS  # noqa: S301
+    pickled = pickle.dumps(named)
+    assert SECRET.encode() not in pickled
+    loaded = pickle.loads(pickled)  # noqa: S301
+    assert (loaded.uri, loaded.s3_credentials) == (named.uri, CREDENTIALS)
+    for document in documents():
+        if document.name != "minio":
+            assert SECRET not in str(document.data)
+            assert TOKEN not in str(document.data)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [("s3://once", "image-qa-results-once"), ("", "image-qa-results-local")],
+    ids=["S3", "local"],
+)
+def test_results_of_many_outputs_share_one_block(root: str, name: str) -> None:
+    before = {document.name for document in documents()}
+    stores = [ObjectStore(uri=f"{root}/a b/{number}") for number in range(3)]
+    found = [store.result_storage() for store in stores]
+    assert [folder for _, folder in found] == ["a b/0", "a b/1", "a b/2"]
+    assert {block.uri for block, _ in found} == {root or "/"}
+    assert len({block._block_document_id for block, _ in found}) == 1
+    assert {document.name for document in documents()} - before <= {name}
+    block, folder = found[0]
+    assert block.uri_of(f"{folder}/x") == stores[0].uri_of("x")
+    saved = Block.load(f"image-qa-store/{name}")
+    assert isinstance(saved, ObjectStore)
+    assert saved.uri == block.uri
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_results_on_another_server_have_a_block_of_their_own() -> None:
+    servers = ["http://a:1", "http://b:1"]
+    for _ in range(2):
+        stores = [ObjectStore(uri="s3://both/out", endpoint_url=server) for server in servers]
+        blocks = [store.result_storage()[0] for store in stores]
+        assert [load_store(str(block._block_document_name)).endpoint_url for block in blocks] == (
+            servers
+        )
+        first, other = (str(block._block_document_name) for block in blocks)
+        assert first == "image-qa-results-both"
+        assert other.startswith("image-qa-results-both-")
+    assert sum("both" in str(document.name) for document in documents()) == 2
+
+
+def test_results_are_kept_with_the_name_of_the_credentials_only(named: ObjectStore) -> None:
+    block, folder = named.result_storage()
+    assert (block.uri, folder, block.s3_credentials) == ("s3://bucket", "a", CREDENTIALS)
+    assert block._block_document_name == "image-qa-results-bucket-minio"
+    document = next(d for d in documents() if d.name == block._block_document_name)
+    assert document.data["credentials"] == "minio"
+    assert SECRET not in str(document.data)
+    assert TOKEN not in str(document.data)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_saved_block_that_someone_changed_is_not_used() -> None:
+    first = ObjectStore(uri="s3://right").saved()
+    ObjectStore(uri="s3://wrong").save(first._block_document_name, overwrite=True)
+    again = ObjectStore(uri="s3://right").saved()
+    assert load_store(str(again._block_document_name)).uri == again.uri == "s3://right"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("name", ["no-such-block", "", "a/b", "No Block"])
+def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(StoreError, match="there is no Image QA Store block named") as told:
+        load_store(name)
+    assert "\n" not in str(told.value)
+
+
+def test_a_block_that_only_names_another_is_told(named: ObjectStore) -> None:
+    ObjectStore(uri="s3://b", credentials="minio").save("chained", overwrite=True)
+    with pytest.raises(StoreError, match="name 'minio' itself"):
+        ObjectStore(uri="s3://c", credentials="chained").read("x")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"uri": "s3://no-such-bucket/a"}, "bucket does not exist; create it first"),
+        ({"access_key_id": "nobody"}, "S3 credentials were refused (InvalidAccessKeyId)"),
+        ({"secret_access_key": SECRET}, "S3 credentials were refused (SignatureDoesNotMatch)"),
+        ({"endpoint_url": "http://127.0.0.1:1"}, "S3 endpoint cannot be reached; check the"),
+    ],
+    ids=["no bucket", "wrong key", "wrong secret", "unreachable"],
+)
+def test_a_check_tells_what_is_wrong_in_one_line(
+    changed: dict[str, str], said: str, s3: str
+) -> None:
+    given = {
+        "uri": f"{s3}/a",
+        "access_key_id": "test-key",
+        "secret_access_key": "test-secret",
+        "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+    }
+    ObjectStore(**given).check()
+    store = ObjectStore(**(given | changed))
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value).startswith(f"{store.uri}: cannot write: the {said}")
+    assert "\n" not in str(told.value)
+    assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "action"),
+    [("PUT", "write"), ("GET", "read"), ("DELETE", "remove")],
+)
+def test_a_check_tells_which_permission_is_missing(
+    method: str, action: str, s3: str, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.set_rules([s3_error(403, "AccessDenied", method=method)])
+    store = ObjectStore(uri=f"{s3}/denied", endpoint_url=s3_proxy.url)
+    reason = "access denied; check the S3 credentials and the bucket's policy"
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value) == f"{s3}/denied: cannot {action}: {reason}"
+
+
+def test_a_folder_nobody_may_write_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = ObjectStore(uri=str(tmp_path / "file"))
+    with pytest.raises(StoreError) as told:
+        store.check()
+    assert str(told.value) == (
+        f"{tmp_path / 'file'}: cannot write: a part of the path is a file, not a folder"
+    )

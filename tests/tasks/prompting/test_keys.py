@@ -1,0 +1,161 @@
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prefect_imageqa.tasks.prompting.keys import (
+    KEY_LENGTH,
+    KEY_VERSION,
+    KeyList,
+    RequestSpec,
+    batch_key,
+    problem_key,
+    row_key,
+)
+from prefect_imageqa.tasks.records import Row
+
+SPEC = RequestSpec(
+    model="m",
+    model_revision="r1",
+    sampling={"temperature": 0.7, "seed": 42, "extra": {"a": [1, 2], "b": None}},
+    images={"max_side": 1024, "jpeg_quality": 90},
+    prompt="chat",
+)
+IMAGES = ["sha256:aa", "etag:bb:7"]
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "Sei knapp. ü"},
+    {"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "?"}]},
+]
+KEY = row_key(IMAGES, MESSAGES, SPEC)
+
+
+def test_the_key_of_a_row_never_changes_by_accident() -> None:
+    """A change here makes every stored answer of every user count as missing."""
+    assert (KEY_VERSION, KEY) == (2, "5fedeb00628a2bd08840b0de61aa3ebd")
+
+
+def test_a_key_is_32_hex_digits() -> None:
+    assert len(KEY) == KEY_LENGTH == 32
+    assert bytes.fromhex(KEY).hex() == KEY
+
+
+def test_equal_input_has_equal_keys() -> None:
+    turned = replace(
+        SPEC,
+        sampling={"extra": {"b": None, "a": (1, 2)}, "seed": 42, "temperature": 0.7},
+        images={name: SPEC.images[name] for name in reversed(list(SPEC.images))},
+    )
+    messages = tuple(dict(reversed(message.items())) for message in copy.deepcopy(MESSAGES))
+    assert row_key(tuple(IMAGES), messages, turned) == KEY
+    assert row_key(IMAGES, MESSAGES, pickle.loads(pickle.dumps(SPEC))) == KEY  # noqa: S301
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_another_process_has_the_same_keys(seed: str) -> None:
+    program = (
+        "from prefect_imageqa.tasks.prompting.keys import *\n"
+        f"spec = RequestSpec({SPEC.model!r}, {SPEC.model_revision!r}, {dict(SPEC.sampling)!r},"
+        f" {dict(SPEC.images)!r}, {SPEC.prompt!r})\n"
+        f"print(row_key({IMAGES!r}, {MESSAGES!r}, spec), batch_key(['a', 'b'], [0, 2]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [KEY, batch_key(["a", "b"], [0, 2])]
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "model": {"model": "m2"},
+    "model_revision": {"model_revision": "r2"},
+    "sampling value": {"sampling": {**SPEC.sampling, "temperature": 0.8}},
+    "sampling option": {"sampling": {**SPEC.sampling, "min_p": 0.1}},
+    "sampling list": {"sampling": {**SPEC.sampling, "extra": {"a": [2, 1], "b": None}}},
+    "images": {"images": {**SPEC.images, "max_side": 512}},
+    "prompt": {"prompt": "mine:style"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_setting_changes_the_key(change: str) -> None:
+    assert row_key(IMAGES, MESSAGES, replace(SPEC, **CHANGES[change])) != KEY
+
+
+def test_every_field_of_the_settings_is_tested() -> None:
+    fields = set(RequestSpec.__dataclass_fields__)
+    assert fields == {name for change in CHANGES.values() for name in change}
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[], IMAGES[:1], IMAGES[::-1], [*IMAGES, IMAGES[0]], ["sha256:aaetag:bb:7"]],
+    ids=["none", "one", "other order", "one more", "joined"],
+)
+def test_each_image_changes_the_key(images: list[str]) -> None:
+    assert row_key(images, MESSAGES, SPEC) != KEY
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        MESSAGES[1:],
+        MESSAGES[::-1],
+        [{**MESSAGES[0], "content": "Sei knapp. u"}, MESSAGES[1]],
+        [{**MESSAGES[0], "role": "user"}, MESSAGES[1]],
+        [MESSAGES[0], {**MESSAGES[1], "content": MESSAGES[1]["content"][::-1]}],
+    ],
+    ids=["no system", "other order", "other text", "other role", "text first"],
+)
+def test_each_message_changes_the_key(messages: list[dict[str, Any]]) -> None:
+    assert row_key(IMAGES, messages, SPEC) != KEY
+
+
+def test_text_cannot_pass_for_structure() -> None:
+    def key(said: str, model: str = "m") -> str:
+        return row_key([], [{"role": "user", "content": said}], replace(SPEC, model=model))
+
+    assert key('a"}]') != key("a")
+    assert key("\ud800") != key("?")
+    assert key("b", "a") != key("", "ab")
+
+
+def test_a_row_that_cannot_be_asked_is_named_by_place_and_content() -> None:
+    def key(where: str = "d:1", **record: Any) -> str:
+        return problem_key(Row(0, record, where))
+
+    assert key(a=1) == key(a=1)
+    assert len({key(a=1), key(a=2), key("d:2", a=1), key(), key(a=b"1"), key(a=b"2")}) == 6
+    assert len(key(a=float("nan"), b=2**70, c="\ud800", d=object)) == KEY_LENGTH
+
+
+def test_a_batch_is_named_by_its_rows_and_their_attempts() -> None:
+    key = batch_key(iter(["a", "b"]), iter([0, 1]))
+    assert key == batch_key(["a", "b"], (0, 1))
+    others = [
+        batch_key(["b", "a"], [0, 1]),
+        batch_key(["a", "b"], [0, 0]),
+        batch_key(["a", "b"], [0, 2]),
+        batch_key(["a"], [0]),
+        batch_key(["a", "b", "c"], [0, 1, 0]),
+        batch_key(["a", "b"], [0, 1], "run"),
+    ]
+    assert len({key, *others}) == 7
+    assert len(key) == KEY_LENGTH
+
+
+def test_a_key_list_is_a_small_sequence_of_keys() -> None:
+    keys, packed = [f"{number:032x}" for number in range(1000)], KeyList()
+    for key in keys:
+        packed.append(key)
+    assert list(packed) == keys
+    assert (len(packed), packed[0], packed[-1]) == (1000, keys[0], keys[-1])
+    assert packed[10:20:3] == keys[10:20:3]
+    assert keys[7] in packed
+    with pytest.raises(IndexError):
+        packed[1000]
+    assert len(packed._packed) == 16_000
+    assert list(KeyList()) == []

@@ -1,0 +1,315 @@
+"""Sampled rows and the numbers of a report, from an output that is made row by row."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from prefect_imageqa.tasks.errors import ObjectDamagedError
+from prefect_imageqa.tasks.exporting.export import QA_JSONL, QUARANTINE_JSONL, export_rows
+from prefect_imageqa.tasks.images.preparing import ImageSettings
+from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.images.thumbnails import thumbnail
+from prefect_imageqa.tasks.loading.columns import Columns
+from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.prompting.keys import KeyList
+from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
+from prefect_imageqa.tasks.reporting.samples import SampledRow, sample_rows
+from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, gather
+from prefect_imageqa.tasks.runs.records import RunRecord, complete_run, completed_run
+from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
+from prefect_imageqa.tasks.storing.ledger import Ledger
+from prefect_imageqa.tasks.storing.row_keys import write_keys
+from prefect_imageqa.tasks.storing.store import write_part
+from prefect_imageqa.tasks.storing.stored_rows import StoredRows
+
+PARTS = PassFolder().parts("qa_pairs-v1")
+STARTED = "2026-03-01T10:00:00+00:00"
+STARTED_AT = 1772359200.0
+
+Fails = Callable[[int], Kind | None]
+MakeOutput = Callable[[ObjectStore, int, Fails], None]
+
+
+def png(number: int, side: int = 40) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (number % 256, 80, 120)).save(file, "PNG")
+    return file.getvalue()
+
+
+def colour(uri: str) -> int:
+    """What `png` was given, from a thumbnail of it."""
+    data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    pixel = Image.open(io.BytesIO(data)).getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return int(pixel[0])
+
+
+def key(number: int) -> str:
+    return f"{number + 1:032x}"
+
+
+def outcome(number: int, kind: Kind | None) -> FinishedRow:
+    if kind:
+        return Quarantined(key(number), number, f"d.json[{number}]", kind, "why", text="cut")
+    pairs = [{"question": f"How many in {number}?", "answer": "Two."}] * (1 + number % 2)
+    return Answered(key(number), f"raw {number}", pairs, "m", 100 + number, 20, 0.25)
+
+
+def every_fifth(number: int) -> Kind | None:
+    return Kind.TRUNCATED if number % 5 == 4 else None
+
+
+@pytest.fixture
+def make_output(tmp_path: Path, record_of: Callable[..., RunRecord]) -> MakeOutput:
+    """Makes what a completed run leaves of a dataset whose row n has a picture of colour n."""
+
+    def make(store: ObjectStore, count: int, fails: Fails) -> None:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(png(number))
+        records = [{"image": f"{number}.png", "id": number} for number in range(count)]
+        (folder / "d.json").write_text(json.dumps(records))
+        rows = [outcome(number, fails(number)) for number in range(count)]
+        for start in range(0, count, 8):
+            write_part(store, PARTS, key(start), rows[start : start + 8], STARTED_AT + 1 + start)
+        keys = KeyList()
+        for row in rows:
+            keys.append(row.key)
+        dataset = open_dataset(str(folder / "d.json"))
+        ledger = Ledger.read(store, PARTS)
+        counts = export_rows.fn(store, ledger, dataset.rows(), keys, Columns())
+        run = record_of(
+            started=STARTED,
+            updated="2026-03-01T10:10:00+00:00",
+            counts=counts,
+            told={"dataset": str(folder / "d.json")},
+        )
+        write_keys(store, run.keys, keys)
+        open_output(store)
+        complete_run(store, run)
+
+    return make
+
+
+def stored_rows(store: ObjectStore) -> StoredRows:
+    rows = StoredRows(store, PARTS)
+    rows.sync()
+    return rows
+
+
+def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> list[SampledRow]:
+    run = completed_run(store)
+    with ImageReader(1 << 20) as reader:
+        return sample_rows(
+            store,
+            run,
+            stored_rows(store),
+            answered=answered,
+            quarantined=quarantined,
+            reader=reader,
+            images=ImageSettings(),
+            base=open_dataset(run.told.dataset).base,
+        )
+
+
+def counted(store: ObjectStore) -> Statistics:
+    return gather(store, completed_run(store), stored_rows(store))
+
+
+def test_a_small_output_is_shown_whole(store: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(store, 10, every_fifth)
+    rows = sampled(store)
+    assert [row.row for row in rows] == list(range(10))
+    assert [row.kind for row in rows] == ["", "", "", "", "truncated"] * 2
+    for row in rows:
+        assert row.key == key(row.row)
+        [picture] = row.thumbnails
+        assert abs(colour(picture) - row.row) < 4
+    answered, failed = rows[3], rows[4]
+    assert answered.pairs == (QAPair("How many in 3?", "Two."),) * 2
+    assert (answered.text, answered.prompt_tokens, answered.latency) == ("raw 3", 103, 0.25)
+    assert (failed.where, failed.reason, failed.text) == ("d.json[4]", "why", "cut")
+
+
+def test_rows_are_spread_evenly(local: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(local, 100, every_fifth)
+    rows = sampled(local, answered=8, quarantined=4)
+    assert [row.row for row in rows if not row.kind] == [0, 12, 25, 37, 50, 62, 75, 87]
+    assert [row.row for row in rows if row.kind] == [4, 29, 54, 79]
+    assert sampled(local, answered=8, quarantined=4) == rows
+
+
+def test_every_kind_has_its_share(local: ObjectStore, make_output: MakeOutput) -> None:
+    def fails(number: int) -> Kind | None:
+        if number == 17:
+            return Kind.NOT_AN_IMAGE
+        return (None, Kind.EMPTY, Kind.UNPARSED)[number % 3]
+
+    make_output(local, 60, fails)
+    kinds = [row.kind for row in sampled(local, answered=0, quarantined=9)]
+    counts = {kind: kinds.count(kind) for kind in kinds}
+    assert counts == {"not_an_image": 1, "empty": 4, "unparsed": 4}
+
+
+def test_pictures_that_are_gone_are_left_out(
+    local: ObjectStore, tmp_path: Path, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    (tmp_path / "data" / "1.png").unlink()
+    (tmp_path / "data" / "2.png").write_bytes(b"<script>alert(1)</script>")
+    assert [len(row.thumbnails) for row in sampled(local)] == [1, 0, 0, 1, 1]
+
+
+def test_a_dataset_that_changed_shows_no_wrong_pictures(
+    local: ObjectStore, tmp_path: Path, make_output: MakeOutput
+) -> None:
+    """A row that now stands elsewhere is known by its place."""
+    make_output(local, 5, every_fifth)
+    path = tmp_path / "data" / "d.json"
+    lines = "\n".join(json.dumps(record) for record in json.loads(path.read_text()))
+    path.write_text(lines)
+    assert [len(row.thumbnails) for row in sampled(local)] == [1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (QUARANTINE_JSONL, b"{"),
+        (QUARANTINE_JSONL, b'{"row": 70, "where": "", "kind": "empty", "message": "", "key": ""}'),
+        (QUARANTINE_JSONL, b'{"row": 0, "kind": "<b>"}'),
+        (QA_JSONL, b"[]\n"),
+    ],
+    ids=["not JSON", "no such row", "no such kind", "no record"],
+)
+def test_a_damaged_export_is_named(
+    name: str, content: bytes, local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    local.write(name, content)
+    with pytest.raises(ObjectDamagedError, match=f"{name} is damaged"):
+        sampled(local)
+
+
+def test_numbers_are_of_all_rows(store: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(store, 20, every_fifth)
+    numbers = counted(store)
+    answered = [number for number in range(20) if number % 5 != 4]
+    pairs = [number for number in answered for _ in range(1 + number % 2)]
+    assert numbers.questions.sum == sum(len(f"How many in {number}?") for number in pairs)
+    assert numbers.answers.quantile(0.5) == 4
+    assert numbers.first_words == {"how": len(pairs)}
+    assert numbers.prompt_tokens.sum == sum(100 + number for number in answered)
+    assert numbers.completion_tokens.total == len(answered)
+    assert numbers.latencies.quantile(1) == 25
+    assert np.unique(numbers.written).tolist() == [1, 9, 17]
+    assert len(numbers.written) == len(answered)
+
+
+def test_rows_of_other_configurations_do_not_count(
+    local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    other = Answered(key(1000), "x", [], "m", 10**6, 1, 1.0)
+    write_part(local, PARTS, key(1000), [other], STARTED_AT + 2)
+    numbers = counted(local)
+    assert numbers.prompt_tokens.total == 4
+    assert numbers.prompt_tokens.quantile(1) == 103
+
+
+@pytest.mark.parametrize(
+    ("look", "spoilt"),
+    [
+        (sampled, {"parsed": {"question": "What?"}}),
+        (counted, {"prompt_tokens": None}),
+        (counted, {"latency": float("nan")}),
+    ],
+    ids=["pairs", "tokens", "latency"],
+)
+def test_a_row_that_is_damaged_is_told(
+    look: Callable[[ObjectStore], object],
+    spoilt: dict[str, Any],
+    local: ObjectStore,
+    make_output: MakeOutput,
+) -> None:
+    make_output(local, 5, every_fifth)
+    row = replace(outcome(1, None), **spoilt)
+    write_part(local, PARTS, key(1000), [row], STARTED_AT + 1000)
+    with pytest.raises(ObjectDamagedError, match=r"damaged.*: (delete it, and )?run again"):
+        look(local)
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "quantiles"),
+    [
+        ([[3]], 3, (3, 3)),
+        ([[1, 2, 3, 4], [0]], 10, (2, 4)),
+        ([[5], [1, 1]], 7, (1, 5)),
+        ([[10**9]], 65_535, (65_535, 65_535)),
+    ],
+    ids=["one", "shorter later", "longer first", "beyond"],
+)
+def test_a_tally_counts(
+    values: Sequence[Sequence[int]], total: int, quantiles: tuple[int, int]
+) -> None:
+    tally = Tally()
+    for some in values:
+        tally.add(np.array(some))
+    assert tally.total == sum(map(len, values))
+    assert tally.sum == total
+    assert (tally.quantile(0.5), tally.quantile(1)) == quantiles
+
+
+def noise(side: int) -> bytes:
+    pixels = np.random.default_rng(3).integers(0, 256, (side, side, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [(png(1, 8), (8, 8)), (png(1, 900), (320, 320)), (noise(320), (320, 320))],
+    ids=["small", "large", "noise"],
+)
+def test_thumbnails_are_small_jpegs(data: bytes, size: tuple[int, int]) -> None:
+    uri = thumbnail(data, ImageSettings())
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert len(uri) < 33_000
+    assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == size
+
+
+def test_nothing_but_pixels_is_taken_from_a_file() -> None:
+    file = io.BytesIO()
+    told = PngImagePlugin.PngInfo()
+    told.add_text("Comment", "<script>secret place</script>" * 10_000)
+    Image.new("RGB", (9, 9)).save(file, "PNG", pnginfo=told)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(jpeg, "JPEG", comment=b"secret place")
+    for data in (file.getvalue(), jpeg.getvalue(), jpeg.getvalue() + b"secret place" * 50):
+        found = base64.b64decode(thumbnail(data, ImageSettings()).partition(",")[2])
+        assert found
+        assert b"secret place" not in found
+
+
+@pytest.mark.parametrize(
+    ("data", "changed"),
+    [
+        (b"", {}),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", {}),
+        (png(1, 30)[:60], {}),
+        (png(1, 30), {"max_pixels": 899}),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 500 + b"\xff\xd9", {}),
+    ],
+    ids=["empty", "SVG", "cut", "too many pixels", "no JPEG"],
+)
+def test_what_is_no_safe_image_gives_none(data: bytes, changed: dict[str, Any]) -> None:
+    assert thumbnail(data, ImageSettings(**changed)) == ""

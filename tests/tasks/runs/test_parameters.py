@@ -1,0 +1,139 @@
+import json
+from typing import Any
+
+import pytest
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
+from prefect.utilities.schema_tools.validation import validate
+from prefect_imageqa import Columns, Images, ImageSettings, Sampling, image_qa
+from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS, DatasetLike
+from pydantic import TypeAdapter, ValidationError
+
+
+def test_the_options_are_what_stands_in_a_request() -> None:
+    assert Sampling().options() == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "repetition_penalty": 1.0,
+        "seed": 42,
+        "max_tokens": 512,
+    }
+    more = Sampling(seed=None, extra_body={"min_p": 0.1, "stop": None})
+    options = more.options()
+    assert "seed" not in options
+    assert (options["min_p"], options["stop"]) == (0.1, None)
+    assert json.loads(json.dumps(options)) == options
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED_OPTIONS), "seed", "top_k", "extra_body"])
+def test_what_a_run_sets_itself_cannot_be_set(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"extra_body may not set {name}"):
+        Sampling(extra_body={name: 1, "min_p": 0.1})
+
+
+def test_the_reserved_options() -> None:
+    assert {"model", "messages", "stream", "n"} == RESERVED_OPTIONS
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": -0.1},
+        {"temperature": 2.1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -2},
+        {"repetition_penalty": 0},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"seed": "x"},
+        {"extra_body": []},
+        {"min_p": 0.1},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Sampling(**given)
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    least = Sampling(
+        temperature=0, top_p=1, top_k=-1, repetition_penalty=0.01, max_tokens=1, seed=0
+    )
+    assert (least.temperature, least.top_k, least.max_tokens, least.seed) == (0, -1, 1, 0)
+    assert Sampling(temperature=2, top_k=0).temperature == 2
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Sampling().temperature = 1.0  # type: ignore[misc]
+
+
+def test_a_whole_number_is_the_same_option_as_its_float() -> None:
+    assert json.dumps(Sampling(temperature=1).options()) == json.dumps(
+        Sampling(temperature=1.0).options()
+    )
+
+
+def test_a_dataset_is_a_text_in_the_form_and_anything_from_python() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(DatasetLike)
+    assert adapter.json_schema() == {"type": "string"}
+    frame = object()
+    assert adapter.validate_python(frame) is frame
+
+
+def test_a_form_refuses_what_is_wrong() -> None:
+    schema = image_qa.parameters.model_dump()
+    assert list(schema["properties"])[:3] == ["dataset", "output", "endpoint"]
+    assert schema["required"] == ["dataset", "output"]
+    # A group has its description from the parameter, or where that says the same, from its model.
+    assert all(group["description"] for group in schema["definitions"].values())
+    assert "secret" not in json.dumps(schema).lower()
+    for given in ({"pairs_per_image": 0}, {"limits": {"batch_size": 513}}, {"max_rows": 0}):
+        with pytest.raises(SchemaError):
+            validate({"dataset": "a", "output": "b", **given}, schema, raise_on_error=True)
+
+
+def test_where_images_are_is_not_part_of_their_settings() -> None:
+    told = Images(max_side=512, root="/data", allow_private_hosts=True)
+    assert told.settings == ImageSettings(max_side=512)
+    assert "root" not in told.settings.model_dump()
+
+
+def test_an_empty_image_column_asks_without_images() -> None:
+    assert Columns(image="").image is None
+    with pytest.raises(ValidationError):
+        Columns(output="")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"max_rows": 0}, "max_rows: Input should be greater than or equal to 1"),
+        (
+            {"sampling": {"extra_body": {"model": "x"}}},
+            "sampling.extra_body: extra_body may not set model",
+        ),
+        ({"limits": {"batch_size": 1000}}, "limits.batch_size: Input should be less than"),
+    ],
+    ids=["max rows", "sampling", "batch size"],
+)
+def test_a_wrong_parameter_is_told_in_one_line_without_the_others(
+    given: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ParameterTypeError) as raised:
+        image_qa.validate_parameters({"dataset": "http://a:secret@b/", "output": "o", **given})
+    assert str(raised.value).startswith(told)
+    assert "\n" not in str(raised.value)
+    assert "secret" not in caplog.text
+
+
+def test_a_form_sends_empty_texts_for_what_is_not_given() -> None:
+    fields = image_qa.parameters.model_dump()["properties"]
+    texts = {name for name, field in fields.items() if field.get("default") == ""}
+    assert texts == {"endpoint", "model", "model_revision", "store", "user_prompt"}
+    cards = {name: fields[name]["default"] for name in ("images", "caching")}
+    assert (cards["images"]["root"], cards["caching"]["cache"]) == ("", "")

@@ -1,0 +1,325 @@
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.prompting.keys import batch_key
+from prefect_imageqa.tasks.records import TRANSIENT, Answered, FinishedRow, Kind, Quarantined
+from prefect_imageqa.tasks.storing import compaction, key_index, stored_rows
+from prefect_imageqa.tasks.storing.compaction import compact
+from prefect_imageqa.tasks.storing.key_index import KeyIndex, Place, pack_keys
+from prefect_imageqa.tasks.storing.layout import PassFolder
+from prefect_imageqa.tasks.storing.ledger import Ledger, LedgerCounts, RowStatus
+from prefect_imageqa.tasks.storing.store import write_part
+
+PARTS = PassFolder().parts("qa_pairs-v1")
+
+
+def key(number: int) -> str:
+    return f"{number:032x}"
+
+
+def answered(number: int, **changed: Any) -> Answered:
+    pairs = [{"question": "What?", "answer": f"A <b> {number}"}]
+    return replace(Answered(key(number), f"raw {number}", pairs, "m", 100, 20, 0.25), **changed)
+
+
+def quarantined(number: int, **changed: Any) -> Quarantined:
+    told = Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
+    return replace(told, **changed)
+
+
+def write(store: ObjectStore, batch: int, *rows: FinishedRow, written: float | None = None) -> str:
+    return write_part(store, PARTS, key(1000 + batch), rows, written)
+
+
+def read(store: ObjectStore, **options: bool) -> Ledger:
+    return Ledger.read(store, PARTS, **options)
+
+
+def test_what_is_written_is_read(store: ObjectStore) -> None:
+    rows: list[FinishedRow] = [
+        answered(1),
+        quarantined(2),
+        answered(3, parsed=[], text=""),
+        quarantined(4, kind=Kind.TRUNCATED, status=None, attempts=3, text="raw\n ü"),
+        answered(5, parsed={"score": 0.5, "why": ["ü", None]}),
+    ]
+    write(store, 1, *rows[:4])
+    write(store, 2, rows[4])
+    ledger = read(store)
+    keys = [key(number) for number in (5, 4, 3, 9, 2, 1, 5)]
+    expected = [rows[4], rows[3], rows[2], None, rows[1], rows[0], rows[4]]
+    assert list(ledger.outcomes(keys)) == [ledger.outcome(key) for key in keys] == expected
+    assert ledger.batches == {key(1001), key(1002)}
+    reasons = Counter({Kind.BAD_REQUEST: 1, Kind.TRUNCATED: 1})
+    assert ledger.counts() == LedgerCounts(3, reasons)
+    assert ledger.counts().quarantined == 2
+    assert ledger.counts(keys) == LedgerCounts(4, reasons, missing=1)
+
+
+def test_an_output_that_is_not_there_is_an_empty_ledger(store: ObjectStore) -> None:
+    ledger = read(store)
+    assert ledger.status(key(1)) is RowStatus.PENDING
+    assert ledger.attempt(key(1)) == 0
+    assert list(ledger.outcomes([key(1)])) == [None]
+    assert list(ledger.outcomes([])) == []
+    assert ledger.counts() == LedgerCounts(0)
+    assert ledger.counts([key(1)]) == LedgerCounts(0, missing=1)
+    assert ledger.batches == set()
+    assert store.list() == []
+
+
+def test_every_configuration_of_the_parser_has_its_own_ledger(local: ObjectStore) -> None:
+    write(local, 1, answered(1), quarantined(2))
+    other_parts = PassFolder().parts("json-v2")
+    write_part(local, other_parts, key(1001), [answered(1, text="other")])
+    assert read(local).outcome(key(1)) == answered(1)
+    other = Ledger.read(local, other_parts)
+    assert other.outcome(key(1)) == answered(1, text="other")
+    assert other.status(key(2)) is RowStatus.PENDING
+    assert Ledger.read(local, PassFolder().parts("json")).batches == set()
+    assert Ledger.read(local, PassFolder("checks").parts("qa_pairs-v1")).batches == set()
+
+
+def test_a_row_is_pending_once_and_never_when_it_is_answered(local: ObjectStore) -> None:
+    write(local, 1, answered(1), quarantined(2, kind=Kind.TIMEOUT))
+    ledger = read(local)
+    assert ledger.status(key(1)) is RowStatus.ANSWERED
+    assert ledger.status(key(2)) is RowStatus.PENDING
+    assert ledger.status(key(2)) is RowStatus.ASKED
+    assert ledger.status(key(3)) is RowStatus.PENDING
+    assert ledger.status(key(3)) is RowStatus.ASKED
+    assert read(local).status(key(3)) is RowStatus.PENDING
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_only_what_may_pass_is_asked_again(kind: Kind, local: ObjectStore) -> None:
+    write(local, 1, quarantined(1, kind=kind))
+    asked = RowStatus.SUSPECT if kind is Kind.CRASH else RowStatus.PENDING
+    assert read(local).status(key(1)) is (asked if kind in TRANSIENT else RowStatus.FAILED)
+    for options in ({"retry_quarantined": True}, {"refresh": True}):
+        ledger = read(local, **options)
+        assert ledger.status(key(1)) is asked
+        assert ledger.status(key(1)) is RowStatus.ASKED
+
+
+def test_a_refresh_asks_every_row_once_and_keeps_its_answer_until_then(local: ObjectStore) -> None:
+    write(local, 1, answered(1), answered(2))
+    ledger = read(local, refresh=True)
+    assert [ledger.status(key(1)) for _ in range(2)] == [RowStatus.PENDING, RowStatus.ASKED]
+    assert ledger.outcome(key(1)) == answered(1)
+    rows: list[FinishedRow] = [answered(1, text="new"), quarantined(2)]
+    ledger.add(write(local, 2, *rows), rows)
+    for now in (ledger, read(local)):
+        assert now.outcome(key(1)) == rows[0]
+        assert list(now.outcomes([key(2)])) == [answered(2)]
+    assert ledger.status(key(1)) is RowStatus.ASKED
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["old first", "new first"])
+def test_of_two_answers_the_later_one_counts(order: tuple[int, int], local: ObjectStore) -> None:
+    for written in order:
+        write(local, written, answered(1, text=f"at {written}"), answered(written + 1), written=9.0)
+    for written in order:
+        name = 10 * written
+        write(local, name, answered(5, text=f"at {written}"), written=1e9 + written)
+    assert read(local).outcome(key(5)) == answered(5, text="at 2")
+
+
+def test_an_older_answer_that_comes_late_does_not_count(local: ObjectStore) -> None:
+    write(local, 1, answered(1, text="new"), written=2e9)
+    ledger = read(local)
+    old: list[FinishedRow] = [answered(1, text="old")]
+    ledger.add(write(local, 2, *old, written=1e9), old, 1e9)
+    for now in (ledger, read(local)):
+        assert now.outcome(key(1)) == answered(1, text="new")
+        assert now.batches == {key(1001), key(1002)}
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_an_answer_beats_any_failure(order: tuple[int, int], local: ObjectStore) -> None:
+    rows: dict[int, FinishedRow] = {1: quarantined(1, attempt=7), 2: answered(1)}
+    for number in order:
+        write(local, number, rows[number])
+    ledger = read(local)
+    assert ledger.status(key(1)) is RowStatus.ANSWERED
+    assert list(ledger.outcomes([key(1)])) == [answered(1)]
+    assert ledger.counts() == LedgerCounts(1)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_of_failures_the_last_attempt_counts(order: tuple[int, ...], local: ObjectStore) -> None:
+    kinds = [Kind.BAD_REQUEST, Kind.CRASH, Kind.TRUNCATED]
+    for attempt in order:
+        write(local, attempt, quarantined(1, kind=kinds[attempt], attempt=attempt))
+    ledger = read(local)
+    assert ledger.outcome(key(1)) == quarantined(1, kind=Kind.TRUNCATED, attempt=2)
+    assert ledger.status(key(1)) is RowStatus.FAILED
+    assert ledger.attempt(key(1)) == 3
+    assert ledger.counts().reasons == {Kind.TRUNCATED: 1}
+
+
+def test_attempts_count_the_times_a_row_was_quarantined(local: ObjectStore) -> None:
+    for attempt in range(3):
+        ledger = read(local)
+        assert ledger.attempt(key(1)) == attempt
+        row = quarantined(1, message=f"attempt {attempt}", attempt=attempt)
+        name = batch_key([key(1)], [attempt])
+        ledger.add(write_part(local, PARTS, name, [row]), [row])
+        assert ledger.attempt(key(1)) == attempt + 1
+        assert ledger.outcome(key(1)) == row
+    assert len(local.list()) == 3
+
+
+def test_a_batch_that_was_just_stored_is_known_at_once(store: ObjectStore) -> None:
+    ledger = read(store)
+    rows: list[FinishedRow] = [quarantined(1), answered(2), answered(3)]
+    name = write(store, 77, *rows)
+    assert ledger.outcome(key(2)) is None
+    for _ in range(2):
+        ledger.add(name, rows)
+        assert list(ledger.outcomes([key(1), key(2), key(3)])) == rows
+        assert ledger.status(key(2)) is RowStatus.ANSWERED
+        assert ledger.batches == {key(1077)}
+
+
+def test_half_a_surrogate_pair_costs_one_character(local: ObjectStore) -> None:
+    half, pairs = "b \ud83d", [{"question": "\udcff?", "answer": "b \ud83d"}]
+    failure = quarantined(2, text=half, message=half, where=half)
+    write(local, 1, answered(1, text=half, parsed=pairs, model=half), failure)
+    pairs = [{"question": "??", "answer": "b ?"}]
+    assert list(read(local).outcomes([key(1), key(2)])) == [
+        answered(1, text="b ?", parsed=pairs, model="b ?"),
+        quarantined(2, text="b ?", message="b ?", where="b ?"),
+    ]
+
+
+def test_rows_come_in_any_order(local: ObjectStore) -> None:
+    numbers = list(range(6000))
+    for start in range(0, 6000, 1000):
+        write(local, start, *map(answered, numbers[start : start + 1000]))
+    random.Random(0).shuffle(numbers)
+    ledger = read(local)
+    assert list(ledger.outcomes(list(map(key, numbers)))) == list(map(answered, numbers))
+
+
+@pytest.fixture
+def few_is_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "MOST_SMALL", 6)
+
+
+def many_parts(store: ObjectStore) -> list[str]:
+    for batch in range(9):
+        first = 3 * batch
+        write(store, batch, answered(first), quarantined(first + 1), answered(first + 2))
+    return [key(number) for number in range(27)]
+
+
+@pytest.mark.usefixtures("few_is_many")
+def test_rows_that_a_run_merges_meanwhile_are_found(store: ObjectStore) -> None:
+    keys = many_parts(store)
+    early = read(store)
+    expected = list(early.outcomes(keys))
+    reader = read(store)
+    assert compact(store, early, keys) == 9
+    assert reader.outcome(keys[0]) == answered(0)
+    assert list(reader.outcomes(keys)) == expected
+    assert None not in expected
+    assert reader.batches == {key(1000 + batch) for batch in range(9)}
+
+
+@pytest.mark.usefixtures("few_is_many")
+def test_large_parts_are_read_in_pieces(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: ObjectStore, path: str) -> bytes:
+        raise AssertionError(f"{path} is read whole")
+
+    keys = many_parts(store)
+    expected = list(read(store).outcomes(keys))
+    other = read(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(stored_rows, "_WHOLE_BYTES", 0)
+        patched.setattr(ObjectStore, "read", refuse)
+        ledger = read(store)
+        assert list(ledger.outcomes(keys)) == expected
+        reopened = read(store)
+        assert reopened.outcome(keys[0]) == answered(0)
+    assert compact(store, other, keys) == 9
+    monkeypatch.setattr(stored_rows, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(ObjectStore, "read", refuse)
+    # Of these parts some are open and some are not; all are gone.
+    for reader in (reopened, ledger):
+        assert reader.outcome(keys[1]) == quarantined(1)
+        assert list(reader.outcomes(keys)) == expected
+
+
+@pytest.mark.usefixtures("few_is_many")
+@pytest.mark.parametrize("method", ["sizes", "read"], ids=["listed", "read"])
+def test_a_ledger_misses_nothing_that_is_merged_while_it_is(
+    method: str, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = many_parts(local)
+    other = read(local)
+    original: Any = getattr(ObjectStore, method)
+    calls: list[str] = []
+
+    def merged_after(store: ObjectStore, path: str) -> Any:
+        calls.append(path)
+        result = original(store, path)
+        if len(calls) == 1:
+            assert compact(local, other, []) == 9
+        return result
+
+    monkeypatch.setattr(ObjectStore, method, merged_after)
+    outcomes = list(read(local).outcomes(keys))
+    assert len(calls) > 1
+    assert [outcome.key for outcome in outcomes if outcome] == keys
+
+
+def test_objects_that_vanish_for_ever_end_in_one_clear_line(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(_: ObjectStore, folder: str) -> dict[str, int]:
+        return {f"{folder}/{key(1)}-01234567.parquet": 1}
+
+    monkeypatch.setattr(ObjectStore, "sizes", sizes)
+    with pytest.raises(StoreError, match="other runs keep replacing objects there"):
+        read(local)
+
+
+def test_a_part_that_was_deleted_has_no_rows(local: ObjectStore) -> None:
+    name = write(local, 1, answered(1))
+    ledger = read(local)
+    local.remove(name)
+    assert ledger.outcome(key(1)) is None
+    assert read(local).status(key(1)) is RowStatus.PENDING
+
+
+def test_an_index_is_a_dict_in_which_the_highest_rank_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_index, "_FOLDED_AT", 7)
+    random_ = random.Random(1)
+    index, expected = KeyIndex(), dict[bytes, Place]()
+    # Keys with zero bytes at either end, which numpy would strip from its strings.
+    keys = [bytes([a, *bytes(13), b, c]) for a in (0, 1) for b in (0, 255) for c in range(30)]
+    for number in range(2000):
+        key_, place = random_.choice(keys), Place(number % 5, number, random_.randrange(9))
+        if key_ not in expected or expected[key_].rank <= place.rank:
+            expected[key_] = place
+        index.put(key_, place)
+        assert index.get(key_) == expected[key_]
+    index.forget([3])
+    expected = {key_: place for key_, place in expected.items() if place.file != 3}
+    assert len(index) == len(expected)
+    assert {key_: index.get(key_) for key_ in keys if key_ in index} == expected
+    found = index.find(pack_keys([key_.hex() for key_ in keys]))
+    assert found.known.tolist() == [key_ in expected for key_ in keys]
+    assert [tuple(place.item()) for place in found.places[found.known]] == [
+        expected[key_] for key_ in keys if key_ in expected
+    ]

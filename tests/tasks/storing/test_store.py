@@ -1,0 +1,168 @@
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect_imageqa.tasks.errors import ObjectMissingError, StoreError
+from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.parsing.parse import ParsedBatch
+from prefect_imageqa.tasks.prompting.keys import KeyList
+from prefect_imageqa.tasks.records import Answered, Batch, FinishedRow, Kind, Quarantined
+from prefect_imageqa.tasks.storing.key_index import KEY
+from prefect_imageqa.tasks.storing.layout import (
+    LAYOUT_VERSION,
+    MANIFEST,
+    PassFolder,
+    batch_of,
+    open_output,
+    parser_labels,
+    write_manifest,
+)
+from prefect_imageqa.tasks.storing.parts import PART_SCHEMA
+from prefect_imageqa.tasks.storing.row_keys import read_keys, write_keys
+from prefect_imageqa.tasks.storing.store import store_batch, write_part
+
+FOLDER = PassFolder()
+PARTS = FOLDER.parts("qa_pairs-v1")
+KEYS = f"{FOLDER.keys}/c/d"
+
+
+def key(number: int) -> str:
+    return f"{number:032x}"
+
+
+def answered(number: int) -> Answered:
+    pairs = [{"question": "What?", "answer": "A <b>"}]
+    return Answered(key(number), f"raw {number}", pairs, "m", 100, 20, 0.25)
+
+
+def quarantined(number: int) -> Quarantined:
+    return Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
+
+
+def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore) -> None:
+    parsed = ParsedBatch([answered(1), quarantined(2), answered(3)], 1.5)
+    stored = store_batch.fn(Batch(1, key(7), (), ()), parsed, store, PARTS)
+    assert stored.parsed is parsed
+    assert store.list() == [stored.part]
+    assert stored.part.startswith(f"pairs/parts/qa_pairs-v1/{key(7)}-")
+    table = pq.read_table(pa.BufferReader(store.read(stored.part)))
+    assert table.schema.equals(PART_SCHEMA)
+    first, second, _ = table.to_pylist()
+    assert {row["written"].timestamp() for row in table.to_pylist()} == {1.5}
+    told = {name: value for name, value in first.items() if value is not None}
+    assert told.pop("written")
+    assert json.loads(told.pop("parsed")) == answered(1).parsed
+    assert told == {
+        "key": key(1),
+        "status": "ok",
+        "text": "raw 1",
+        "model": "m",
+        "prompt_tokens": 100,
+        "completion_tokens": 20,
+        "latency": 0.25,
+        "attempt": 0,
+    }
+    told = {name: value for name, value in second.items() if value is not None}
+    assert told.pop("written")
+    assert told == {
+        "key": key(2),
+        "status": "bad_request",
+        "message": "HTTP 400: no",
+        "http_status": 400,
+        "requests": 1,
+        "attempt": 0,
+        "row": 2,
+        "where": "d:2",
+    }
+
+
+def test_a_part_is_named_by_its_content(local: ObjectStore) -> None:
+    rows: list[FinishedRow] = [answered(1), quarantined(2)]
+    first = write_part(local, PARTS, key(7), rows, 1)
+    before = local.read(first)
+    assert write_part(local, PARTS, key(7), rows, 1) == first
+    other = write_part(local, PARTS, key(7), [answered(1), quarantined(3)], 1)
+    assert other != first
+    assert local.read(first) == before
+    assert parser_labels(local, FOLDER) == {"qa_pairs-v1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        (f"{PARTS}/{key(1)}-0123abcd.parquet", key(1)),
+        (f"{PARTS}/merged-0123abcd.parquet", ""),
+        (f"{PARTS}/{key(1)}.parquet", None),
+        (f"{PARTS}/{key(1)}-0123abcd.jsonl", None),
+        (f"{PARTS}/{key(1)}-0123abcd.parquet.tmp", None),
+        (f"{PARTS}/a{key(1)}-0123abcd.parquet", None),
+        (f"{PARTS}/README.txt", None),
+    ],
+)
+def test_objects_tell_their_batch_by_name(name: str, batch: str | None) -> None:
+    assert batch_of(name) == batch
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_keys_are_kept_in_order(count: int, store: ObjectStore) -> None:
+    keys = KeyList()
+    for number in range(count):
+        keys.append(key(2**100 // (number + 1)))
+    write_keys(store, KEYS, keys)
+    assert read_keys(store, KEYS).tobytes().hex() == "".join(keys)
+    assert len(store.read("pairs/keys/c/d")) == 16 * count
+
+
+def test_keys_that_a_dataset_has_lost_are_kept_beside_it(local: ObjectStore) -> None:
+    def kept(*numbers: int) -> tuple[str, set[str]]:
+        write_keys(local, KEYS, [key(number) for number in numbers])
+        older = f"{KEYS}.before"
+        before = read_keys(local, older) if older in local.list() else np.empty(0, KEY)
+        held = {before[place : place + 1].tobytes().hex() for place in range(len(before))}
+        return read_keys(local, KEYS).tobytes().hex(), held
+
+    assert kept(3, 1, 2) == (key(3) + key(1) + key(2), set())
+    assert kept(3, 1, 2, 4)[1] == set()
+    assert kept(4, 5) == (key(4) + key(5), {key(1), key(2), key(3)})
+    assert kept(6)[1] == {key(number) for number in (1, 2, 3, 4, 5)}
+    assert kept(1, 5)[1] == {key(number) for number in (2, 3, 4, 6)}
+
+
+def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:
+    with pytest.raises(ObjectMissingError):
+        read_keys(local, KEYS)
+    local.write(KEYS, b"\0" * 17)
+    with pytest.raises(StoreError, match="c/d is damaged: delete it and run again"):
+        read_keys(local, KEYS)
+
+
+def test_an_output_is_marked_before_anything_is_in_it(store: ObjectStore) -> None:
+    open_output(store)
+    assert json.loads(store.read(MANIFEST)) == {"layout_version": LAYOUT_VERSION}
+    described: dict[str, Any] = {"dataset": "d", "rows": 2}
+    write_manifest(store, described)
+    open_output(store)
+    assert json.loads(store.read(MANIFEST)) == {**described, "layout_version": LAYOUT_VERSION}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"layout_version": 2}', "has layout 2, this version writes 3: use another output"),
+        ("{}", "has layout None"),
+        ("[]", "is not a manifest of this program"),
+        ("<html>", "is not a manifest of this program"),
+    ],
+)
+def test_an_output_of_another_layout_is_refused(
+    content: str, said: str, local: ObjectStore
+) -> None:
+    local.write(MANIFEST, content.encode())
+    with pytest.raises(StoreError, match=said) as raised:
+        open_output(local)
+    assert str(raised.value).startswith(local.uri_of(MANIFEST))
+    assert "\n" not in str(raised.value)
+    assert local.read(MANIFEST) == content.encode()
