@@ -54,11 +54,11 @@ def verify(output: Output, /, *, store: Store = None) -> int:
     what is wrong, what to do. Exit code 0: all is well; 1: it is not, or cannot be read.
 
     """
-    from ...tasks import verifying
+    from ...tasks.exporting.verify import verify as verify_output
 
     place = _open(output, store)
     with _busy(f"reading {place.uri}"):
-        verified = verifying.verify(place)
+        verified = verify_output(place)
     if not verified.faults:
         print(f"{verified.rows:,} rows, {verified.objects:,} objects: all there and readable")
         return 0
