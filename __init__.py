@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from .tasks.errors import EndpointLostError as EndpointLostError
     from .tasks.errors import ErrorRateError as ErrorRateError
     from .tasks.errors import ImageQAError as ImageQAError
-    from .tasks.errors import ObjectDamagedError as ObjectDamagedError
+    from .tasks.errors import ObjectCorruptedError as ObjectCorruptedError
     from .tasks.errors import ObjectMissingError as ObjectMissingError
     from .tasks.errors import OutputBusyError as OutputBusyError
     from .tasks.errors import PrefectServerError as PrefectServerError
-    from .tasks.errors import RecordDamagedError as RecordDamagedError
+    from .tasks.errors import RecordCorruptedError as RecordCorruptedError
     from .tasks.errors import RecordRefusedError as RecordRefusedError
     from .tasks.errors import ServerError as ServerError
     from .tasks.errors import StoreError as StoreError
@@ -65,11 +65,11 @@ _HOMES = {
     "EndpointLostError": ".tasks.errors",
     "ErrorRateError": ".tasks.errors",
     "ImageQAError": ".tasks.errors",
-    "ObjectDamagedError": ".tasks.errors",
+    "ObjectCorruptedError": ".tasks.errors",
     "ObjectMissingError": ".tasks.errors",
     "OutputBusyError": ".tasks.errors",
     "PrefectServerError": ".tasks.errors",
-    "RecordDamagedError": ".tasks.errors",
+    "RecordCorruptedError": ".tasks.errors",
     "RecordRefusedError": ".tasks.errors",
     "ServerError": ".tasks.errors",
     "StoreError": ".tasks.errors",

@@ -21,7 +21,7 @@ MAX_BATCHES = 64
 MAX_EMBEDDED_BYTES = 512 << 20
 """Of images that the rows of these batches hold themselves: no further batch is started over it."""
 
-PROMPTED_AHEAD = 2
+PREFETCHED_PROMPTS = 2
 """Pieces of the table that are prompted while earlier ones are asked."""
 
 LOOK_SECONDS = 0.05

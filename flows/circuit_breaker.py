@@ -10,7 +10,7 @@ WINDOW = 256
 """Rows over which the share of failing ones is taken."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Watches the newest rows that were asked for the first time.
 
     Rows that cost no request do not count: there is nothing to save by stopping. Nor do rows that

@@ -15,7 +15,7 @@ from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
 from ..serving.server.checkpoint import checkpoint_digest
 from ..serving.server.launch import ServerOptions, local_checkpoint
-from ..serving.server.recovery import Revival
+from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 
@@ -23,7 +23,7 @@ RETURN_SECONDS = 45.0
 """How long a server that others run is waited for when it has gone."""
 
 
-class Revive(Protocol):
+class Recover(Protocol):
     """Returns when the model can be asked again; called when its server has gone.
 
     `expected` says that the caller looks for the request that kills the server.
@@ -43,12 +43,12 @@ class AskedModel:
     Attributes:
         client: asks it.
         revision: tells its versions apart, where that is known; else empty.
-        revive: waits for its server, or starts it again.
+        recover: waits for its server, or starts it again.
     """
 
     client: ChatClient
     revision: str
-    revive: Revive
+    recover: Recover
 
 
 def named_endpoint(
@@ -100,11 +100,11 @@ def asked_model(
                 revision = checkpoint_digest(checkpoint)
         client = stack.enter_context(ChatClient(block, max_in_flight, loop))
         client.check()
-        revive: Revive = _Return(client)
+        recover: Recover = _Return(client)
         if server is not None:
-            revive = Revival(server, lambda: client.stats.completions).revive
+            recover = Recovery(server, lambda: client.stats.completions).recover
         try:
-            yield AskedModel(client, revision, revive)
+            yield AskedModel(client, revision, recover)
         except EndpointError:
             if server is not None:
                 server.check()  # a server of our own that died says why, with the end of its log

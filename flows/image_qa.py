@@ -10,7 +10,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.concurrency import chunks, opaque, quote, results_ahead
+from ..tasks.concurrency import chunks, opaque, prefetch_results, quote
 from ..tasks.exporting.export import export_rows
 from ..tasks.loading.columns import Columns
 from ..tasks.loading.dataset import load_dataset
@@ -35,7 +35,7 @@ from ..tasks.runs.parameters import (
 )
 from ..tasks.runs.passes import pairs_pass
 from ..tasks.storing.store import StoredBatch, store_batch
-from .batches import MAX_BATCHES, PROMPTED_AHEAD, run_batches
+from .batches import MAX_BATCHES, PREFETCHED_PROMPTS, run_batches
 from .open_pass import OpenPass
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, publish
@@ -48,7 +48,7 @@ from .summary import RunSummary
     flow_run_name=run_name,
     description="Question-answer pairs about the images of a table, from a running vLLM server.",
     # Generating, parsing and storing a batch may hold a thread each.
-    task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PROMPTED_AHEAD + 1),
+    task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_PROMPTS + 1),
     persist_result=False,  # it would be pickled
 )
 def image_qa(
@@ -143,7 +143,7 @@ def answer_rows(run: Run, current: OpenPass, rows: Iterator[Row]) -> None:
 
     pieces = chunks(rows, current.batch_size)
     prompting = (prompt_rows.submit(quote(piece), quote(current.prompting)) for piece in pieces)
-    batches = current.batches(results_ahead(prompting, PROMPTED_AHEAD))
+    batches = current.batches(prefetch_results(prompting, PREFETCHED_PROMPTS))
     run_batches(batches, generate, store, current, run)
     # Rows that may kill the server come last, while nothing else is asked.
     run_batches(current.suspect_batches(), generate, store, current, run, at_once=1)

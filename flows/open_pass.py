@@ -32,7 +32,7 @@ class OpenPass:
         ledger: which rows are finished.
         progress: counts what is done.
         batch_size: rows of a batch.
-        salt: makes all batches new; empty means that stored completions are used.
+        cache_buster: makes all batches new; empty means that stored completions are used.
         keys: of the rows so far, in the order of the table.
         suspects: rows that the server was lost with.
     """
@@ -44,7 +44,7 @@ class OpenPass:
     ledger: Ledger
     progress: RunProgress
     batch_size: int
-    salt: str = ""
+    cache_buster: str = ""
     keys: KeyList = field(default_factory=KeyList)
     suspects: list[Prompt] = field(default_factory=list)
 
@@ -65,14 +65,14 @@ class OpenPass:
                 len(self.suspects),
             )
         suspects, self.suspects = self.suspects, []
-        return self._batches(iter(suspects), alone=True)
+        return self._batches(iter(suspects), isolated=True)
 
     def answered_part(self, batch: Batch) -> Batch | None:
         """The rows of a batch that were answered before it failed or was stopped, as a batch."""
         answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
         if not answered:
             return None
-        saved = self._batch(answered, batch.alone)
+        saved = self._batch(answered, batch.isolated)
         saved.replies.update(batch.replies)
         return saved
 
@@ -83,7 +83,7 @@ class OpenPass:
         """
         rows = stored.parsed.rows
         self.ledger.add(stored.part, rows, stored.parsed.time)
-        crashed = {row.key for row in rows if _is_crash(row)} if not batch.alone else set()
+        crashed = {row.key for row in rows if _is_crash(row)} if not batch.isolated else set()
         self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
         finished = [row for row in rows if row.key not in crashed]
         failed = sum(isinstance(row, Quarantined) for row in finished)
@@ -127,18 +127,20 @@ class OpenPass:
                 case _:
                     self.progress.add_known(status)
 
-    def _batches(self, prompts: Iterator[Prompt], alone: bool = False) -> Iterator[Batch]:
+    def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
         while some := tuple(islice(prompts, self.batch_size)):
-            batch = self._batch(some, alone)
+            batch = self._batch(some, isolated)
             self.progress.asked += len(some)
             self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
             yield batch
 
-    def _batch(self, prompts: Sequence[Prompt], alone: bool) -> Batch:
+    def _batch(self, prompts: Sequence[Prompt], isolated: bool) -> Batch:
         self.progress.batches += 1
         attempts = tuple(self.ledger.attempt(prompt.key) for prompt in prompts)
-        key = batch_key([prompt.key for prompt in prompts], attempts, self.salt)
-        return Batch(self.progress.batches, key, tuple(prompts), attempts, self.salt, alone)
+        key = batch_key([prompt.key for prompt in prompts], attempts, self.cache_buster)
+        return Batch(
+            self.progress.batches, key, tuple(prompts), attempts, self.cache_buster, isolated
+        )
 
 
 def _is_crash(row: FinishedRow) -> bool:

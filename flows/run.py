@@ -14,7 +14,7 @@ from ..serving.background import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
-from ..tasks.errors import ObjectDamagedError, StoreError
+from ..tasks.errors import ObjectCorruptedError, StoreError
 from ..tasks.exporting.status import EXPORTS
 from ..tasks.generating.batch_cache import batch_cache
 from ..tasks.generating.generate import generate_batch
@@ -35,15 +35,15 @@ from ..tasks.runs.records import RunCounts, last_completed
 from ..tasks.storing.compaction import compact
 from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
 from ..tasks.storing.ledger import Ledger
-from ..tasks.storing.reparsing import adopt_completions
+from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
-from .circuit_breaker import Breaker
+from .circuit_breaker import CircuitBreaker
 from .endpoints import AskedModel, asked_model, named_endpoint
 from .open_pass import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import progress_shown
-from .run_record import KeptRecord, new_record
+from .run_record import LiveRecord, new_record
 from .summary import RunSummary
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)
@@ -51,7 +51,7 @@ OWN_FILES = (*EXPORTS, REPORT, CARD)
 
 
 @contextmanager
-def open_run(told: RunParameters) -> Iterator["Run"]:
+def open_run(parameters: RunParameters) -> Iterator["Run"]:
     """Open the output and what reads images; `Run.start` opens the rest. All is closed at the end.
 
     Raises:
@@ -60,21 +60,21 @@ def open_run(told: RunParameters) -> Iterator["Run"]:
             layout or cannot be read.
     """
     with ExitStack() as stack:
-        output = store_at(told.output, told.store)
+        output = store_at(parameters.output, parameters.store)
         if read_manifest(output) is not None:  # another layout is told before anything is done
             last_completed(output)
         loop = BackgroundLoop()
         stack.callback(loop.close)
         reader = ImageReader(
-            told.images.max_file_bytes,
+            parameters.images.max_file_bytes,
             credentials=output.s3_credentials,
-            allow_private_hosts=told.images.allow_private_hosts,
+            allow_private_hosts=parameters.images.allow_private_hosts,
             digests=FileDigests(),
-            root=told.images.root or None,
+            root=parameters.images.root or None,
             loop=loop,
         )
         stack.enter_context(reader)
-        yield Run(told, output, reader, loop, stack)
+        yield Run(parameters, output, reader, loop, stack)
 
 
 class Run:
@@ -91,17 +91,17 @@ class Run:
 
     def __init__(
         self,
-        told: RunParameters,
+        parameters: RunParameters,
         output: ObjectStore,
         reader: ImageReader,
         loop: BackgroundLoop,
         stack: ExitStack,
     ) -> None:
-        self.told = told
+        self.parameters = parameters
         self.output = output
         self.reader = reader
         self.progress: RunProgress = current_progress()
-        self.breaker = Breaker(told.limits.max_error_rate)
+        self.breaker = CircuitBreaker(parameters.limits.max_error_rate)
         self.credentials: S3Credentials | None = output.s3_credentials
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
@@ -126,13 +126,13 @@ class Run:
             ServerError: the model's server could not be started.
             StoreError: the output cannot be read or written.
         """
-        told = self.told
+        told = self.parameters
         endpoint = named_endpoint(told.endpoint or None, told.model or None)
         self._check_own_files(table)
         if endpoint is not None:  # a mistake is told before anything is written
             self._find_model(endpoint)
         record = new_record(self._id, told, table.name, main)
-        self._record = KeptRecord(self.output, record, self.progress)
+        self._record = LiveRecord(self.output, record, self.progress)
         self._stack.enter_context(self._record.kept(wait=told.limits.wait))
         self._table, self._version = table, table.version()  # it may have changed meanwhile
         if endpoint is None:  # a server of the run's own is not started only to wait
@@ -143,7 +143,7 @@ class Run:
         return self.open_pass(main, table.base, self.progress)
 
     def _find_model(self, endpoint: VLLMEndpoint | None) -> None:
-        model, at_once = self.told.model or None, self.told.limits.max_in_flight
+        model, at_once = self.parameters.model or None, self.parameters.limits.max_in_flight
         asked = asked_model(endpoint, model, at_once, self._loop)
         self._asked: AskedModel = self._stack.enter_context(asked)
 
@@ -172,7 +172,7 @@ class Run:
             self.progress.end()  # what the client does from now on is of another pass
             progress = RunProgress()
             progress.begin(self.client.stats, None)
-        told, folder = self.told, PassFolder(asked.name)
+        told, folder = self.parameters, PassFolder(asked.name)
         images = told.images.settings
         completions = self.output.at(
             told.caching.cache or f"{self.output.uri}/{folder.completions}"
@@ -184,7 +184,7 @@ class Run:
             refresh=told.caching.refresh,
         )
         if unparsed := sorted(self._asked_before(completions, folder, ledger) - ledger.batches):
-            adopted = adopt_completions(
+            adopted = reparse_completions(
                 completions, unparsed, quote(self.output), quote(ledger), quote(asked.parsing)
             )
             get_run_logger().info("%s batches were stored but not parsed: they are now", adopted)
@@ -201,12 +201,12 @@ class Run:
                 self._spec(asked),
                 self.reader,
             ),
-            generation=GenerationSettings(images, asked.sampling, self.reader, self._asked.revive),
+            generation=GenerationSettings(images, asked.sampling, self.reader, self._asked.recover),
             parsing=asked.parsing,
             ledger=ledger,
             progress=progress,
             batch_size=told.limits.batch_size,
-            salt=self._id if told.caching.refresh else "",
+            cache_buster=self._id if told.caching.refresh else "",
         )
 
     def complete(self, asked: OpenPass, exported: RunCounts) -> RunSummary:
@@ -242,9 +242,9 @@ class Run:
     def _spec(self, asked: Pass) -> RequestSpec:
         return RequestSpec(
             model=self.model,
-            model_revision=self.told.model_revision or self._asked.revision,
+            model_revision=self.parameters.model_revision or self._asked.revision,
             sampling=asked.sampling,
-            images=self.told.images.settings.model_dump(mode="json"),
+            images=self.parameters.images.settings.model_dump(mode="json"),
             prompt=asked.style_name,
         )
 
@@ -252,7 +252,7 @@ class Run:
         self, completions: ObjectStore, folder: PassFolder, ledger: Ledger
     ) -> set[str]:
         """Batches of this output whose completions may be stored."""
-        if not self.told.caching.cache:
+        if not self.parameters.caching.cache:
             return set(completions.list())
         # Of a shared cache only what this output has asked for, told by what other parsers left.
         asked: set[str] = set()
@@ -260,7 +260,7 @@ class Run:
             try:
                 if other != ledger.folder:
                     asked |= Ledger.read(self.output, other).batches
-            except ObjectDamagedError as error:
+            except ObjectCorruptedError as error:
                 get_run_logger().warning("%s", error)  # nothing of it is needed
         return asked
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from ..tasks.errors import ObjectDamagedError, ObjectMissingError, OutputBusyError
+from ..tasks.errors import ObjectCorruptedError, ObjectMissingError, OutputBusyError
 from ..tasks.exporting.export import QA_JSON
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec, configuration_key
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
 from ..tasks.runs.records import (
-    AT_WORK,
+    ACTIVE_RUNS,
     RunCounts,
     RunRecord,
     complete_run,
@@ -42,7 +42,7 @@ TOLD_SECONDS = 60.0
 """How often it is said again what is waited for."""
 
 
-class KeptRecord:
+class LiveRecord:
     """`runs/<id>.json` while the run goes on, and `manifest.json` when it is complete.
 
     Args:
@@ -75,7 +75,7 @@ class KeptRecord:
         """
         open_output(self._store)
         self._give_way(self._double, wait)
-        AT_WORK.add(self._record.run)
+        ACTIVE_RUNS.add(self._record.run)
         try:
             self._write(state="waiting")
             self._heart.start()
@@ -91,7 +91,7 @@ class KeptRecord:
             self._end("failed" if failed else "interrupted", str(error) or type(error).__name__)
             raise
         finally:
-            AT_WORK.discard(self._record.run)
+            ACTIVE_RUNS.discard(self._record.run)
 
     def _end(self, state: str, reason: str) -> None:
         """Record how the run has ended, if it was not completed; its record must not stop it."""
@@ -108,14 +108,18 @@ class KeptRecord:
         """
         self._stop_beating()
         before = last_completed(self._store)
-        if before and before.told.exports.json_array and not self._record.told.exports.json_array:
+        if (
+            before
+            and before.parameters.exports.json_array
+            and not self._record.parameters.exports.json_array
+        ):
             self._store.remove(QA_JSON)  # it would tell of the run before
         counts = RunCounts(**summary.model_dump(exclude={"output", "store"}))
         record = self._changed(state="completed", counts=counts)
         complete_run(self._store, record)
         self._record = record
 
-    def describe(self, told: RunParameters, main: Pass, spec: RequestSpec) -> str:
+    def describe(self, parameters: RunParameters, main: Pass, spec: RequestSpec) -> str:
         """Record what decides the answers, now that the model is known.
 
         Returns:
@@ -135,7 +139,7 @@ class KeptRecord:
             "images": dict(spec.images),
         }
         configuration = configuration_key(deciding)
-        keys = f"{PassFolder(main.name).keys}/{configuration}/{dataset_key(told)}"
+        keys = f"{PassFolder(main.name).keys}/{configuration}/{dataset_key(parameters)}"
         self._write(
             model=spec.model,
             model_revision=spec.model_revision,
@@ -181,7 +185,7 @@ class KeptRecord:
         """This very run, at work in another process: Prefect took it for dead, and it is not."""
         try:
             run = read_run(self._store, run_name(self._record.run))
-        except (ObjectMissingError, ObjectDamagedError):
+        except (ObjectMissingError, ObjectCorruptedError):
             return None
         own = (self._record.machine, self._record.process)
         return run if run.is_live and (run.machine, run.process) != own else None
@@ -202,10 +206,10 @@ class KeptRecord:
                 return run
         return None
 
-    def _pass_over(self, damaged: ObjectDamagedError) -> None:
-        if str(damaged) not in self._passed_over:
-            self._passed_over.add(str(damaged))
-            self._logger.warning("%s", damaged)
+    def _pass_over(self, corrupted: ObjectCorruptedError) -> None:
+        if str(corrupted) not in self._passed_over:
+            self._passed_over.add(str(corrupted))
+            self._logger.warning("%s", corrupted)
 
     def _beat(self) -> None:
         """Say now and then how far the run is, also while a batch takes long."""
@@ -236,7 +240,7 @@ class KeptRecord:
             self._logger.warning("the record of the run could not be written: %s", error)
 
 
-def new_record(run_id: str, told: RunParameters, dataset: str, main: Pass) -> RunRecord:
+def new_record(run_id: str, parameters: RunParameters, dataset: str, main: Pass) -> RunRecord:
     """The record of a run that has not begun yet; `dataset` is the short name."""
     now = datetime.now(UTC)
     packages = ("prefect-imageqa", "prefect", "pandas", "pillow")
@@ -251,15 +255,15 @@ def new_record(run_id: str, told: RunParameters, dataset: str, main: Pass) -> Ru
         started=now,
         updated=now,
         versions={name: version(name) for name in packages},
-        told=told,
+        told=parameters,
     )
 
 
-def dataset_key(told: RunParameters) -> str:
+def dataset_key(parameters: RunParameters) -> str:
     """Name a dataset, for what is kept per configuration and dataset."""
-    given = told.dataset
+    given = parameters.dataset
     named = str(given) if isinstance(given, str | Path) else _frame_name(given)
-    return configuration_key({"dataset": named, "limited": told.max_rows is not None})
+    return configuration_key({"dataset": named, "limited": parameters.max_rows is not None})
 
 
 def _frame_name(frame: Any) -> str:

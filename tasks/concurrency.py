@@ -15,11 +15,11 @@ from .errors import ImageQAError
 T = TypeVar("T")
 R = TypeVar("R")
 
-READERS = 16
+STORE_THREADS = 16
 """Objects that are read at the same time: enough to hide a store's latency."""
 
 
-STEP: dict[str, Any] = {
+TASK_OPTIONS: dict[str, Any] = {
     # Rows and images must never become persisted results, nor be looked up by them.
     "persist_result": False,
     "cache_policy": NO_CACHE,
@@ -37,7 +37,7 @@ def opaque(future: PrefectFuture[T]) -> T:
     return cast("T", annotations.opaque(future))
 
 
-def results_ahead(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iterator[T]:
+def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iterator[T]:
     """The results of task runs one by one, of which `count` are submitted ahead of the present one.
 
     Where no further one can be submitted, what came before is still given.
@@ -65,7 +65,7 @@ def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
     return iter(lambda: list(islice(items, size)), [])
 
 
-def ahead(
+def prefetch(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
 ) -> Iterator[tuple[T, Future[R]]]:
     """Work on items in a pool, at most `count` ahead of what is consumed, in their order."""

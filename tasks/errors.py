@@ -7,9 +7,9 @@
     ├── ServerError            a vLLM server could not be started, or died
     ├── StoreError             the output cannot be read or written
     │   ├── ObjectMissingError     there is no object of that name
-    │   ├── ObjectDamagedError     an object does not hold what was written
+    │   ├── ObjectCorruptedError     an object does not hold what was written
     │   ├── RecordRefusedError     a stored result could run code when it is read
-    │   ├── RecordDamagedError     a stored result is cut off, or something else
+    │   ├── RecordCorruptedError     a stored result is cut off, or something else
     │   ├── StoreUnavailableError  the store does not answer now
     │   ├── AccessDeniedError      no credentials, or they are refused
     │   └── OutputBusyError        another run is writing to the output
@@ -37,7 +37,7 @@ class ObjectMissingError(StoreError):
     """There is no object of that name; no other failure looks like this."""
 
 
-class ObjectDamagedError(StoreError):
+class ObjectCorruptedError(StoreError):
     """An object does not hold what was written."""
 
 
@@ -45,7 +45,7 @@ class RecordRefusedError(StoreError):
     """A stored result is of another kind than this package writes: reading it could run code."""
 
 
-class RecordDamagedError(StoreError):
+class RecordCorruptedError(StoreError):
     """A stored result is cut off, or does not hold the replies to its batch."""
 
 

@@ -125,8 +125,8 @@ class Batch:
         key: names it by its rows and how often each was asked before.
         prompts: its rows as they will be asked.
         attempts: how many times each row was quarantined before.
-        salt: what the key was made with besides the rows.
-        alone: its rows may kill the server: nothing else is asked meanwhile, and they are asked
+        cache_buster: what the key was made with besides the rows.
+        isolated: its rows may kill the server: nothing else is asked meanwhile, and they are asked
             in halves.
         replies: row key -> what is known already; filled while generating, so that a retry
             of the batch asks only for the rest.
@@ -140,8 +140,8 @@ class Batch:
     key: str
     prompts: tuple[Prompt, ...]
     attempts: tuple[int, ...]
-    salt: str = ""
-    alone: bool = False
+    cache_buster: str = ""
+    isolated: bool = False
     replies: dict[str, Reply] = field(default_factory=dict)
     cuts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)

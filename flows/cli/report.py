@@ -37,7 +37,7 @@ def report(output: Output, /, *, store: Store = None, allow_private_hosts: Flag 
 
     place = store_at(output, store)
     run = completed_run(place)
-    base, images = _image_base(place, run), run.told.images
+    base, images = _image_base(place, run), run.parameters.images
     with ImageReader(
         images.max_file_bytes,
         credentials=place.s3_credentials,
@@ -55,7 +55,7 @@ def _image_base(place: "ObjectStore", run: "RunRecord") -> "ImageBase":
     from ...tasks.images.references import ImageBase
     from ...tasks.loading.dataset import open_dataset
 
-    told, root = run.told, run.told.images.root or None
+    told, root = run.parameters, run.parameters.images.root or None
     if not told.dataset:
         return ImageBase(image_root=root)
     try:

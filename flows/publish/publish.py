@@ -7,7 +7,7 @@ from prefect import get_run_logger
 from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.tasks import Task
 
-from ...tasks.concurrency import STEP
+from ...tasks.concurrency import TASK_OPTIONS
 from ...tasks.errors import StoreError
 from ...tasks.exporting.export import PAIRS, QA_JSONL, QUARANTINE_JSONL
 from ...tasks.loading.dataset import Dataset
@@ -50,7 +50,11 @@ def as_asset(
 
     depends: list[Asset | str] = [Asset(key=source) for source in sources if source is not None]
     materialized = materialize(
-        Asset(key=key), name=export.name, task_run_name=export.name, asset_deps=depends, **STEP
+        Asset(key=key),
+        name=export.name,
+        task_run_name=export.name,
+        asset_deps=depends,
+        **TASK_OPTIONS,
     )
     return cast("Callable[..., RunCounts]", materialized(export_asset))
 

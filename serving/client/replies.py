@@ -19,7 +19,7 @@ ATTEMPTS = {
 }
 """Requests sent at most per failure kind; a kind that is not listed cannot pass by asking again."""
 
-CUTS = 2
+MAX_DISCONNECTS = 2
 """Times a request may be with a server as it goes away; it may be what kills the server."""
 
 GATEWAY_STATUSES = {502, *range(520, 524)}
@@ -31,7 +31,7 @@ def may_pass(outcome: Outcome) -> TypeGuard[Failure]:
     return (
         isinstance(outcome, Failure)
         and outcome.attempts < ATTEMPTS.get(outcome.kind, 1)
-        and outcome.cuts < CUTS
+        and outcome.cuts < MAX_DISCONNECTS
     )
 
 
@@ -100,7 +100,7 @@ def _error_message(data: bytes) -> str:
     return " ".join(text.split())[:MAX_MESSAGE] or "no message"
 
 
-def is_cut(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether a connection was lost after the request had been sent on it.
 
     What cannot be told apart counts as a cut: a server that dies while the last of a request is

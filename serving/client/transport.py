@@ -9,7 +9,7 @@ import orjson
 from ..endpoint import VLLMEndpoint, safe_url
 from ..errors import EndpointError
 from ..types import FailureKind, Outcome
-from .replies import failure, is_cut, read_reply, reason
+from .replies import failure, is_disconnect, read_reply, reason
 
 _REST_SECONDS = 5.0
 """How long a server that could not be reached is passed over."""
@@ -76,7 +76,7 @@ class Transport:
             return failure(FailureKind.TIMEOUT, f"{safe_url(url)}: {reason(error)}", attempt)
         except (aiohttp.ClientError, OSError) as error:
             what = f"{safe_url(url)}: {reason(error)}"
-            return failure(FailureKind.CONNECTION, what, attempt, cuts=int(is_cut(error)))
+            return failure(FailureKind.CONNECTION, what, attempt, cuts=int(is_disconnect(error)))
         finally:
             self._load[url] -= 1
 

@@ -5,7 +5,7 @@ all its processes.
 """
 
 from .launch import ServerOptions
-from .recovery import Revival
+from .recovery import Recovery
 from .server import VLLMServer
 
-__all__ = ["Revival", "ServerOptions", "VLLMServer"]
+__all__ = ["Recovery", "ServerOptions", "VLLMServer"]

@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 1.0
 """After a restart that failed: what holds the port or the memory may be about to let go."""
 
 
-class Revival:
+class Recovery:
     """Restarts a server that has died. Threads share it and wait for the same restart.
 
     Args:
@@ -41,7 +41,7 @@ class Revival:
         self._in_vain = 0
         self._restarts = 0
 
-    def revive(self, *, expected: bool = False) -> None:
+    def recover(self, *, expected: bool = False) -> None:
         """Return when the server is healthy: at once if it is, else after a restart.
 
         Where its death is `expected`, since the caller looks for what kills it, a death without

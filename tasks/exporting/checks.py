@@ -10,10 +10,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ObjectDamagedError
+from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array, pack_keys
-from ..storing.parts import damage_named
+from ..storing.parts import reported_corruption
 from .export import PAIRS, PAIRS_SCHEMA, QA_JSON, QA_JSONL, QUARANTINE_JSONL
 
 RUN_AGAIN = "run the same command again"
@@ -36,7 +36,7 @@ class Faults:
         before, first = self._found.get(fault, (0, place))
         self._found[fault] = (before + count, first)
 
-    def damaged(self, error: ObjectDamagedError) -> None:
+    def corrupted(self, error: ObjectCorruptedError) -> None:
         """Note an error that says itself what to do."""
         self._found[(str(error), "")] = (1, "")
 
@@ -107,7 +107,7 @@ def check_pairs(
     total = 0
     last = (-1, 0)
     try:
-        with damage_named(store, PAIRS):
+        with reported_corruption(store, PAIRS):
             for table in _pairs(store):
                 rows, numbers = (table.column(name).to_numpy() for name in ("row", "pair"))
                 own = pack_keys(table.column("key").to_pylist())
@@ -131,8 +131,8 @@ def check_pairs(
                         faults.add(PAIRS, what, place=first, count=len(wrong))
                 total += len(table)
                 last = (rows[-1], numbers[-1])
-    except ObjectDamagedError:
-        faults.add(PAIRS, "damaged")
+    except ObjectCorruptedError:
+        faults.add(PAIRS, "corrupted")
     else:
         _check_count(PAIRS, "pairs", total, count, faults)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..concurrency import READERS, ahead
-from ..errors import ObjectDamagedError, RecordDamagedError, RecordRefusedError, StoreError
+from ..concurrency import STORE_THREADS, prefetch
+from ..errors import ObjectCorruptedError, RecordCorruptedError, RecordRefusedError, StoreError
 from ..generating.batch_cache import check_completions
 from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
@@ -24,7 +24,7 @@ from ..runs.records import (
     read_runs,
     unfinished_runs,
 )
-from ..storing.key_index import PLACE, Array, KeyIndex, pack_keys
+from ..storing.key_index import LOCATION, Array, KeyIndex, pack_keys
 from ..storing.layout import PassFolder, batch_of, parser_labels, run_name
 from ..storing.ledger import Ledger
 from ..storing.parts import ANSWERED_NUMBER
@@ -39,7 +39,7 @@ class Unused:
 
     Attributes:
         objects: names and bytes, in the order in which they are to be removed.
-        unreadable: damaged completions, left because nobody can tell whose they are.
+        unreadable: corrupted completions, left because nobody can tell whose they are.
         dropped: ids of unfinished runs whose rows go.
     """
 
@@ -72,13 +72,13 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     for name, configuration in key_names.items():
         if configuration in kept:
             keys = read_keys(store, name)
-            index.extend([(keys, np.zeros(len(keys), PLACE))])
+            index.extend([(keys, np.zeros(len(keys), LOCATION))])
     needed, ages = set[str](), dict[str, int]()
     parsers = {run.parser for run in runs if run.configuration in kept}
     for label in parsers | parser_labels(store, folder):
         try:
             stored = Ledger.read(store, folder.parts(label)).rows
-        except ObjectDamagedError:
+        except ObjectCorruptedError:
             if label in parsers:
                 raise
             continue  # nobody needs it, nor reads it as it is
@@ -104,7 +104,7 @@ def remove_unused(store: ObjectStore, unused: Unused) -> None:
     """
     _refuse_unfinished(store, read_runs(store), force=True)
     folder = PassFolder()
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
         list(pool.map(store.remove, in_folder(unused.objects, folder.completions)))
         for part in in_folder(unused.objects, folder.all_parts):
             store.remove(part)
@@ -179,12 +179,14 @@ def _unused_completions(
     def read(name: str) -> Array | None:
         try:
             return _asked_keys(check_completions(name, store.read(name)))
-        except (RecordDamagedError, RecordRefusedError):
+        except (RecordCorruptedError, RecordRefusedError):
             return None
 
     unused, unreadable = [], []
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, keys in ahead(pool, read, in_folder(names, folder.completions), 2 * READERS):
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        for name, keys in prefetch(
+            pool, read, in_folder(names, folder.completions), 2 * STORE_THREADS
+        ):
             if (found := keys.result()) is None:
                 unreadable.append(name)
             elif not kept.find(found).known.any():

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from prefect import task
 
-from ..concurrency import STEP
-from ..errors import ObjectDamagedError, StoreError
+from ..concurrency import TASK_OPTIONS
+from ..errors import ObjectCorruptedError, StoreError
 from ..images.preparing import sniff
 from ..images.references import png_of
 from ..loading.columns import Columns
@@ -32,7 +32,7 @@ PAIRS = "pairs.parquet"
 QUARANTINE_JSONL = "quarantine.jsonl"
 
 WRITES_AGAIN = "run the same command as before, which writes it again"
-"""What helps where an export is damaged."""
+"""What helps where an export is corrupted."""
 
 ALWAYS_EXPORTED = (QA_JSONL, PAIRS, QUARANTINE_JSONL)
 
@@ -49,7 +49,7 @@ PAIRS_SCHEMA = pa.schema(
 _PAIRS_PER_GROUP = 4096
 
 
-@task(name="export", task_run_name="export", **STEP)
+@task(name="export", task_run_name="export", **TASK_OPTIONS)
 def export_rows(
     store: ObjectStore,
     ledger: Ledger,
@@ -175,13 +175,13 @@ def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
     """The QA pairs of an answer.
 
     Raises:
-        ObjectDamagedError: what is stored of the row at that place is something else.
+        ObjectCorruptedError: what is stored of the row at that place is something else.
     """
     try:
         return answer.pairs
     except (TypeError, ValueError):
-        raise ObjectDamagedError(
-            f"what is stored of {where} is damaged: run again with --refresh"
+        raise ObjectCorruptedError(
+            f"what is stored of {where} is corrupted: run again with --refresh"
         ) from None
 
 

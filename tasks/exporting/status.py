@@ -44,7 +44,7 @@ def output_status(store: ObjectStore) -> OutputStatus | None:
     """Tell where an output stands; None where there is none yet.
 
     Raises:
-        StoreError: it cannot be read, is damaged or has another layout.
+        StoreError: it cannot be read, is corrupted or has another layout.
     """
     if read_manifest(store) is None:
         return None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..concurrency import READERS, ahead
+from ..concurrency import STORE_THREADS, prefetch
 from ..errors import (
-    ObjectDamagedError,
+    ObjectCorruptedError,
     ObjectMissingError,
-    RecordDamagedError,
+    RecordCorruptedError,
     RecordRefusedError,
 )
 from ..generating.batch_cache import check_completions
@@ -23,9 +23,9 @@ from ..storing.layout import MANIFEST, RUNS, PassFolder, batch_of
 from ..storing.parts import (
     ANSWERED_NUMBER,
     Contents,
-    damage_named,
     open_part,
     part_contents,
+    reported_corruption,
     rows_of,
 )
 from ..storing.row_keys import read_keys
@@ -71,8 +71,8 @@ def verify(store: ObjectStore) -> Verified:
         last = last_completed(store)
         if last is None:
             faults.add(MANIFEST, "no run has been completed yet", RUN_AGAIN)
-    except ObjectDamagedError as error:
-        faults.damaged(error)
+    except ObjectCorruptedError as error:
+        faults.corrupted(error)
     sizes = store.sizes()
     keys = _run_keys(store, last, faults) if last else None
     parts = _FOLDER.parts(last.parser) if last else ""
@@ -87,7 +87,7 @@ def verify(store: ObjectStore) -> Verified:
     key_names = in_folder(sizes, _FOLDER.keys)
     for name in key_names:
         if sizes[name] % KEY.itemsize:
-            faults.add(name, "damaged", "delete it and run again")
+            faults.add(name, "corrupted", "delete it and run again")
     if last is not None:
         if keys is not None and len(keys) != last.counts.rows:
             counted = f"{len(keys):,} rows, and the manifest counts {last.counts.rows:,}"
@@ -111,9 +111,9 @@ def _objects(
     ]
     merged = {name for name in names if batch_of(name) == ""}
     single = [name for name in names if name not in merged]
-    for some, readers in ((single, READERS), (sorted(merged), _MERGED_READERS)):
+    for some, readers in ((single, STORE_THREADS), (sorted(merged), _MERGED_READERS)):
         with ThreadPoolExecutor(readers) as pool:
-            for name, read in ahead(
+            for name, read in prefetch(
                 pool, lambda name: _read(store, name, sizes[name]), some, 2 * readers
             ):
                 found = None
@@ -129,9 +129,9 @@ def _noted(name: str, faults: Faults) -> Iterator[None]:
         yield
     except ObjectMissingError:
         faults.add(name, "gone while it was looked for", "verify again, a run is at work")
-    except ObjectDamagedError as error:
-        faults.damaged(error)
-    except (RecordDamagedError, RecordRefusedError) as error:
+    except ObjectCorruptedError as error:
+        faults.corrupted(error)
+    except (RecordCorruptedError, RecordRefusedError) as error:
         faults.add(name, str(error), "delete it")
 
 
@@ -142,7 +142,7 @@ def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | No
     if name.startswith(f"{_FOLDER.completions}/"):
         check_completions(name, store.read(name))
         return None
-    with damage_named(store, name):
+    with reported_corruption(store, name):
         return _read_part(store, name, size)
 
 
@@ -165,7 +165,7 @@ def _run_keys(store: ObjectStore, run: RunRecord, faults: Faults) -> Array | Non
         return read_keys(store, run.keys)
     except ObjectMissingError:
         faults.add(run.keys, "missing")
-    except ObjectDamagedError:
+    except ObjectCorruptedError:
         pass  # told when all keys are looked at
     return None
 

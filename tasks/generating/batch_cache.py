@@ -14,7 +14,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.transactions import get_transaction
 
-from ..errors import ObjectMissingError, RecordDamagedError, RecordRefusedError
+from ..errors import ObjectMissingError, RecordCorruptedError, RecordRefusedError
 from ..object_store.prefect_results import RESULT_SERIALIZER, record_result
 from ..object_store.store import ObjectStore
 from ..records import Batch
@@ -62,23 +62,23 @@ def check_completions(name: str, record: bytes) -> Completions:
 
     Raises:
         RecordRefusedError: it wants to be read in another way than this program's.
-        RecordDamagedError: it is not such a record, or does not hold the replies to that batch.
+        RecordCorruptedError: it is not such a record, or does not hold the replies to that batch.
     """
     completions = Completions.load(record_result(record))
     if completions.key != name.rpartition("/")[2]:
-        raise RecordDamagedError("stored replies are those of another batch")
+        raise RecordCorruptedError("stored replies are those of another batch")
     return completions
 
 
 def read_completions(
     store: ObjectStore, name: str, logger: "Logger | LoggerAdapter[Any]"
 ) -> Completions | None:
-    """Read what is stored under a name that ends with its batch key; warn where it is damaged."""
+    """Read what is stored under a name that ends with its batch key; warn where it is corrupted."""
     try:
         return check_completions(name, store.read(name))
     except ObjectMissingError:
         return None
-    except (RecordRefusedError, RecordDamagedError) as error:
+    except (RecordRefusedError, RecordCorruptedError) as error:
         logger.warning("%s: %s; its rows are asked again", store.uri_of(name), error)
         return None
 

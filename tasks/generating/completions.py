@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from ..errors import RecordDamagedError
+from ..errors import RecordCorruptedError
 from ..prompting.keys import KEY_LENGTH, batch_key
 from ..records import Batch, Reply
 
@@ -45,12 +45,12 @@ class Completions:
     Attributes:
         replies: one a row.
         time: when they were complete, in seconds since 1970 (UTC).
-        salt: what the batch key was made with besides the rows.
+        cache_buster: what the batch key was made with besides the rows.
     """
 
     replies: Sequence[StoredReply]
     time: float
-    salt: str = ""
+    cache_buster: str = ""
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
@@ -59,14 +59,14 @@ class Completions:
             StoredReply(prompt.key, attempt, prompt.row, prompt.where, batch.replies[prompt.key])
             for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
         ]
-        return cls(replies, time.time(), batch.salt)
+        return cls(replies, time.time(), batch.cache_buster)
 
     def dump(self) -> dict[str, Any]:
         """Plain JSON values, as they are stored."""
         return {
             "format": FORMAT_VERSION,
             "time": self.time,
-            "salt": self.salt,
+            "cache_buster": self.cache_buster,
             "rows": [asdict(reply) for reply in self.replies],
         }
 
@@ -75,26 +75,26 @@ class Completions:
         """Read what `dump` gave.
 
         Raises:
-            RecordDamagedError: it is something else.
+            RecordCorruptedError: it is something else.
         """
         try:
             replies = _REPLIES.validate_python(stored["rows"])
-            found = cls(replies, float(stored["time"]), str(stored["salt"]))
+            found = cls(replies, float(stored["time"]), str(stored["cache_buster"]))
             # Nothing else may be in it, nor what has only been taken for something of ours.
             if found.dump() != stored or not _is_plausible(stored):
                 raise ValueError
             if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in replies):
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = f"stored replies are damaged ({type(error).__name__})"
-            raise RecordDamagedError(reason) from None
+            reason = f"stored replies are corrupted ({type(error).__name__})"
+            raise RecordCorruptedError(reason) from None
         return found
 
     @property
     def key(self) -> str:
         """The key of the batch they are of."""
         keys = [reply.key for reply in self.replies]
-        return batch_key(keys, [reply.attempt for reply in self.replies], self.salt)
+        return batch_key(keys, [reply.attempt for reply in self.replies], self.cache_buster)
 
 
 _REPLIES = TypeAdapter(list[StoredReply])

@@ -13,20 +13,20 @@ from prefect.tasks import Task
 from ...serving.client.client import ChatClient
 from ...serving.client.replies import GATEWAY_STATUSES
 from ...serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
-from ..concurrency import READERS, ahead
+from ..concurrency import STORE_THREADS, prefetch
 from ..errors import EndpointError, EndpointLostError
 from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
 from .batch_cache import keep, look_again
 from .completions import Completions
 from .requests import GenerationSettings, build_request
 
-SUSPECT_CUTS = 2
+SUSPECT_DISCONNECTS = 2
 """How many times the server may be lost with a row before the row is set aside."""
 
 MOST_FAULTS = 2
 """Tries of a batch in which a row is refused, and others are answered, until that is its fault."""
 
-MAX_LOST_ALONE = 10
+MAX_LOST_ISOLATED = 10
 """How many times the server may be lost with single rows that have not killed it for certain."""
 
 BATCH_RETRIES = 3
@@ -64,12 +64,12 @@ def generate_batch(
     if (tries := task_run.run_count or 1) > 1:
         # Not Prefect's own delay: nothing could end that when the run is cancelled.
         client.pause(2 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
-        settings.revive()
+        settings.recover()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     batch.unsent = len(pending)
     try:
-        if batch.alone:
-            ask_alone(pending, batch, client, settings)
+        if batch.isolated:
+            ask_isolated(pending, batch, client, settings)
         else:
             ask(pending, batch, client, settings)
     finally:
@@ -113,7 +113,7 @@ def _ask_once(
         return build_request(prompt, settings, attempts[prompt.key])
 
     def requests() -> Iterator[ChatRequest]:
-        for prompt, request in ahead(settings.reader.threads, build, prompts, READERS):
+        for prompt, request in prefetch(settings.reader.threads, build, prompts, STORE_THREADS):
             if lost:
                 return
             batch.unsent -= 1
@@ -133,7 +133,7 @@ def _ask_once(
         lost[key] = outcome
         batch.unsent += 1  # when the server is back
         batch.cuts[key] += outcome.cuts
-        if batch.cuts[key] >= SUSPECT_CUTS:
+        if batch.cuts[key] >= SUSPECT_DISCONNECTS:
             batch.replies[key] = _crash(outcome, batch)
 
     client.complete(requests(), enter)
@@ -164,7 +164,7 @@ def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient, *, ans
             batch.replies[key] = reply_of(failure)
 
 
-def ask_alone(
+def ask_isolated(
     prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
 ) -> None:
     """Ask for rows of which one or more kill the server; find those by halving.
@@ -173,7 +173,7 @@ def ask_alone(
         EndpointError: as `ask` does.
         ImageQAError: the server does not come back.
     """
-    groups, lost_alone = [list(prompts)], 0
+    groups, lost_isolated = [list(prompts)], 0
     while groups:
         group = groups.pop()
         lost = False
@@ -188,13 +188,13 @@ def ask_alone(
                 batch.replies.pop(prompt.key, None)
                 batch.cuts[prompt.key] = 0
         if lost:
-            settings.revive(expected=True)
+            settings.recover(expected=True)
         if len(group) > 1:
             middle = (len(rest) + 1) // 2
             groups += [half for half in (rest[middle:], rest[:middle]) if half]
         elif rest and rest[0].key not in batch.replies:  # lost once: that may have been chance
-            lost_alone += 1
-            if lost_alone > MAX_LOST_ALONE:
+            lost_isolated += 1
+            if lost_isolated > MAX_LOST_ISOLATED:
                 raise EndpointLostError("the server is lost again and again")
             groups.append(rest)
 
@@ -207,7 +207,7 @@ def _unanswered(prompt: Prompt, batch: Batch) -> bool:
 
 def _crash(outcome: Failure, batch: Batch) -> Problem:
     """What is told of a row that the server was lost with too often."""
-    if batch.alone:
+    if batch.isolated:
         message = "the server is lost each time it is asked this row alone"
     else:
         message = "the server was lost more than once while it worked on this row and others"

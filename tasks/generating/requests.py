@@ -18,7 +18,7 @@ class GenerationSettings:
         images: limits and size of what is sent.
         options: request options: temperature, max_tokens, ... and further vLLM options.
         reader: reads the images.
-        revive: called before a batch is tried again: waits for the lost server, or starts it;
+        recover: called before a batch is tried again: waits for the lost server, or starts it;
             raises `ImageQAError` if it cannot. Someone else's server only gets the time between
             two tries. Its `expected` tells that a row that may kill the
             server was being asked.
@@ -27,7 +27,7 @@ class GenerationSettings:
     images: ImageSettings
     options: Mapping[str, Any]
     reader: ImageReader
-    revive: Callable[..., None] = lambda **_: None
+    recover: Callable[..., None] = lambda **_: None
 
 
 def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:

@@ -40,7 +40,7 @@ def decode(image: ImageFile, size: tuple[int, int]) -> Image.Image:
     The size wanted is width and height as `image.size` counts them, no larger than that.
 
     Raises:
-        Exception: of any type, where the file is damaged.
+        Exception: of any type, where the file is corrupted.
     """
     image.draft(None, size)  # JPEG only: decodes at 1/2, 1/4 or 1/8, down to no less than `size`
     image.load()

@@ -119,7 +119,7 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RowError(
             Kind.IMAGE_BROKEN,
-            f"the {name} file is damaged or of an unsupported kind ({reason}); replace it",
+            f"the {name} file is corrupted or of an unsupported kind ({reason}); replace it",
         ) from error
 
 
@@ -128,7 +128,7 @@ Decoder = Callable[[io.BytesIO], ImageFile]
 # Pillow's other formats are left out: EPS runs Ghostscript, WMF is Windows only, and the rest
 # (FITS, PSD, SGI, ...) are decoders that nobody needs here and an attacker would look at first.
 # The decoder classes are used instead of `Image.open`, which warns about large images through
-# the process-wide warning filters and does not tell a damaged image from something else.
+# the process-wide warning filters and does not tell a corrupted image from something else.
 _SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
     (0, b"\xff\xd8\xff", "JPEG", JpegImageFile),
     (0, b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),

@@ -191,6 +191,6 @@ def png_of(image: Image.Image) -> bytes:
         if shown.mode not in _PNG_MODES:
             shown = shown.convert("RGB")
         shown.save(encoded, "PNG", compress_level=1)
-    except Exception as error:  # of any type, where it was opened from a damaged file
+    except Exception as error:  # of any type, where it was opened from a corrupted file
         raise RowError(Kind.IMAGE_BROKEN, f"a PIL image that cannot be encoded: {error}") from None
     return encoded.getvalue()

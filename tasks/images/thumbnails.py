@@ -22,7 +22,7 @@ def thumbnail(data: bytes, images: ImageSettings, side: int = SIDE) -> str:
     """Make a small JPEG of a stranger's image, a `data:` URI of at most some 32 kB.
 
     Every image is decoded and encoded anew, so that nothing of the file but its pixels is in the
-    page. Empty where the image is refused or damaged.
+    page. Empty where the image is refused or corrupted.
     """
     limits = images.model_copy(update={"max_side": side, "min_side": 1})
     try:
@@ -32,7 +32,7 @@ def thumbnail(data: bytes, images: ImageSettings, side: int = SIDE) -> str:
         image = decoder(io.BytesIO(prepared.data))
         return _data_uri(decode(image, image.size))
     except Exception:
-        # Refused or damaged: decoders raise whatever they are driven into, see `prepare_image`.
+        # Refused or corrupted: decoders raise whatever they are driven into, see `prepare_image`.
         return ""
 
 

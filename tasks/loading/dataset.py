@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from ..concurrency import STEP
+from ..concurrency import TASK_OPTIONS
 from ..errors import DatasetError, StoreError
 from ..images.references import ImageBase
 from ..naming import short_name
@@ -113,7 +113,7 @@ def load_name(parameters: dict[str, Any]) -> str:
     return f"load-{short_name(parameters['dataset'])}"
 
 
-@task(name="load", task_run_name=load_name, **STEP)  # type: ignore[arg-type] # takes parameters
+@task(name="load", task_run_name=load_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
 def load_dataset(
     dataset: "str | Path | pd.DataFrame",
     columns: Columns,

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect.serializers import JSONSerializer
 
-from ..errors import RecordDamagedError, RecordRefusedError
+from ..errors import RecordCorruptedError, RecordRefusedError
 
 RESULT_SERIALIZER: "JSONSerializer[Any]" = JSONSerializer(
     # The stock encoder and decoder make objects of any class that a record names.
@@ -26,11 +26,11 @@ def record_result(data: bytes) -> Any:
 
     Raises:
         RecordRefusedError: the record names another serializer than `RESULT_SERIALIZER`.
-        RecordDamagedError: it is no record.
+        RecordCorruptedError: it is no record.
     """
     record = _decode(data)
     if not isinstance(record, dict) or not isinstance(record.get("metadata"), dict):
-        raise RecordDamagedError("it is no result record")
+        raise RecordCorruptedError("it is no result record")
     # Prefect also takes the older form, which has the serializer beside the metadata.
     if set(record) != {"metadata", "result"} or record["metadata"].get("serializer") != _SERIALIZER:
         raise RecordRefusedError("the result record is not of the kind that this package writes")
@@ -43,7 +43,7 @@ def _decode(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError):
-        raise RecordDamagedError("the result record is damaged or cut off") from None
+        raise RecordCorruptedError("the result record is corrupted or cut off") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

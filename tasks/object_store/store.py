@@ -193,7 +193,7 @@ class ObjectStore(StoreBlock):
 
         Raises:
             RecordRefusedError: the record is of another kind than this package writes.
-            RecordDamagedError: it is no record.
+            RecordCorruptedError: it is no record.
             StoreError: it cannot be read.
         """
         data = self.read(path)

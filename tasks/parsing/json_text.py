@@ -19,7 +19,7 @@ def json_pairs(text: str) -> list[QAPair]:
     """The pairs in every JSON object of a text; [] where there are none. Never raises.
 
     Objects may be bare, in arrays, one a line, nested under other keys, in code fences or amid
-    prose. Complete objects of a damaged array count. Numbers and `true` are kept as written.
+    prose. Complete objects of a corrupted array count. Numbers and `true` are kept as written.
     """
     pairs: list[QAPair] = []
 
@@ -29,7 +29,7 @@ def json_pairs(text: str) -> list[QAPair]:
         if question and answer:
             pairs.append(QAPair(question, answer))
 
-    # The hook sees each object as it ends, also within one that turns out to be damaged.
+    # The hook sees each object as it ends, also within one that turns out to be corrupted.
     decoder = json.JSONDecoder(
         object_pairs_hook=collect, parse_int=str, parse_float=str, parse_constant=str, strict=False
     )

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 
 from ...serving.types import Completion
-from ..concurrency import STEP
+from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
 from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
 from .text import PARSER_VERSION, parse_qa_pairs, without_reasoning
@@ -76,7 +76,7 @@ class ParsedBatch:
     time: float
 
 
-@task(name="parse", task_run_name="parse-{batch}", **STEP)
+@task(name="parse", task_run_name="parse-{batch}", **TASK_OPTIONS)
 def parse_batch(
     batch: Batch,  # noqa: ARG001 - names the task run
     result: Mapping[str, Any],

@@ -77,15 +77,15 @@ def problem_key(row: Row) -> str:
     return _digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
 
 
-def batch_key(keys: Iterable[str], attempts: Iterable[int], salt: str = "") -> str:
+def batch_key(keys: Iterable[str], attempts: Iterable[int], cache_buster: str = "") -> str:
     """Name a batch by its rows and how often each was asked before.
 
-    The attempt number makes a row that failed be asked again, and not found done. So does a salt,
-    for rows that did not fail.
+    The attempt number makes a row that failed be asked again, and not found done. So does a cache
+    buster, for rows that did not fail.
     """
     named: dict[str, Any] = {"rows": list(keys), "attempts": list(attempts)}
-    if salt:
-        named["salt"] = salt
+    if cache_buster:
+        named["cache_buster"] = cache_buster
     return _digest(named).hex()[:KEY_LENGTH]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from prefect import task
 
 from ...serving.types import Message
-from ..concurrency import READERS, STEP
+from ..concurrency import STORE_THREADS, TASK_OPTIONS
 from ..images.preparing import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
@@ -269,7 +269,7 @@ def prompt_name(parameters: dict[str, Any]) -> str:
     return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"
 
 
-@task(name="prompt", task_run_name=prompt_name, **STEP)  # type: ignore[arg-type] # takes parameters
+@task(name="prompt", task_run_name=prompt_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; one that cannot be asked carries its problem."""
 
@@ -280,6 +280,6 @@ def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
 
     # Images on S3 are asked for, local ones read: that waits. What is known already takes less
     # time than handing a single row to a thread does, so each gets several.
-    size = -(-len(rows) // READERS) or 1
+    size = -(-len(rows) // STORE_THREADS) or 1
     pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [prompt for some in settings.reader.threads.map(prompt_some, pieces) for prompt in some]

@@ -14,7 +14,7 @@ from typing import Any
 from ..exporting.export import QUARANTINE_JSONL
 from ..object_store.store import ObjectStore
 from ..runs.records import RunCounts
-from ..storing.parts import damage_named
+from ..storing.parts import reported_corruption
 from .samples import SampledRow
 
 GALLERY_BYTES = 900_000
@@ -107,7 +107,7 @@ def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLER
 
 def quarantine_table(store: ObjectStore) -> list[dict[str, Any]]:
     """The first quarantined rows of an output, for a table artifact."""
-    with damage_named(store, QUARANTINE_JSONL):
+    with reported_corruption(store, QUARANTINE_JSONL):
         return [
             {
                 "row": told["row"],

@@ -143,7 +143,7 @@ def reasons(run: RunRecord) -> Iterator[Fact]:
 
 def provenance(run: RunRecord) -> Iterator[Fact]:
     """What decided the answers, and when."""
-    told = run.told
+    told = run.parameters
     columns = told.columns.model_dump()
     facts = {
         "Dataset": str(told.dataset) or run.dataset,

@@ -59,7 +59,7 @@ def make_report(
     If the rows are given as the run's parser `stored` them, their keys are not read once more.
 
     Raises:
-        StoreError: there is no completed run, or the output is damaged or cannot be read or
+        StoreError: there is no completed run, or the output is corrupted or cannot be read or
             written.
     """
     run = completed_run(store)

@@ -27,7 +27,7 @@ from ..records import Answered, Kind, QAPair, RowError
 from ..runs.parameters import RunParameters
 from ..runs.records import RunRecord
 from ..storing.key_index import Array
-from ..storing.parts import damage_named
+from ..storing.parts import reported_corruption
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
 
@@ -104,7 +104,7 @@ def sample_rows(
         base: what relative image paths are tried against.
     """
     keys = read_keys(store, run.keys)
-    with damage_named(store, QUARANTINE_JSONL, WRITES_AGAIN):
+    with reported_corruption(store, QUARANTINE_JSONL, WRITES_AGAIN):
         lines_by_kind, failed = _failed_rows(store)
         ok = np.delete(np.arange(len(keys)), np.asarray(failed, np.int64))
         chosen = set(_spread_over(lines_by_kind, quarantined))
@@ -113,7 +113,7 @@ def sample_rows(
     lines = dict(zip(places, ok[places].tolist(), strict=True))
     rows = [*_answers(run.dataset, stored, keys, list(lines.values())), *failures]
     late = time.monotonic() + IMAGES_SECONDS
-    values = _image_values(store, run.told, lines, failures, late)
+    values = _image_values(store, run.parameters, lines, failures, late)
     found = _made(
         reader.threads, partial(_thumbnails, reader=reader, images=images, base=base), values
     )
@@ -168,39 +168,45 @@ def _answers(
 
 def _image_values(
     store: ObjectStore,
-    told: RunParameters,
+    parameters: RunParameters,
     lines: Mapping[int, int],
     failures: Sequence[SampledRow],
     late: float,
 ) -> Iterator[tuple[int, Any]]:
     """Positions of rows with what their image column holds, until the time is up."""
-    column = told.columns.image
+    column = parameters.columns.image
     if not column:
         return
-    with damage_named(store, QA_JSONL, WRITES_AGAIN):
+    with reported_corruption(store, QA_JSONL, WRITES_AGAIN):
         for number, line in _numbered(store, QA_JSONL, lines, late):
             if not isinstance(record := json.loads(line), dict):
                 raise TypeError("no record")
             yield lines[number], record.get(column)
     places = {failure.row: failure.where for failure in failures}
-    yield from _dataset_values(told, places, store.s3_credentials, late)
+    yield from _dataset_values(parameters, places, store.s3_credentials, late)
 
 
 def _dataset_values(
-    told: RunParameters, places: Mapping[int, str], credentials: S3Credentials | None, late: float
+    parameters: RunParameters,
+    places: Mapping[int, str],
+    credentials: S3Credentials | None,
+    late: float,
 ) -> Iterator[tuple[int, Any]]:
     """What the image column of quarantined rows holds: only the dataset itself has it."""
-    if not told.dataset or not places:
+    if not parameters.dataset or not places:
         return
     try:
         dataset = open_dataset(
-            told.dataset, told.columns, image_root=told.images.root, credentials=credentials
+            parameters.dataset,
+            parameters.columns,
+            image_root=parameters.images.root,
+            credentials=credentials,
         )
         last = max(places)
         with closing(dataset.rows()) as rows:
             for row in rows:
                 if places.get(row.index) == row.where:
-                    yield row.index, row.record.get(told.columns.image or "")
+                    yield row.index, row.record.get(parameters.columns.image or "")
                 if row.index >= last or _is_late(row.index, late):
                     return
     except DatasetError:

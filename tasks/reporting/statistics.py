@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..concurrency import ahead
+from ..concurrency import prefetch
 from ..exporting.export import PAIRS, WRITES_AGAIN
 from ..object_store.store import ObjectStore
 from ..runs.records import RunRecord
 from ..storing.key_index import Array
-from ..storing.parts import ANSWERED_NUMBER, answered_at, damage_named, open_part
+from ..storing.parts import ANSWERED_NUMBER, answered_at, open_part, reported_corruption
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
 
@@ -102,7 +102,7 @@ def gather(store: ObjectStore, run: RunRecord, stored: StoredRows) -> Statistics
 
 
 def _add_pairs(store: ObjectStore, found: Statistics) -> None:
-    with damage_named(store, PAIRS, WRITES_AGAIN), store.open(PAIRS) as source:
+    with reported_corruption(store, PAIRS, WRITES_AGAIN), store.open(PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
         for piece in file.iter_batches(_PAIRS_AT_ONCE, columns=["question", "answer"]):
             questions, answers = piece.column("question"), piece.column("answer")
@@ -125,7 +125,7 @@ def _answer_tables(store: ObjectStore, stored: StoredRows, places: Array) -> Ite
     def read(part: tuple[int, Array]) -> pa.Table:
         file, wanted = part
         name = stored.names[file]
-        with damage_named(store, name), store.open(name) as source:
+        with reported_corruption(store, name), store.open(name) as source:
             opened = open_part(pa.PythonFile(source, mode="r"))
             table = opened.read(columns=_COLUMNS, use_threads=False).take(wanted)
             numbers = [table.column(column).to_numpy() for column in _COLUMNS]
@@ -135,5 +135,5 @@ def _answer_tables(store: ObjectStore, stored: StoredRows, places: Array) -> Ite
 
     with ThreadPoolExecutor(_READERS) as pool:
         parts = zip(files.tolist(), rows, strict=True)
-        for _, table in ahead(pool, read, parts, _READERS):
+        for _, table in prefetch(pool, read, parts, _READERS):
             yield table.result()

@@ -42,22 +42,23 @@ class Pass:
     sampling: Mapping[str, Any]
 
 
-def pairs_pass(told: RunParameters) -> Pass:
+def pairs_pass(parameters: RunParameters) -> Pass:
     """The pass over the dataset's own rows, which gives QA pairs.
 
     Raises:
         ImageQAError: there is no such prompt style or parser.
     """
-    style_name, style = find_prompt_style(told.prompt_style)
-    parser_name, parser = find_parser(told.parsing.parser)
+    style_name, style = find_prompt_style(parameters.prompt_style)
+    parser_name, parser = find_parser(parameters.parsing.parser)
     return Pass(
         name=PAIRS,
         style_name=style_name,
         style=style,
-        parsing=pair_parsing(parser_name, parser, told.parsing.require_pairs),
-        system_prompt=told.system_prompt,
-        user_prompt=told.user_prompt.strip() or default_user_prompt(told.pairs_per_image),
-        image_key=told.columns.image,
-        conversation_key=told.columns.conversation,
-        sampling=told.sampling.options(),
+        parsing=pair_parsing(parser_name, parser, parameters.parsing.require_pairs),
+        system_prompt=parameters.system_prompt,
+        user_prompt=parameters.user_prompt.strip()
+        or default_user_prompt(parameters.pairs_per_image),
+        image_key=parameters.columns.image,
+        conversation_key=parameters.columns.conversation,
+        sampling=parameters.sampling.options(),
     )

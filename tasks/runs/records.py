@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..concurrency import READERS
-from ..errors import ObjectDamagedError, ObjectMissingError, StoreError
+from ..concurrency import STORE_THREADS
+from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..storing.layout import MANIFEST, RUNS, read_manifest, run_name, write_manifest
 from .parameters import RunParameters
 
-AT_WORK: set[str] = set()
+ACTIVE_RUNS: set[str] = set()
 """Ids of the runs of this process; one that could not record its end is not among them."""
 
 ALIVE_SECONDS = 60
@@ -129,7 +129,7 @@ class RunRecord(BaseModel):
     error: str = ""
     dropped: bool = False
     versions: Mapping[str, str]
-    told: RunParameters
+    parameters: RunParameters
 
     @property
     def is_completed(self) -> bool:
@@ -152,7 +152,7 @@ class RunRecord(BaseModel):
         if self.machine == this_machine():
             if self.process != _process(self.process):
                 return False
-            if self.process == _process(str(os.getpid())) and self.run not in AT_WORK:
+            if self.process == _process(str(os.getpid())) and self.run not in ACTIVE_RUNS:
                 return False
         # Of a record from the future no heartbeat is known, either.
         age = abs((datetime.now(UTC) - self.updated).total_seconds())
@@ -210,7 +210,7 @@ def last_completed(store: ObjectStore) -> RunRecord | None:
     """The run that an output's exports are of; None where none has completed.
 
     Raises:
-        ObjectDamagedError: the manifest does not hold what was written.
+        ObjectCorruptedError: the manifest does not hold what was written.
         StoreError: there is no output, it cannot be read or has another layout.
     """
     manifest = read_manifest(store)
@@ -236,7 +236,7 @@ def completed_run(store: ObjectStore) -> RunRecord:
 
 def read_runs(
     store: ObjectStore,
-    pass_over: Callable[[ObjectDamagedError], None] | None = None,
+    pass_over: Callable[[ObjectCorruptedError], None] | None = None,
     without: Collection[str] = (),
 ) -> list[RunRecord]:
     """All runs of an output, oldest first.
@@ -244,7 +244,7 @@ def read_runs(
     A record that does not hold what was written is told to `pass_over` if that is given.
 
     Raises:
-        ObjectDamagedError: a record does not hold what was written.
+        ObjectCorruptedError: a record does not hold what was written.
     """
 
     def read(name: str) -> RunRecord | None:
@@ -252,14 +252,14 @@ def read_runs(
             return read_run(store, name)
         except ObjectMissingError:
             return None  # a run that did not wait has taken it away
-        except ObjectDamagedError as error:
+        except ObjectCorruptedError as error:
             if pass_over is None:
                 raise
             pass_over(error)
             return None
 
     names = [name for name in store.list(RUNS) if name.endswith(".json") and name not in without]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
         runs = [run for run in pool.map(read, names) if run is not None]
     return sorted(runs, key=lambda run: (run.started, run.updated, run.is_completed))
 
@@ -268,7 +268,7 @@ def read_run(store: ObjectStore, name: str) -> RunRecord:
     """The run that a record tells of.
 
     Raises:
-        ObjectDamagedError: the record does not hold what was written.
+        ObjectCorruptedError: the record does not hold what was written.
     """
     try:
         content = json.loads(store.read(name))
@@ -303,14 +303,14 @@ def _record_of(store: ObjectStore, name: str, content: Any) -> RunRecord:
         what = " ".join(str(first["msg"]).split())
         raise _no_run(store, name, f"{where}: {what}") from None
     # A run is told these also as objects; what is stored has their names.
-    told = record.told
+    told = record.parameters
     named = (told.dataset, told.prompt_style, told.parsing.parser)
     if not all(isinstance(value, str) for value in named):
         raise _no_run(store, name, "told: a name is not a text")
     return record
 
 
-def _no_run(store: ObjectStore, name: str, reason: str) -> ObjectDamagedError:
-    return ObjectDamagedError(
+def _no_run(store: ObjectStore, name: str, reason: str) -> ObjectCorruptedError:
+    return ObjectCorruptedError(
         f"{store.uri_of(name)} is not the record of a run ({reason}): delete it"
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..concurrency import READERS, ahead
-from ..errors import ObjectDamagedError, ObjectMissingError
+from ..concurrency import STORE_THREADS, prefetch
+from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
 from .key_index import Array, pack_keys
 from .layout import merged_name
@@ -43,8 +43,8 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
     """Merge the small parts of a ledger, if there are many; returns how many were merged.
 
     The rows of merged parts follow the row keys, which are in dataset order. Only rows that the
-    ledger points to are kept; the batches of all are remembered. Parts that are damaged or gone are
-    left alone.
+    ledger points to are kept; the batches of all are remembered. Corrupted or missing parts
+    are left alone.
     """
     stored = ledger.rows
     files = stored.small(SMALL_ROWS)
@@ -54,13 +54,15 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
     count = 0
     with (
         tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder,
-        ThreadPoolExecutor(READERS) as pool,
+        ThreadPoolExecutor(STORE_THREADS) as pool,
     ):
         merged = _MergedPart(Path(folder) / "merged")
-        for (file, _), read in ahead(pool, lambda part: stored.table(*part), sources, _READ_AHEAD):
+        for (file, _), read in prefetch(
+            pool, lambda part: stored.table(*part), sources, _READ_AHEAD
+        ):
             try:
                 rows = read.result()
-            except (ObjectMissingError, ObjectDamagedError):
+            except (ObjectMissingError, ObjectCorruptedError):
                 continue
             if not merged.has_room_for(rows):
                 count += _replace(store, stored, merged, pool)

@@ -12,8 +12,8 @@ Array: TypeAlias = npt.NDArray[Any]
 KEY = np.dtype("S16")
 """A row key. Elements lose trailing zero bytes when they are read one by one: compare arrays."""
 
-PLACE = np.dtype([("file", np.int32), ("row", np.int32), ("rank", np.int64), ("kind", np.uint8)])
-"""Where a row is stored; see `Place`."""
+LOCATION = np.dtype([("file", np.int32), ("row", np.int32), ("rank", np.int64), ("kind", np.uint8)])
+"""Where a row is stored; see `Location`."""
 
 _FOLDED_AT = 65_536
 """Newly put keys are folded into the arrays at this many (12 MB as a dict)."""
@@ -21,7 +21,7 @@ _FOLDED_AT = 65_536
 _KEYS_PER_PIECE = 4096
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a row is stored.
 
     Attributes:
@@ -50,8 +50,8 @@ class KeyIndex:
 
     def __init__(self) -> None:
         self._keys = np.empty(0, KEY)
-        self._places = np.empty(0, PLACE)
-        self._recent: dict[bytes, Place] = {}
+        self._places = np.empty(0, LOCATION)
+        self._recent: dict[bytes, Location] = {}
 
     def __len__(self) -> int:
         self._fold()
@@ -60,14 +60,14 @@ class KeyIndex:
     def __contains__(self, key: bytes) -> bool:
         return key in self._recent or self._position(key) is not None
 
-    def get(self, key: bytes) -> Place | None:
+    def get(self, key: bytes) -> Location | None:
         """The place of a key."""
         if (recent := self._recent.get(key)) is not None:
             return recent
         position = self._position(key)
-        return None if position is None else Place(*self._places[position].item())
+        return None if position is None else Location(*self._places[position].item())
 
-    def put(self, key: bytes, place: Place) -> None:
+    def put(self, key: bytes, place: Location) -> None:
         """Enter a key; it stays where it is if it is known with a higher rank."""
         known = self.get(key)
         if known is None or known.rank <= place.rank:
@@ -76,7 +76,7 @@ class KeyIndex:
             self._fold()
 
     def extend(self, entries: Iterable[tuple[Array, Array]]) -> None:
-        """Enter many keys at once, as arrays of `KEY` and `PLACE`."""
+        """Enter many keys at once, as arrays of `KEY` and `LOCATION`."""
         parts = [(self._keys, self._places), *entries]
         if len(parts) == 1:
             return
@@ -84,7 +84,7 @@ class KeyIndex:
         places = np.concatenate([places for _, places in parts])
         # Or three copies of every key are held below.
         parts.clear()
-        self._keys, self._places = np.empty(0, KEY), np.empty(0, PLACE)
+        self._keys, self._places = np.empty(0, KEY), np.empty(0, LOCATION)
         order = np.lexsort((places["rank"], keys))
         keys = keys[order]
         last = np.ones(len(keys), bool)
@@ -95,7 +95,7 @@ class KeyIndex:
         """Look many keys up at once."""
         self._fold()
         if not len(self._keys):
-            return Found(np.zeros(len(keys), bool), np.zeros(len(keys), PLACE))
+            return Found(np.zeros(len(keys), bool), np.zeros(len(keys), LOCATION))
         positions = np.searchsorted(self._keys, keys)
         positions[positions == len(self._keys)] = 0
         return Found(self._keys[positions] == keys, self._places[positions])
@@ -119,7 +119,7 @@ class KeyIndex:
     def _fold(self) -> None:
         if self._recent:
             keys = np.frombuffer(b"".join(self._recent), KEY)
-            places = np.array(list(self._recent.values()), PLACE)
+            places = np.array(list(self._recent.values()), LOCATION)
             self._recent = {}
             self.extend([(keys, places)])
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..object_store.store import ObjectStore
 from ..records import TRANSIENT, FinishedRow, Kind
-from .key_index import Array, KeyIndex, Place, pack_keys
+from .key_index import Array, KeyIndex, Location, pack_keys
 from .parts import ANSWERED_NUMBER, KINDS, kind_number, milliseconds, rank_of
 from .stored_rows import StoredRows
 
@@ -99,7 +99,7 @@ class Ledger:
             return RowStatus.ASKED
         status = self._stored_status(packed)
         if status in (RowStatus.PENDING, RowStatus.SUSPECT):
-            self._claimed.put(packed, Place(0, 0, 0))
+            self._claimed.put(packed, Location(0, 0, 0))
         return status
 
     def attempt(self, key: str) -> int:
@@ -120,7 +120,7 @@ class Ledger:
         """Take in what `write_part` has just stored: the name it returned, what it was given."""
         time = milliseconds(written)
         places = (
-            (row.key, Place(0, line, rank_of(row, time), kind_number(row)))
+            (row.key, Location(0, line, rank_of(row, time), kind_number(row)))
             for line, row in enumerate(rows)
         )
         self.rows.add(name, places)

@@ -1,7 +1,7 @@
 """How finished rows are written: answered and failed ones of a batch in one Parquet file.
 
-A merged part remembers the batches it is of. Reading raises whatever damaged bytes cause;
-`DAMAGE` has all of it.
+A merged part remembers the batches it is of. Reading raises whatever corrupted bytes cause;
+`CORRUPTION_ERRORS` has all of it.
 """
 
 import json
@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import ObjectDamagedError
+from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
 from ..records import Answered, FinishedRow, Kind, Quarantined
-from .key_index import KEY, PLACE, Array, pack_keys
+from .key_index import KEY, LOCATION, Array, pack_keys
 
-DAMAGE = (
+CORRUPTION_ERRORS = (
     pa.ArrowException,
     OSError,
     ValueError,
@@ -79,7 +79,7 @@ class Contents:
 
     Attributes:
         keys: its row keys, an array of `KEY`.
-        places: an array of `PLACE` with row, rank and kind set.
+        places: an array of `LOCATION` with row, rank and kind set.
         batches: the batches a merged one is of.
     """
 
@@ -145,7 +145,7 @@ def part_contents(file: BinaryIO | pa.NativeFile) -> Contents:
     if len(table) and pc.min_max(lengths).as_py() != {"min": 32, "max": 32}:
         raise ValueError("not row keys")
     keys = [pack_keys(chunk.to_pylist()) for chunk in table.column("key").chunks]
-    places = np.zeros(len(table), PLACE)
+    places = np.zeros(len(table), LOCATION)
     places["row"] = np.arange(len(table))
     places["kind"] = kinds.to_numpy()
     written = table.column("written").cast(pa.int64()).to_numpy()
@@ -232,13 +232,13 @@ def milliseconds(written: float | None) -> int:
 
 
 @contextmanager
-def damage_named(
+def reported_corruption(
     store: ObjectStore, name: str, remedy: str = "delete it, and run again"
 ) -> Iterator[None]:
-    """Say which object is damaged, and what to do, where it does not hold what was written."""
+    """Say which object is corrupted, and what to do, where it does not hold what was written."""
     try:
         yield
-    except DAMAGE as error:
-        raise ObjectDamagedError(
-            f"{store.uri_of(name)} is damaged ({type(error).__name__}): {remedy}"
+    except CORRUPTION_ERRORS as error:
+        raise ObjectCorruptedError(
+            f"{store.uri_of(name)} is corrupted ({type(error).__name__}): {remedy}"
         ) from None

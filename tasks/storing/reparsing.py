@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prefect import get_run_logger, task
 
-from ..concurrency import STEP, ahead
+from ..concurrency import TASK_OPTIONS, prefetch
 from ..generating.batch_cache import read_completions
 from ..object_store.store import ObjectStore
 from ..parsing.parse import ParsedBatch, ParseSettings, parse_completions
@@ -15,8 +15,8 @@ from .store import write_part
 _READ_AT_ONCE = 8
 
 
-@task(name="adopt", **STEP)
-def adopt_completions(
+@task(name="adopt", **TASK_OPTIONS)
+def reparse_completions(
     completions: ObjectStore,
     batches: Iterable[str],
     output: ObjectStore,
@@ -26,7 +26,7 @@ def adopt_completions(
     """Parse and store batches whose completions are stored; returns how many.
 
     A run that was killed leaves completions without a part; a parser that has changed finds only
-    parts of the old one. A damaged object is passed over with a warning: its rows are asked again.
+    parts of the old one. A corrupted object is skipped with a warning: its rows are asked again.
     """
     logger = get_run_logger()  # the threads below have none
 
@@ -38,7 +38,7 @@ def adopt_completions(
 
     stored = 0
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for _, done in ahead(pool, adopt, batches, _READ_AT_ONCE):
+        for _, done in prefetch(pool, adopt, batches, _READ_AT_ONCE):
             if (adopted := done.result()) is not None:
                 name, parsed = adopted
                 ledger.add(name, parsed.rows, parsed.time)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ObjectDamagedError, ObjectMissingError
+from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
 from .key_index import KEY, Array, pack_keys
 from .layout import earlier_keys
@@ -27,7 +27,7 @@ def write_keys(store: ObjectStore, name: str, keys: Sequence[str]) -> None:
 def _stored_keys(store: ObjectStore, name: str) -> Array:
     try:
         return read_keys(store, name)
-    except (ObjectMissingError, ObjectDamagedError):
+    except (ObjectMissingError, ObjectCorruptedError):
         return np.empty(0, KEY)
 
 
@@ -36,9 +36,9 @@ def read_keys(store: ObjectStore, name: str) -> Array:
 
     Raises:
         ObjectMissingError: no such run has come so far.
-        StoreError: the keys are damaged, or cannot be read.
+        StoreError: the keys are corrupted, or cannot be read.
     """
     packed = store.read(name)
     if len(packed) % KEY.itemsize:
-        raise ObjectDamagedError(f"{store.uri_of(name)} is damaged: delete it and run again")
+        raise ObjectCorruptedError(f"{store.uri_of(name)} is corrupted: delete it and run again")
     return np.frombuffer(packed, KEY)

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from prefect import task
 
-from ..concurrency import STEP
+from ..concurrency import TASK_OPTIONS
 from ..object_store.store import ObjectStore
 from ..parsing.parse import ParsedBatch
 from ..records import Batch, FinishedRow
@@ -48,7 +48,7 @@ class StoredBatch:
     parsed: ParsedBatch
 
 
-@task(name="store", task_run_name="store-{batch}", **STEP)
+@task(name="store", task_run_name="store-{batch}", **TASK_OPTIONS)
 def store_batch(batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str) -> StoredBatch:
     """Store a parsed batch; see `write_part`."""
     part = write_part(store, folder, batch.key, parsed.rows, parsed.time)

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..concurrency import READERS, ahead
+from ..concurrency import STORE_THREADS, prefetch
 from ..errors import ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..records import FinishedRow
-from .key_index import Array, KeyIndex, Place
+from .key_index import Array, KeyIndex, Location
 from .layout import batch_of
-from .parts import Contents, damage_named, open_part, part_contents, rows_of
+from .parts import Contents, open_part, part_contents, reported_corruption, rows_of
 
 _TRIES = 5
 """A run may merge parts while they are read; each try sees what it left."""
@@ -53,7 +53,7 @@ class StoredRows:
         """Take in the objects that are new, and forget those that are gone.
 
         Raises:
-            ObjectDamagedError: an object does not hold what was written.
+            ObjectCorruptedError: an object does not hold what was written.
             StoreError: the folder cannot be read, or changes faster than it can be read.
         """
         gone = False
@@ -74,7 +74,7 @@ class StoredRows:
         if gone:
             raise self._restless()
 
-    def add(self, name: str, places: Iterable[tuple[str, Place]]) -> None:
+    def add(self, name: str, places: Iterable[tuple[str, Location]]) -> None:
         """Take in an object that was just written, whose rows are at these places.
 
         The number of the object is filled in.
@@ -90,7 +90,7 @@ class StoredRows:
         """Read the rows of some keys, in their order; None where there is none.
 
         Raises:
-            ObjectDamagedError: an object does not hold what was written.
+            ObjectCorruptedError: an object does not hold what was written.
             StoreError: an object cannot be read.
         """
         for _ in range(_TRIES):
@@ -111,7 +111,7 @@ class StoredRows:
     def table(self, file: int, rows: Array) -> pa.Table:
         """Read some rows of a small part, as they are."""
         name = self.names[file]
-        with damage_named(self._store, name):
+        with reported_corruption(self._store, name):
             part = open_part(pa.BufferReader(self._store.read(name)))
             return part.read(use_threads=False).take(rows)
 
@@ -125,7 +125,7 @@ class StoredRows:
         ends = np.flatnonzero(np.diff(places["file"][order])) + 1
         for chosen in np.split(order, ends) if len(order) else ():
             file = int(places["file"][chosen[0]])
-            with damage_named(self._store, self.names[file]):
+            with reported_corruption(self._store, self.names[file]):
                 rows = self._load(file, places["row"][chosen])
                 for position, row in zip(wanted[chosen].tolist(), rows, strict=True):
                     if row.key != expected[32 * position : 32 * position + 32]:
@@ -138,15 +138,15 @@ class StoredRows:
 
         def contents(name: str) -> Contents | None:
             try:
-                with damage_named(self._store, name):
+                with reported_corruption(self._store, name):
                     return part_contents(part_source(self._store, name, sizes[name]))
             except ObjectMissingError:
                 return None
 
         large = [name for name, size in sizes.items() if size > _WHOLE_BYTES]
-        for names, readers in ((sizes.keys() - large, READERS), (large, _LARGE_READERS)):
+        for names, readers in ((sizes.keys() - large, STORE_THREADS), (large, _LARGE_READERS)):
             with ThreadPoolExecutor(readers) as pool:
-                for name, future in ahead(pool, contents, sorted(names), 2 * readers):
+                for name, future in prefetch(pool, contents, sorted(names), 2 * readers):
                     if (read := future.result()) is not None:
                         number = self._register(name, sizes[name], len(read.keys), read.batches)
                         read.places["file"] = number

@@ -91,7 +91,7 @@ def page(browser: Browser, seen: Seen) -> Iterator[Page]:
     opened = context.new_page()
     opened.on(
         "console",
-        lambda told: seen.errors.append(told.text) if told.type == "error" else None,
+        lambda message: seen.errors.append(message.text) if message.type == "error" else None,
     )
 
     def dismiss(dialog: Dialog) -> None:
@@ -179,12 +179,12 @@ class PrefectUI:
 @contextmanager
 def _process(*command: str, ui: PrefectUI, log: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A process with children, which end with it."""
-    with (ui.folder / log).open("wb") as told:
+    with (ui.folder / log).open("wb") as log_file:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(command[0])), *command[1:]],
             env=ui.environment,
             cwd=ui.folder,
-            stdout=told,
+            stdout=log_file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )

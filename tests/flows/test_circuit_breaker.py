@@ -1,5 +1,5 @@
 import pytest
-from prefect_imageqa.flows.circuit_breaker import WINDOW, Breaker
+from prefect_imageqa.flows.circuit_breaker import WINDOW, CircuitBreaker
 from prefect_imageqa.tasks.errors import ErrorRateError
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined
 
@@ -18,7 +18,7 @@ def failed(
 
 
 def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
-    breaker = Breaker(0.5)
+    breaker = CircuitBreaker(0.5)
     for _ in range(20):
         breaker.add(failed(WINDOW // 4) + answered(WINDOW // 4))
     with pytest.raises(ErrorRateError):
@@ -26,7 +26,7 @@ def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
 
 
 def test_a_run_in_which_too_much_fails_is_stopped_and_says_why() -> None:
-    breaker = Breaker(0.5)
+    breaker = CircuitBreaker(0.5)
     breaker.add(answered(1000))
     breaker.add(failed(WINDOW // 2))
     with pytest.raises(ErrorRateError) as raised:
@@ -38,13 +38,13 @@ def test_a_run_in_which_too_much_fails_is_stopped_and_says_why() -> None:
 
 
 def test_a_few_rows_say_nothing() -> None:
-    Breaker(0).add(failed(WINDOW - 1))
+    CircuitBreaker(0).add(failed(WINDOW - 1))
     with pytest.raises(ErrorRateError):
-        Breaker(0).add(answered(WINDOW - 1) + failed(1))
+        CircuitBreaker(0).add(answered(WINDOW - 1) + failed(1))
 
 
 def test_rows_that_cost_no_request_do_not_count() -> None:
-    breaker = Breaker(0)
+    breaker = CircuitBreaker(0)
     breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING, attempts=0))
     breaker.add(failed(10 * WINDOW, Kind.CONNECTION, attempts=0))
     breaker.add(answered(WINDOW))
@@ -53,7 +53,7 @@ def test_rows_that_cost_no_request_do_not_count() -> None:
 
 
 def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None:
-    breaker = Breaker(0)
+    breaker = CircuitBreaker(0)
     breaker.add(failed(10 * WINDOW, Kind.SERVER_ERROR, attempts=3, attempt=1))
     breaker.add(answered(WINDOW))
     with pytest.raises(ErrorRateError, match="1 server_error"):
@@ -61,6 +61,6 @@ def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None
 
 
 def test_any_share_may_be_allowed() -> None:
-    Breaker(1).add(failed(10 * WINDOW))
+    CircuitBreaker(1).add(failed(10 * WINDOW))
     with pytest.raises(ErrorRateError):
-        Breaker(0.99).add(failed(10 * WINDOW))
+        CircuitBreaker(0.99).add(failed(10 * WINDOW))

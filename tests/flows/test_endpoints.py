@@ -74,11 +74,11 @@ def test_own_server_is_started_revived_and_stopped(own_server: None) -> None:
             assert model.client.model == "checkpoint"
             assert model.revision == checkpoint_digest(CHECKPOINT)
             assert answers(model)
-            model.revive()
+            model.recover()
             [server] = processes(str(STUB), CHECKPOINT.name)
             server.kill()
             psutil.wait_procs([server], timeout=10)
-            model.revive(expected=True)
+            model.recover(expected=True)
             assert answers(model)
 
     in_a_flow(work)
@@ -94,7 +94,7 @@ def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
                 (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
                 [server] = processes(str(STUB), CHECKPOINT.name)
                 server.kill()
-                reviving = pool.submit(model.revive)
+                reviving = pool.submit(model.recover)
                 while not processes("sleep"):
                     time.sleep(0.05)
             with pytest.raises(ServerError, match="was stopped again"):
@@ -109,7 +109,7 @@ def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
     with asked_model([stub.url], "stub", 4) as model:
         assert model.revision == ""
         os.kill(stub.stats()["pid"], signal.SIGKILL)
-        model.revive()
+        model.recover()
         assert answers(model)
     assert stub.stats()["life"] == 2
 
@@ -123,7 +123,7 @@ def test_those_that_stay_away_are_told_in_one_line(
         stub.process.kill()
         stub.process.wait()
         with pytest.raises(EndpointError) as lost:
-            model.revive(expected=True)
+            model.recover(expected=True)
     assert str(lost.value) == (
         f"{stub.url}: no server has answered for 0 s; when one is back, the same command goes on "
         "from here"

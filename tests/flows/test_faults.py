@@ -25,7 +25,7 @@ class Seen:
     """What came of a run: a summary, or one line that says why not."""
 
     summary: Any
-    told: str
+    error: str
     seconds: float
 
 
@@ -37,8 +37,7 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
 
     def enter(fault: str, seen: Seen, requests: int) -> None:
         counts = (seen.summary.ok, seen.summary.quarantined) if seen.summary else ("", "")
-        told = seen.told or str(seen.summary)
-        cells = (fault, told, *counts, requests, f"{seen.seconds:.1f}")
+        cells = (fault, seen.error or str(seen.summary), *counts, requests, f"{seen.seconds:.1f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
 
     yield enter

@@ -132,9 +132,9 @@ def test_everything_can_be_asked_anew(ask: Callable[..., Any], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda record: record[: len(record) // 2], "damaged or cut off"),
-        (lambda _: b"", "damaged or cut off"),
-        (lambda record: record.replace(b"completion", b"complxtion"), "damaged"),
+        (lambda record: record[: len(record) // 2], "corrupted or cut off"),
+        (lambda _: b"", "corrupted or cut off"),
+        (lambda record: record.replace(b"completion", b"complxtion"), "corrupted"),
         (lambda record: record.replace(b'"json"', b'"pickle"'), "not of the kind"),
     ],
     ids=["cut", "empty", "changed", "pickle"],
@@ -386,7 +386,7 @@ def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
 
 
 @pytest.mark.parametrize(
-    ("lost", "cache"), [("unwritten", "cache"), ("damaged", ""), ("damaged", "cache")]
+    ("lost", "cache"), [("unwritten", "cache"), ("corrupted", ""), ("corrupted", "cache")]
 )
 def test_a_batch_whose_part_is_lost_is_parsed_again(
     lost: str, cache: str, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -412,7 +412,7 @@ def test_a_batch_whose_part_is_lost_is_parsed_again(
     else:
         assert ask().requests == 21
         [part] = stored(tmp_path / "out", "parts")
-        part.unlink()  # as the message about a damaged one says
+        part.unlink()  # as the message about a corrupted one says
     again = ask()
     assert (again.requests, again.ok, again.reasons) == (0, 20, {"truncated": 1})
 

@@ -55,10 +55,10 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url: str) -> N
         VLLMEndpoint(urls=["http://good:8000", url])
     assert "hunter2" not in str(raised.value)
     assert "URL" in str(raised.value) or "must be given without user" in str(raised.value)
-    with pytest.raises(EndpointError) as told:
+    with pytest.raises(EndpointError) as refused:
         load_endpoint([url])
-    assert "hunter2" not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "hunter2" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_at_least_one_url_is_needed() -> None:
@@ -178,9 +178,9 @@ def test_a_block_that_the_form_took_and_nobody_can_use_is_one_clear_line() -> No
     with get_client(sync_client=True) as client:
         changed = BlockDocumentUpdate(data={"urls": ["me:hunter2@gpu-1:8000"]})
         client.update_block_document(document, changed)
-    with pytest.raises(EndpointError) as told:
+    with pytest.raises(EndpointError) as raised:
         load_endpoint("half-right")
-    assert str(told.value) == (
+    assert str(raised.value) == (
         "the vLLM Endpoint block 'half-right' cannot be used: 'me:gpu-1:8000' is not an http:// or "
         "https:// URL; correct it in Prefect under Blocks"
     )
@@ -215,12 +215,12 @@ def test_a_check_tells_what_is_wrong_in_one_line(
     changed: dict[str, Any], said: str, keyed_stub: Any
 ) -> None:
     given = {"urls": [keyed_stub.url], "model": "stub", "api_key": keyed_stub.api_key} | changed
-    with pytest.raises(EndpointError) as told:
+    with pytest.raises(EndpointError) as raised:
         check(VLLMEndpoint(**given))
-    assert str(told.value).startswith(said.format(url=keyed_stub.url))
-    assert "\n" not in str(told.value)
+    assert str(raised.value).startswith(said.format(url=keyed_stub.url))
+    assert "\n" not in str(raised.value)
     for key in (KEY, keyed_stub.api_key):
-        assert key not in str(told.value)
+        assert key not in str(raised.value)
 
 
 def test_a_check_asks_every_server(stub: Any, start_stub: Any) -> None:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.concurrency import ahead, results_ahead
+from prefect_imageqa.tasks.concurrency import prefetch, prefetch_results
 from prefect_imageqa.tasks.errors import DatasetError
 
 
@@ -28,17 +28,17 @@ def submitted(count: int, seen: list[int], error: Exception | None = None) -> It
 
 def test_results_come_one_by_one_and_few_task_runs_are_submitted_ahead() -> None:
     seen: list[int] = []
-    results = results_ahead(submitted(10, seen), 2)
+    results = prefetch_results(submitted(10, seen), 2)
     assert next(results) == 0
     assert len(seen) == 3
     assert [next(results), next(results)] == [1, 2]
     assert len(seen) == 4
     assert list(results) == list(range(3, 20))
-    assert list(results_ahead(iter([]), 2)) == []
+    assert list(prefetch_results(iter([]), 2)) == []
 
 
 def test_what_came_before_a_failure_is_still_given() -> None:
-    results = results_ahead(submitted(2, [], DatasetError("broken")), 8)
+    results = prefetch_results(submitted(2, [], DatasetError("broken")), 8)
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(DatasetError, match="broken"):
         next(results)
@@ -53,7 +53,7 @@ def test_items_are_worked_on_in_a_pool_and_come_in_their_order() -> None:
         return -number
 
     with ThreadPoolExecutor(2) as pool:
-        found = ahead(pool, work, iter(range(6)), 3)
+        found = prefetch(pool, work, iter(range(6)), 3)
         first, future = next(found)
         gate.set()
         assert (first, future.result()) == (0, 0)

@@ -95,12 +95,12 @@ def test_an_output_is_told_checked_and_cleaned(
 def test_what_is_damaged_is_named(call: Call, ask: Callable[..., Any], output: str) -> None:
     ask()
     store = ObjectStore(uri=output)
-    [damaged, *_] = store.list("pairs/parts")
-    store.write(damaged, store.read(damaged)[:100])
+    [corrupted, *_] = store.list("pairs/parts")
+    store.write(corrupted, store.read(corrupted)[:100])
     store.write("qa.jsonl", store.read("qa.jsonl") + b"{}\n")
     checked = call("verify", output)
     assert checked.code == 1
-    assert f"{output}/{damaged}" in checked.out
+    assert f"{output}/{corrupted}" in checked.out
     assert "qa.jsonl" in checked.out
     assert "Traceback" not in checked.err
 

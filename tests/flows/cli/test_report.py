@@ -123,4 +123,4 @@ def test_damage_is_one_line(call: Call, stub: Any, drawn: Path, tmp_path: Path) 
     (output / "quarantine.jsonl").write_text("{\n")
     code, _, err = call("report", str(output))
     assert (code, err.count("\n")) == (1, 1)
-    assert "quarantine.jsonl is damaged" in err
+    assert "quarantine.jsonl is corrupted" in err

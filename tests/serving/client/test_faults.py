@@ -18,7 +18,7 @@ import pytest
 from prefect_imageqa.serving.client import client as client_module
 from prefect_imageqa.serving.client import transport
 from prefect_imageqa.serving.client.client import ChatClient
-from prefect_imageqa.serving.client.replies import is_cut
+from prefect_imageqa.serving.client.replies import is_disconnect
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
@@ -149,9 +149,9 @@ def test_a_server_that_was_never_reached_has_cut_nothing(quick: None) -> None:
 
 def test_a_request_that_was_not_wholly_sent_is_not_cut() -> None:
     unsent = aiohttp.ClientOSError(None, "Can not write request body")
-    assert is_cut(unsent)
+    assert is_disconnect(unsent)
     unsent.__cause__ = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-    assert not is_cut(unsent)
+    assert not is_disconnect(unsent)
 
 
 def test_a_tunnel_to_a_dead_server_does_not_cut_what_it_drops(quick: None) -> None:

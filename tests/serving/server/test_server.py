@@ -28,7 +28,7 @@ from prefect_imageqa.serving.server.launch import (
     serve_environment,
 )
 from prefect_imageqa.serving.server.process import terminate_on_signals
-from prefect_imageqa.serving.server.recovery import Revival
+from prefect_imageqa.serving.server.recovery import Recovery
 from prefect_imageqa.serving.server.server import VLLMServer
 from prefect_imageqa.serving.types import ChatRequest, Completion, FailureKind
 
@@ -69,18 +69,18 @@ import os, sys, threading, time
 from pathlib import Path
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.process import terminate_on_signals
-from prefect_imageqa.serving.server.recovery import Revival
+from prefect_imageqa.serving.server.recovery import Recovery
 from prefect_imageqa.serving.server.server import VLLMServer
 thread, python, model, log, play = sys.argv[1:]
 options = ServerOptions(model, python=python, log_file=Path(log), extra_args=("--play", play))
 with terminate_on_signals(), VLLMServer(options) as server:
     Path(play).write_text("hang")
     server.process.stop()
-    revival = Revival(server, lambda: 0)
+    recovery = Recovery(server, lambda: 0)
     if thread == "thread":
-        threading.Thread(target=revival.revive).start()
+        threading.Thread(target=recovery.recover).start()
         time.sleep(600)
-    revival.revive()
+    recovery.recover()
 """
 
 PARENT = """
@@ -431,7 +431,7 @@ def test_restarted_server_is_the_same_to_its_clients(
 
 def test_healthy_server_is_left_alone(options: Callable[..., ServerOptions]) -> None:
     with VLLMServer(options("serve")) as server:
-        Revival(server, lambda: 0).revive()
+        Recovery(server, lambda: 0).recover()
         assert starts(server) == 1
 
 
@@ -439,9 +439,9 @@ def test_threads_wait_for_the_same_restart(
     options: Callable[..., ServerOptions], caplog: pytest.LogCaptureFixture
 ) -> None:
     with VLLMServer(options("serve")) as server, ThreadPoolExecutor(6) as pool:
-        revival = Revival(server, lambda: 0)
+        recovery = Recovery(server, lambda: 0)
         kill(server)
-        for future in [pool.submit(revival.revive) for _ in range(6)]:
+        for future in [pool.submit(recovery.recover) for _ in range(6)]:
             future.result(30)
         assert server.is_healthy()
         assert starts(server) == 2
@@ -455,10 +455,10 @@ def test_server_that_falls_silent_is_replaced(
     with VLLMServer(options(str(play))) as server, ThreadPoolExecutor(1) as pool:
         play.write_text("ill")
         first = server.process.pid
-        revived = pool.submit(Revival(server, lambda: 0).revive)
+        recovered = pool.submit(Recovery(server, lambda: 0).recover)
         wait_until(lambda: server.process.pid != first, 20)
         play.write_text("serve")
-        revived.result(20)
+        recovered.result(20)
         assert starts(server) == 2
 
 
@@ -467,11 +467,11 @@ def test_server_that_recovers_is_not_replaced(
 ) -> None:
     with VLLMServer(options(str(play))) as server, ThreadPoolExecutor(1) as pool:
         play.write_text("ill")
-        revived = pool.submit(Revival(server, lambda: 0).revive)
+        recovered = pool.submit(Recovery(server, lambda: 0).recover)
         time.sleep(0.5)
-        assert not revived.done()
+        assert not recovered.done()
         play.write_text("serve")
-        revived.result(20)
+        recovered.result(20)
         assert starts(server) == 1
 
 
@@ -483,10 +483,10 @@ def test_server_that_does_not_come_up_again_is_given_up_with_its_log(
     with VLLMServer(options(str(play))) as server:
         play.write_text("die")
         kill(server)
-        revival = Revival(server, lambda: 0)
+        recovery = Recovery(server, lambda: 0)
         for _ in range(2):  # it stays given up
             with pytest.raises(ServerError, match=r"^given up after 2 restarts") as death:
-                revival.revive()
+                recovery.recover()
         assert starts(server) == 3
         assert "ended with code 3" in str(death.value)
         assert str(death.value).endswith("RuntimeError: the weights are torn")
@@ -499,17 +499,17 @@ def test_progress_pays_for_restarts(
     monkeypatch.setattr(recovery_module, "RESTARTS_IN_ALL", 3)
     completions = 0
     with VLLMServer(options("serve")) as server:
-        revival = Revival(server, lambda: completions)
+        recovery = Recovery(server, lambda: completions)
 
         def die_and_revive(*, expected: bool = False) -> None:
             kill(server)
-            revival.revive(expected=expected)
+            recovery.recover(expected=expected)
 
-        for completions in (1, 2):  # noqa: B007 - read by the revival
+        for completions in (1, 2):  # noqa: B007 - read by the recovery
             die_and_revive()
         with pytest.raises(ServerError, match="given up after 1 restarts without an answer"):
             die_and_revive()
-        revival.revive(expected=True)
+        recovery.recover(expected=True)
         with pytest.raises(ServerError, match="given up after 3 restarts: "):
             die_and_revive(expected=True)
 
@@ -544,8 +544,8 @@ def test_stop_has_the_last_word(options: Callable[..., ServerOptions], play: Pat
     with server, ThreadPoolExecutor(2) as pool:
         play.write_text("hang")
         kill(server)
-        revival = Revival(server, lambda: 0)
-        waiting = [pool.submit(revival.revive) for _ in range(2)]
+        recovery = Recovery(server, lambda: 0)
+        waiting = [pool.submit(recovery.recover) for _ in range(2)]
         wait_until(lambda: starts(server) == 2, 20)
         processes = tree(server.process.pid)
         server.stop()
@@ -628,7 +628,7 @@ def lose_its_engine(server: VLLMServer) -> None:
         outcomes = running.result(60)
         assert {getattr(outcome, "kind", None) for outcome in outcomes} == {FailureKind.CONNECTION}
         assert sum(getattr(outcome, "cuts", 0) for outcome in outcomes[:4]) == 4
-        Revival(server, lambda: client.stats.completions).revive()
+        Recovery(server, lambda: client.stats.completions).recover()
         assert all(isinstance(outcome, Completion) for outcome in client.complete([short] * 8))
     assert_gone(processes, 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect_imageqa.tasks.errors import ObjectDamagedError, StoreError
+from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
 from prefect_imageqa.tasks.exporting.export import (
     PAIRS,
     PAIRS_SCHEMA,
@@ -183,13 +183,13 @@ def test_a_dataset_that_changed_is_told_and_nothing_is_replaced(
     ids=repr,
 )
 def test_stored_pairs_that_are_none_are_told(parsed: Any) -> None:
-    with pytest.raises(ObjectDamagedError, match="what is stored of d:0 is damaged: run again"):
+    with pytest.raises(ObjectCorruptedError, match="what is stored of d:0 is corrupted: run again"):
         pairs_of(replace(answered(0), parsed=parsed), "d:0")
 
 
 def test_nothing_is_replaced_where_a_stored_row_is_damaged(local: ObjectStore) -> None:
     ledger = ledger_of(local, replace(answered(0), parsed={"question": "Q"}))
-    with pytest.raises(ObjectDamagedError, match="what is stored of d:0 is damaged"):
+    with pytest.raises(ObjectCorruptedError, match="what is stored of d:0 is corrupted"):
         exported(local, ledger, [{"image": "a"}], [key(0)])
     assert not local.exists(QA_JSONL)
 

@@ -307,19 +307,19 @@ def rewrite_pairs(
 
 FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
     "part gone": (drop(PARTS), r"parts/\S+: neither an answer .* \(row \d+ and 3 more"),
-    "part cut": (cut(PARTS), r"parts/\S+ is damaged .*: delete it"),
-    "part's texts": (damage_pages, r"parts/\S+ is damaged .*: delete it"),
-    "unknown status": (plant(status="answered"), r"parts/\S+ is damaged .*: delete it"),
-    "an answer without text": (plant(text=None), r"parts/\S+ is damaged .*: delete it"),
-    "parsed no JSON": (plant(parsed="{"), r"parts/\S+ is damaged .*: delete it"),
-    "parsed no pairs": (plant(parsed="[5]"), r"parts/\S+ is damaged .*: delete it"),
+    "part cut": (cut(PARTS), r"parts/\S+ is corrupted .*: delete it"),
+    "part's texts": (damage_pages, r"parts/\S+ is corrupted .*: delete it"),
+    "unknown status": (plant(status="answered"), r"parts/\S+ is corrupted .*: delete it"),
+    "an answer without text": (plant(text=None), r"parts/\S+ is corrupted .*: delete it"),
+    "parsed no JSON": (plant(parsed="{"), r"parts/\S+ is corrupted .*: delete it"),
+    "parsed no pairs": (plant(parsed="[5]"), r"parts/\S+ is corrupted .*: delete it"),
     "half a character": (
         plant(parsed=r'[{"question": "\ud83d", "answer": "A"}]'),
-        r"parts/\S+ is damaged .*: delete it",
+        r"parts/\S+ is corrupted .*: delete it",
     ),
     "completions cut": (
         cut(FOLDER.completions),
-        r"completions/\S+: .*damaged or cut off; delete it",
+        r"completions/\S+: .*corrupted or cut off; delete it",
     ),
     "completions changed": (
         lambda store: only(store, FOLDER.completions, 1).write_bytes(
@@ -328,7 +328,7 @@ FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
         r"completions/\S+: stored replies are those of another batch; delete it",
     ),
     "run record": (cut("runs"), r"runs/\S+ is not the record of a run"),
-    "keys cut": (cut(FOLDER.keys), r"keys/a/d: damaged; delete it and run again"),
+    "keys cut": (cut(FOLDER.keys), r"keys/a/d: corrupted; delete it and run again"),
     "keys gone": (drop(FOLDER.keys), r"keys/a/d: missing; run the same command again"),
     "keys short": (
         lambda store: write_keys(
@@ -364,7 +364,7 @@ FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
         edit("quarantine.jsonl", '"row"', '"raw"'),
         r"not the record of a row \(line 1\)",
     ),
-    "pairs cut": (cut("pairs.parquet"), r"pairs.parquet: damaged; run the same"),
+    "pairs cut": (cut("pairs.parquet"), r"pairs.parquet: corrupted; run the same"),
     "a pair lost": (rewrite_pairs(lambda rows: rows.pop(1)), r"missing or twice \(row 1\)"),
     "pairs lost": (rewrite_pairs(lambda rows: rows.clear()), r"0 pairs, and the manifest counts"),
     "pairs shuffled": (rewrite_pairs(lambda rows: rows.reverse()), r"pair out of order"),
@@ -452,7 +452,7 @@ def test_a_dropped_parser_takes_its_parts_along(local: ObjectStore, complete: Co
     old = FOLDER.parts("old-v0")
     part = write_part(local, old, key(1, "x"), [outcome(1, "a"), outcome(3, "a")])
     assert list(find_unused(local).objects) == [part]
-    local.write(part, b"damaged")
+    local.write(part, b"corrupted")
     unused = find_unused(local)
     assert list(unused.objects) == [part]
     remove_unused(local, unused)
@@ -561,7 +561,7 @@ def test_a_clean_that_is_killed_leaves_nothing_wrong(
 
     with monkeypatch.context() as patched:
         patched.setattr(ObjectStore, "remove", remove)
-        patched.setattr("prefect_imageqa.tasks.exporting.clean.READERS", 1)
+        patched.setattr("prefect_imageqa.tasks.exporting.clean.STORE_THREADS", 1)
         with pytest.raises(KeyboardInterrupt):
             remove_unused(local, find_unused(local))
     status = Ledger.read(local, PARTS).status(key(3, "a"))

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.serving.types import Completion
-from prefect_imageqa.tasks.errors import RecordDamagedError
+from prefect_imageqa.tasks.errors import RecordCorruptedError
 from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.prompting.keys import batch_key
 from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
@@ -11,10 +11,10 @@ from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
 KEYS = tuple(f"{number:032x}" for number in range(2))
 BATCH = Batch(
     number=3,
-    key=batch_key(KEYS, (0, 2), "salt"),
+    key=batch_key(KEYS, (0, 2), "cache_buster"),
     prompts=tuple(Prompt(number, key, f"d:{number}") for number, key in enumerate(KEYS)),
     attempts=(0, 2),
-    salt="salt",
+    cache_buster="cache_buster",
     replies={
         KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2),
         KEYS[1]: Problem(Kind.TIMEOUT, "given up", 504, 1),
@@ -57,7 +57,7 @@ def with_problem(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "damaged",
+    "corrupted",
     [
         {},
         without("rows"),
@@ -91,6 +91,6 @@ def with_problem(**changed: Any) -> dict[str, Any]:
         stored() | {"time": -1},
     ],
 )
-def test_what_is_not_ours_is_refused(damaged: dict[str, Any]) -> None:
-    with pytest.raises(RecordDamagedError):
-        Completions.load(damaged)
+def test_what_is_not_ours_is_refused(corrupted: dict[str, Any]) -> None:
+    with pytest.raises(RecordCorruptedError):
+        Completions.load(corrupted)

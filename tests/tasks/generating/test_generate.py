@@ -276,12 +276,12 @@ def test_what_is_found_out_about_suspects_is_kept_when_the_search_is_given_up(
     stub = start_stub("--respawn=0.1")
     prompts = [prompt(number) for number in range(8)]
     prompts[2], prompts[5] = prompt(2, "STUB die"), prompt(5, "STUB die")
-    asked = replace(batch(*prompts), alone=True)
-    revived: list[bool] = []
+    asked = replace(batch(*prompts), isolated=True)
+    recovered: list[bool] = []
     with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub"), max_in_flight=8) as client:
 
-        def revive(*, expected: bool = False) -> None:
-            revived.append(expected)
+        def recover(*, expected: bool = False) -> None:
+            recovered.append(expected)
             if Kind.CRASH in kinds():
                 raise ServerError("given up")
             assert client.wait_until_up(10)
@@ -291,8 +291,8 @@ def test_what_is_found_out_about_suspects_is_kept_when_the_search_is_given_up(
             return {reply.kind: key for key, reply in replies if isinstance(reply, Problem)}
 
         with pytest.raises(ServerError, match="given up"):
-            generate(asked, client, replace(SETTINGS, revive=revive))
-    assert all(revived)
+            generate(asked, client, replace(SETTINGS, recover=recover))
+    assert all(recovered)
     assert kinds() == {Kind.CRASH: prompts[2].key}
     assert prompts[5].key not in asked.replies
     assert all(prompt.key in asked.replies for prompt in prompts[:2])

@@ -413,11 +413,11 @@ def test_random_bytes_never_raise_anything_else(head: bytes, tail: bytes) -> Non
 def test_damaged_bytes_never_raise_anything_else(
     data: bytes, flips: list[tuple[float, bytes]]
 ) -> None:
-    damaged = bytearray(data)
+    corrupted = bytearray(data)
     for share, junk in flips:
         at = int(len(data) * share)
-        damaged[at : at + len(junk)] = junk
-    result = _result(bytes(damaged))
+        corrupted[at : at + len(junk)] = junk
+    result = _result(bytes(corrupted))
     assert result is None or result.width <= DEFAULT.max_side
 
 

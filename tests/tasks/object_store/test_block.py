@@ -80,25 +80,25 @@ def test_no_secret_is_shown() -> None:
 def test_what_cannot_be_used_is_refused_without_its_secrets(
     given: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(StoreError, match=said) as told:
+    with pytest.raises(StoreError, match=said) as raised:
         ObjectStore(**({"uri": "s3://bucket"} | given))
-    assert SECRET not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert SECRET not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_credentials_are_not_pickled(dump: Any) -> None:
-    with pytest.raises(StoreError, match="not pickled") as told:
+    with pytest.raises(StoreError, match="not pickled") as raised:
         dump(CREDENTIALS)
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(raised.value)
 
 
 def test_a_store_with_secrets_that_was_never_saved_stays_where_it_is() -> None:
     store = ObjectStore(uri="s3://bucket/a", **GIVEN)
     for use in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
-        with pytest.raises(StoreError, match="save this Image QA Store block first") as told:
+        with pytest.raises(StoreError, match="save this Image QA Store block first") as raised:
             use()
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(raised.value)
     other = store.at("s3://bucket/b")
     assert (other.uri, other.s3_credentials) == ("s3://bucket/b", CREDENTIALS)
 
@@ -187,9 +187,9 @@ def test_a_saved_block_that_someone_changed_is_not_used() -> None:
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("name", ["no-such-block", "", "a/b", "No Block"])
 def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
-    with pytest.raises(StoreError, match="there is no Image QA Store block named") as told:
+    with pytest.raises(StoreError, match="there is no Image QA Store block named") as raised:
         load_store(name)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_block_that_only_names_another_is_told(named: ObjectStore) -> None:
@@ -219,11 +219,11 @@ def test_a_check_tells_what_is_wrong_in_one_line(
     }
     ObjectStore(**given).check()
     store = ObjectStore(**(given | changed))
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as raised:
         store.check()
-    assert str(told.value).startswith(f"{store.uri}: cannot write: the {said}")
-    assert "\n" not in str(told.value)
-    assert SECRET not in str(told.value)
+    assert str(raised.value).startswith(f"{store.uri}: cannot write: the {said}")
+    assert "\n" not in str(raised.value)
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_a_check_tells_which_permission_is_missing(
     s3_proxy.set_rules([s3_error(403, "AccessDenied", method=method)])
     store = ObjectStore(uri=f"{s3}/denied", endpoint_url=s3_proxy.url)
     reason = "access denied; check the S3 credentials and the bucket's policy"
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as raised:
         store.check()
-    assert str(told.value) == f"{s3}/denied: cannot {action}: {reason}"
+    assert str(raised.value) == f"{s3}/denied: cannot {action}: {reason}"
 
 
 def test_a_folder_nobody_may_write_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = ObjectStore(uri=str(tmp_path / "file"))
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as raised:
         store.check()
-    assert str(told.value) == (
+    assert str(raised.value) == (
         f"{tmp_path / 'file'}: cannot write: a part of the path is a file, not a folder"
     )

@@ -122,12 +122,12 @@ def test_a_lasting_fault_is_told_in_time(
     act, _ = OPERATIONS[operation]
     proxy.set_rules([FAULTS[fault]])
     started = time.monotonic()
-    with pytest.raises(StoreUnavailableError) as told:
+    with pytest.raises(StoreUnavailableError) as raised:
         act(store)
     assert time.monotonic() - started < 4
     assert proxy.faults.total() <= (2 if fault == "hang" else 12)
-    assert "\n" not in str(told.value)
-    assert plain.uri in str(told.value)
+    assert "\n" not in str(raised.value)
+    assert plain.uri in str(raised.value)
     for name in {"x", "y"} & set(plain.list()):
         assert plain.read(name) in {OLD, NEW}
 
@@ -239,10 +239,10 @@ def test_what_the_server_refuses_is_told_at_once(
         lambda: store.check(),
     ]
     for use in uses:
-        with pytest.raises(kind, match=said) as told:
+        with pytest.raises(kind, match=said) as raised:
             use()
-        assert type(told.value) is kind
-        assert "\n" not in str(told.value)
+        assert type(raised.value) is kind
+        assert "\n" not in str(raised.value)
     assert proxy.faults.total() <= 3 * len(uses)
 
 
@@ -260,10 +260,10 @@ def test_a_server_that_is_no_s3_is_told(
     answer: Rule, store: ObjectStore, proxy: FaultProxy
 ) -> None:
     proxy.set_rules([answer])
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as raised:
         store.check()
-    assert not isinstance(told.value, ObjectMissingError)
-    assert "\n" not in str(told.value)
+    assert not isinstance(raised.value, ObjectMissingError)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

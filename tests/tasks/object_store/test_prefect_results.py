@@ -16,7 +16,7 @@ from prefect.serializers import (
     PickleSerializer,
     Serializer,
 )
-from prefect_imageqa.tasks.errors import RecordDamagedError, RecordRefusedError
+from prefect_imageqa.tasks.errors import RecordCorruptedError, RecordRefusedError
 from prefect_imageqa.tasks.object_store.prefect_results import RESULT_SERIALIZER, record_result
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 
@@ -85,9 +85,9 @@ def test_the_attack_would_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RecordRefusedError) as told:
+    with pytest.raises(RecordRefusedError) as raised:
         record_result(attacks(tmp_path / "victim")[name])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_record_is_damaged(data: bytes) -> None:
-    with pytest.raises(RecordDamagedError) as told:
+    with pytest.raises(RecordCorruptedError) as raised:
         record_result(data)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_record_cut_anywhere_is_damaged() -> None:
     whole = record('{"a": "ü"}')
     for end in range(len(whole)):
-        with pytest.raises(RecordDamagedError):
+        with pytest.raises(RecordCorruptedError):
             record_result(whole[:end])
 
 
@@ -131,7 +131,7 @@ def test_a_record_is_checked_where_it_is_read(tmp_path: Path) -> None:
     store.write_path("a", record())
     assert store.read_path("a") == record()
     store.write("b", b"x")
-    with pytest.raises(RecordDamagedError):
+    with pytest.raises(RecordCorruptedError):
         store.read_path("b")
 
 

@@ -128,7 +128,7 @@ FORMATS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ONE,
     ),
     "json-in-prose": ('Sure: {"question": "What is it?", "answer": "A cat."} Enjoy!', ONE),
-    "json-damaged": ('[{"q": "What is it?", "a": "A cat."}, {"q": "Where?", "a": }, oops', ONE),
+    "json-corrupted": ('[{"q": "What is it?", "a": "A cat."}, {"q": "Where?", "a": }, oops', ONE),
     "json-numbers": ('{"question": "What is it?", "answer": 3.10}', [("What is it?", "3.10")]),
     "json-true": ('{"question": "Red?", "answer": true}', [("Red?", "true")]),
     "json-after-answer-label": ('Answer:\n{"question": "What is it?", "answer": "A cat."}', ONE),

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from prefect_imageqa.tasks.errors import ObjectDamagedError
+from prefect_imageqa.tasks.errors import ObjectCorruptedError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.artifacts import (
@@ -202,7 +202,7 @@ def test_the_table_has_the_first_quarantined_rows(tmp_path: Path) -> None:
 def test_a_damaged_quarantine_is_named(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write("quarantine.jsonl", b"{broken\n")
-    with pytest.raises(ObjectDamagedError, match=r"quarantine\.jsonl is damaged"):
+    with pytest.raises(ObjectCorruptedError, match=r"quarantine\.jsonl is corrupted"):
         quarantine_table(store)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from prefect_imageqa.tasks.errors import ObjectDamagedError
+from prefect_imageqa.tasks.errors import ObjectCorruptedError
 from prefect_imageqa.tasks.exporting.export import QA_JSONL, QUARANTINE_JSONL, export_rows
 from prefect_imageqa.tasks.images.preparing import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -117,7 +117,7 @@ def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> li
             quarantined=quarantined,
             reader=reader,
             images=ImageSettings(),
-            base=open_dataset(run.told.dataset).base,
+            base=open_dataset(run.parameters.dataset).base,
         )
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_export_is_named(
 ) -> None:
     make_output(local, 5, every_fifth)
     local.write(name, content)
-    with pytest.raises(ObjectDamagedError, match=f"{name} is damaged"):
+    with pytest.raises(ObjectCorruptedError, match=f"{name} is corrupted"):
         sampled(local)
 
 
@@ -243,7 +243,7 @@ def test_a_row_that_is_damaged_is_told(
     make_output(local, 5, every_fifth)
     row = replace(outcome(1, None), **spoilt)
     write_part(local, PARTS, key(1000), [row], STARTED_AT + 1000)
-    with pytest.raises(ObjectDamagedError, match=r"damaged.*: (delete it, and )?run again"):
+    with pytest.raises(ObjectCorruptedError, match=r"corrupted.*: (delete it, and )?run again"):
         look(local)
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.errors import ObjectDamagedError, StoreError
+from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs import records as run_records
 from prefect_imageqa.tasks.runs.records import (
@@ -51,8 +51,8 @@ def test_what_is_written_is_read(local: ObjectStore, record_of: RecordOf) -> Non
     run = record_of(counts=counts, told=told, error="no \ud83d", **this_host())
     run.write(local)
     read = read_run(local, run_name(run.run))
-    assert read == run.model_copy(update={"told": read.told})
-    assert read.told.dataset == told["dataset"]
+    assert read == run.model_copy(update={"told": read.parameters})
+    assert read.parameters.dataset == told["dataset"]
     assert b"secret" not in local.read(run_name(run.run))
     open_output(local)
     with pytest.raises(StoreError, match="no run has completed here yet; the same command"):
@@ -99,7 +99,7 @@ def test_a_run_here_is_known_by_its_process(
     own = this_host()
     # One that has failed, and could not record that, is not at work any more.
     assert not record_of(**running, **own).is_live
-    monkeypatch.setattr(run_records, "AT_WORK", {record_of(**running).run})
+    monkeypatch.setattr(run_records, "ACTIVE_RUNS", {record_of(**running).run})
     assert record_of(**running, **own).is_live
     with subprocess.Popen(["sleep", "60"]) as other:
         host = process_of(other.pid, monkeypatch)
@@ -145,18 +145,18 @@ def test_what_is_no_record_is_told_or_passed_over(local: ObjectStore, record_of:
     good.write(local)
     for name, content in planted.items():
         local.write(run_name(name), content)
-        with pytest.raises(ObjectDamagedError) as raised:
+        with pytest.raises(ObjectCorruptedError) as raised:
             read_run(local, run_name(name))
         line = str(raised.value)
         assert line.startswith(f"{local.uri_of(run_name(name))} is not the record of a run (")
         assert line.endswith("): delete it")
         assert "\n" not in line
     write_manifest(local, {"run": "x"})
-    with pytest.raises(ObjectDamagedError, match="is not the record of a run"):
+    with pytest.raises(ObjectCorruptedError, match="is not the record of a run"):
         read_runs(local)
-    with pytest.raises(ObjectDamagedError, match=r"manifest\.json is not the record of a run"):
+    with pytest.raises(ObjectCorruptedError, match=r"manifest\.json is not the record of a run"):
         completed_run(local)
-    passed_over: list[ObjectDamagedError] = []
+    passed_over: list[ObjectCorruptedError] = []
     assert [run.run for run in read_runs(local, passed_over.append)] == ["good"]
     assert len(passed_over) == len(planted)
 

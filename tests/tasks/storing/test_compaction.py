@@ -208,14 +208,14 @@ def test_a_compaction_that_is_killed_loses_nothing(
 def test_what_is_damaged_or_gone_is_left_alone(local: ObjectStore) -> None:
     keys = many_parts(local)
     ledger = read(local)
-    damaged, gone, *_ = local.list()
-    local.write(damaged, b"damaged")
+    corrupted, gone, *_ = local.list()
+    local.write(corrupted, b"corrupted")
     local.remove(gone)
     assert compact(local, ledger, keys) == BATCHES - 2
-    assert local.read(damaged) == b"damaged"
-    with pytest.raises(StoreError, match=r"is damaged .*: delete it, and run again"):
+    assert local.read(corrupted) == b"corrupted"
+    with pytest.raises(StoreError, match=r"is corrupted .*: delete it, and run again"):
         read(local)
-    local.remove(damaged)
+    local.remove(corrupted)
     again = read(local)
     assert sum(outcome is None for outcome in again.outcomes(keys)) == 8
     assert len(again.batches) == BATCHES - 2  # what is left of these two is parsed again

@@ -10,7 +10,7 @@ from prefect_imageqa.tasks.prompting.keys import batch_key
 from prefect_imageqa.tasks.records import TRANSIENT, Answered, FinishedRow, Kind, Quarantined
 from prefect_imageqa.tasks.storing import compaction, key_index, stored_rows
 from prefect_imageqa.tasks.storing.compaction import compact
-from prefect_imageqa.tasks.storing.key_index import KeyIndex, Place, pack_keys
+from prefect_imageqa.tasks.storing.key_index import KeyIndex, Location, pack_keys
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger, LedgerCounts, RowStatus
 from prefect_imageqa.tasks.storing.store import write_part
@@ -305,11 +305,11 @@ def test_an_index_is_a_dict_in_which_the_highest_rank_counts(
 ) -> None:
     monkeypatch.setattr(key_index, "_FOLDED_AT", 7)
     random_ = random.Random(1)
-    index, expected = KeyIndex(), dict[bytes, Place]()
+    index, expected = KeyIndex(), dict[bytes, Location]()
     # Keys with zero bytes at either end, which numpy would strip from its strings.
     keys = [bytes([a, *bytes(13), b, c]) for a in (0, 1) for b in (0, 255) for c in range(30)]
     for number in range(2000):
-        key_, place = random_.choice(keys), Place(number % 5, number, random_.randrange(9))
+        key_, place = random_.choice(keys), Location(number % 5, number, random_.randrange(9))
         if key_ not in expected or expected[key_].rank <= place.rank:
             expected[key_] = place
         index.put(key_, place)

@@ -1,4 +1,4 @@
-"""Parts that are damaged, or planted by someone else, are named; they never crash a run."""
+"""Parts that are corrupted, or planted by someone else, are named; they never crash a run."""
 
 import base64
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect_imageqa.tasks.errors import ObjectDamagedError
+from prefect_imageqa.tasks.errors import ObjectCorruptedError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined
 from prefect_imageqa.tasks.storing.layout import PassFolder
@@ -72,8 +72,8 @@ def with_batches(batches: str) -> bytes:
     return data
 
 
-def check_named(store: ObjectStore, name: str, raised: ObjectDamagedError) -> None:
-    assert str(raised).startswith(f"{store.uri_of(name)} is damaged (")
+def check_named(store: ObjectStore, name: str, raised: ObjectCorruptedError) -> None:
+    assert str(raised).startswith(f"{store.uri_of(name)} is corrupted (")
     assert str(raised).endswith("delete it, and run again")
     assert "\n" not in str(raised)
 
@@ -111,7 +111,7 @@ FOUND_AT_ONCE: dict[str, bytes] = {
 def test_a_damaged_part_is_named_with_what_to_do(content: bytes, local: ObjectStore) -> None:
     name = write_part(local, PARTS, key(1000), ROWS)
     local.write(name, content)
-    with pytest.raises(ObjectDamagedError) as raised:
+    with pytest.raises(ObjectCorruptedError) as raised:
         Ledger.read(local, PARTS)
     check_named(local, name, raised.value)
     local.remove(name)
@@ -147,7 +147,7 @@ def test_damage_that_is_found_when_rows_are_read_is_named_as_well(
     name = write_part(local, PARTS, key(1000), ROWS)
     ledger = Ledger.read(local, PARTS)
     local.write(name, content)
-    with pytest.raises(ObjectDamagedError) as raised:
+    with pytest.raises(ObjectCorruptedError) as raised:
         list(ledger.outcomes([key(0), key(1)]))
     check_named(local, name, raised.value)
 
@@ -157,7 +157,7 @@ def test_a_part_that_is_cut_anywhere_is_damaged(local: ObjectStore) -> None:
     whole = local.read(name)
     for length in range(0, len(whole), 97):
         local.write(name, whole[:length])
-        with pytest.raises(ObjectDamagedError):
+        with pytest.raises(ObjectCorruptedError):
             Ledger.read(local, PARTS)
 
 

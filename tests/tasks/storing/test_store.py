@@ -135,7 +135,7 @@ def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:
     with pytest.raises(ObjectMissingError):
         read_keys(local, KEYS)
     local.write(KEYS, b"\0" * 17)
-    with pytest.raises(StoreError, match="c/d is damaged: delete it and run again"):
+    with pytest.raises(StoreError, match="c/d is corrupted: delete it and run again"):
         read_keys(local, KEYS)
 
 
