@@ -19,7 +19,7 @@ from throughput import draw_images, stub_server
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 IN_FLIGHT = 128
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 def write_dataset(folder: Path, images: list[Path], rows: int, slow: dict[int, float]) -> Path:
@@ -49,7 +49,7 @@ def run(url: str, dataset: Path, output: Path) -> tuple[float, float, list[int]]
         text=True,
     )
     while process.poll() is None:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         if seen or _requests(url) > before:
             seen.append(_requests(url) - before)
     wall = time.perf_counter() - started
@@ -81,7 +81,7 @@ def main() -> None:
             dataset = write_dataset(folder, images, rows, slow)
             seconds, wall, seen = run(url, dataset, folder / f"output-{number}")
             print(f"{name}: {rows} rows in {seconds:.1f} s, {wall:.1f} s wall", flush=True)
-            print(f"  requests after each {LOOK_SECONDS:g} s: {seen}", flush=True)
+            print(f"  requests after each {POLL_SECONDS:g} s: {seen}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loop of a pass: batches in flight, finished in the order in which they complete."""
+"""The loop of a pass: keeps batches in flight, and finishes each as soon as it completes."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -16,20 +16,20 @@ from .open_pass import OpenPass
 from .run import Run
 
 MAX_BATCHES = 64
-"""Batches in flight at most. One that only waits, for a slow row say, holds its rows in memory."""
+"""A batch in flight holds its rows in memory, even if it only waits for one slow row."""
 
 MAX_EMBEDDED_BYTES = 512 << 20
-"""Of images that the rows of these batches hold themselves: no further batch is started over it."""
+"""No batch is started while rows in flight hold more than this in embedded images."""
 
-PREFETCHED_PROMPTS = 2
-"""Pieces of the table that are prompted while earlier ones are asked."""
+PREFETCHED_CHUNKS = 2
+"""Chunks of rows that are turned into prompts ahead of the batches in flight."""
 
-LOOK_SECONDS = 0.05
-"""Between two looks whether the servers have nothing to do, while no batch completes."""
+POLL_SECONDS = 0.05
+"""How often to check whether the servers need another batch, while none completes."""
 
 Generate = Callable[[Batch], PrefectFuture[Any]]
 Step = dict[PrefectFuture[Any], Batch]
-"""What is under way, and of which batch."""
+"""Running tasks of one step, with their batches."""
 
 Store = Callable[[Batch, PrefectFuture[Any]], PrefectFuture[StoredBatch]]
 
@@ -38,32 +38,32 @@ def run_batches(
     batches: Iterator[Batch],
     generate: Generate,
     store: Store,
-    asked: OpenPass,
+    current: OpenPass,
     run: Run,
-    at_once: int = MAX_BATCHES,
+    max_batches: int = MAX_BATCHES,
 ) -> None:
-    """Finish all batches: generate, store and enter each of them.
+    """Take all batches through generate and store, and record them in the ledger.
 
-    A slow row holds nothing but its own batch: while that only waits, others take the free slots.
-    When one fails no further one is started, but those in flight are finished and stored. When the
-    run is stopped from outside, the replies that have come are stored.
+    A slow row delays only its own batch: while that waits, other batches use the free slots. After
+    an error no further batch is started, but those in flight are finished and stored. If the run is
+    stopped from outside, the replies received so far are stored.
 
     Args:
-        batches: taken one by one, as there is room for them.
-        generate: starts to ask about a batch; does not wait.
-        store: starts to parse and store the replies; does not wait.
-        asked: the pass that they are of.
-        run: what all passes share; its breaker stops a run in which too much fails.
-        at_once: batches in flight at most.
+        batches: consumed one by one, as there is room for another.
+        generate: submits the task that sends a batch to the model; does not wait for it.
+        store: submits the tasks that parse and store its replies; does not wait for them.
+        current: the pass they belong to.
+        run: the run; its circuit breaker stops it if too many rows fail.
+        max_batches: limit of batches in flight.
 
     Raises:
-        ImageQAError: what the first batch that failed says, or the table that they come from.
+        ImageQAError: the error of the first batch that failed, or of reading the table.
     """
     generating: Step = {}
     storing: Step = {}
     completed: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     error: ImageQAError | None = None
-    upcoming = True
+    more = True
 
     def follow(future: PrefectFuture[Any], batch: Batch, step: Step) -> None:
         step[future] = batch
@@ -71,9 +71,9 @@ def run_batches(
 
     try:
         while True:
-            # 1. Start batches as long as the servers would have nothing to do without them.
+            # 1. Start batches as long as the servers would soon be idle without them.
             in_flight = [*generating.values(), *storing.values()]
-            if upcoming and error is None and _has_room(in_flight, asked, run.client, at_once):
+            if more and error is None and _has_room(in_flight, current, run.client, max_batches):
                 try:
                     another = next(batches, None)
                 except ImageQAError as failed:
@@ -81,15 +81,15 @@ def run_batches(
                 if another is not None:
                     follow(generate(another), another, generating)
                     continue
-                upcoming = False
-            # 2. Take whichever completes first; there may be room for another before one does.
+                more = False
+            # 2. Take whichever task completes first. Until one does, check for room now and then.
             if not in_flight:
                 break
             try:
-                future = completed.get(timeout=LOOK_SECONDS if upcoming else None)
+                future = completed.get(timeout=POLL_SECONDS if more else None)
             except Empty:
                 continue
-            # 3. Store what was generated; enter what was stored.
+            # 3. A generated batch is stored, a stored batch is recorded.
             try:
                 if future in generating:
                     batch = generating.pop(future)
@@ -97,49 +97,50 @@ def run_batches(
                     follow(store(batch, future), batch, storing)
                 else:
                     batch = storing.pop(future)
-                    run.breaker.add(asked.enter(batch, future.result()))
+                    run.breaker.add(current.record(batch, future.result()))
             except ImageQAError as failed:
                 error = error or failed
                 lost = isinstance(failed, EndpointError | ServerError)
-                if lost and (saved := asked.answered_part(batch)) is not None:
-                    follow(generate(saved), saved, generating)
+                # Generating the part with replies sends no request: it only caches them.
+                if lost and (part := current.answered_part(batch)) is not None:
+                    follow(generate(part), part, generating)
     except BaseException:
         run.client.stop()
-        _save(generating, storing, generate, store, asked)
+        _store_replies(generating, storing, generate, store, current)
         raise
     if error is not None:
         raise error
 
 
 def _has_room(
-    in_flight: Collection[Batch], asked: OpenPass, client: ChatClient, at_once: int
+    in_flight: Collection[Batch], current: OpenPass, client: ChatClient, max_batches: int
 ) -> bool:
-    """Whether another batch should be started: the servers soon have slots that none can fill."""
+    """Whether to start another batch: soon the servers have slots that no row is ready for."""
     if not in_flight:
         return True
     unsent = sum(max(batch.unsent, 0) for batch in in_flight)
     busy = client.stats.in_flight + client.stats.queued
-    # Replies that are not stored yet would be lost in a crash: a slow store slows the asking.
-    unstored = sum(len(batch.prompts) for batch in in_flight if batch.is_answered)
-    # One batch is made ready ahead of the slots that become free.
-    most = client.max_in_flight + asked.batch_size
+    # A crash would lose replies that are not stored yet, so a slow store slows down generation.
+    unstored = sum(len(batch.prompts) for batch in in_flight if batch.has_all_replies)
+    # One batch is prepared ahead of the slots that become free.
+    limit = client.max_in_flight + current.batch_size
     embedded = sum(batch.embedded_bytes for batch in in_flight)
-    room = len(in_flight) < at_once and embedded < MAX_EMBEDDED_BYTES
-    return room and busy + unsent < most and unstored < most
+    room = len(in_flight) < max_batches and embedded < MAX_EMBEDDED_BYTES
+    return room and busy + unsent < limit and unstored < limit
 
 
-def _save(
-    generating: Step, storing: Step, generate: Generate, store: Store, asked: OpenPass
+def _store_replies(
+    generating: Step, storing: Step, generate: Generate, store: Store, current: OpenPass
 ) -> None:
-    """Store what has been answered, and ask nothing more: the next run goes on from there."""
+    """Store the replies received so far without sending requests, so that the next run resumes."""
     try:
-        answered = [asked.answered_part(batch) for batch in generating.values()]
-        saved = [(batch, generate(batch)) for batch in answered if batch is not None]
-        for batch, future in saved:
+        parts = [current.answered_part(batch) for batch in generating.values()]
+        generated = [(part, generate(part)) for part in parts if part is not None]
+        for part, future in generated:
             future.wait()
-            storing[store(batch, future)] = batch
+            storing[store(part, future)] = part
         for future, batch in storing.items():
-            asked.enter(batch, future.result())
-    except Exception as error:  # why the run is stopped is more important
+            current.record(batch, future.result())
+    except Exception as error:  # must not hide the reason why the run is stopped
         with suppress(Exception):
             get_run_logger().warning("some replies could not be stored: %s", error)

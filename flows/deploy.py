@@ -37,7 +37,7 @@ SHIPPED = files("prefect_imageqa") / "deployments"
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployResult:
     """What `deploy` has left on the server.
 
     Attributes:
@@ -53,7 +53,7 @@ class Deployed:
     has_worker: bool
 
 
-def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
+def deploy(pool: str, parameters: Mapping[str, str]) -> DeployResult:
     """Create or update the shipped deployments; parameters and schedules set in the UI stay.
 
     Args:
@@ -88,7 +88,7 @@ def deploy(pool: str, parameters: Mapping[str, str]) -> Deployed:
             if found.parameters != wanted:  # Prefect has filled in what looks like {{ this }}
                 client.update_deployment(found.id, DeploymentUpdate(parameters=wanted))
             pages[f"{FLOW}/{found.name}"] = url_for("deployment", found.id) or str(found.id)
-        return Deployed(created, pages, folder, has_worker(client, pool))
+        return DeployResult(created, pages, folder, has_worker(client, pool))
 
 
 def _check_parameters(parameters: Mapping[str, str]) -> None:

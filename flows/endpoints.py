@@ -19,7 +19,7 @@ from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 
-RETURN_SECONDS = 45.0
+RECONNECT_SECONDS = 45.0
 """How long a server that others run is waited for when it has gone."""
 
 
@@ -37,7 +37,7 @@ class Recover(Protocol):
 
 
 @dataclass(frozen=True)
-class AskedModel:
+class RunModel:
     """The model of a run.
 
     Attributes:
@@ -51,7 +51,7 @@ class AskedModel:
     recover: Recover
 
 
-def named_endpoint(
+def resolve_endpoint(
     endpoint: str | list[str] | VLLMEndpoint | None, model: str | None
 ) -> VLLMEndpoint | None:
     """The endpoint that is named; None where a server is to be started for the model.
@@ -74,12 +74,12 @@ def named_endpoint(
 
 
 @contextmanager
-def asked_model(
+def open_model(
     endpoint: str | list[str] | VLLMEndpoint | None,
     model: str | None,
     max_in_flight: int,
     loop: BackgroundLoop | None = None,
-) -> Iterator[AskedModel]:
+) -> Iterator[RunModel]:
     """The model to ask, checked; its server is started where the run has none, and stopped after.
 
     Raises:
@@ -87,7 +87,7 @@ def asked_model(
         ServerError: the model's server could not be started.
     """
     revision, server = "", None
-    block = named_endpoint(endpoint, model)
+    block = resolve_endpoint(endpoint, model)
     with ExitStack() as stack:
         if block is None:
             model = str(model)
@@ -104,7 +104,7 @@ def asked_model(
         if server is not None:
             recover = Recovery(server, lambda: client.stats.completions).recover
         try:
-            yield AskedModel(client, revision, recover)
+            yield RunModel(client, revision, recover)
         except EndpointError:
             if server is not None:
                 server.check()  # a server of our own that died says why, with the end of its log
@@ -118,10 +118,10 @@ class _Return:
     client: ChatClient
 
     def __call__(self, *, expected: bool = False) -> None:  # noqa: ARG002
-        if not self.client.wait_until_up(RETURN_SECONDS):
+        if not self.client.wait_until_up(RECONNECT_SECONDS):
             urls = ", ".join(map(safe_url, self.client.endpoint.urls))
             raise EndpointError(
-                f"{urls}: no server has answered for {RETURN_SECONDS:.0f} s; when one is back, "
+                f"{urls}: no server has answered for {RECONNECT_SECONDS:.0f} s; when one is back, "
                 "the same command goes on from here"
             )
 

@@ -1,7 +1,15 @@
-"""The flow: load -> prompt -> generate -> parse -> store -> export. Read it from top to bottom.
+"""The flow. The path of a row, from the dataset to the exports:
 
-What a run holds open is in `run`, the loop that keeps the servers busy in `batches`. `quote` and
-`opaque` hand a task its input as it is, unsearched for futures.
+1. `load_dataset` opens the table; `prompt_rows` renders each row as a prompt, with a row key.
+2. `OpenPass.batches` skips rows that are finished according to the ledger, and batches the others.
+3. `run_batches` keeps the servers busy: generate_batch -> parse_batch -> store_batch -> ledger.
+4. `export_rows` reads the table again and joins it with the stored rows.
+
+A row that fails at any step is quarantined: stored and exported with the reason. Retries of
+- a single request are up to the client, which sends it again if the failure may be transient;
+- a batch whose server is lost, up to `generate_batch`: a Prefect task with retries that sends only
+  the rows without a reply, and finds the rows that crash the server;
+- a quarantined row, up to the next run: `Ledger.status` makes transient failures pending again.
 """
 
 from collections.abc import Iterator
@@ -35,7 +43,7 @@ from ..tasks.runs.parameters import (
 )
 from ..tasks.runs.passes import pairs_pass
 from ..tasks.storing.store import StoredBatch, store_batch
-from .batches import MAX_BATCHES, PREFETCHED_PROMPTS, run_batches
+from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
 from .open_pass import OpenPass
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, publish
@@ -47,9 +55,9 @@ from .summary import RunSummary
     name="image-qa",
     flow_run_name=run_name,
     description="Question-answer pairs about the images of a table, from a running vLLM server.",
-    # Generating, parsing and storing a batch may hold a thread each.
-    task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_PROMPTS + 1),
-    persist_result=False,  # it would be pickled
+    # Each batch in flight may hold three threads: it is generated, parsed and stored.
+    task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_CHUNKS + 1),
+    persist_result=False,  # the summary would be pickled
 )
 def image_qa(
     dataset: DatasetLike,
@@ -71,68 +79,70 @@ def image_qa(
     images: Images = Images(),  # noqa: B008
     exports: Exports = Exports(),  # noqa: B008
 ) -> RunSummary:
-    """Ask a vLLM server for question-answer pairs about every row's images.
+    """Ask a vLLM server for question-answer pairs about the images of every row.
 
-    The same call can be repeated at any time, and means "finish what is missing": rows that are
-    answered under `output` are not asked again. A row that cannot be answered is quarantined with
-    the reason.
+    Call it again with the same arguments at any time to finish what is missing: rows that already
+    have an answer under `output` are not sent again. A row that cannot be answered is quarantined
+    with the reason.
 
     Args:
-        dataset: Table with images (JSON, JSON lines or CSV, also compressed; Parquet), or a folder
-            or glob of images: a local path or s3://bucket/qas.json; from Python also a pandas
+        dataset: Table with images (JSON, JSON Lines or CSV, optionally compressed; Parquet), or a
+            folder or glob of images: a local path or s3://bucket/qas.json; in Python also a pandas
             DataFrame.
-        output: Local path or s3://bucket/prefix under which the run keeps everything.
-        endpoint: URL of a running vLLM server, or several with spaces between, or the name of a
-            saved vLLM Endpoint block. Without it a server is started for the model named below.
-        prompt_style: How a row becomes messages.
-        pairs_per_image: QA pairs to ask for where neither the row nor the user prompt says what.
-        max_rows: Only so many of the first rows, for a first look.
-        system_prompt: Said before every conversation.
-        user_prompt: Asked where a row has no conversation; by default, for the number of pairs.
-        model: Name the server serves the model under, where it serves several; without an
-            endpoint, the path or hub name of the model to serve.
-        model_revision: Tells versions of a model apart that are served under one name.
-        store: Name of a saved Image QA Store block whose credentials, and nothing else of it, are
-            used for every s3:// URI; by default the AWS environment, profile or role.
+        output: Local path or s3://bucket/prefix where the run stores everything.
+        endpoint: URL of a running vLLM server, several URLs separated by spaces, or the name of a
+            saved vLLM Endpoint block. Without it, a server is started for the model given below.
+        prompt_style: How a row is turned into messages.
+        pairs_per_image: QA pairs to ask for if neither the row nor the user prompt says how many.
+        max_rows: Process only the first rows, for a quick preview.
+        system_prompt: System message of every conversation.
+        user_prompt: User message of rows without a conversation; asks for the pairs by default.
+        model: Name the model is served under, if the server has several; without an endpoint, the
+            path or Hub name of the model to serve.
+        model_revision: Distinguishes versions of a model that are served under the same name.
+        store: Name of a saved Image QA Store block whose credentials (nothing else of it) are used
+            for every s3:// URI; by default the AWS environment, profile or role.
         sampling: How the model samples.
-        limits: How much is done at once, and when to stop.
+        limits: How much runs concurrently, and when to stop.
         columns: Which columns of the dataset are read and written.
         parsing: How the model's replies are parsed.
-        caching: What is taken from earlier runs.
-        images: Where images may come from, and how large they are sent.
-        exports: Which files are written besides.
+        caching: What is reused from earlier runs.
+        images: Where images may come from, and the size they are sent at.
+        exports: Which additional files are written.
 
     Raises:
         DatasetError: the dataset cannot be used.
-        EndpointError: a server is unreachable, refuses the key or does not serve the model.
+        EndpointError: a server is unreachable, rejects the key or does not serve the model.
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
     parameters = RunParameters(**locals())
-    pairs = pairs_pass(parameters)
+    definition = pairs_pass(parameters)
     with open_run(parameters) as run:
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
-        main = run.start(table, pairs)  # its server is there, and what is stored is known
-        answer_rows(run, main, table.rows())
+        # Waits for the output and the server, and reads which rows are finished.
+        pairs = run.start(table, definition)
+        answer_rows(run, pairs, table.rows())
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,
-            quote(main.ledger),
-            quote(table.rows()),  # once more, to be joined with the answers
-            quote(main.keys),
+            quote(pairs.ledger),
+            quote(table.rows()),  # read again: rows are never all in memory
+            quote(pairs.keys),
             columns,
-            unchanged=run.is_unchanged,
+            unchanged=run.dataset_unchanged,
             json_array=exports.json_array,
         )
-        summary = run.complete(main, counts)
-        publish(summary, run.output, table, main, model=run.model)
+        summary = run.complete(pairs, counts)
+        publish(summary, run.output, table, pairs, model=run.model)
     return summary
 
 
 def answer_rows(run: Run, current: OpenPass, rows: Iterator[Row]) -> None:
-    """One pass: rows -> prompts -> batches of the pending ones -> replies -> parsed -> stored."""
+    """One pass over rows: prompt them, batch the pending ones, generate, parse and store."""
+    # `quote` and `opaque` keep Prefect from searching a task's rows and images for futures.
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
         return current.generate.submit(quote(batch), quote(run.client), quote(current.generation))
@@ -141,9 +151,9 @@ def answer_rows(run: Run, current: OpenPass, rows: Iterator[Row]) -> None:
         parsed = parse_batch.submit(quote(batch), opaque(replies), quote(current.parsing))
         return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), current.parts)
 
-    pieces = chunks(rows, current.batch_size)
-    prompting = (prompt_rows.submit(quote(piece), quote(current.prompting)) for piece in pieces)
-    batches = current.batches(prefetch_results(prompting, PREFETCHED_PROMPTS))
+    row_chunks = chunks(rows, current.batch_size)
+    prompting = (prompt_rows.submit(quote(some), quote(current.prompting)) for some in row_chunks)
+    batches = current.batches(prefetch_results(prompting, PREFETCHED_CHUNKS))
     run_batches(batches, generate, store, current, run)
-    # Rows that may kill the server come last, while nothing else is asked.
-    run_batches(current.suspect_batches(), generate, store, current, run, at_once=1)
+    # Rows that may crash the server come last, so that a crash disturbs no other requests.
+    run_batches(current.suspect_batches(), generate, store, current, run, max_batches=1)

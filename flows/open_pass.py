@@ -1,4 +1,4 @@
-"""A pass in progress: which rows are pending, their batches, and what has become of them."""
+"""A pass in progress: which rows are pending, their batches, and their results so far."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,10 @@ from prefect import get_run_logger
 from prefect.tasks import Task
 
 from ..tasks.errors import StoreError
+from ..tasks.generating.batching import make_batch
 from ..tasks.generating.requests import GenerationSettings
 from ..tasks.parsing.parse import ParseSettings
-from ..tasks.prompting.keys import KeyList, batch_key
+from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.records import Batch, FinishedRow, Kind, Prompt, Quarantined
 from ..tasks.runs.records import RunCounts
@@ -22,19 +23,19 @@ from .progress import RunProgress
 
 @dataclass
 class OpenPass:
-    """What the steps of a pass are given, and what is known of its rows.
+    """The settings of each step of a pass, and the state of its rows.
 
     Attributes:
         generate: the task `generate_batch`, with its cache.
-        prompting: how rows become prompts.
-        generation: how they are sent.
+        prompting: how rows are turned into prompts.
+        generation: how prompts are sent.
         parsing: how replies are parsed.
         ledger: which rows are finished.
-        progress: counts what is done.
-        batch_size: rows of a batch.
-        cache_buster: makes all batches new; empty means that stored completions are used.
-        keys: of the rows so far, in the order of the table.
-        suspects: rows that the server was lost with.
+        progress: counts of the pass.
+        batch_size: rows per batch.
+        cache_buster: goes into all batch keys; if empty, stored completions are reused.
+        keys: keys of the rows read so far, in the order of the table.
+        suspects: rows that may have crashed the server.
     """
 
     generate: Task[..., Any]
@@ -58,28 +59,29 @@ class OpenPass:
         return self._batches(self._pending(prompts))
 
     def suspect_batches(self) -> Iterator[Batch]:
-        """Batches of the rows that may kill the server; nothing else must be asked meanwhile."""
+        """Batches of the rows that may crash the server; run them one at a time, after the rest."""
         if self.suspects:
             get_run_logger().warning(
-                "the server was lost with %s rows: they are asked again, in halves",
+                "the server was lost while working on %s rows: retrying these by bisection",
                 len(self.suspects),
             )
         suspects, self.suspects = self.suspects, []
         return self._batches(iter(suspects), isolated=True)
 
     def answered_part(self, batch: Batch) -> Batch | None:
-        """The rows of a batch that were answered before it failed or was stopped, as a batch."""
+        """A batch of only those rows that have a reply; None where no row has one."""
         answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
         if not answered:
             return None
-        saved = self._batch(answered, batch.isolated)
-        saved.replies.update(batch.replies)
-        return saved
+        part = self._batch(answered, batch.isolated)
+        part.replies.update(batch.replies)
+        return part
 
-    def enter(self, batch: Batch, stored: StoredBatch) -> list[FinishedRow]:
-        """Enter a finished batch in the ledger; returns its rows, less those that are set aside.
+    def record(self, batch: Batch, stored: StoredBatch) -> list[FinishedRow]:
+        """Enter a stored batch in the ledger; returns its rows without those that are deferred.
 
-        Rows that the server was lost with are only suspected, and asked again alone.
+        Deferred are rows that the server was lost with: one of them may have crashed it, so they
+        are sent again in isolation.
         """
         rows = stored.parsed.rows
         self.ledger.add(stored.part, rows, stored.parsed.time)
@@ -89,34 +91,34 @@ class OpenPass:
         failed = sum(isinstance(row, Quarantined) for row in finished)
         self.progress.ok += len(finished) - failed
         self.progress.quarantined += failed
-        told = f"{len(finished) - failed} answered, {failed} quarantined"
+        outcome = f"{len(finished) - failed} answered, {failed} quarantined"
         if crashed:
-            told += f", {len(crashed)} set aside"
-        get_run_logger().info("batch %s: %s; %s", batch.number, told, self.progress)
+            outcome += f", {len(crashed)} deferred"
+        get_run_logger().info("batch %s: %s; %s", batch.number, outcome, self.progress)
         return finished
 
     def counts(self) -> RunCounts:
-        """What has become of the rows of the table so far, as it is stored, and what it took.
+        """Stored results of the rows read so far, and the requests and time they took.
 
         Raises:
-            StoreError: some are neither answered nor quarantined.
+            StoreError: some rows are neither answered nor quarantined.
         """
         stored = self.ledger.counts(self.keys)
         if stored.missing:
             raise StoreError(
                 f"{stored.missing} of {len(self.keys)} rows are neither answered nor quarantined: "
-                "run it again"
+                "run again to finish them"
             )
-        found = {
+        results = {
             "rows": len(self.keys),
             "ok": stored.answered,
             "quarantined": stored.quarantined,
             "reasons": {kind.value: count for kind, count in stored.reasons.items()},
         }
-        return RunCounts(**{**self.progress.counts().model_dump(), **found})
+        return RunCounts(**{**self.progress.counts().model_dump(), **results})
 
     def _pending(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-        """The rows that are not finished yet; one that stands twice in the table is asked once."""
+        """The rows that are not finished yet; a duplicate of a row is skipped."""
         for prompt in prompts:
             self.keys.append(prompt.key)
             match status := self.ledger.status(prompt.key):
@@ -125,7 +127,7 @@ class OpenPass:
                 case RowStatus.SUSPECT:
                     self.suspects.append(prompt)
                 case _:
-                    self.progress.add_known(status)
+                    self.progress.add_skipped(status)
 
     def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
         while some := tuple(islice(prompts, self.batch_size)):
@@ -136,10 +138,12 @@ class OpenPass:
 
     def _batch(self, prompts: Sequence[Prompt], isolated: bool) -> Batch:
         self.progress.batches += 1
-        attempts = tuple(self.ledger.attempt(prompt.key) for prompt in prompts)
-        key = batch_key([prompt.key for prompt in prompts], attempts, self.cache_buster)
-        return Batch(
-            self.progress.batches, key, tuple(prompts), attempts, self.cache_buster, isolated
+        return make_batch(
+            self.progress.batches,
+            prompts,
+            [self.ledger.attempt(prompt.key) for prompt in prompts],
+            cache_buster=self.cache_buster,
+            isolated=isolated,
         )
 
 

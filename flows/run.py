@@ -1,7 +1,4 @@
-"""What a run holds open: endpoint, output, ledger, image reader and its record.
-
-All of it is opened and closed here, in one place.
-"""
+"""The resources of a run, opened and closed here: endpoint, output, ledger, image reader, record."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +13,7 @@ from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
 from ..tasks.exporting.status import EXPORTS
-from ..tasks.generating.batch_cache import batch_cache
+from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
 from ..tasks.generating.requests import GenerationSettings
 from ..tasks.images.file_digests import FileDigests
@@ -38,30 +35,30 @@ from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .circuit_breaker import CircuitBreaker
-from .endpoints import AskedModel, asked_model, named_endpoint
+from .endpoints import RunModel, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import progress_shown
-from .run_record import LiveRecord, new_record
+from .run_record import OutputLease, new_record
 from .summary import RunSummary
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)
-"""What a run replaces in its output."""
+"""Files that a run overwrites in its output."""
 
 
 @contextmanager
 def open_run(parameters: RunParameters) -> Iterator["Run"]:
-    """Open the output and what reads images; `Run.start` opens the rest. All is closed at the end.
+    """Open the output and the image reader; `Run.start` opens the rest. All are closed on exit.
 
     Raises:
-        PrefectServerError: a block is named, and no Prefect server answers.
-        StoreError: a URI is of another kind, there is no such block, or the output has another
-            layout or cannot be read.
+        PrefectServerError: a block is named, but no Prefect server answers.
+        StoreError: a URI has an unsupported scheme, there is no such block, or the output has
+            another layout or cannot be read.
     """
     with ExitStack() as stack:
-        output = store_at(parameters.output, parameters.store)
-        if read_manifest(output) is not None:  # another layout is told before anything is done
+        output = open_store(parameters.output, parameters.store)
+        if read_manifest(output) is not None:  # fail early if it has another layout
             last_completed(output)
         loop = BackgroundLoop()
         stack.callback(loop.close)
@@ -78,15 +75,15 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
 
 
 class Run:
-    """What the steps of a run share.
+    """The resources that the steps of a run share.
 
     Attributes:
-        told: the run's parameters.
-        output: where everything is kept.
+        parameters: the parameters of `image_qa`.
+        output: store of all results.
         reader: reads the images.
-        progress: counts what is done.
-        breaker: stops the run if too much fails.
-        credentials: who to be on S3, also for dataset and images; None: the environment says.
+        progress: counts of the run.
+        breaker: stops the run if too many rows fail.
+        credentials: of S3, also for dataset and images; None for those of the environment.
     """
 
     def __init__(
@@ -109,13 +106,13 @@ class Run:
 
     @property
     def client(self) -> ChatClient:
-        """Asks the model."""
-        return self._asked.client
+        """The client of the model."""
+        return self._model.client
 
     @property
     def model(self) -> str:
         """The name the model is served under."""
-        return self._asked.client.model
+        return self._model.client.model
 
     def start(self, table: Dataset, main: Pass) -> OpenPass:
         """Wait for the output, find or start the model's server, and open the run's main pass.
@@ -126,153 +123,155 @@ class Run:
             ServerError: the model's server could not be started.
             StoreError: the output cannot be read or written.
         """
-        told = self.parameters
-        endpoint = named_endpoint(told.endpoint or None, told.model or None)
+        parameters = self.parameters
+        endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
         self._check_own_files(table)
-        if endpoint is not None:  # a mistake is told before anything is written
-            self._find_model(endpoint)
-        record = new_record(self._id, told, table.name, main)
-        self._record = LiveRecord(self.output, record, self.progress)
-        self._stack.enter_context(self._record.kept(wait=told.limits.wait))
-        self._table, self._version = table, table.version()  # it may have changed meanwhile
-        if endpoint is None:  # a server of the run's own is not started only to wait
-            self._find_model(None)
+        if endpoint is not None:  # fail before anything is written
+            self._open_model(endpoint)
+        record = new_record(self._id, parameters, table.name, main)
+        self._lease = OutputLease(self.output, record, self.progress)
+        self._stack.enter_context(self._lease.acquire(wait=parameters.limits.wait))
+        self._table, self._version = table, table.version()  # may have changed while waiting
+        if endpoint is None:  # do not load a model only to wait for the output
+            self._open_model(None)
         self.progress.begin(self.client.stats, table.count)
-        self.keys_name = self._record.describe(told, main, self._spec(main))
+        self._keys_name = self._lease.record_model(parameters, main, self._spec(main))
         self._stack.enter_context(progress_shown(self.output, table, self.progress))
         return self.open_pass(main, table.base, self.progress)
 
-    def _find_model(self, endpoint: VLLMEndpoint | None) -> None:
-        model, at_once = self.parameters.model or None, self.parameters.limits.max_in_flight
-        asked = asked_model(endpoint, model, at_once, self._loop)
-        self._asked: AskedModel = self._stack.enter_context(asked)
+    def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
+        name, max_in_flight = self.parameters.model or None, self.parameters.limits.max_in_flight
+        model = open_model(endpoint, name, max_in_flight, self._loop)
+        self._model: RunModel = self._stack.enter_context(model)
 
-    def is_unchanged(self) -> bool:
-        """Whether the table is the one that the run has read.
+    def dataset_unchanged(self) -> bool:
+        """Whether the dataset is still the version that the run has read.
 
         Raises:
-            DatasetError: a file's store cannot be asked.
+            DatasetError: the store of a file does not answer.
         """
         return self._table.version() == self._version
 
     def open_pass(
-        self, asked: Pass, base: ImageBase, progress: RunProgress | None = None
+        self, definition: Pass, base: ImageBase, progress: RunProgress | None = None
     ) -> OpenPass:
-        """Read which rows of a pass are finished; completions that were never parsed are parsed.
+        """Read which rows of a pass are finished, and parse completions that were never parsed.
 
         Args:
-            asked: the pass.
-            base: what relative image paths of its rows are tried against.
-            progress: where it counts; by default on its own.
+            definition: the pass.
+            base: where relative image paths of its rows are resolved.
+            progress: counts of the pass; new ones by default.
 
         Raises:
             StoreError: the output cannot be read or written.
         """
         if progress is None:
-            self.progress.end()  # what the client does from now on is of another pass
+            self.progress.end()  # requests from now on belong to another pass
             progress = RunProgress()
             progress.begin(self.client.stats, None)
-        told, folder = self.parameters, PassFolder(asked.name)
-        images = told.images.settings
-        completions = self.output.at(
-            told.caching.cache or f"{self.output.uri}/{folder.completions}"
-        )
+        parameters, folder = self.parameters, PassFolder(definition.name)
+        images, caching = parameters.images.settings, parameters.caching
+        completions = self.output.at(caching.cache or f"{self.output.uri}/{folder.completions}")
         ledger = Ledger.read(
             self.output,
-            folder.parts(asked.parsing.label),
-            retry_quarantined=told.caching.retry_quarantined,
-            refresh=told.caching.refresh,
+            folder.parts(definition.parsing.label),
+            retry_quarantined=caching.retry_quarantined,
+            refresh=caching.refresh,
         )
-        if unparsed := sorted(self._asked_before(completions, folder, ledger) - ledger.batches):
-            adopted = reparse_completions(
-                completions, unparsed, quote(self.output), quote(ledger), quote(asked.parsing)
+        if unparsed := sorted(self._cached_batches(completions, folder, ledger) - ledger.batches):
+            parsed = reparse_completions(
+                completions, unparsed, quote(self.output), quote(ledger), quote(definition.parsing)
             )
-            get_run_logger().info("%s batches were stored but not parsed: they are now", adopted)
+            get_run_logger().info("parsed %s cached batches that had not been parsed", parsed)
         return OpenPass(
             generate=generate_batch.with_options(**batch_cache(completions)),
             prompting=PromptSettings(
-                asked.image_key,
-                asked.conversation_key,
                 base,
-                asked.style,
-                asked.system_prompt,
-                asked.user_prompt,
-                images,
-                self._spec(asked),
                 self.reader,
+                self._spec(definition),
+                style=definition.style,
+                system_prompt=definition.system_prompt,
+                user_prompt=definition.user_prompt,
+                image_key=definition.image_key,
+                conversation_key=definition.conversation_key,
+                limits=images,
             ),
-            generation=GenerationSettings(images, asked.sampling, self.reader, self._asked.recover),
-            parsing=asked.parsing,
+            generation=GenerationSettings(self.reader, definition.sampling, images, self._model.recover),
+            parsing=definition.parsing,
             ledger=ledger,
             progress=progress,
-            batch_size=told.limits.batch_size,
-            cache_buster=self._id if told.caching.refresh else "",
+            batch_size=parameters.limits.batch_size,
+            cache_buster=self._id if caching.refresh else "",
         )
 
-    def complete(self, asked: OpenPass, exported: RunCounts) -> RunSummary:
-        """Tidy the output up, and record that the run is complete.
+    def complete(self, main: OpenPass, exported: RunCounts) -> RunSummary:
+        """Compact the output, and record that the run is complete.
 
         Raises:
             StoreError: the output cannot be written.
         """
-        compact(self.output, asked.ledger, asked.keys)
-        write_keys(self.output, self.keys_name, asked.keys)
-        counts = asked.counts()
+        compact(self.output, main.ledger, main.keys)
+        write_keys(self.output, self._keys_name, main.keys)
+        counts = main.counts()
         if (counts.ok, counts.quarantined) != (exported.ok, exported.quarantined):
-            raise StoreError(f"{self.output.uri}: the exports are not what is stored: run it again")
-        found = {**counts.model_dump(), "pairs": exported.pairs}
-        summary = RunSummary(**found, output=self.output.uri, store=self.output.credentials)
-        self._record.complete(summary)
+            raise StoreError(
+                f"{self.output.uri}: the exports do not match the stored rows: run again to replace "
+                "them"
+            )
+        results = {**counts.model_dump(), "pairs": exported.pairs}
+        summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
+        self._lease.complete(summary)
         return summary
 
     def _check_own_files(self, table: Dataset) -> None:
-        """Replace no file that a run has not written, least of all the dataset."""
+        """Refuse to overwrite files that no run has written, above all the dataset itself."""
         own = [self.output.uri_of(name) for name in OWN_FILES]
-        if taken := [uri for uri in own if uri in table.sources]:
+        if sources := [uri for uri in own if uri in table.sources]:
             raise StoreError(
-                f"{taken[0]} is the dataset, and would be replaced: choose another output"
+                f"{sources[0]} is the dataset and would be overwritten: choose another output"
             )
         if read_manifest(self.output) is None:
             for name in filter(self.output.exists, OWN_FILES):
                 raise StoreError(
-                    f"{self.output.uri_of(name)} is there already, and no run has written it: "
+                    f"{self.output.uri_of(name)} already exists and was not written by a run: "
                     "choose another output"
                 )
 
-    def _spec(self, asked: Pass) -> RequestSpec:
+    def _spec(self, definition: Pass) -> RequestSpec:
         return RequestSpec(
             model=self.model,
-            model_revision=self.parameters.model_revision or self._asked.revision,
-            sampling=asked.sampling,
+            model_revision=self.parameters.model_revision or self._model.revision,
+            sampling=definition.sampling,
             images=self.parameters.images.settings.model_dump(mode="json"),
-            prompt=asked.style_name,
+            prompt=definition.style_name,
         )
 
-    def _asked_before(
+    def _cached_batches(
         self, completions: ObjectStore, folder: PassFolder, ledger: Ledger
     ) -> set[str]:
-        """Batches of this output whose completions may be stored."""
+        """Keys of batches of this output whose completions may be in the cache."""
         if not self.parameters.caching.cache:
             return set(completions.list())
-        # Of a shared cache only what this output has asked for, told by what other parsers left.
-        asked: set[str] = set()
+        # A shared cache also has batches of other outputs: take those that this output has parts
+        # of, written by other parsers.
+        batches: set[str] = set()
         for other in {folder.parts(label) for label in parser_labels(self.output, folder)}:
             try:
                 if other != ledger.folder:
-                    asked |= Ledger.read(self.output, other).batches
+                    batches |= Ledger.read(self.output, other).batches
             except ObjectCorruptedError as error:
-                get_run_logger().warning("%s", error)  # nothing of it is needed
-        return asked
+                get_run_logger().warning("%s", error)  # those batches are generated again
+        return batches
 
 
-def store_at(uri: str, access: str | ObjectStore | None) -> ObjectStore:
-    """The store of a URI, with the credentials of a saved block, or its name.
+def open_store(uri: str, block: str | ObjectStore | None) -> ObjectStore:
+    """The store at a URI, with the credentials of a block, given as itself or by name.
 
     Raises:
-        PrefectServerError: a block is named, and no Prefect server answers.
-        StoreError: the URI is of another kind, or there is no such block.
+        PrefectServerError: a block is named, but no Prefect server answers.
+        StoreError: the URI has an unsupported scheme, or there is no such block.
     """
-    if isinstance(access, str) and access:
+    if isinstance(block, str) and block:
         check_server()
-        access = load_store(access)
-    return access.at(uri) if isinstance(access, ObjectStore) else ObjectStore(uri=uri)
+        block = load_store(block)
+    return block.at(uri) if isinstance(block, ObjectStore) else ObjectStore(uri=uri)

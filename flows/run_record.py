@@ -35,14 +35,14 @@ from .summary import RunSummary
 
 HEARTBEAT_SECONDS = 10.0
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Between two looks whether the run that writes to the output is done."""
 
-TOLD_SECONDS = 60.0
+WAIT_LOG_SECONDS = 60.0
 """How often it is said again what is waited for."""
 
 
-class LiveRecord:
+class OutputLease:
     """`runs/<id>.json` while the run goes on, and `manifest.json` when it is complete.
 
     Args:
@@ -171,7 +171,7 @@ class LiveRecord:
                     f"{self._store.uri}: {run} is writing there; wait until it is done, or choose "
                     "another output"
                 )
-            if time.monotonic() - told > TOLD_SECONDS:
+            if time.monotonic() - told > WAIT_LOG_SECONDS:
                 told = time.monotonic()
                 self._logger.warning(
                     "waiting until %s is done, which is writing to %s; `--no-wait` "
@@ -179,7 +179,7 @@ class LiveRecord:
                     run,
                     self._store.uri,
                 )
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _double(self) -> RunRecord | None:
         """This very run, at work in another process: Prefect took it for dead, and it is not."""

@@ -1,28 +1,39 @@
-"""The steps of a run, one room a step; here are the five tasks that a flow is composed of.
+"""The steps of a run, one room a step. These are the tasks to compose a flow of your own from.
 
-`docs/compose.md` shows a flow of your own. Each is imported on first use.
+docs/compose.md has an example. Each name is imported on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generating import GenerationSettings as GenerationSettings
+    from .generating import batch_cache as batch_cache
     from .generating import generate_batch as generate_batch
+    from .generating import make_batches as make_batches
+    from .images import ImageReader as ImageReader
     from .loading import load_dataset as load_dataset
     from .parsing import parse_batch as parse_batch
+    from .prompting import PromptSettings as PromptSettings
+    from .prompting import RequestSpec as RequestSpec
     from .prompting import prompt_rows as prompt_rows
     from .storing import store_batch as store_batch
 
 _ROOMS = {
-    "load_dataset": ".loading",
-    "prompt_rows": ".prompting",
+    "GenerationSettings": ".generating",
+    "batch_cache": ".generating",
     "generate_batch": ".generating",
+    "make_batches": ".generating",
+    "ImageReader": ".images",
+    "load_dataset": ".loading",
     "parse_batch": ".parsing",
+    "PromptSettings": ".prompting",
+    "RequestSpec": ".prompting",
+    "prompt_rows": ".prompting",
     "store_batch": ".storing",
 }
 
 __all__ = sorted(_ROOMS)
-
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..serving.endpoint import safe_url
 
-_LONGEST_NAME = 60
+_MAX_NAME_LENGTH = 60
 
 
 def short_name(place: Any) -> str:
@@ -20,4 +20,4 @@ def short_name(place: Any) -> str:
     parts = [part for part in path.replace("\\", "/").split("/") if part.strip()] or ["dataset"]
     count = 2 if "*" in parts[-1] else 1
     name = "".join(char if char.isprintable() else "_" for char in "/".join(parts[-count:]))
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"

@@ -157,7 +157,7 @@ class Batch:
         return f"{self.number}"
 
     @property
-    def is_answered(self) -> bool:
+    def has_all_replies(self) -> bool:
         """Whether it is known of each row what came of asking."""
         return len(self.replies) >= len(self.prompts)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
-    from ..deploy import Deployed
+    from ..deploy import DeployResult
 
 deployments = App()
 """Commands that `cli` takes over."""
@@ -63,7 +63,7 @@ def deploy(
     return 0
 
 
-def _told(pool: str, deployed: "Deployed") -> Iterator[str]:
+def _told(pool: str, deployed: "DeployResult") -> Iterator[str]:
     """What was done, and the command that comes next."""
     yield f"work pool {pool!r}: {'created' if deployed.created_pool else 'is there'}"
     for name, page in deployed.pages.items():

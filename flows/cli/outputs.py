@@ -112,9 +112,9 @@ def clean(
 
 
 def _open(output: str, store: str | None) -> "ObjectStore":
-    from ..run import store_at
+    from ..run import open_store
 
-    return store_at(output, store)
+    return open_store(output, store)
 
 
 @contextmanager

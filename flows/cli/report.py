@@ -33,9 +33,9 @@ def report(output: Output, /, *, store: Store = None, allow_private_hosts: Flag 
     from ...tasks.images.reader import ImageReader
     from ...tasks.reporting.report import REPORT, make_report
     from ...tasks.runs.records import completed_run
-    from ..run import store_at
+    from ..run import open_store
 
-    place = store_at(output, store)
+    place = open_store(output, store)
     run = completed_run(place)
     base, images = _image_base(place, run), run.parameters.images
     with ImageReader(

@@ -22,11 +22,11 @@ from rich.progress import (
 from ...serving.server.process import terminate_on_signals
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.runs.parameters import RunParameters
-from ..endpoints import asked_model
+from ..endpoints import open_model
 from ..image_qa import image_qa
 from ..prefect_server import check_server
 from ..progress import RunProgress, watch
-from ..run import store_at
+from ..run import open_store
 from ..summary import RunSummary
 
 REFRESH_SECONDS = 0.5
@@ -54,12 +54,12 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
         told.output,
         told.images.root,
         told.max_rows,
-        store_at(told.output, told.store).s3_credentials,
+        open_store(told.output, told.store).s3_credentials,
     )
     names = parameters.get("endpoint") or []
     urls = [url for url in names if "://" in url]
     if urls:
-        with asked_model(urls, told.model or None, max_in_flight=1):
+        with open_model(urls, told.model or None, max_in_flight=1):
             pass
     progress = RunProgress()
     watch(progress)

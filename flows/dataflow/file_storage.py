@@ -10,7 +10,7 @@ from ...serving.errors import ImageQAError
 from ...tasks.errors import StoreError
 from ...tasks.exporting.export import dump_record, json_default
 from ...tasks.loading.dataset import open_dataset
-from ...tasks.loading.table_formats import plain
+from ...tasks.loading.table_formats import to_python
 from ...tasks.object_store.store import ObjectStore
 
 CacheType = Literal["json", "jsonl", "csv", "parquet"]
@@ -121,7 +121,7 @@ def _encode(frame: pd.DataFrame, cache_type: CacheType) -> bytes:
     if cache_type == "parquet":
         return frame.to_parquet(index=False)
     records = [
-        {str(name): plain(value) for name, value in record.items()}
+        {str(name): to_python(value) for name, value in record.items()}
         for record in frame.to_dict(orient="records")
     ]
     if cache_type == "csv":

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..concurrency import STORE_THREADS, prefetch
 from ..errors import ObjectCorruptedError, RecordCorruptedError, RecordRefusedError, StoreError
-from ..generating.batch_cache import check_completions
+from ..generating.cache import check_completions
 from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
 from ..runs.records import (

@@ -14,7 +14,7 @@ from ..errors import (
     RecordCorruptedError,
     RecordRefusedError,
 )
-from ..generating.batch_cache import check_completions
+from ..generating.cache import check_completions
 from ..object_store.store import ObjectStore
 from ..records import Answered
 from ..runs.records import RunRecord, last_completed, read_run

@@ -4,7 +4,9 @@ In: a batch of prompts, and a client of the endpoint. Out: one raw reply per row
 which Prefect caches under the batch key; a row that cannot be answered has its failure instead.
 """
 
+from .batching import make_batches
+from .cache import batch_cache
 from .generate import generate_batch
 from .requests import GenerationSettings
 
-__all__ = ["GenerationSettings", "generate_batch"]
+__all__ = ["GenerationSettings", "batch_cache", "generate_batch", "make_batches"]

@@ -16,14 +16,14 @@ from ...serving.types import ChatRequest, Completion, Failure, FailureKind, Outc
 from ..concurrency import STORE_THREADS, prefetch
 from ..errors import EndpointError, EndpointLostError
 from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
-from .batch_cache import keep, look_again
+from .cache import store_in_cache, load_cached
 from .completions import Completions
 from .requests import GenerationSettings, build_request
 
 SUSPECT_DISCONNECTS = 2
 """How many times the server may be lost with a row before the row is set aside."""
 
-MOST_FAULTS = 2
+MAX_REJECTIONS = 2
 """Tries of a batch in which a row is refused, and others are answered, until that is its fault."""
 
 MAX_LOST_ISOLATED = 10
@@ -51,7 +51,7 @@ def generate_batch(
 ) -> Mapping[str, Any]:
     """Ask the model for every row of a batch; returns `Completions` as plain JSON.
 
-    A retry asks only for the rows that have no reply yet. See `batch_cache.batch_cache` for a task
+    A retry asks only for the rows that have no reply yet. See `batch_cache` for a task
     that never asks the same batch twice.
 
     Raises:
@@ -59,7 +59,7 @@ def generate_batch(
         EndpointError: the server refuses the key, or no longer serves the model.
         StoreError: the cache cannot be read or written.
     """
-    if (stored := look_again()) is not None:
+    if (stored := load_cached()) is not None:
         return stored
     if (tries := task_run.run_count or 1) > 1:
         # Not Prefect's own delay: nothing could end that when the run is cancelled.
@@ -69,14 +69,14 @@ def generate_batch(
     batch.unsent = len(pending)
     try:
         if batch.isolated:
-            ask_isolated(pending, batch, client, settings)
+            complete_isolated(pending, batch, client, settings)
         else:
             ask(pending, batch, client, settings)
     finally:
         # While the server is away, no other batch is started only to fail in the same way.
         batch.unsent = sum(prompt.key not in batch.replies for prompt in batch.prompts)
     completions = Completions.of(batch).dump()
-    keep(completions)
+    store_in_cache(completions)
     return completions
 
 
@@ -91,7 +91,7 @@ def ask(
     """
     while pending := [prompt for prompt in prompts if prompt.key not in batch.replies]:
         before = client.stats.completions
-        lost = _ask_once(pending, batch, client, settings)
+        lost = _complete_once(pending, batch, client, settings)
         _blame(lost, batch, client, answers=client.stats.completions > before)
         left = [failure for key, failure in lost.items() if key not in batch.replies]
         for failure in left:
@@ -101,7 +101,7 @@ def ask(
             raise EndpointLostError(f"the server stopped answering: {left[0].message}")
 
 
-def _ask_once(
+def _complete_once(
     prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
 ) -> Mapping[str, Failure]:
     """Ask until the server is lost; gives the failures that may be its fault, by row key."""
@@ -160,11 +160,11 @@ def _blame(lost: Mapping[str, Failure], batch: Batch, client: ChatClient, *, ans
         return
     for key, failure in refused.items():
         batch.faults[key] += 1
-        if not failure.retryable or batch.faults[key] >= MOST_FAULTS:
+        if not failure.retryable or batch.faults[key] >= MAX_REJECTIONS:
             batch.replies[key] = reply_of(failure)
 
 
-def ask_isolated(
+def complete_isolated(
     prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
 ) -> None:
     """Ask for rows of which one or more kill the server; find those by halving.

@@ -1,7 +1,7 @@
 """A prompt -> its request: image bytes are read and prepared here, and nowhere else."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...serving.types import ChatRequest, Message
@@ -15,18 +15,18 @@ class GenerationSettings:
     """How prompts are sent.
 
     Attributes:
-        images: limits and size of what is sent.
-        options: request options: temperature, max_tokens, ... and further vLLM options.
         reader: reads the images.
+        options: request options: temperature, max_tokens, ... and further vLLM options.
+        images: limits and size of what is sent.
         recover: called before a batch is tried again: waits for the lost server, or starts it;
             raises `ImageQAError` if it cannot. Someone else's server only gets the time between
             two tries. Its `expected` tells that a row that may kill the
             server was being asked.
     """
 
-    images: ImageSettings
-    options: Mapping[str, Any]
     reader: ImageReader
+    options: Mapping[str, Any] = field(default_factory=dict)
+    images: ImageSettings = field(default_factory=ImageSettings)
     recover: Callable[..., None] = lambda **_: None
 
 

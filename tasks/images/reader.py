@@ -24,6 +24,7 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem, store_errors
 from ..records import ImageRef, Kind, RowError
 from .file_digests import FileDigests, settled, version_of
+from .preparing import ImageSettings
 from .web import WebImages
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class ImageReader:
 
     def __init__(
         self,
-        max_bytes: int,
+        max_bytes: int = ImageSettings().max_file_bytes,
         *,
         credentials: S3Credentials | None = None,
         allow_private_hosts: bool = False,

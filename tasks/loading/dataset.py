@@ -25,7 +25,7 @@ from ..object_store.filesystems import open_filesystem, store_errors
 from ..records import Kind, Problem, Row
 from .columns import Columns
 from .files import DatasetFiles, file_version, find_files
-from .json_formats import Located, is_json_array, read_json_array, read_json_lines
+from .json_formats import LocatedRecord, is_json_array, read_json_array, read_json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ _ASKED_AT_ONCE = 16
 
 _OTHER_COLUMN = "take another output column"
 
-Reader = Callable[[io.BufferedReader], Iterator[Located]]
+Reader = Callable[[io.BufferedReader], Iterator[LocatedRecord]]
 Opened = Callable[[], AbstractContextManager[io.BufferedReader]]
 
 
@@ -65,7 +65,7 @@ class Dataset:
     count: int | None
     base: ImageBase
     folder: str | None
-    _read: Callable[[], Iterator[Located]]
+    _read: Callable[[], Iterator[LocatedRecord]]
     _tables: tuple[str, ...] = ()
     _credentials: S3Credentials | None = field(default=None, repr=False)
     max_rows: int | None = None
@@ -108,15 +108,15 @@ class Dataset:
                 yield Row(index, record, where)
 
 
-def load_name(parameters: dict[str, Any]) -> str:
+def load_run_name(parameters: dict[str, Any]) -> str:
     """Name of the task run that finds a dataset: `load-capsbench.json`."""
     return f"load-{short_name(parameters['dataset'])}"
 
 
-@task(name="load", task_run_name=load_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
+@task(name="load", task_run_name=load_run_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
 def load_dataset(
     dataset: "str | Path | pd.DataFrame",
-    columns: Columns,
+    columns: Columns = Columns(),  # noqa: B008 - it is frozen
     output: str = "",
     image_root: str | None = None,
     max_rows: int | None = None,
@@ -226,13 +226,13 @@ def _check_image_root(image_root: str | None) -> str | None:
 
 
 def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
-    from .table_formats import read_frame, repeated
+    from .table_formats import read_frame, find_duplicate
 
-    twin = repeated(map(str, frame.columns))
+    twin = find_duplicate(map(str, frame.columns))
     if twin is not None:
         raise DatasetError(f"the DataFrame has two columns named {twin!r}; rename one")
 
-    def read() -> Iterator[Located]:
+    def read() -> Iterator[LocatedRecord]:
         for place, record in read_frame(frame):
             yield f"DataFrame{place}", record
 
@@ -252,7 +252,7 @@ def _open_files(
         if image_root is not None:
             raise DatasetError(f"{found.name}: a folder of images takes no image root")
 
-        def read_names() -> Iterator[Located]:
+        def read_names() -> Iterator[LocatedRecord]:
             return ((label, {image: label}) for label in found.labels)
 
         return Dataset(found.name, (), len(found.files), base, folder, read_names)
@@ -262,7 +262,7 @@ def _open_files(
     if found.format == "parquet" and len(found.files) <= _COUNTED_FILES:
         count = sum(_count_parquet(file, credentials) for file in found.files)
 
-    def read() -> Iterator[Located]:
+    def read() -> Iterator[LocatedRecord]:
         for file, label in zip(found.files, found.labels, strict=True):
             opened = partial(_opened, file, credentials)
             yield from _read_file(file, label, opened, found.format, json_columns)
@@ -272,7 +272,7 @@ def _open_files(
 
 def _read_file(
     uri: str, label: str, opened: Opened, form: str, json_columns: tuple[str, ...]
-) -> Iterator[Located]:
+) -> Iterator[LocatedRecord]:
     count = 0
     try:
         with opened() as file:

@@ -13,14 +13,14 @@ from ijson.common import ObjectBuilder
 
 from ..records import Kind, Problem, Record
 
-Located = tuple[str, Record | Problem]
+LocatedRecord = tuple[str, Record | Problem]
 """A place inside a file (":17", "[16]") and the record there, or why there is none."""
 
 MAX_DEPTH = 100
 """Levels of nesting in one record; what is deeper could not be written out as JSON again."""
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
-_LONGEST_LINE = 16 << 20
+_MAX_LINE_BYTES = 16 << 20
 """Bytes of a line looked at to tell JSON lines from one large object."""
 
 _ERROR_COLUMN = 39
@@ -65,7 +65,7 @@ def record_or_problem(value: Any) -> Record | Problem:
     return Problem(Kind.BAD_ROW, f"the record is a {type(value).__name__}, not an object")
 
 
-def read_json_lines(file: io.BufferedReader) -> Iterator[Located]:
+def read_json_lines(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read one record a line; a broken line costs that line."""
     skip_bom(file)
     for number, line in enumerate(file, 1):
@@ -77,7 +77,7 @@ def read_json_lines(file: io.BufferedReader) -> Iterator[Located]:
             yield f":{number}", Problem(Kind.BAD_ROW, f"line {number} is not JSON: {error}")
 
 
-def read_json_array(file: io.BufferedReader) -> Iterator[Located]:
+def read_json_array(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read the records of one array.
 
     Raises:
@@ -141,7 +141,7 @@ def is_json_array(file: io.BufferedReader) -> bool:
         return bool(start)
     if start != b"{":
         raise ValueError("neither a JSON array nor JSON lines")
-    line = start + file.readline(_LONGEST_LINE)
+    line = start + file.readline(_MAX_LINE_BYTES)
     if not (_is_object(line) or _are_lines(line, file)):
         raise ValueError("one JSON object, not a list of records; put the records into [ ]")
     return False
@@ -162,7 +162,7 @@ def _are_lines(first: bytes, rest: io.BufferedReader) -> bool:
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=True)
     whole, found = True, False
-    for line in chain([first], iter(partial(rest.readline, _LONGEST_LINE), b"")):
+    for line in chain([first], iter(partial(rest.readline, _MAX_LINE_BYTES), b"")):
         found = found or (line.startswith(b"{") and _is_object(line))
         whole = whole and _takes(parser.send, line)
         events.clear()

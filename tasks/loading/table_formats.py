@@ -1,4 +1,4 @@
-"""CSV, Parquet and DataFrames -> records of plain Python values, streamed.
+"""CSV, Parquet and DataFrames -> records of to_python Python values, streamed.
 
 Imports pandas and pyarrow: import it only where a dataset is of these formats.
 """
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..records import Record
-from .json_formats import Located, parse_json
+from .json_formats import LocatedRecord, parse_json
 
 _CSV_ROWS = 1000
 """Rows parsed at once."""
@@ -29,8 +29,8 @@ _PARQUET_BUFFER = 1 << 20
 """Bytes read ahead per column."""
 
 
-def plain(value: Any) -> Any:
-    """Turn a value of numpy, pandas or Arrow into plain Python; whatever is missing is None."""
+def to_python(value: Any) -> Any:
+    """Turn a value of numpy, pandas or Arrow into to_python Python; whatever is missing is None."""
     if value is None or isinstance(value, str | bytes | bool | int):
         return value
     if isinstance(value, float):
@@ -38,21 +38,21 @@ def plain(value: Any) -> Any:
     if value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, Mapping):
-        return {str(key): plain(child) for key, child in value.items()}
+        return {str(key): to_python(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(child) for child in value]
+        return [to_python(child) for child in value]
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return to_python(value.tolist())
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, decimal.Decimal):
-        return plain(float(value))
+        return to_python(float(value))
     return value
 
 
-def repeated(names: Iterable[str]) -> str | None:
+def find_duplicate(names: Iterable[str]) -> str | None:
     """A column name that appears twice: a record, which is keyed by name, would lose one."""
     counts = Counter(names)
     return next((name for name, count in counts.items() if count > 1), None)
@@ -62,12 +62,12 @@ def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the rows of a DataFrame; its index is not looked at."""
     names = [str(name) for name in frame.columns]
     for number, values in enumerate(frame.itertuples(index=False, name=None)):
-        yield f"[{number}]", dict(zip(names, map(plain, values), strict=True))
+        yield f"[{number}]", dict(zip(names, map(to_python, values), strict=True))
 
 
 def read_csv(
     file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
-) -> Iterator[Located]:
+) -> Iterator[LocatedRecord]:
     """Read UTF-8 text with a header line; cells stay text, and only an empty one is missing.
 
     In `json_columns`, cells are parsed where they hold a JSON list.
@@ -106,7 +106,7 @@ def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
     return record
 
 
-def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
+def read_parquet(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read a Parquet file in small batches; memory is bounded by its pages, not by its size.
 
     Raises:
@@ -116,11 +116,11 @@ def read_parquet(file: io.BufferedReader) -> Iterator[Located]:
     try:
         # With pre_buffer, pyarrow keeps every row group it has passed.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
-        if (twin := repeated(table.schema_arrow.names)) is not None:
+        if (twin := find_duplicate(table.schema_arrow.names)) is not None:
             raise ValueError(f"two columns are named {twin!r}; rename one")
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
             for row in range(batch.num_rows):
-                yield f"[{number}]", plain(batch.slice(row, 1).to_pylist()[0])
+                yield f"[{number}]", to_python(batch.slice(row, 1).to_pylist()[0])
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error).split("\n")[0]) from None

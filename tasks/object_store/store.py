@@ -20,7 +20,7 @@ from .local_files import replacing, sizes_below
 from .prefect_results import record_result
 
 _BYTES_AT_ONCE = 1 << 20
-_LONGEST_LINE = 256 << 20
+_MAX_LINE_BYTES = 256 << 20
 """What is longer comes in pieces; a row with embedded images can take megabytes."""
 
 
@@ -87,7 +87,7 @@ class ObjectStore(StoreBlock):
     def lines(self, path: str) -> Iterator[bytes]:
         """Read an object line by line; of one that is cut off the last may have no end."""
         with io.BufferedReader(self.open(path), _BYTES_AT_ONCE) as file:
-            yield from iter(partial(file.readline, _LONGEST_LINE), b"")
+            yield from iter(partial(file.readline, _MAX_LINE_BYTES), b"")
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing one of that name: whole or not at all."""

@@ -4,6 +4,6 @@ In: the completions of a batch, and a parser. Out: a `ParsedBatch`, in which eve
 answered, with its question-answer pairs, or quarantined with the reason.
 """
 
-from .parse import ParsedBatch, ParseSettings, pair_parsing, parse_batch
+from .parse import ParsedBatch, ParseSettings, pair_parse_settings, parse_batch
 
-__all__ = ["ParseSettings", "ParsedBatch", "pair_parsing", "parse_batch"]
+__all__ = ["ParseSettings", "ParsedBatch", "pair_parse_settings", "parse_batch"]

@@ -14,7 +14,7 @@ from ...serving.types import Completion
 from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
 from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
-from .text import PARSER_VERSION, parse_qa_pairs, without_reasoning
+from .text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
 
 Parser = Callable[[str], Any]
 """Takes a completion's text as it came, gives plain JSON; may raise, which costs that row only."""
@@ -51,7 +51,7 @@ class ParseSettings:
         return label if self.required else f"{label}-raw"
 
 
-def pair_parsing(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
+def pair_parse_settings(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
     """How completions are parsed for QA pairs; the built-in parser has a version."""
     version = PARSER_VERSION if parser is parse_qa_pairs else None
     return ParseSettings(name, partial(_plain_pairs, parser), require_pairs, version)
@@ -61,6 +61,10 @@ def _plain_pairs(parser: PairParser, text: str) -> list[dict[str, str]]:
     """Pairs of which both halves say something."""
     found = [(pair.question.strip(), pair.answer.strip()) for pair in parser(text)]
     return [{"question": asked, "answer": told} for asked, told in found if asked and told]
+
+
+QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
+"""The built-in parser of question-answer pairs."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,17 @@ class ParsedBatch:
     rows: Sequence[FinishedRow]
     time: float
 
+    @property
+    def answered(self) -> list[Answered]:
+        """The rows that have an answer."""
+        return [row for row in self.rows if isinstance(row, Answered)]
+
 
 @task(name="parse", task_run_name="parse-{batch}", **TASK_OPTIONS)
 def parse_batch(
     batch: Batch,  # noqa: ARG001 - names the task run
     result: Mapping[str, Any],
-    settings: ParseSettings,
+    settings: ParseSettings = QA_PAIRS,
 ) -> ParsedBatch:
     """Turn what `generate_batch` returned into finished rows and quarantined ones, in order."""
     return parse_completions(Completions.load(result), settings)
@@ -95,7 +104,7 @@ def parse_completions(completions: Completions, settings: ParseSettings) -> Pars
 def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     """Turn the reply to one row into a finished row or a quarantined one."""
     reply = stored.reply
-    parsed = reply if isinstance(reply, Problem) else read_completion(reply, settings)
+    parsed = reply if isinstance(reply, Problem) else parse_completion(reply, settings)
     if isinstance(reply, Completion) and not isinstance(parsed, Problem):
         return Answered(
             key=stored.key,
@@ -119,7 +128,7 @@ def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     )
 
 
-def read_completion(completion: Completion, settings: ParseSettings) -> Any | Problem:
+def parse_completion(completion: Completion, settings: ParseSettings) -> Any | Problem:
     """What the parser makes of a completion, or why that is no answer.
 
     A parser of the user's may raise: this is then this row's problem.
@@ -159,7 +168,7 @@ def _unfinished(completion: Completion) -> Problem | None:
             f"the server ended the reply early (finish_reason {completion.finish_reason[:40]!r}); "
             "look at the raw text and the server's log",
         )
-    if not without_reasoning(completion.text).strip():
+    if not strip_reasoning(completion.text).strip():
         found = "only reasoning" if completion.text.strip() else "nothing"
         return Problem(
             Kind.EMPTY,

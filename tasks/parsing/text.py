@@ -24,14 +24,14 @@ def parse_qa_pairs(text: str) -> list[QAPair]:
     only. Reasoning (`<think>`), text before the first question, and questions without an answer
     are left out.
     """
-    text = without_reasoning(text).replace("\r\n", "\n")
+    text = strip_reasoning(text).replace("\r\n", "\n")
     return _labelled_pairs(text) or json_pairs(text)
 
 
 _THINK_TAG = re.compile(r"<(/?)think>", re.IGNORECASE)
 
 
-def without_reasoning(text: str) -> str:
+def strip_reasoning(text: str) -> str:
     """Drop `<think>` blocks, also one whose start (chat templates write it) or end is missing."""
     kept: list[str] = []
     position, inside = 0, False

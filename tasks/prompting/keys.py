@@ -13,11 +13,12 @@ the messages does not matter.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
 from ...serving.types import Message
+from ..images.preparing import ImageSettings
 from ..records import Row
 
 KEY_VERSION = 2
@@ -46,10 +47,12 @@ class RequestSpec:
     """
 
     model: str
-    model_revision: str
-    sampling: Mapping[str, Any]
-    images: Mapping[str, Any]
-    prompt: str
+    model_revision: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(
+        default_factory=lambda: ImageSettings().model_dump(mode="json")
+    )
+    prompt: str = "chat"
 
     @cached_property
     def digest(self) -> bytes:

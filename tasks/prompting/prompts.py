@@ -23,7 +23,7 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 DEFAULT_USER_PROMPT = "Please construct a QA pair based on the content in the image."
 
-IMAGE_MARK = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 """Where an image stands in a turn's text, as in LLaVA's data."""
 
 Role = Literal["system", "user", "assistant"]
@@ -74,33 +74,6 @@ changes what is asked another name.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSettings:
-    """How rows become prompts.
-
-    Attributes:
-        image_key: the image column; None asks without images.
-        conversation_key: the conversation column, used where a row has it.
-        base: what relative image paths are tried against.
-        style: builds the messages.
-        system_prompt: said before every conversation.
-        user_prompt: asked where a row's conversation leaves nothing to answer.
-        limits: on the images of a row.
-        spec: what else decides an answer, for the row key.
-        reader: knows the images by their identity.
-    """
-
-    image_key: str | None
-    conversation_key: str
-    base: ImageBase
-    style: PromptStyle
-    system_prompt: str
-    user_prompt: str
-    limits: ImageSettings
-    spec: RequestSpec
-    reader: ImageReader
-
-
 def default_user_prompt(pairs: int) -> str:
     """What asks for this many question-answer pairs about an image."""
     if pairs == 1:
@@ -121,7 +94,7 @@ def chat_prompt(given: PromptInput) -> list[Message]:
     while turns and turns[-1].role == "assistant":
         turns.pop()
     said = turns[-1].text if turns else ""
-    if not said.replace(IMAGE_MARK, "").strip():
+    if not said.replace(IMAGE_PLACEHOLDER, "").strip():
         turns[-1:] = [Turn("user", said + given.user_prompt)]
     messages: list[Message] = []
     if merged := "\n\n".join(text.strip() for text in system if text.strip()):
@@ -130,11 +103,11 @@ def chat_prompt(given: PromptInput) -> list[Message]:
 
 
 def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
-    marked = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    marked = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
     if marked > image_count:
         raise RowError(
             Kind.BAD_ROW,
-            f"the conversation marks {marked} images with {IMAGE_MARK}, the row has {image_count}",
+            f"the conversation marks {marked} images with {IMAGE_PLACEHOLDER}, the row has {image_count}",
         )
     upcoming = iter(range(image_count))
     unmarked = image_count - marked
@@ -144,7 +117,7 @@ def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
         if turn.role == "user" and unmarked:
             parts = [{"type": "image", "image": next(upcoming)} for _ in range(unmarked)]
             unmarked = 0
-        for number, text in enumerate(turn.text.split(IMAGE_MARK)):
+        for number, text in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
             if number:
                 parts.append({"type": "image", "image": next(upcoming)})
             if text.strip():
@@ -198,11 +171,38 @@ def _read_text(number: int, said: Any) -> str:
         kinds = [part.get("type") if isinstance(part, Mapping) else None for part in said]
         if all(kind in {"text", "image", "image_url"} for kind in kinds):
             texts = (
-                str(part.get("text") or "") if kind == "text" else IMAGE_MARK
+                str(part.get("text") or "") if kind == "text" else IMAGE_PLACEHOLDER
                 for kind, part in zip(kinds, said, strict=True)
             )
             return _read_text(number, "\n".join(texts))
     raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How rows become prompts.
+
+    Attributes:
+        base: what relative image paths are resolved against.
+        reader: identifies the images.
+        spec: everything else that decides an answer, for the row key.
+        style: builds the messages.
+        system_prompt: comes before every conversation.
+        user_prompt: used where a row's conversation leaves nothing to answer.
+        image_key: the image column; None asks without images.
+        conversation_key: the conversation column, used where a row has one.
+        limits: limits on the images of a row.
+    """
+
+    base: ImageBase
+    reader: ImageReader
+    spec: RequestSpec
+    style: PromptStyle = chat_prompt
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    user_prompt: str = DEFAULT_USER_PROMPT
+    image_key: str | None = "image"
+    conversation_key: str = "conversation"
+    limits: ImageSettings = field(default_factory=ImageSettings)
 
 
 def _rendered(row: Row, settings: PromptSettings) -> Prompt:
@@ -263,13 +263,13 @@ def _render(row: Row, image_count: int, settings: PromptSettings) -> tuple[Messa
     return messages
 
 
-def prompt_name(parameters: dict[str, Any]) -> str:
+def prompt_run_name(parameters: dict[str, Any]) -> str:
     """Name of a task run that prompts rows, by their positions: `prompt-0-255`."""
     rows = parameters["rows"]
     return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"
 
 
-@task(name="prompt", task_run_name=prompt_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
+@task(name="prompt", task_run_name=prompt_run_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render some rows and name each by its key; one that cannot be asked carries its problem."""
 

@@ -1,8 +1,4 @@
-"""Report: an output -> what people look at.
-
-In: a finished output. Out: `report.html`, the dataset card, and the Markdown and tables that
-Prefect's UI shows.
-"""
+"""Report: a finished output -> `report.html`, the dataset card, and artifacts for Prefect's UI."""
 
 from .report import make_report, render_report
 from .samples import SampledRow, sample_rows

@@ -1,7 +1,7 @@
-"""What a run shows in Prefect's UI: Markdown and tables, from plain data.
+"""Content of the artifacts of a run in Prefect's UI: Markdown and tables.
 
-Whatever a model or a dataset says is shown as text. Prefect renders Markdown with HTML in it, its
-older UI also in the cells of a table and with `javascript:` links.
+Text from the model or the dataset is untrusted and escaped: Prefect renders HTML inside Markdown,
+and its older UI also renders Markdown in table cells and follows `javascript:` links.
 """
 
 import hashlib
@@ -18,53 +18,60 @@ from ..storing.parts import reported_corruption
 from .samples import SampledRow
 
 GALLERY_BYTES = 900_000
-"""Prefect's UIs stay quick with Markdown of up to a megabyte."""
+"""Prefect's UIs stay responsive with up to a megabyte of Markdown."""
 
 GALLERY_ROWS = 24
-"""With thumbnails of at most 32 kB each, these fit."""
+"""This many thumbnails of at most 32 kB fit into `GALLERY_BYTES`."""
 
 TABLE_ROWS = 100
 
-_LONGEST_TEXT = 600
-"""Characters shown of one text."""
+_MAX_TEXT = 600
+"""Longer texts are truncated to this many characters."""
 
-_MOST_PAIRS = 6
-"""Pairs shown of one row."""
+_MAX_PAIRS = 6
+"""Pairs shown per row."""
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _LINKS = re.compile(r"(?i)(?<=http)(?=s?://)|(?<=www)(?=\.)|(?=@)")
 _MARKUP = re.compile(r"(?<=[<!\]])(?=.)")
-_NARROW = "\u2060"
-"""A word joiner: it has no width, and ends what would become a link or markup."""
+_WORD_JOINER = "\u2060"
+"""A zero-width character that breaks up text which would become a link or markup."""
 
 _THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
-def as_text(text: str) -> str:
-    """Markdown that shows a text of strangers as it is, on one line, cut where it is long."""
-    return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_NARROW, _one_line(text)))
+def escape_markdown(text: str) -> str:
+    """Escape untrusted text so that Markdown shows it literally, on one line, truncated if long."""
+    return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_WORD_JOINER, _one_line(text)))
 
 
-def as_cell(text: str) -> str:
-    """A text of strangers for a table: one UI reads its cells as Markdown, the other does not."""
-    return _MARKUP.sub(_NARROW, _LINKS.sub(_NARROW, _one_line(text)))
+def escape_cell(text: str) -> str:
+    """Make untrusted text harmless in a table artifact.
+
+    No backslashes here: one of Prefect's UIs reads cells as Markdown, the other as plain text.
+    """
+    return _MARKUP.sub(_WORD_JOINER, _LINKS.sub(_WORD_JOINER, _one_line(text)))
 
 
 def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
     """Counts, reasons, tokens and throughput of a completed run.
 
-    `files` tells what is in the output, as title -> path or URI without secrets.
+    Args:
+        run: its counts.
+        dataset: name of the dataset, the heading.
+        model: name of the model.
+        files: objects of the output to list, title -> path or URI without secrets.
     """
     counts = {
         "Rows": run.rows,
         "answered": run.ok,
-        "of them before this run": run.reused,
+        "of them from earlier runs": run.reused,
         "filtered": run.filtered,
         "quarantined": run.quarantined,
         "QA pairs": run.pairs,
     }
-    work = {
-        "Model": as_text(model),
+    performance = {
+        "Model": escape_markdown(model),
         "Requests": f"{run.requests:,}",
         "Prompt tokens": f"{run.prompt_tokens:,}",
         "Completion tokens": f"{run.completion_tokens:,}",
@@ -73,34 +80,42 @@ def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping
         "Completion tokens per second": _rate(run.completion_tokens, run.seconds),
     }
     parts = [
-        f"# {as_text(dataset)}",
+        f"# {escape_markdown(dataset)}",
         _table(("", "rows"), [(name, f"{count:,}") for name, count in counts.items()]),
     ]
     if run.reasons:
-        kinds = sorted(run.reasons.items(), key=lambda item: (-item[1], item[0]))
-        told = [(as_text(kind), f"{count:,}", f"{count / run.rows:.2%}") for kind, count in kinds]
-        parts += ["## Quarantined", _table(("reason", "rows", "of all"), told)]
-    parts += ["## This run", _table(("", ""), work.items())]
+        by_count = sorted(run.reasons.items(), key=lambda item: (-item[1], item[0]))
+        reasons = [
+            (escape_markdown(kind), f"{count:,}", f"{count / run.rows:.2%}")
+            for kind, count in by_count
+        ]
+        parts += ["## Quarantined", _table(("reason", "rows", "share"), reasons)]
+    parts += ["## This run", _table(("", ""), performance.items())]
     if files:
-        told_files = [(as_text(title), as_text(place)) for title, place in files.items()]
-        parts += ["## Output", _table(("", ""), told_files)]
+        links = [(escape_markdown(title), escape_markdown(uri)) for title, uri in files.items()]
+        parts += ["## Output", _table(("", ""), links)]
     return "\n\n".join(parts) + "\n"
 
 
 def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLERY_BYTES) -> str:
-    """Some rows, sampled from so many, with their images and question-answer pairs.
+    """Sampled rows with their images and question-answer pairs.
 
-    They are thinned evenly to `GALLERY_ROWS`; then the largest are left out until all of it has no
-    more bytes than the limit.
+    The rows are thinned evenly to `GALLERY_ROWS`; then the largest are dropped until the Markdown
+    fits the limit.
+
+    Args:
+        rows: the sample.
+        of: how many rows it was taken from.
+        limit: bytes of Markdown.
     """
     count = min(len(rows), GALLERY_ROWS)
     blocks = {number: _block(rows[number * len(rows) // count]) for number in range(count)}
     sizes = {number: len(block.encode()) + 2 for number, block in blocks.items()}
-    room = limit - 200  # for the heading
-    for number in sorted(sizes, key=lambda number: -sizes[number]):
-        if sum(sizes[kept] for kept in blocks) <= room:
+    budget = limit - 200  # for the heading
+    for largest in sorted(sizes, key=lambda number: -sizes[number]):
+        if sum(sizes[number] for number in blocks) <= budget:
             break
-        del blocks[number]
+        del blocks[largest]
     heading = f"# {len(blocks):,} of {of:,} rows"
     return "\n\n".join([heading, *blocks.values()]) + "\n"
 
@@ -110,19 +125,19 @@ def quarantine_table(store: ObjectStore) -> list[dict[str, Any]]:
     with reported_corruption(store, QUARANTINE_JSONL):
         return [
             {
-                "row": told["row"],
-                "where": as_cell(str(told["where"])),
-                "kind": as_cell(str(told["kind"])),
-                "reason": as_cell(str(told["message"])),
+                "row": record["row"],
+                "where": escape_cell(str(record["where"])),
+                "kind": escape_cell(str(record["kind"])),
+                "reason": escape_cell(str(record["message"])),
             }
-            for told in map(json.loads, islice(store.lines(QUARANTINE_JSONL), TABLE_ROWS))
+            for record in map(json.loads, islice(store.lines(QUARANTINE_JSONL), TABLE_ROWS))
         ]
 
 
 def artifact_key(output: str, what: str) -> str:
-    """Name an artifact by the URI of its output, so that each output has a history of its own.
+    """The key of an artifact, derived from the output's URI so that each output has its own history.
 
-    In lower-case letters, digits and dashes, as Prefect wants it.
+    Prefect allows lower-case letters, digits and dashes.
     """
     name = re.sub(r"[^a-z0-9]+", "-", output.rstrip("/").rpartition("/")[2].lower()).strip("-")
     digest = hashlib.sha256(output.rstrip("/").encode("utf-8", "replace")).hexdigest()[:6]
@@ -130,32 +145,33 @@ def artifact_key(output: str, what: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    # The two joiners shape letters and emoji; other controls only hide or turn text around.
+    # The two joiners shape letters and emoji; other control characters only hide or reorder text.
     visible = (
         char if char.isprintable() or char in "\u200c\u200d" else " "
-        for char in text[: 4 * _LONGEST_TEXT]
+        for char in text[: 4 * _MAX_TEXT]
     )
     line = " ".join("".join(visible).split())
-    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
+    return line if len(line) <= _MAX_TEXT else f"{line[: _MAX_TEXT - 1]}…"
 
 
 def _block(row: SampledRow) -> str:
-    pictures = [f"![]({uri})" for uri in row.thumbnails if _THUMBNAIL.fullmatch(uri)]
-    parts = [f"### {as_text(row.where)}", " ".join(pictures)]
-    for pair in row.pairs[:_MOST_PAIRS]:
-        parts += [f"**Q:** {as_text(pair.question)}", f"**A:** {as_text(pair.answer)}"]
-    if len(row.pairs) > _MOST_PAIRS:
-        parts.append(f"and {len(row.pairs) - _MOST_PAIRS} more")
+    images = [f"![]({uri})" for uri in row.thumbnails if _THUMBNAIL.fullmatch(uri)]
+    parts = [f"### {escape_markdown(row.where)}", " ".join(images)]
+    for pair in row.pairs[:_MAX_PAIRS]:
+        parts.append(f"**Q:** {escape_markdown(pair.question)}")
+        parts.append(f"**A:** {escape_markdown(pair.answer)}")
+    if len(row.pairs) > _MAX_PAIRS:
+        parts.append(f"and {len(row.pairs) - _MAX_PAIRS} more")
     if row.kind:
-        parts.append(f"**{as_text(row.kind)}:** {as_text(row.reason)}")
+        parts.append(f"**{escape_markdown(row.kind)}:** {escape_markdown(row.reason)}")
     elif not row.pairs:
-        parts.append(f"**Reply:** {as_text(row.text)}")
+        parts.append(f"**Reply:** {escape_markdown(row.text)}")
     return "\n\n".join(filter(None, parts))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    numbers = ["---"] + ["---:"] * (len(heads) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, numbers, *rows])
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    alignment = ["---"] + ["---:"] * (len(headers) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, alignment, *rows])
 
 
 def _rate(count: int, seconds: float) -> str:

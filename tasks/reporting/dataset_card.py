@@ -1,7 +1,7 @@
 """The dataset card: `README.md` of an output, in the Hugging Face Hub's format.
 
-Everything in it that came from the dataset or the model is escaped or fenced, so that it stays
-text for any reader of Markdown.
+Text from the dataset or the model is escaped or fenced, so that every Markdown renderer shows it
+literally.
 """
 
 import re
@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from ..exporting.export import PAIRS, QA_JSONL
 from ..runs.records import RunRecord
-from .facts import provenance, reasons, template, visible
+from .facts import load_template, provenance, reasons, strip_invisible
 from .samples import SampledRow
 
 CARD = "README.md"
 
-_LONGEST = 2000
-"""Characters shown of a prompt or a pair."""
+_MAX_FENCED = 2000
+"""Longer prompts and pairs are truncated to this many characters."""
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -29,17 +29,17 @@ _SIZES = (
     (100_000_000, "10M<n<100M"),
     (1_000_000_000, "100M<n<1B"),
 )
-"""The Hub's names of sizes, of datasets with fewer rows than this."""
+"""The Hub's size categories, each with its exclusive upper bound."""
 
 _MARKUP = re.compile(r"([$&*<>@\[\\\]_`|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
-"""What means something to Markdown within a line, also where it finds links in plain text."""
+"""What Markdown interprets within a line, including plain text that it turns into links."""
 
-_NOT_IN_TABLE = frozenset({"System prompt", "User prompt", "Dataset", "Image root", "Row limit"})
+_OMITTED_FACTS = frozenset({"System prompt", "User prompt", "Dataset", "Image root", "Row limit"})
 
 
 def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
-    """The card of a completed run; one of the rows is shown."""
-    # Slow to import, and nothing of it talks to the Hub here.
+    """The card of a completed run, with the first row that has pairs as an example."""
+    # Imported late because it is slow. These classes do not contact the Hub.
     from huggingface_hub import DatasetCard, DatasetCardData
 
     pairs = run.counts.pairs
@@ -48,34 +48,34 @@ def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
         task_categories=["visual-question-answering"],
         size_categories=next((name for size, name in _SIZES if pairs < size), "1B<n<10B"),
         tags=["synthetic", "image-question-answering", "prefect-imageqa", "prefect", "vllm"],
-        pretty_name=" ".join(visible(run.dataset).split()),
+        pretty_name=" ".join(strip_invisible(run.dataset).split()),
         configs=[
             {"config_name": "pairs", "data_files": PAIRS, "default": True},
             {"config_name": "rows", "data_files": QA_JSONL},
         ],
     )
-    facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _NOT_IN_TABLE]
-    shown = ("rows", "ok", "quarantined", "pairs")
-    body = template("card.md.j2", _escaped).render(
+    facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _OMITTED_FACTS]
+    counts = ("rows", "ok", "quarantined", "pairs")
+    body = load_template("card.md.j2", finalize=_escape).render(
         run=run,
-        counts={name: f"{getattr(run.counts, name):,}" for name in shown},
+        counts={name: f"{getattr(run.counts, name):,}" for name in counts},
         facts=facts,
         reasons=list(reasons(run)),
-        sample=next((row for row in rows if row.pairs), None),
-        fenced=_fenced,
+        example=next((row for row in rows if row.pairs), None),
+        fence=_fence,
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _escaped(value: Any) -> str:
-    """One line that Markdown shows as it is."""
+def _escape(value: Any) -> str:
+    """Put a value on one line that Markdown shows literally; `Markup` is returned unchanged."""
     if isinstance(value, Markup):
         return value
-    return _MARKUP.sub(r"\\\1", " ".join(visible(str(value)).split()))
+    return _MARKUP.sub(r"\\\1", " ".join(strip_invisible(str(value)).split()))
 
 
-def _fenced(text: str) -> Markup:
-    """A block that shows a text as it is, whatever fences are in it."""
-    shown = visible(text)[:_LONGEST]
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
-    return Markup(f"{fence}text\n{shown}\n{fence}")  # noqa: S704 - it is fenced
+def _fence(text: str) -> Markup:
+    """A code block whose fence is longer than any in the text."""
+    content = strip_invisible(text)[:_MAX_FENCED]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", content)), default=0))
+    return Markup(f"{fence}text\n{content}\n{fence}")  # noqa: S704 - it is fenced

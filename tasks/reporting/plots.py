@@ -1,4 +1,4 @@
-"""Plots of a report: small SVG pictures as `data:` URIs, each for light and dark pages."""
+"""Plots of a report: small SVG images as `data:` URIs, each for light and for dark pages."""
 
 import base64
 import io
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 _INCHES = (3.7, 2.1)
 _BARS = 40
-_BEYOND = 0.995
-"""A few extreme values would press all others into one bar: the last one has all beyond this."""
+_LAST_BAR_QUANTILE = 0.995
+"""The last bar counts everything beyond it: a few outliers would squeeze the rest into one bar."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture.
+    """One plot.
 
     Attributes:
-        title: what it shows.
-        alt: the same in words and numbers.
+        title: its heading.
+        alt: its content in words and numbers.
         light: `data:` URI for light pages.
-        dark: the same for dark ones.
+        dark: `data:` URI for dark pages.
     """
 
     title: str
@@ -39,35 +39,39 @@ class Plot:
 
 _INK, _GRID, _FIRST, _SECOND = "#57606f", "#e3e7ee", "#3d63dd", "#e2853a"
 _DARK = {_INK: "#a9b2c3", _GRID: "#2b3242", _FIRST: "#7f9cf5", _SECOND: "#f0a868"}
-"""What these colours become on a dark page: as text in the SVG, drawing takes longer."""
+"""Colours on a dark page, replaced in the SVG's text: drawing it a second time is slower."""
 
 _LOCK = threading.Lock()
-"""matplotlib's settings are the process's."""
+"""matplotlib's settings are global to the process."""
 
 Draw = Callable[["Axes"], None]
 
 
-def draw_plots(numbers: Statistics) -> Iterator[Plot]:
-    """Draw what there is something to show of."""
-    if numbers.questions.total:
-        for what, lengths in (("Question", numbers.questions), ("Answer", numbers.answers)):
-            alt = f"{_told(lengths)} characters, {lengths.total:,} in all"
-            yield _histograms(f"{what} length", alt, "characters", "pairs", {"": lengths})
-    if numbers.prompt_tokens.total:
-        tokens = {"read": numbers.prompt_tokens, "written": numbers.completion_tokens}
-        told = "; ".join(f"{name}: {_told(tally)}" for name, tally in tokens.items())
-        yield _histograms("Tokens", f"{told} tokens a row", "tokens", "rows", tokens)
-        alt = f"{_told(numbers.latencies, CENTISECONDS)} seconds"
-        seconds = {"": numbers.latencies}
+def draw_plots(statistics: Statistics) -> Iterator[Plot]:
+    """Draw the plots for which there is data."""
+    if statistics.questions.total:
+        lengths_by_title = {
+            "Question length": statistics.questions,
+            "Answer length": statistics.answers,
+        }
+        for title, lengths in lengths_by_title.items():
+            alt = f"{_quantiles(lengths)} characters, {lengths.total:,} in total"
+            yield _histograms(title, alt, "characters", "pairs", {"": lengths})
+    if statistics.prompt_tokens.total:
+        tokens = {"prompt": statistics.prompt_tokens, "completion": statistics.completion_tokens}
+        alt = "; ".join(f"{name}: {_quantiles(tally)}" for name, tally in tokens.items())
+        yield _histograms("Tokens", f"{alt} tokens a row", "tokens", "rows", tokens)
+        alt = f"{_quantiles(statistics.latencies, CENTISECONDS)} seconds"
+        seconds = {"": statistics.latencies}
         yield _histograms("Latency", alt, "seconds", "rows", seconds, CENTISECONDS)
-    if len(numbers.written) > 1:
-        yield _throughput(numbers.written)
+    if len(statistics.stored_seconds) > 1:
+        yield _throughput(statistics.stored_seconds)
 
 
 def _histograms(
     title: str, alt: str, unit: str, counted: str, tallies: Mapping[str, Tally], scale: int = 1
 ) -> Plot:
-    """One or two histograms in one picture, by their name in its legend."""
+    """One or two histograms in one plot; the keys of `tallies` are their names in the legend."""
 
     def draw(axes: "Axes") -> None:
         for colour, (label, tally) in zip((_FIRST, _SECOND), tallies.items(), strict=False):
@@ -80,15 +84,15 @@ def _histograms(
     return _plot(title, alt, draw)
 
 
-def _throughput(written: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot:
-    """Rows stored per second; a batch is stored at once, so that a bar needs a few of them."""
-    end = max(float(written[-1]), 1.0)
-    bars = int(np.clip(len(np.unique(written)) // 3, 1, _BARS))
-    counts, edges = np.histogram(written, bars, (0.0, end))
+def _throughput(stored_seconds: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot:
+    """Rows stored per second. Batches are stored at once, so each bar has to span several."""
+    end = max(float(stored_seconds[-1]), 1.0)
+    bars = int(np.clip(len(np.unique(stored_seconds)) // 3, 1, _BARS))
+    counts, edges = np.histogram(stored_seconds, bars, (0.0, end))
     rates = counts / (edges[1] - edges[0])
     alt = (
-        f"{len(written):,} rows answered in {end:,.0f} seconds: {len(written) / end:,.1f} rows/s, "
-        f"{rates.max():,.1f} at most"
+        f"{len(stored_seconds):,} rows answered in {end:,.0f} seconds: "
+        f"{len(stored_seconds) / end:,.1f} rows/s, {rates.max():,.1f} at most"
     )
     unit, seconds = next(
         (unit, seconds)
@@ -106,7 +110,7 @@ def _throughput(written: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot
 
 def _histogram(axes: "Axes", tally: Tally, colour: str, label: str, scale: int) -> None:
     low = int(np.flatnonzero(tally.counts)[0])
-    high = max(tally.quantile(_BEYOND), low + 1)
+    high = max(tally.quantile(_LAST_BAR_QUANTILE), low + 1)
     step = -(-(high - low + 1) // _BARS)
     edges = np.arange(low, high + step + 1, step)
     values = np.minimum(np.arange(len(tally.counts)), edges[-1] - 1)
@@ -114,28 +118,28 @@ def _histogram(axes: "Axes", tally: Tally, colour: str, label: str, scale: int) 
     axes.stairs(heights, edges / scale, fill=True, color=colour, alpha=0.9, label=label)
 
 
-def _told(tally: Tally, scale: int = 1) -> str:
-    median, most = (tally.quantile(share) / scale for share in (0.5, 0.95))
-    return f"median {median:,g}, 95 % at most {most:,g}"
+def _quantiles(tally: Tally, scale: int = 1) -> str:
+    median, high = (tally.quantile(share) / scale for share in (0.5, 0.95))
+    return f"median {median:,g}, 95 % at most {high:,g}"
 
 
 def _plot(title: str, alt: str, draw: Draw) -> Plot:
     light = dark = _svg(draw)
-    for colour, instead in _DARK.items():
-        dark = dark.replace(colour, instead)
+    for colour, dark_colour in _DARK.items():
+        dark = dark.replace(colour, dark_colour)
     return Plot(title, f"{title}: {alt}", _data_uri(light), _data_uri(dark))
 
 
 def _svg(draw: Draw) -> str:
-    # Slow to import. No pyplot: it keeps its figures.
+    # Imported late because it is slow; not pyplot, which keeps figures alive.
     from matplotlib import rc_context, rcParamsDefault
 
-    # Whatever the user's own plots look like, and ask for: LaTeX, say.
+    # Ignore the user's matplotlibrc, which may require LaTeX, for example.
     with _LOCK, rc_context(rcParamsDefault):
-        return _drawn(draw)
+        return _draw_svg(draw)
 
 
-def _drawn(draw: Draw) -> str:
+def _draw_svg(draw: Draw) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

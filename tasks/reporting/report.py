@@ -1,7 +1,7 @@
-"""The page people look at: `report.html`, one file that works offline and runs no one's code.
+"""The report page: `report.html`, one file that works offline.
 
-Everything on it that came from the dataset or the model is escaped by the template engine; the
-page's own policy lets the browser run its one script, and load nothing.
+The template engine escapes everything that came from the dataset or the model. In addition, the
+page's content security policy allows only its own script and style, and loads nothing.
 """
 
 import base64
@@ -26,24 +26,24 @@ from .facts import (
     first_words,
     gallery_note,
     headline,
+    load_template,
     provenance,
     reasons,
-    template,
-    visible,
+    strip_invisible,
 )
 from .plots import draw_plots
 from .samples import SampledRow, sample_rows
-from .statistics import Statistics, gather
+from .statistics import Statistics, compute_statistics
 
 REPORT = "report.html"
 
 MAX_BYTES = 5_000_000
-"""Of the page; with hostile rows it shows fewer of them."""
+"""Size limit of the page: if huge rows exceed it, fewer rows are shown."""
 
-ANSWERED, QUARANTINED = 60, 40
-"""Rows shown at most."""
+MAX_ANSWERED, MAX_QUARANTINED = 60, 40
+"""Rows in the gallery."""
 
-_RUNS = 10
+_MAX_RUNS = 10
 
 
 def make_report(
@@ -54,9 +54,17 @@ def make_report(
     base: ImageBase,
     stored: StoredRows | None = None,
 ) -> list[SampledRow]:
-    """Write `report.html` and `README.md` of the last completed run; returns the rows shown.
+    """Write `report.html` and `README.md` of the last completed run.
 
-    If the rows are given as the run's parser `stored` them, their keys are not read once more.
+    Args:
+        store: the output.
+        reader: reads the images.
+        images: limits on what is decoded.
+        base: what relative image paths are resolved against.
+        stored: the rows as the run's parser stored them, if already open: saves reading their keys.
+
+    Returns:
+        The rows shown.
 
     Raises:
         StoreError: there is no completed run, or the output is corrupted or cannot be read or
@@ -69,57 +77,64 @@ def make_report(
         store,
         run,
         stored,
-        answered=ANSWERED,
-        quarantined=QUARANTINED,
+        answered=MAX_ANSWERED,
+        quarantined=MAX_QUARANTINED,
         reader=reader,
         images=images,
         base=base,
     )
     runs = [other for other in read_runs(store) if other.keys == run.keys]
-    store.write(REPORT, render_report(run, gather(store, run, stored), rows, runs))
+    statistics = compute_statistics(store, run, stored)
+    store.write(REPORT, render_report(run, statistics, rows, runs))
     store.write(CARD, render_card(run, rows).encode("utf-8", "replace"))
     return rows
 
 
 def render_report(
-    run: RunRecord, numbers: Statistics, rows: Sequence[SampledRow], runs: Sequence[RunRecord] = ()
+    run: RunRecord,
+    statistics: Statistics,
+    rows: Sequence[SampledRow],
+    runs: Sequence[RunRecord] = (),
 ) -> bytes:
-    """The page about a completed run, as a file of at most `MAX_BYTES`.
+    """Render the page about a completed run, with at most `MAX_BYTES`.
 
-    The numbers are of all answered rows, the rows those to show; the runs, oldest first, are all of
-    the same dataset and configuration.
+    Args:
+        run: the run.
+        statistics: of all its answered rows.
+        rows: the rows to show.
+        runs: all runs of the same dataset and configuration, oldest first.
     """
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    page = template("report.html.j2", _seen)
+    page = load_template("report.html.j2", finalize=_finalize)
     fixed = {
         "policy": _policy(style, script),
         "style": Markup(style),  # noqa: S704 - our own file
         "script": Markup(script),  # noqa: S704 - our own file
         "run": run,
-        "headline": list(headline(run, numbers)),
-        "plots": list(draw_plots(numbers)),
-        "words": list(first_words(numbers)),
+        "headline": list(headline(run, statistics)),
+        "plots": list(draw_plots(statistics)),
+        "words": list(first_words(statistics)),
         "reasons": list(reasons(run)),
         "provenance": list(provenance(run)),
-        "runs": list(reversed(runs))[:_RUNS],
+        "runs": list(reversed(runs))[:_MAX_RUNS],
     }
     while True:
         cards = [card(row) for row in sorted(rows, key=lambda row: bool(row.kind))]
         html = page.render(
             rows=cards, filters=filters(cards), note=gallery_note(run, cards), **fixed
         )
-        data = html.encode("utf-8", "replace")  # JSON can hold half a surrogate pair
+        data = html.encode("utf-8", "replace")  # JSON can contain lone surrogates
         if len(data) <= MAX_BYTES or not rows:
             return data
         rows = rows[::2] if len(rows) > 1 else ()
 
 
-def _seen(value: Any) -> Any:
-    return value if isinstance(value, Markup) else visible(str(value))
+def _finalize(value: Any) -> Any:
+    return value if isinstance(value, Markup) else strip_invisible(str(value))
 
 
 def _policy(style: str, script: str) -> str:
-    """What the page may do: show embedded images, and its own style and script, known by digest."""
+    """The content security policy: embedded images, and the page's own style and script by digest."""
     digests = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
         for text in (style, script)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..parsing.parse import ParseSettings, pair_parsing
+from ..parsing.parse import ParseSettings, pair_parse_settings
 from ..prompting.prompts import PromptStyle, default_user_prompt
 from ..storing.layout import PAIRS
 from .parameters import RunParameters
@@ -54,7 +54,7 @@ def pairs_pass(parameters: RunParameters) -> Pass:
         name=PAIRS,
         style_name=style_name,
         style=style,
-        parsing=pair_parsing(parser_name, parser, parameters.parsing.require_pairs),
+        parsing=pair_parse_settings(parser_name, parser, parameters.parsing.require_pairs),
         system_prompt=parameters.system_prompt,
         user_prompt=parameters.user_prompt.strip()
         or default_user_prompt(parameters.pairs_per_image),

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prefect import get_run_logger, task
 
 from ..concurrency import TASK_OPTIONS, prefetch
-from ..generating.batch_cache import read_completions
+from ..generating.cache import read_completions
 from ..object_store.store import ObjectStore
 from ..parsing.parse import ParsedBatch, ParseSettings, parse_completions
 from .ledger import Ledger

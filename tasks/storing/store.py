@@ -10,7 +10,7 @@ from ..concurrency import TASK_OPTIONS
 from ..object_store.store import ObjectStore
 from ..parsing.parse import ParsedBatch
 from ..records import Batch, FinishedRow
-from .layout import part_name
+from .layout import PARTS, part_name
 from .parts import milliseconds, part_writer, rows_table
 
 
@@ -49,7 +49,9 @@ class StoredBatch:
 
 
 @task(name="store", task_run_name="store-{batch}", **TASK_OPTIONS)
-def store_batch(batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str) -> StoredBatch:
+def store_batch(
+    batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str = PARTS
+) -> StoredBatch:
     """Store a parsed batch; see `write_part`."""
     part = write_part(store, folder, batch.key, parsed.rows, parsed.time)
     return StoredBatch(part, parsed)

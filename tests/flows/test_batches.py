@@ -148,7 +148,7 @@ def test_room_for_another_batch(unsent: int, busy: int, batch_count: int, room: 
         max_in_flight=16, stats=SimpleNamespace(in_flight=busy - busy // 3, queued=busy // 3)
     )
     running = [in_flight(unsent, ImageRef("a.png")) for _ in range(batch_count)]
-    assert _has_room(running, asked, client, at_once=4) is room
+    assert _has_room(running, asked, client, max_batches=4) is room
 
 
 def test_a_slow_store_bounds_what_is_asked() -> None:
@@ -156,9 +156,9 @@ def test_a_slow_store_bounds_what_is_asked() -> None:
     client: Any = SimpleNamespace(max_in_flight=16, stats=SimpleNamespace(in_flight=0, queued=0))
     waiting, answered = (in_flight(0, ImageRef("a.png")) for _ in range(2))
     answered.replies = {str(row): Problem(Kind.EMPTY, "") for row in range(8)}
-    assert _has_room([waiting] * 8, asked, client, at_once=64)
-    assert _has_room([answered] * 2, asked, client, at_once=64)
-    assert not _has_room([answered] * 3, asked, client, at_once=64)
+    assert _has_room([waiting] * 8, asked, client, max_batches=64)
+    assert _has_room([answered] * 2, asked, client, max_batches=64)
+    assert not _has_room([answered] * 3, asked, client, max_batches=64)
 
 
 def test_embedded_images_bound_the_batches_in_flight() -> None:
@@ -166,10 +166,10 @@ def test_embedded_images_bound_the_batches_in_flight() -> None:
     client: Any = SimpleNamespace(max_in_flight=16, stats=SimpleNamespace(in_flight=0, queued=0))
     small, large = (in_flight(0, ImageRef(data=bytes(size))) for size in (100, 1 << 20))
     assert small.embedded_bytes == 800
-    assert _has_room([small] * 8, asked, client, at_once=64)
+    assert _has_room([small] * 8, asked, client, max_batches=64)
     full = [large] * (MAX_EMBEDDED_BYTES // (8 << 20))
-    assert not _has_room(full, asked, client, at_once=128)
-    assert _has_room(full[:-1], asked, client, at_once=128)
+    assert not _has_room(full, asked, client, max_batches=128)
+    assert _has_room(full[:-1], asked, client, max_batches=128)
 
 
 def test_a_dataset_that_breaks_off_is_told_after_what_came_before(

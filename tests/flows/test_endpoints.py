@@ -13,7 +13,7 @@ import psutil
 import pytest
 from prefect import flow
 from prefect_imageqa.flows import endpoints
-from prefect_imageqa.flows.endpoints import AskedModel, asked_model
+from prefect_imageqa.flows.endpoints import RunModel, open_model
 from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.types import ChatRequest, Completion
@@ -61,7 +61,7 @@ def processes(*words: str) -> list[psutil.Process]:
     ]
 
 
-def answers(model: AskedModel) -> bool:
+def answers(model: RunModel) -> bool:
     (outcome,) = model.client.complete([ChatRequest([{"role": "user", "content": "hello"}], {})])
     return isinstance(outcome, Completion)
 
@@ -70,7 +70,7 @@ def test_own_server_is_started_revived_and_stopped(own_server: None) -> None:
     before = psutil.Process().children(recursive=True)
 
     def work() -> None:
-        with asked_model(None, str(CHECKPOINT), 4) as model:
+        with open_model(None, str(CHECKPOINT), 4) as model:
             assert model.client.model == "checkpoint"
             assert model.revision == checkpoint_digest(CHECKPOINT)
             assert answers(model)
@@ -90,7 +90,7 @@ def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
 
     def work() -> None:
         with ThreadPoolExecutor(1) as pool:
-            with asked_model(None, str(CHECKPOINT), 4) as model:
+            with open_model(None, str(CHECKPOINT), 4) as model:
                 (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
                 [server] = processes(str(STUB), CHECKPOINT.name)
                 server.kill()
@@ -106,7 +106,7 @@ def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
 
 def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
     stub = start_stub("--respawn=0.2")
-    with asked_model([stub.url], "stub", 4) as model:
+    with open_model([stub.url], "stub", 4) as model:
         assert model.revision == ""
         os.kill(stub.stats()["pid"], signal.SIGKILL)
         model.recover()
@@ -117,9 +117,9 @@ def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
 def test_those_that_stay_away_are_told_in_one_line(
     start_stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "RETURN_SECONDS", 0.5)
+    monkeypatch.setattr(endpoints, "RECONNECT_SECONDS", 0.5)
     stub = start_stub()
-    with asked_model([stub.url], "stub", 4) as model:
+    with open_model([stub.url], "stub", 4) as model:
         stub.process.kill()
         stub.process.wait()
         with pytest.raises(EndpointError) as lost:

@@ -11,38 +11,24 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect_imageqa import (
     Columns,
     Exports,
     ImageQAError,
-    ImageSettings,
     Limits,
     Parsing,
     VLLMEndpoint,
     image_qa,
 )
-from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.client.replies import ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
-from prefect_imageqa.tasks.generating.generate import generate_batch
-from prefect_imageqa.tasks.generating.requests import GenerationSettings
-from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.loading.dataset import load_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
-from prefect_imageqa.tasks.parsing.parse import pair_parsing, parse_batch
-from prefect_imageqa.tasks.parsing.text import parse_qa_pairs
-from prefect_imageqa.tasks.prompting.keys import RequestSpec, batch_key
 from prefect_imageqa.tasks.prompting.prompts import (
     PromptInput,
-    PromptSettings,
     chat_prompt,
-    prompt_rows,
 )
-from prefect_imageqa.tasks.records import Answered, Batch, QAPair
-from prefect_imageqa.tasks.storing.layout import PassFolder
-from prefect_imageqa.tasks.storing.store import StoredBatch, store_batch
+from prefect_imageqa.tasks.records import QAPair
 
 
 def say(text: str) -> list[dict[str, str]]:
@@ -307,7 +293,7 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     conversations[8] = say("STUB die")
     frame = pd.DataFrame({"image": [str(path) for path in images], "conversation": conversations})
     mortal = start_stub()
-    monkeypatch.setattr("prefect_imageqa.flows.endpoints.RETURN_SECONDS", 3.0)
+    monkeypatch.setattr("prefect_imageqa.flows.endpoints.RECONNECT_SECONDS", 3.0)
     with pytest.raises(ImageQAError, match="no server has answered for 3 s"):
         image_qa(
             frame,
@@ -337,45 +323,6 @@ def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_p
     assert (summary.requests, summary.pairs) == (0, 2)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
     assert pairs[0]["answer"].startswith("**QUESTION:**")
-
-
-def test_the_tasks_compose_in_a_flow_of_ones_own(stub: Any, drawn: Path, tmp_path: Path) -> None:
-    output = str(tmp_path / "out")
-
-    @flow
-    def my_flow() -> StoredBatch:
-        source = load_dataset(str(drawn / "dataset.json"), Columns())
-        images = ImageSettings(max_side=64)
-        reader = ImageReader(images.max_file_bytes)
-        spec = RequestSpec("stub", "", {"max_tokens": 64}, images.model_dump(), "chat")
-        settings = PromptSettings(
-            "image",
-            "conversation",
-            source.base,
-            chat_prompt,
-            "Be kind.",
-            "Ask.",
-            images,
-            spec,
-            reader,
-        )
-        prompts = prompt_rows(list(source.rows()), settings)
-        attempts = (0,) * len(prompts)
-        key = batch_key([prompt.key for prompt in prompts], attempts)
-        batch = Batch(1, key, tuple(prompts), attempts)
-        parsing = pair_parsing("qa_pairs", parse_qa_pairs)
-        with reader, ChatClient(VLLMEndpoint(urls=[stub.url])) as client:
-            generation = GenerationSettings(images, spec.sampling, reader)
-            replies = generate_batch(batch, client, generation)
-        parsed = parse_batch(batch, replies, parsing)
-        folder = PassFolder("captions").parts(parsing.label)
-        return store_batch(batch, parsed, ObjectStore(uri=output), folder)
-
-    stored = my_flow()
-    assert len(stored.parsed.rows) == 12
-    assert all(isinstance(row, Answered) for row in stored.parsed.rows)
-    assert stored.part.startswith("captions/parts/qa_pairs-v")
-    assert (tmp_path / "out" / stored.part).exists()
 
 
 def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:

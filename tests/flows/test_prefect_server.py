@@ -16,7 +16,7 @@ from prefect.settings import (
 )
 from prefect_imageqa import image_qa
 from prefect_imageqa.flows.prefect_server import check_server
-from prefect_imageqa.flows.run import store_at
+from prefect_imageqa.flows.run import open_store
 from prefect_imageqa.serving.endpoint import load_endpoint
 from prefect_imageqa.tasks.errors import ImageQAError, PrefectServerError
 from prefect_imageqa.tasks.object_store.store import load_store
@@ -137,7 +137,7 @@ def test_a_block_is_not_looked_for_where_no_server_answers(tmp_path: Path) -> No
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(PrefectServerError, match="no Prefect server answers at"),
     ):
-        store_at(str(tmp_path), "minio")
+        open_store(str(tmp_path), "minio")
 
 
 def test_a_run_from_python_needs_a_server_that_answers(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from prefect_imageqa import ImageQAError, Limits, OutputBusyError, VLLMEndpoint, image_qa
 from prefect_imageqa.flows import run_record
 from prefect_imageqa.flows.progress import RunProgress
-from prefect_imageqa.flows.run_record import LiveRecord
+from prefect_imageqa.flows.run_record import OutputLease
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs.parameters import (
@@ -123,7 +123,7 @@ def test_a_run_that_fails_says_why(keyed_stub: Any, drawn: Path, tmp_path: Path)
 def test_of_runs_that_begin_at_once_one_writes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_record, "POLL_SECONDS", 0.01)
     chance = random.Random(4)
     write = RunRecord.write
 
@@ -137,9 +137,9 @@ def test_of_runs_that_begin_at_once_one_writes_at_a_time(
     def run(name: str, store: ObjectStore, all_of_them: Barrier) -> None:
         # The clock of one is wrong: the order of the records must not depend on it.
         skew = timedelta(seconds=chance.uniform(-5, 5))
-        kept = LiveRecord(store, record(name, queued=datetime.now(UTC) + skew), RunProgress())
+        kept = OutputLease(store, record(name, queued=datetime.now(UTC) + skew), RunProgress())
         all_of_them.wait()
-        with kept.kept(wait=True):
+        with kept.acquire(wait=True):
             assert writing.acquire(blocking=False), "two write at once"
             time.sleep(0.01)
             writing.release()
@@ -181,7 +181,7 @@ def test_a_run_that_is_gone_is_not_waited_for(case: str, tmp_path: Path) -> None
     store = ObjectStore(uri=str(tmp_path))
     record("other", **{"state": "running", **GONE[case]}).write(store)
     started = time.monotonic()
-    with LiveRecord(store, record("own"), RunProgress()).kept(wait=False):
+    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
         assert time.monotonic() - started < 1
 
 
@@ -191,7 +191,7 @@ def test_a_run_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path) -> 
     with (
         other_run(store, machine="elsewhere", process="7-7", host="gpu-7"),
         pytest.raises(OutputBusyError, match=r"on gpu-7 \(other\) is writing there"),
-        LiveRecord(store, record("own"), RunProgress()).kept(wait=False),
+        OutputLease(store, record("own"), RunProgress()).acquire(wait=False),
     ):
         pass
     # One that was refused leaves nothing: it is no run that anyone must finish.
@@ -204,12 +204,12 @@ def test_the_same_run_in_two_processes_writes_once(tmp_path: Path) -> None:
     record("own", state="running", machine="elsewhere", host="gpu-7").write(store)
     with (
         pytest.raises(OutputBusyError, match="on gpu-7"),
-        LiveRecord(store, record("own"), RunProgress()).kept(wait=False),
+        OutputLease(store, record("own"), RunProgress()).acquire(wait=False),
     ):
         pass
     assert [run.host for run in read_runs(store)] == ["gpu-7"]
     record("own", state="failed", machine="elsewhere").write(store)
-    with LiveRecord(store, record("own"), RunProgress()).kept(wait=False):
+    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
         pass
 
 
@@ -227,7 +227,7 @@ def test_a_heart_goes_on_beating_whatever_a_write_raises(
         write(self, store)
 
     monkeypatch.setattr(RunRecord, "write", fail_once)
-    with LiveRecord(store, record("own"), RunProgress()).kept(wait=False):
+    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
         wait_for(lambda: written[0] > 6, seconds=10)
 
 
@@ -241,8 +241,8 @@ def test_a_damaged_record_of_another_run_is_passed_over(
     steering = record("evil", state="running", machine="elsewhere")
     told = steering.model_copy(update={"host": "\x1b[2J\nall is well"})
     store.write("runs/evil.json", told.model_dump_json().encode())
-    kept = LiveRecord(store, record("own"), RunProgress())
-    with kept.kept(wait=False):
+    kept = OutputLease(store, record("own"), RunProgress())
+    with kept.acquire(wait=False):
         pass
     assert caplog.text.count("planted.json is not the record of a run") == 1
     assert caplog.text.count("evil.json is not the record of a run") == 1

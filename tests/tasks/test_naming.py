@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from prefect_imageqa.tasks.loading.dataset import load_name
+from prefect_imageqa.tasks.loading.dataset import load_run_name
 from prefect_imageqa.tasks.naming import short_name
-from prefect_imageqa.tasks.prompting.prompts import prompt_name
+from prefect_imageqa.tasks.prompting.prompts import prompt_run_name
 from prefect_imageqa.tasks.records import Row
 
 
@@ -32,5 +32,5 @@ def test_a_place_is_told_by_its_last_part(place: Any, name: str) -> None:
 
 def test_task_runs_tell_dataset_and_rows() -> None:
     rows = [Row(index, {}, "") for index in range(256, 512)]
-    assert load_name({"dataset": "/data/qa.json"}) == "load-qa.json"
-    assert prompt_name({"rows": rows}) == "prompt-256-511"
+    assert load_run_name({"dataset": "/data/qa.json"}) == "load-qa.json"
+    assert prompt_run_name({"rows": rows}) == "prompt-256-511"

@@ -30,7 +30,7 @@ def no_server(expected: bool = False) -> None:
 
 
 SETTINGS = GenerationSettings(
-    IMAGES, {"max_tokens": 16, "seed": None}, ImageReader(IMAGES.max_file_bytes), no_server
+    ImageReader(), {"max_tokens": 16, "seed": None}, IMAGES, no_server
 )
 
 

@@ -12,11 +12,11 @@ from prefect_imageqa.tasks.generating.completions import StoredReply
 from prefect_imageqa.tasks.parsing.parse import (
     Parser,
     ParseSettings,
-    pair_parsing,
+    pair_parse_settings,
     parse_reply,
-    read_completion,
+    parse_completion,
 )
-from prefect_imageqa.tasks.parsing.text import PARSER_VERSION, parse_qa_pairs, without_reasoning
+from prefect_imageqa.tasks.parsing.text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
 from prefect_imageqa.tasks.records import Answered, Kind, Problem, QAPair, Quarantined
 
 ONE = [("What is it?", "A cat.")]
@@ -174,7 +174,7 @@ def test_nothing_is_made_up(text: str) -> None:
     ids=["block", "no-start", "no-end", "nested", "none"],
 )
 def test_reasoning_is_dropped(text: str, expected: str) -> None:
-    assert without_reasoning(text).strip() == expected
+    assert strip_reasoning(text).strip() == expected
 
 
 # A first word that no label, rule or title starts with; the rest of a line may be anything.
@@ -261,20 +261,20 @@ def _completion(text: str, finish_reason: str = "stop") -> Completion:
     return Completion(text, finish_reason, 10, 5, 0.1, "model")
 
 
-REQUIRED = pair_parsing("qa_pairs", parse_qa_pairs)
-RAW = pair_parsing("qa_pairs", parse_qa_pairs, require_pairs=False)
+REQUIRED = pair_parse_settings("qa_pairs", parse_qa_pairs)
+RAW = pair_parse_settings("qa_pairs", parse_qa_pairs, require_pairs=False)
 WHAT_THAT = [{"question": "What?", "answer": "That."}]
 
 
 def _problem(completion: Completion, settings: ParseSettings) -> Problem:
-    problem = read_completion(completion, settings)
+    problem = parse_completion(completion, settings)
     assert isinstance(problem, Problem)
     assert "\n" not in problem.message
     return problem
 
 
 def test_a_good_completion_gives_its_pairs() -> None:
-    assert read_completion(_completion("Q: What?\nA: That."), REQUIRED) == WHAT_THAT
+    assert parse_completion(_completion("Q: What?\nA: That."), REQUIRED) == WHAT_THAT
 
 
 @pytest.mark.parametrize("parsing", [REQUIRED, RAW], ids=["required", "raw"])
@@ -302,14 +302,14 @@ def test_a_reply_without_pairs_is_a_problem_only_where_pairs_are_required() -> N
     problem = _problem(completion, REQUIRED)
     assert problem.kind is Kind.UNPARSED
     assert "found nothing in 20 characters" in problem.message
-    assert read_completion(completion, RAW) == []
+    assert parse_completion(completion, RAW) == []
 
 
 def test_pairs_of_a_users_parser_are_stripped_and_empty_ones_dropped() -> None:
     def mine(text: str) -> list[QAPair]:
         return [QAPair(f" {text} ", "a\n"), QAPair("q", " ")]
 
-    pairs = read_completion(_completion("q"), pair_parsing("mine", mine))
+    pairs = parse_completion(_completion("q"), pair_parse_settings("mine", mine))
     assert pairs == [{"question": "q", "answer": "a"}]
 
 
@@ -354,7 +354,7 @@ def test_what_a_parser_gives_is_plain_json_of_any_form() -> None:
     nothing = parse_reply(StoredReply("k", 2, 7, "d:7", _completion("{}")), verdict)
     assert isinstance(nothing, Quarantined)
     assert (nothing.kind, nothing.attempt, nothing.text) == (Kind.UNPARSED, 2, "{}")
-    assert read_completion(_completion("{}"), ParseSettings("verdict", json.loads, False)) == {}
+    assert parse_completion(_completion("{}"), ParseSettings("verdict", json.loads, False)) == {}
 
 
 def test_a_label_names_all_that_decides_what_is_parsed() -> None:
@@ -362,11 +362,11 @@ def test_a_label_names_all_that_decides_what_is_parsed() -> None:
         return []
 
     labels = [
-        pair_parsing("qa_pairs", parse_qa_pairs).label,
-        pair_parsing("qa_pairs", parse_qa_pairs, require_pairs=False).label,
-        pair_parsing("my.module:mine", mine).label,
-        pair_parsing("my module mine", mine).label,
-        pair_parsing("x/../" * 40, mine, require_pairs=False).label,
+        pair_parse_settings("qa_pairs", parse_qa_pairs).label,
+        pair_parse_settings("qa_pairs", parse_qa_pairs, require_pairs=False).label,
+        pair_parse_settings("my.module:mine", mine).label,
+        pair_parse_settings("my module mine", mine).label,
+        pair_parse_settings("x/../" * 40, mine, require_pairs=False).label,
     ]
     assert labels[0] == f"qa_pairs-v{PARSER_VERSION}"
     assert labels[1] == f"{labels[0]}-raw"

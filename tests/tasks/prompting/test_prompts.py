@@ -206,15 +206,14 @@ def settings(
     folder: Path, style: PromptStyle = chat_prompt, image_key: str | None = "image"
 ) -> PromptSettings:
     return PromptSettings(
-        image_key,
-        "conversation",
         ImageBase(folder=str(folder)),
-        style,
-        "SYSTEM",
-        "ASK",
-        ImageSettings(max_images=3),
-        SPEC,
         ImageReader(1000),
+        SPEC,
+        style=style,
+        system_prompt="SYSTEM",
+        user_prompt="ASK",
+        image_key=image_key,
+        limits=ImageSettings(max_images=3),
     )
 
 

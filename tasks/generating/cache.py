@@ -83,25 +83,25 @@ def read_completions(
         return None
 
 
-def look_again() -> Mapping[str, Any] | None:
+def load_cached() -> Mapping[str, Any] | None:
     """What is stored for the task run that Prefect has not found: most likely nothing."""
-    if (found := _storage()) is None:
+    if (found := _cache_entry()) is None:
         return None
     stored = read_completions(*found, get_run_logger())
     return None if stored is None else stored.dump()
 
 
-def keep(result: Mapping[str, Any]) -> None:
+def store_in_cache(result: Mapping[str, Any]) -> None:
     """Store the result of the current task run in its cache, if it has one."""
     context, transaction = TaskRunContext.get(), get_transaction()
-    if (found := _storage()) is None or context is None or transaction is None:
+    if (found := _cache_entry()) is None or context is None or transaction is None:
         return
     _, name = found
     context.result_store.write(dict(result), key=name)
     transaction.write_on_commit = False  # it is written
 
 
-def _storage() -> tuple[ObjectStore, str] | None:
+def _cache_entry() -> tuple[ObjectStore, str] | None:
     """Where the current task run keeps its result, and under which name."""
     context, transaction = TaskRunContext.get(), get_transaction()
     if context is None or not context.persist_result or transaction is None:
