@@ -3,12 +3,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 FLOW_ENV := .venv/.installed
 SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
+# Two workers; tests of one group, such as those of the model server, stay on one of them.
+PARALLEL := -n 2 --dist loadgroup
 
 # Nothing is told to anyone, and a slow first start of Prefect's own server is no failure.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help env demo test test-ceph check format lock demo-model demo-accuracy bench
+# Other Pythons that `make test-fast` also runs on, where they are installed; pyenv's count.
+OTHER_PYTHONS := $(foreach v,3.12 3.13,$(if $(shell PYENV_VERSION=$(v) python$(v) -c "print(1)" 2>/dev/null),$(v)))
+
+.PHONY: help env demo test test-fast test-ceph check format lock demo-model demo-accuracy bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -21,7 +26,10 @@ demo: $(FLOW_ENV) $(SERVER_ENV) ## Ask the demo model about images it has never 
 test: $(FLOW_ENV) $(SERVER_ENV) ## Run all tests, with real servers and a real browser
 	tests/browser/install.sh
 	tests/deployments/install.sh
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+test-fast: $(FLOW_ENV) $(OTHER_PYTHONS:%=.venv-%/.installed) ## Test what needs no model server, browser or Prefect server
+	for bin in $(BIN) $(OTHER_PYTHONS:%=.venv-%/bin); do $$bin/pytest $(PARALLEL) -m "not slow" tests/tasks tests/serving || exit 1; done
 
 test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with apt)
 	tests/ceph/install.sh
@@ -66,6 +74,12 @@ $(FLOW_ENV): requirements/flow.txt pyproject.toml
 	@# Type checkers do not follow editable installs; they follow links.
 	mkdir -p build/typing/prefect_imageqa
 	ln -sfn $(addprefix $(CURDIR)/,__init__.py py.typed flows tasks serving) build/typing/prefect_imageqa
+	touch $@
+
+.venv-%/.installed: requirements/flow.txt pyproject.toml
+	PYENV_VERSION=$* python$* -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements/flow.txt --editable ".[dev]"
 	touch $@
 
 $(SERVER_ENV): requirements/cpu-server.txt | $(FLOW_ENV)

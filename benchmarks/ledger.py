@@ -1,10 +1,10 @@
-"""Seconds and peak memory for the ledger of a large output, from small parts and merged ones.
+"""Time and peak memory of the ledger of a large output, with small parts and with merged parts.
 
     python benchmarks/ledger.py [--rows 1000000] [--local]
 
-The rows lie on an S3 server of the benchmark's own (rclone, loopback), or in a local folder. Each
-step runs in a fresh process, so that its peak memory is its own; "imports" is a process that
-does nothing.
+The rows are stored on an S3 server that the benchmark starts (rclone, loopback), or in a local
+folder. Each step runs in its own process, to measure its own peak memory; the first process only
+imports, as a baseline.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-import pandas as pd  # a run imports it, so its memory counts
+import pandas as pd  # imported by every run, so its memory counts
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered
@@ -39,7 +39,7 @@ WORDS = ("the", "a", "large", "red", "circle", "near", "left", "of", "which", "w
 
 
 def row_key(number: int) -> str:
-    """A key as row keys are: nothing in it can be compressed."""
+    """A realistic row key: incompressible."""
     return hashlib.sha256(number.to_bytes(8, "big")).hexdigest()[:32]
 
 
@@ -56,7 +56,7 @@ def answered(number: int) -> Answered:
 
 
 def all_keys(count: int) -> KeyList:
-    """The row keys of the dataset, as the flow keeps them."""
+    """The row keys of the dataset, in the type that the flow uses."""
     keys = KeyList()
     for number in range(count):
         keys.append(row_key(number))
@@ -64,7 +64,7 @@ def all_keys(count: int) -> KeyList:
 
 
 def write(store: ObjectStore, count: int) -> int:
-    """Store all rows, a part for each batch."""
+    """Store all rows, one part per batch."""
 
     def write_from(start: int) -> None:
         rows = [answered(number) for number in range(start, min(start + BATCH, count))]
@@ -78,14 +78,14 @@ def write(store: ObjectStore, count: int) -> int:
 
 
 def read(store: ObjectStore, count: int) -> int:
-    """Read the ledger and look for every key, as the flow does."""
+    """Read the ledger."""
     ledger = Ledger.read(store, PARTS)
     assert len(ledger.rows.index) == count
     return len(ledger.rows.names)
 
 
 def status(store: ObjectStore, count: int) -> int:
-    """Ask the ledger for every row of a dataset that has doubled."""
+    """Look up the status of every row of a dataset that has doubled in size."""
     ledger = Ledger.read(store, PARTS)
     for number in range(2 * count):
         ledger.status(row_key(number))
@@ -93,7 +93,7 @@ def status(store: ObjectStore, count: int) -> int:
 
 
 def join(store: ObjectStore, count: int) -> int:
-    """Read every answer in dataset order, as an export does."""
+    """Read every answer in dataset order, like an export."""
     ledger = Ledger.read(store, PARTS)
     assert all(ledger.outcomes(all_keys(count)))
     return count
@@ -105,7 +105,7 @@ def merge(store: ObjectStore, count: int) -> int:
 
 
 def imports(store: ObjectStore, count: int) -> int:  # noqa: ARG001
-    """Nothing: what a process takes that has only been started."""
+    """Do nothing: the baseline of a process with all imports."""
     return len(pd.__version__) * 0
 
 
@@ -113,14 +113,14 @@ STEPS: dict[str, Callable[[ObjectStore, int], int]] = {
     function.__name__: function for function in (imports, write, read, status, join, merge)
 }
 PLAN = [
-    ("imports", "process with all imports"),
+    ("imports", "imports only"),
     ("write", "write small parts"),
     ("read", "read the ledger, small parts"),
-    ("join", "read it and all answers, small parts"),
-    ("merge", "read it and compact"),
+    ("join", "read ledger and answers, small parts"),
+    ("merge", "read the ledger and merge"),
     ("read", "read the ledger, merged parts"),
-    ("status", "read it and ask for twice the rows"),
-    ("join", "read it and all answers, merged parts"),
+    ("status", "read it and look up twice the rows"),
+    ("join", "read ledger and answers, merged parts"),
 ]
 
 
@@ -133,7 +133,7 @@ def peak_mib() -> int:
 
 
 def run_step(name: str, uri: str, count: int) -> None:
-    """Run a step in this process and print what it took."""
+    """Run a step in this process and print its time, peak memory and result."""
     store = ObjectStore(uri=uri)
     started = time.perf_counter()
     result = STEPS[name](store, count)
@@ -142,14 +142,16 @@ def run_step(name: str, uri: str, count: int) -> None:
 
 @contextmanager
 def s3_server(folder: str) -> Iterator[None]:
-    """An S3 server on this machine with a bucket `benchmark`."""
+    """Run an S3 server on this machine, with a bucket `benchmark`."""
     (Path(folder) / "benchmark").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     rclone = str(Path(sys.executable).parent / "rclone")
     command = [rclone, "serve", "s3", "--config", "", "--addr", address]
-    server = subprocess.Popen([*command, "--auth-key", "key,secret", folder], stderr=-3)
+    server = subprocess.Popen(
+        [*command, "--auth-key", "key,secret", folder], stderr=subprocess.DEVNULL
+    )
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -160,7 +162,7 @@ def s3_server(folder: str) -> Iterator[None]:
             try:
                 urlopen(f"http://{address}", timeout=1).close()
             except HTTPError:
-                break  # it answers; that it wants a key is as it should be
+                break  # it is up, and rejects requests without a key
             except OSError:
                 time.sleep(0.05)
         yield
@@ -173,19 +175,21 @@ def main() -> None:
     """Run all steps, each in its own process, and print a table."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=1_000_000)
-    arguments.add_argument("--local", action="store_true", help="in a folder instead of S3")
+    arguments.add_argument("--local", action="store_true", help="use a local folder instead of S3")
     arguments.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     arguments.add_argument("--uri", help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.step:
-        run_step(given.step, given.uri, given.rows)
+    options = arguments.parse_args()
+    if options.step:
+        run_step(options.step, options.uri, options.rows)
         return
     with tempfile.TemporaryDirectory(prefix="ledger-") as folder, s3_server(folder):
-        uri = f"{folder}/output" if given.local else "s3://benchmark/output"
-        print(f"{given.rows:,} rows in {uri}\n{'':42}{'seconds':>9}{'peak MiB':>10}{'objects':>10}")
+        uri = f"{folder}/output" if options.local else "s3://benchmark/output"
+        print(
+            f"{options.rows:,} rows in {uri}\n{'':42}{'seconds':>9}{'peak MiB':>10}{'objects':>10}"
+        )
         for step, label in PLAN:
             command = [sys.executable, __file__, "--step", step, "--uri", uri]
-            command += ["--rows", str(given.rows)]
+            command += ["--rows", str(options.rows)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             seconds, peak, result = json.loads(done.stdout)
             print(f"{label:42}{seconds:9.1f}{peak:10,}{result:10,}", flush=True)

@@ -1,8 +1,8 @@
-"""Peak memory of a run over 10,000 rows and over ten times as many, on the stub.
+"""Peak memory of a run over 10,000 rows and over ten times as many, against the stub.
 
     python benchmarks/memory.py [--rows 10000] [--times 10]
 
-Each run is a process of its own on a Prefect server of its own; its peak is the kernel's VmHWM.
+Each run is a separate process with its own Prefect server. The peak is VmHWM in /proc/self/status.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from prefect_imageqa import image_qa
 dataset, output, url = sys.argv[1:]
 summary = image_qa(dataset, output, endpoint=url)
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-told = {"peak_mib": int(peak.split()[1]) / 1024, "seconds": summary.seconds}
-print(json.dumps(told | {"rows": summary.rows, "ok": summary.ok, "requests": summary.requests}))
+result = {"peak_mib": int(peak.split()[1]) / 1024, "seconds": summary.seconds}
+print(json.dumps(result | {"rows": summary.rows, "ok": summary.ok, "requests": summary.requests}))
 """
 
 
 def measure(folder: Path, images: list[Path], rows: int, url: str) -> float:
-    """Run over so many rows, then once more, when there is nothing left to ask; the peak in MiB."""
+    """Run over that many rows, then again when all are finished; returns the peak in MiB."""
     dataset = folder / f"{rows}.jsonl"
     with dataset.open("w") as file:
         for number in range(rows):
@@ -37,10 +37,10 @@ def measure(folder: Path, images: list[Path], rows: int, url: str) -> float:
     peaks = []
     for name in ("first", "again"):
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        assert told["ok"] == told["rows"] == rows
-        print(f"{rows} rows, {name}: {told}", flush=True)
-        peaks.append(told["peak_mib"])
+        result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        assert result["ok"] == result["rows"] == rows
+        print(f"{rows} rows, {name}: {result}", flush=True)
+        peaks.append(result["peak_mib"])
     return max(peaks)
 
 

@@ -1,10 +1,10 @@
-"""Rows per second of `prefect-imageqa run` as a share of a raw client, on the same server.
+"""Throughput of `prefect-imageqa run` relative to a raw client on the same server.
 
     python benchmarks/throughput.py [--rows 4096] [--vllm-rows 1024]
 
-The raw client is an aiohttp loop that reads each file, sends it and keeps the reply: no Prefect,
-no checks of images, no retries, nothing stored. Both get images nobody has sent before, because
-vLLM remembers those it has processed.
+The raw client is an aiohttp loop that reads each file, sends it and discards the reply: no Prefect,
+no image checks, no retries, nothing stored. Each gets new images, because vLLM caches those that
+it has processed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SIZE = (640, 480)
 
 
 def draw_images(folder: Path, count: int, seed: int, noise: int) -> list[Path]:
-    """Draw `count` JPEGs of 640x480; noise makes them as large as photographs are."""
+    """Draw `count` JPEGs of 640x480; with noise, they are as large as photographs."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     grain = Image.effect_noise(SIZE, noise).convert("RGB")
@@ -87,7 +87,7 @@ async def ask_raw(url: str, model: str, paths: list[Path]) -> float:
 
 
 def run_ours(url: str, images: Path, output: Path) -> tuple[float, float]:
-    """Rows per second of `prefect-imageqa run`, and its whole wall time in seconds."""
+    """Rows per second of `prefect-imageqa run`, and its total wall time in seconds."""
     command = [
         *(str(Path(sys.executable).with_name("prefect-imageqa")), "run", str(images)),
         *("--output", str(output), "--endpoint", url, "--json"),
@@ -103,7 +103,7 @@ def run_ours(url: str, images: Path, output: Path) -> tuple[float, float]:
 
 @contextmanager
 def stub_server() -> Iterator[tuple[str, str]]:
-    """The stub at 50 ms and 256 slots."""
+    """The stub server, with 50 ms latency and 256 slots; yields its URL and model name."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -131,7 +131,7 @@ def vllm_server() -> Iterator[tuple[str, str]]:
 
 
 def compare(name: str, url: str, model: str, rows: int, noise: int) -> None:
-    """Measure both, ours between two raw runs, and print the shares."""
+    """Measure both, ours between two raw runs, and print the ratio."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sets = [folder / part for part in ("warm", "raw-1", "ours", "raw-2")]
@@ -156,7 +156,7 @@ def main() -> None:
     """Measure on the stub, then on vLLM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=4096, help="rows on the stub")
-    parser.add_argument("--vllm-rows", type=int, default=1024, help="rows on vLLM; 0 leaves it out")
+    parser.add_argument("--vllm-rows", type=int, default=1024, help="rows on vLLM; 0 skips it")
     options = parser.parse_args()
     with stub_server() as (url, model):
         compare("stub (50 ms, 256 slots)", url, model, options.rows, noise=40)

@@ -1,9 +1,10 @@
-"""How long a run takes when some rows are answered much later than the others.
+"""Duration of a run in which some rows are answered much later than the others.
 
     python benchmarks/uneven.py [--rows 3000]
 
-Three runs on a stub of 50 ms: all rows alike, one row after 45 s, and 1 % of the rows after 3 s.
-Says for each how long it took, and how many requests the stub had seen after each two seconds.
+Three runs against the stub with 50 ms latency: all rows alike, one row that takes 45 s, and 1 % of
+the rows that take 3 s. Prints how long each took, and the requests that the stub had received after
+every two seconds.
 """
 
 import argparse
@@ -23,7 +24,7 @@ POLL_SECONDS = 2.0
 
 
 def write_dataset(folder: Path, images: list[Path], rows: int, slow: dict[int, float]) -> Path:
-    """Rows with a conversation of their own each; `slow` has the seconds of some of them."""
+    """Write rows with distinct conversations; `slow` maps some rows to their latency in seconds."""
     records = [
         {
             "image": str(images[row % len(images)]),
@@ -37,7 +38,7 @@ def write_dataset(folder: Path, images: list[Path], rows: int, slow: dict[int, f
 
 
 def run(url: str, dataset: Path, output: Path) -> tuple[float, float, list[int]]:
-    """Seconds that the run and the command took, and the requests seen as time went by."""
+    """Seconds that the run and the command took, and the requests received over time."""
     command = [COMMAND, "run", str(dataset), "--output", str(output), "--endpoint", url, "--json"]
     before = _requests(url)
     started = time.perf_counter()
@@ -71,8 +72,8 @@ def main() -> None:
     rows = parser.parse_args().rows
     cases: dict[str, dict[int, float]] = {
         "all rows alike": {},
-        "one row after 45 s": {rows // 10: 45},
-        "1 % of the rows after 3 s": dict.fromkeys(range(50, rows, 100), 3),
+        "one row takes 45 s": {rows // 10: 45},
+        "1 % of the rows take 3 s": dict.fromkeys(range(50, rows, 100), 3),
     }
     with stub_server() as (url, _), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,4 +1,4 @@
-"""All blocks of this package: Prefect's entry point imports this module to know them."""
+"""All Prefect blocks of this package; the `prefect.collections` entry point imports them here."""
 
 from prefect.blocks.core import Block
 

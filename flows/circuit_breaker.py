@@ -1,4 +1,4 @@
-"""Stops a run in which nearly everything fails, instead of burning through the dataset."""
+"""Stops a run in which too many rows fail, instead of burning through the dataset."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -7,17 +7,17 @@ from ..tasks.errors import ErrorRateError
 from ..tasks.records import Answered, Quarantined
 
 WINDOW = 256
-"""Rows over which the share of failing ones is taken."""
+"""Number of newest rows over which the error rate is measured."""
 
 
 class CircuitBreaker:
-    """Watches the newest rows that were asked for the first time.
+    """Measures the error rate of the newest rows that were sent to the model for the first time.
 
-    Rows that cost no request do not count: there is nothing to save by stopping. Nor do rows that
-    failed before: they come first in every later run, and say nothing of the rows after them.
+    Rows that cost no request do not count: stopping would save nothing. Nor do rows that failed in
+    an earlier run: they come first in every later run, and say nothing about the rows after them.
 
     Args:
-        max_error_rate: share of failing rows, 0 to 1, above which the run is stopped.
+        max_error_rate: share of failed rows, 0 to 1, above which the run is stopped.
     """
 
     def __init__(self, max_error_rate: float) -> None:
@@ -25,10 +25,10 @@ class CircuitBreaker:
         self._newest: deque[Answered | Quarantined] = deque(maxlen=WINDOW)
 
     def add(self, rows: Iterable[Answered | Quarantined]) -> None:
-        """Take in what became of a batch's rows, less those that were set aside.
+        """Add the finished rows of a batch.
 
         Raises:
-            ErrorRateError: of the newest `WINDOW` rows too many have failed.
+            ErrorRateError: too many of the newest `WINDOW` rows failed.
         """
         self._newest.extend(
             row
@@ -41,9 +41,9 @@ class CircuitBreaker:
             return
         kinds = Counter(row.kind for row in failed).most_common()
         raise ErrorRateError(
-            f"stopped: {len(failed)} of the last {WINDOW} rows asked have failed, more than "
+            f"stopped: {len(failed)} of the last {WINDOW} rows sent to the model failed, more than "
             f"max_error_rate {self.max_error_rate:g} allows "
             f"({', '.join(f'{count} {kind}' for kind, count in kinds)}); the last: "
-            f"{failed[-1].where}: {failed[-1].message}. What was answered is kept; mend the cause, "
-            "or raise max_error_rate"
+            f"{failed[-1].where}: {failed[-1].message}. All answers are stored; fix the cause, or "
+            "raise max_error_rate"
         )

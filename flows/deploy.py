@@ -1,7 +1,7 @@
-"""The shipped deployments, on the configured Prefect server.
+"""Creates or updates the shipped deployments on the configured Prefect server.
 
-`prefect deploy --all` creates and updates them. Here is what it does not do: register the block
-types, create the work pool, check the parameters, and keep what was set in the UI.
+`prefect deploy --all` does the main part. This module adds what it lacks: it registers the block
+types, creates the work pool, checks the parameters, and preserves what was set in the UI.
 """
 
 import os
@@ -38,12 +38,12 @@ SHIPPED = files("prefect_imageqa") / "deployments"
 
 @dataclass(frozen=True)
 class DeployResult:
-    """What `deploy` has left on the server.
+    """The result of `deploy`.
 
     Attributes:
-        created_pool: whether the work pool was not there before.
-        pages: where the deployments, such as `image-qa/on-demand`, are in Prefect's UI.
-        folder: where relative paths of `dataset` and `output` start.
+        created_pool: whether the work pool was created.
+        pages: deployment name, such as `image-qa/on-demand` -> its page in Prefect's UI.
+        folder: working directory of the deployments, for relative paths.
         has_worker: whether a worker polls the pool.
     """
 
@@ -54,56 +54,56 @@ class DeployResult:
 
 
 def deploy(pool: str, parameters: Mapping[str, str]) -> DeployResult:
-    """Create or update the shipped deployments; parameters and schedules set in the UI stay.
+    """Create or update the shipped deployments; parameters and schedules set in the UI are kept.
 
     Args:
-        pool: work pool of type `process`; created where it is missing.
-        parameters: `dataset`, `output`, `endpoint`, `model` or `store` for all deployments, over
-            what is set on the server and what is shipped.
+        pool: work pool of type `process`; created if missing.
+        parameters: `dataset`, `output`, `endpoint`, `model` or `store` of all deployments. They
+            take precedence over those set on the server, and these over the shipped ones.
 
     Raises:
-        PrefectServerError: there is no server, or it refuses the pool or a deployment.
-        EndpointError: the endpoint is malformed, or no such block is saved.
-        StoreError: a path is malformed, or no such block is saved.
+        PrefectServerError: there is no server, or it rejects the pool or a deployment.
+        EndpointError: the endpoint is malformed, or there is no such block.
+        StoreError: a path is malformed, or there is no such block.
     """
     check_server(needed=True)
     folder = Path.cwd()
-    told = yaml.safe_load((SHIPPED / "prefect.yaml").read_text("utf-8"))
+    config = yaml.safe_load((SHIPPED / "prefect.yaml").read_text("utf-8"))
     with get_client(sync_client=True) as client:
         for block in BLOCKS:
             cast("Any", block).register_type_and_schema(_sync=True)
         _check_parameters(parameters)
-        created = _create_pool(client, pool)
-        before = _on_server(client)
-        for deployment in told["deployments"]:
+        created_pool = _create_pool(client, pool)
+        before = _read_deployments(client)
+        for deployment in config["deployments"]:
             deployment["work_pool"]["name"] = pool
-            if found := before.get(deployment["name"]):
-                deployment["parameters"] = {**deployment["parameters"], **found.parameters}
-                deployment.pop("schedules", None)  # Prefect leaves alone what the file lacks
+            if existing := before.get(deployment["name"]):
+                deployment["parameters"] = {**deployment["parameters"], **existing.parameters}
+                deployment.pop("schedules", None)  # Prefect keeps those that the file does not set
             deployment["parameters"] = {**deployment["parameters"], **parameters}
-        _prefect_deploy(told, folder)
-        pages, after = {}, _on_server(client)
-        for deployment in told["deployments"]:
-            found, wanted = after[deployment["name"]], deployment["parameters"]
-            if found.parameters != wanted:  # Prefect has filled in what looks like {{ this }}
-                client.update_deployment(found.id, DeploymentUpdate(parameters=wanted))
-            pages[f"{FLOW}/{found.name}"] = url_for("deployment", found.id) or str(found.id)
-        return DeployResult(created, pages, folder, has_worker(client, pool))
+        _prefect_deploy(config, folder)
+        pages, after = {}, _read_deployments(client)
+        for deployment in config["deployments"]:
+            created, wanted = after[deployment["name"]], deployment["parameters"]
+            if created.parameters != wanted:  # Prefect replaced what looks like {{ a template }}
+                client.update_deployment(created.id, DeploymentUpdate(parameters=wanted))
+            pages[f"{FLOW}/{created.name}"] = url_for("deployment", created.id) or str(created.id)
+        return DeployResult(created_pool, pages, folder, has_worker(client, pool))
 
 
 def _check_parameters(parameters: Mapping[str, str]) -> None:
-    """Refuse what every run would; a password in a URL would be kept in Prefect's database."""
+    """Reject what every run would reject; Prefect's database would store passwords in URLs."""
     for uri in parameters.keys() & {"dataset", "output"}:
         split_uri(parameters[uri])
     if "endpoint" in parameters:
-        named = parameters["endpoint"].split()
-        load_endpoint(named[0] if len(named) == 1 else named)
+        names = parameters["endpoint"].split()
+        load_endpoint(names[0] if len(names) == 1 else names)
     if "store" in parameters:
         load_store(parameters["store"])
 
 
 def _create_pool(client: SyncPrefectClient, pool: str) -> bool:
-    """Create the work pool where it is missing; tell whether it was."""
+    """Create the work pool if it is missing; returns whether it was."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         client.create_work_pool(
@@ -113,33 +113,34 @@ def _create_pool(client: SyncPrefectClient, pool: str) -> bool:
         kind = client.read_work_pool(pool).type
         if kind == "process":
             return False
-        told = f"the work pool {pool!r} is of type {kind!r}, not 'process': give another --pool"
+        message = f"the work pool {pool!r} has type {kind!r}, not 'process': use another --pool"
         variant = SHIPPED / f"prefect-{kind}.yaml"
         if variant.is_file():
-            told += f", or deploy to it with `prefect deploy --prefect-file {variant} --all`"
-        raise PrefectServerError(told) from None
-    except (HTTPStatusError, ValueError):  # reserved by Prefect, or has a slash, say
-        told = f"Prefect takes no work pool of the name {pool!r}: give another --pool"
-        raise PrefectServerError(told) from None
+            message += f", or deploy to it with `prefect deploy --prefect-file {variant} --all`"
+        raise PrefectServerError(message) from None
+    except (HTTPStatusError, ValueError):  # for example a reserved name, or one with a slash
+        message = f"Prefect rejects the work pool name {pool!r}: use another --pool"
+        raise PrefectServerError(message) from None
     return True
 
 
-def _on_server(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
-    """The flow's deployments as the server has them."""
+def _read_deployments(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    """The flow's deployments on the server, by name."""
     flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
-    return {found.name: found for found in client.read_deployments(flow_filter=flow)}
+    deployments = client.read_deployments(flow_filter=flow)
+    return {deployment.name: deployment for deployment in deployments}
 
 
-def _prefect_deploy(told: Mapping[str, Any], folder: Path) -> None:
-    """Run `prefect deploy --all` in a folder; `told` is its prefect.yaml."""
+def _prefect_deploy(config: Mapping[str, Any], folder: Path) -> None:
+    """Run `prefect deploy --all` in a folder, with `config` as its prefect.yaml."""
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
     command += ["--prefect-file", "/dev/stdin"]
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     env = {**os.environ, **settings, "PWD": str(folder)}
-    file = yaml.safe_dump(told)
+    file = yaml.safe_dump(config)
     done = subprocess.run(command, env=env, input=file, capture_output=True, text=True)  # noqa: S603
     if done.returncode:
-        # It may print parameters, so only which one is refused, or the kind of error, is told.
+        # Its output may contain parameter values: report only the name or the type of the error.
         reasons = re.findall(r"field '[^']+'|^[\w.]+(?=: )", done.stderr, re.MULTILINE)
         raise PrefectServerError(
             f"`prefect deploy` failed ({reasons[-1] if reasons else 'no reason given'}): correct "

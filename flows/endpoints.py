@@ -1,4 +1,4 @@
-"""The client a run asks: over a running endpoint, or a server started for the run."""
+"""The model of a run: at a running endpoint, or on a server started for the run."""
 
 import logging
 import secrets
@@ -20,16 +20,16 @@ from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 
 RECONNECT_SECONDS = 45.0
-"""How long a server that others run is waited for when it has gone."""
+"""How long to wait for a lost server that the run has not started itself."""
 
 
 class Recover(Protocol):
-    """Returns when the model can be asked again; called when its server has gone.
+    """Called when the server is lost; returns when it answers again.
 
-    `expected` says that the caller looks for the request that kills the server.
+    `expected` means that the caller is searching for the request that crashes the server.
 
     Raises:
-        EndpointError: the server of others did not come back.
+        EndpointError: an external server did not come back.
         ServerError: the run's own server died too often.
     """
 
@@ -41,9 +41,9 @@ class RunModel:
     """The model of a run.
 
     Attributes:
-        client: asks it.
-        revision: tells its versions apart, where that is known; else empty.
-        recover: waits for its server, or starts it again.
+        client: sends it requests.
+        revision: identifies its weights; empty where unknown.
+        recover: waits for its server, or restarts it.
     """
 
     client: ChatClient
@@ -54,10 +54,10 @@ class RunModel:
 def resolve_endpoint(
     endpoint: str | list[str] | VLLMEndpoint | None, model: str | None
 ) -> VLLMEndpoint | None:
-    """The endpoint that is named; None where a server is to be started for the model.
+    """The endpoint of URLs or a block name; None if a server must be started for the model.
 
     Raises:
-        EndpointError: neither is named, a URL is malformed, or no block has that name.
+        EndpointError: neither is given, a URL is malformed, or no block has that name.
         ServerError: there is no such checkpoint.
     """
     if isinstance(endpoint, str) and "://" in endpoint:
@@ -66,8 +66,8 @@ def resolve_endpoint(
         return load_endpoint(endpoint, model)
     if not model:
         raise EndpointError(
-            "there is nothing to ask: give the endpoint of a running server, "
-            "or a model to start one for"
+            "no model to ask: give the endpoint of a running server, or a model to start a server "
+            "for"
         )
     local_checkpoint(model)
     return None
@@ -80,10 +80,10 @@ def open_model(
     max_in_flight: int,
     loop: BackgroundLoop | None = None,
 ) -> Iterator[RunModel]:
-    """The model to ask, checked; its server is started where the run has none, and stopped after.
+    """Connect to the model and check it; without an endpoint, start a server and stop it on exit.
 
     Raises:
-        EndpointError: neither endpoint nor model, or the endpoint cannot be used.
+        EndpointError: neither endpoint nor model is given, or the endpoint cannot be used.
         ServerError: the model's server could not be started.
     """
     revision, server = "", None
@@ -91,8 +91,8 @@ def open_model(
     with ExitStack() as stack:
         if block is None:
             model = str(model)
-            stack.enter_context(_serving_told_by(get_run_logger()))
-            # A key of its own, so that nobody else on this machine uses the run's server.
+            stack.enter_context(_forward_server_log(get_run_logger()))
+            # With a random key, other users of this machine cannot use the server.
             key = secrets.token_urlsafe()
             server = stack.enter_context(VLLMServer(ServerOptions(model, api_key=key)))
             block = VLLMEndpoint(urls=[server.url], model=server.model_name, api_key=key)
@@ -100,20 +100,20 @@ def open_model(
                 revision = checkpoint_digest(checkpoint)
         client = stack.enter_context(ChatClient(block, max_in_flight, loop))
         client.check()
-        recover: Recover = _Return(client)
+        recover: Recover = _WaitForEndpoint(client)
         if server is not None:
             recover = Recovery(server, lambda: client.stats.completions).recover
         try:
             yield RunModel(client, revision, recover)
         except EndpointError:
             if server is not None:
-                server.check()  # a server of our own that died says why, with the end of its log
+                server.check()  # if it died, this raises the reason with the end of its log
             raise
 
 
 @dataclass(frozen=True)
-class _Return:
-    """Waits for servers that others run: all a run can do about them."""
+class _WaitForEndpoint:
+    """Waits for external servers: a run cannot restart them."""
 
     client: ChatClient
 
@@ -122,12 +122,12 @@ class _Return:
             urls = ", ".join(map(safe_url, self.client.endpoint.urls))
             raise EndpointError(
                 f"{urls}: no server has answered for {RECONNECT_SECONDS:.0f} s; when one is back, "
-                "the same command goes on from here"
+                "run the same command again to resume"
             )
 
 
-class _Forward(logging.Handler):
-    """Hands records of one logger to another."""
+class _ForwardingHandler(logging.Handler):
+    """Passes the records of one logger to another."""
 
     def __init__(self, target: "logging.Logger | LoggingAdapter") -> None:
         super().__init__()
@@ -138,16 +138,16 @@ class _Forward(logging.Handler):
 
 
 @contextmanager
-def _serving_told_by(target: "logging.Logger | LoggingAdapter") -> Iterator[None]:
+def _forward_server_log(target: "logging.Logger | LoggingAdapter") -> Iterator[None]:
     """Show a server's start-up, which takes minutes for large models, in the run's log."""
-    logger, forward = logging.getLogger("prefect_imageqa.serving"), _Forward(target)
+    logger, handler = logging.getLogger("prefect_imageqa.serving"), _ForwardingHandler(target)
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.addHandler(forward)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(forward)
+        logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate

@@ -1,15 +1,15 @@
-"""The flow. The path of a row, from the dataset to the exports:
+"""The flow `image_qa`: takes each row from the dataset to the exports.
 
 1. `load_dataset` opens the table; `prompt_rows` renders each row as a prompt, with a row key.
 2. `OpenPass.batches` skips rows that are finished according to the ledger, and batches the others.
 3. `run_batches` keeps the servers busy: generate_batch -> parse_batch -> store_batch -> ledger.
 4. `export_rows` reads the table again and joins it with the stored rows.
 
-A row that fails at any step is quarantined: stored and exported with the reason. Retries of
-- a single request are up to the client, which sends it again if the failure may be transient;
-- a batch whose server is lost, up to `generate_batch`: a Prefect task with retries that sends only
-  the rows without a reply, and finds the rows that crash the server;
-- a quarantined row, up to the next run: `Ledger.status` makes transient failures pending again.
+A row that fails at any step is quarantined: stored and exported with the reason. Retries are up to
+- the client (`should_retry`), for a single request whose failure may be transient;
+- `generate_batch`, a Prefect task with retries, for a batch whose server is lost: it sends only the
+  rows without a reply, and isolates rows that crash the server;
+- the next run, for a quarantined row: `Ledger.status` makes transient failures pending again.
 """
 
 from collections.abc import Iterator
@@ -122,7 +122,7 @@ def image_qa(
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
-        # Waits for the output and the server, and reads which rows are finished.
+        # Wait for the output, check or start the server, and read which rows are finished.
         pairs = run.start(table, definition)
         answer_rows(run, pairs, table.rows())
         export = as_asset(export_rows, run.output, table)

@@ -59,7 +59,7 @@ class OpenPass:
         return self._batches(self._pending(prompts))
 
     def suspect_batches(self) -> Iterator[Batch]:
-        """Batches of the rows that may crash the server; run them one at a time, after the rest."""
+        """Batches of the rows that may crash the server: run one at a time, after all others."""
         if self.suspects:
             get_run_logger().warning(
                 "the server was lost while working on %s rows: retrying these by bisection",
@@ -132,7 +132,7 @@ class OpenPass:
     def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
         while some := tuple(islice(prompts, self.batch_size)):
             batch = self._batch(some, isolated)
-            self.progress.asked += len(some)
+            self.progress.attempted += len(some)
             self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
             yield batch
 

@@ -1,4 +1,4 @@
-"""A Prefect flow whose Python-only arguments stay out of Prefect's database."""
+"""A Prefect flow that keeps secrets, tables and tracebacks out of Prefect's database and logs."""
 
 import logging
 import re
@@ -23,11 +23,11 @@ from ..tasks.naming import short_name
 from .prefect_server import check_server
 
 EPHEMERAL_STARTUP_SECONDS = 120
-"""The first start on an empty database takes as long as Prefect's own limit, 20 seconds."""
+"""The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
 
 
 URIS = frozenset({"dataset", "output", "endpoint", "store", "cache", "root"})
-"""Parameters that may be URIs, into which people put passwords although they are refused."""
+"""Parameters that may be URIs: people put passwords into these, although they are rejected."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +36,7 @@ R = TypeVar("R")
 def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Like `prefect.flow`, for a flow whose parameters may be DataFrames, blocks or callables.
 
-    A mistake of the user's is one line in the logs of its runs.
+    In the logs of its runs, a user error is one line without a traceback.
     """
     for logger in ("flow_runs", "task_runs", "engine"):
         get_logger(logger).addFilter(partial(_without_traceback, options["name"]))
@@ -49,16 +49,16 @@ def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
 def run_name() -> str:
     """Name the current flow run by its dataset and output: `capsbench.json to qa`."""
-    given = flow_run.parameters
-    name = f"{short_name(given['dataset'])} to {short_name(given['output'])}"
-    return f"{name}, first {given['max_rows']}" if given.get("max_rows") else name
+    parameters = flow_run.parameters
+    name = f"{short_name(parameters['dataset'])} to {short_name(parameters['output'])}"
+    return f"{name}, first {parameters['max_rows']}" if parameters.get("max_rows") else name
 
 
 class DeployableFlow(Flow[P, R]):
-    """A flow that stores only the parameters a deployment could have given."""
+    """A flow that stores only parameters that a deployment could have, and no secrets."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Parameters as Prefect keeps them; a DataFrame, block or callable is only named.
+        """Parameters as Prefect stores them: for a DataFrame, block or callable only its type.
 
         Prefect would store every cell of a DataFrame in its database.
         """
@@ -67,32 +67,32 @@ class DeployableFlow(Flow[P, R]):
         )
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Parameters as the flow gets them.
+        """Parameters as the flow receives them.
 
         Raises:
-            ParameterTypeError: one is wrong; one line, where Prefect's own takes several.
+            ParameterTypeError: a parameter is invalid; unlike Prefect's, the message is one line.
         """
         try:
-            with _unlogged():
+            with _without_parameter_log():
                 return super().validate_parameters(parameters)
         except ParameterTypeError as error:
             if not isinstance(cause := error.__context__, ValidationError):
                 raise
-            raise ParameterTypeError("; ".join(_mistakes(cause))) from None
+            raise ParameterTypeError("; ".join(_messages(cause))) from None
 
     def with_options(self, **options: Any) -> "DeployableFlow[P, R]":
-        """Like Prefect's, which would make a plain flow."""
+        """Like Prefect's, but returns a `DeployableFlow` and not a plain flow."""
         changed = super().with_options(**options)
         changed.__class__ = type(self)
         return cast("DeployableFlow[P, R]", changed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the flow; an ephemeral Prefect server gets time enough to start.
+        """Run the flow, with enough time for an ephemeral Prefect server to start.
 
         Raises:
-            PrefectServerError: the configured server does not answer, or does not fit.
+            PrefectServerError: the configured server does not answer, or has another version.
         """
-        if FlowRunContext.get() is None:  # a subflow's server is there
+        if FlowRunContext.get() is None:  # not needed for a subflow
             check_server()
         setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
@@ -101,9 +101,9 @@ class DeployableFlow(Flow[P, R]):
 
 
 def _without_traceback(flow: str, record: logging.LogRecord) -> bool:
-    """Say what is wrong instead of where in the code it was found, where the user can mend it."""
+    """Log filter: replace the traceback of a user error by its message."""
     error = record.exc_info[1] if record.exc_info else None
-    # A worker's process, which runs one flow, does not name it.
+    # The process of a worker runs a single flow, and its records do not name it.
     own = getattr(record, "flow_name", flow) in (flow, "<unknown>")
     if own and isinstance(error, ImageQAError | ParameterTypeError):
         record.msg, record.args, record.exc_info = str(error), (), None
@@ -111,25 +111,25 @@ def _without_traceback(flow: str, record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep Prefect from logging all parameters: a URL among them may carry a password."""
+def _without_parameter_log() -> Iterator[None]:
+    """Keep Prefect from logging all parameters: a URL among them may contain a password."""
     logger = get_logger("flows")
-    logger.addFilter(_nothing)
+    logger.addFilter(_drop)
     try:
         yield
     finally:
-        logger.removeFilter(_nothing)
+        logger.removeFilter(_drop)
 
 
-def _nothing(record: logging.LogRecord) -> bool:  # noqa: ARG001
+def _drop(record: logging.LogRecord) -> bool:  # noqa: ARG001
     return False
 
 
-def _mistakes(error: ValidationError) -> list[str]:
-    """What is wrong with which parameter, without the values: they may be secret."""
+def _messages(error: ValidationError) -> list[str]:
+    """What is wrong with each parameter, without the values: they may be secret."""
     return [
-        f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg'].removeprefix('Value error, ')}"
-        for mistake in error.errors(include_url=False, include_input=False)
+        f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].removeprefix('Value error, ')}"
+        for detail in error.errors(include_url=False, include_input=False)
     ]
 
 
@@ -137,7 +137,7 @@ def _without_secrets(uri: str) -> str:
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return uri.rpartition("@")[2] if re.match(r"[^/]*:[^/]*@", uri) else uri
-    is_web = scheme.lower() in {"http", "https"}  # elsewhere a "?" belongs to a name
+    is_web = scheme.lower() in {"http", "https"}  # in other schemes a "?" is part of the path
     return safe_url(uri) if is_web or "@" in rest else uri
 
 
@@ -145,7 +145,7 @@ def _storable(value: Any, is_uri: bool) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str):
-        text = value.encode("utf-8", "replace").decode()  # a file's name need not be UTF-8
+        text = value.encode("utf-8", "replace").decode()  # file names need not be UTF-8
         return re.sub(r"\S+", lambda part: _without_secrets(part[0]), text) if is_uri else text
     if isinstance(value, list):
         return [_storable(item, is_uri) for item in value]

@@ -1,4 +1,4 @@
-"""The Prefect server this machine is told of: is it there, does it fit, does anyone work for it?"""
+"""Checks of the configured Prefect server: is it up, does its version match, has it a worker?"""
 
 import re
 from json import JSONDecodeError
@@ -18,24 +18,24 @@ from prefect.settings import (
 from ..serving.endpoint import safe_url
 from ..tasks.errors import PrefectServerError
 
-ANSWER_SECONDS = 10.0
-"""How long a server may take to tell its version."""
+TIMEOUT_SECONDS = 10.0
+"""How long a server may take to report its version."""
 
-BUSY = {429, 502, 503, 504}
-"""HTTP statuses that may pass."""
+TRANSIENT_STATUSES = {429, 502, 503, 504}
+"""HTTP statuses of a server that is overloaded or starting."""
 
 SET_URL = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
 
 
 def check_server(*, needed: bool = False) -> None:
-    """Check that the configured Prefect server answers, and is of this Prefect's major version.
+    """Check that the configured Prefect server answers and has the same major version.
 
     Args:
-        needed: whether one must be configured; else Prefect starts one of its own for a flow run,
-            unless its settings forbid that.
+        needed: whether a server must be configured. If not, Prefect starts an ephemeral one for a
+            flow run, unless its settings forbid that.
 
     Raises:
-        PrefectServerError: it cannot be used; the message names the command that mends it.
+        PrefectServerError: it cannot be used; the message names the command that fixes it.
     """
     url = PREFECT_API_URL.value()
     if not url:
@@ -45,50 +45,50 @@ def check_server(*, needed: bool = False) -> None:
             )
         return
     retries = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
-    client = get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True)
+    client = get_client(httpx_settings={"timeout": TIMEOUT_SECONDS}, sync_client=True)
     with retries, client:
-        if client.server_type != ServerType.CLOUD:  # which is of every version
+        if client.server_type != ServerType.CLOUD:  # works with every version
             _check_version(client, safe_url(url))
 
 
 def _check_version(client: SyncPrefectClient, url: str) -> None:
-    # httpx's own messages may hold the URL with a password.
+    # The messages of httpx are not used: they may contain the URL with a password.
     try:
         version = client.api_version()
     except HTTPStatusError as error:
-        raise PrefectServerError(_refusal(url, error.response.status_code)) from None
+        raise PrefectServerError(_status_message(url, error.response.status_code)) from None
     except (JSONDecodeError, UnicodeDecodeError):
         version = ""
     except (HTTPError, InvalidURL, OSError) as error:
         raise PrefectServerError(
             f"no Prefect server answers at {url} ({type(error).__name__}): `prefect server start`, "
-            f"or name another with `{SET_URL}`"
+            f"or configure another with `{SET_URL}`"
         ) from None
     if not isinstance(version, str) or not re.fullmatch(r"\d+\.[\w.+-]{1,60}", version):
         raise PrefectServerError(
-            f"{url} is no Prefect API: its URL ends with /api, as in `{SET_URL}`"
+            f"{url} is not a Prefect API: its URL must end with /api, as in `{SET_URL}`"
         )
     own = prefect.__version__.partition(".")[0]
     if version.partition(".")[0] != own:
         raise PrefectServerError(
-            f"the Prefect server at {url} has version {version}, and this is Prefect "
+            f"the Prefect server at {url} has version {version}, but this is Prefect "
             f"{prefect.__version__}: `pip install 'prefect=={own}.*'` where the server runs, or "
-            f"`{SET_URL}`"
+            f"configure another with `{SET_URL}`"
         )
 
 
-def _refusal(url: str, status: int) -> str:
+def _status_message(url: str, status: int) -> str:
     if status in (401, 403):
         return (
-            f"the Prefect server at {url} wants other credentials (HTTP {status}): "
+            f"the Prefect server at {url} rejects the credentials (HTTP {status}): "
             "`prefect config set PREFECT_API_AUTH_STRING=user:password`"
         )
-    if status in BUSY:
-        return f"the Prefect server at {url} cannot answer now (HTTP {status}): try again later"
-    return f"{url} is no Prefect API (HTTP {status}): `{SET_URL}`"
+    if status in TRANSIENT_STATUSES:
+        return f"the Prefect server at {url} is not available (HTTP {status}): try again later"
+    return f"{url} is not a Prefect API (HTTP {status}): `{SET_URL}`"
 
 
 def has_worker(client: SyncPrefectClient, pool: str) -> bool:
-    """Whether a worker polls a work pool; without one its runs stay Late."""
+    """Whether a worker polls a work pool; without one, its runs stay Late."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     return bool(client.read_workers_for_work_pool(pool, worker_filter=online))

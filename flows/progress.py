@@ -1,90 +1,90 @@
-"""How far a run is: counted by the flow, watched by a terminal or told in log lines."""
+"""Progress of a run: counted by the flow, shown in the terminal, artifacts and log lines."""
 
 import time
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-from ..serving.client.client import ClientStats
+from ..serving.client.stats import ClientStats
 from ..tasks.errors import DatasetError
 from ..tasks.loading.dataset import Dataset
 from ..tasks.runs.records import RunCounts
 from ..tasks.storing.ledger import RowStatus
 
 COUNTING_SECONDS = 60
-"""A million lines take about 20 seconds; a file that takes longer goes without an ETA."""
+"""A million lines take about 20 seconds; a dataset that takes longer gets no ETA."""
 
 
 @dataclass
 class RunProgress:
-    """Counts of a run, written by the flow and read by whoever watches.
+    """Counts of a run, written by the flow and read by other threads.
 
     Attributes:
-        stats: what the client has done.
-        total: rows of the dataset, as soon as that is known.
-        known: rows that are not asked, by where they stand in the ledger.
-        batches: batches that were formed.
-        asked: rows in them; stored completions answer some without a request.
+        stats: the client's counts.
+        total: rows of the dataset; None until known.
+        skipped: rows that are not in a batch, by their status in the ledger.
+        batches: batches so far.
+        attempted: rows in them; some are answered from stored completions, without a request.
         retried: rows in them that were quarantined before.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
-        started: monotonic seconds when the first batch could be sent; 0 before.
-        before: what the client had done by then, for an earlier pass say.
-        over: nobody needs the counts any more.
+        started: `time.monotonic()` when the first batch could be sent; 0 before.
+        before: the client's counts at that time; an earlier pass may have used it.
+        finished: the run has ended, so nobody needs the ETA any more.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
     total: int | None = None
-    known: dict[RowStatus, int] = field(default_factory=dict)
+    skipped: dict[RowStatus, int] = field(default_factory=dict)
     batches: int = 0
-    asked: int = 0
+    attempted: int = 0
     retried: int = 0
     ok: int = 0
     quarantined: int = 0
     started: float = 0.0
     before: ClientStats = field(default_factory=ClientStats)
-    over: bool = False
+    finished: bool = False
     _counting: bool = False
 
     def begin(self, stats: ClientStats, total: int | None) -> None:
-        """Start the clock, and count from zero: everything that is needed is up."""
+        """Start the clock and count from zero, once everything is ready."""
         self.stats, self.before, self.started = stats, replace(stats), time.monotonic()
         self.total = self.total if total is None else total
-        self.known = {}
-        self.batches = self.asked = self.retried = self.ok = self.quarantined = 0
+        self.skipped = {}
+        self.batches = self.attempted = self.retried = self.ok = self.quarantined = 0
 
     def end(self) -> None:
-        """Count no more of what the client does."""
+        """Ignore what the client does from now on."""
         self.stats = replace(self.stats)
 
-    def add_known(self, status: RowStatus) -> None:
-        """Count a row that is not asked."""
-        self.known[status] = self.known.get(status, 0) + 1
+    def add_skipped(self, status: RowStatus) -> None:
+        """Count a row that is not put in a batch."""
+        self.skipped[status] = self.skipped.get(status, 0) + 1
 
     def count(self, source: Dataset) -> None:
-        """Count the rows of a dataset that does not say how many it has, for the ETA; once."""
+        """Count the rows of a dataset whose length is unknown, for the ETA; only once."""
         if self._counting or self.total is not None:
             return
         self._counting = True
         deadline = time.monotonic() + COUNTING_SECONDS
         total = 0
-        with suppress(DatasetError):  # the pass that asks comes to the same place, and tells
+        with suppress(DatasetError):  # the flow reads the same rows, and raises it
             for total, _ in enumerate(source.rows(), 1):
-                if total % 1000 == 0 and (self.over or time.monotonic() > deadline):
+                if total % 1000 == 0 and (self.finished or time.monotonic() > deadline):
                     return
             self.total = total
 
     def counts(self) -> RunCounts:
-        """What has become of the rows so far; one that stands twice in the dataset counts once."""
-        reused = self.known.get(RowStatus.ANSWERED, 0)
-        failed = self.known.get(RowStatus.FAILED, 0)
+        """Counts so far; duplicates of a row count once."""
+        reused = self.skipped.get(RowStatus.ANSWERED, 0)
+        failed = self.skipped.get(RowStatus.FAILED, 0)
         ok, quarantined = reused + self.ok, failed + self.quarantined
         return RunCounts(
             rows=ok + quarantined,
             ok=ok,
             quarantined=quarantined,
             reused=reused,
-            asked=self.asked,
+            attempted=self.attempted,
             retried=self.retried,
             requests=self.stats.requests - self.before.requests,
             prompt_tokens=self.stats.prompt_tokens - self.before.prompt_tokens,
@@ -99,8 +99,8 @@ class RunProgress:
 
     @property
     def done(self) -> int:
-        """Rows that are finished, or known to need nothing more."""
-        return sum(self.known.values()) + self._done_now
+        """Rows finished or skipped."""
+        return sum(self.skipped.values()) + self._done_now
 
     @property
     def rows_per_second(self) -> float:
@@ -122,14 +122,14 @@ class RunProgress:
         return text
 
 
-_watched: ContextVar[RunProgress | None] = ContextVar("_watched", default=None)
+_current: ContextVar[RunProgress | None] = ContextVar("_current", default=None)
 
 
-def watch(progress: RunProgress) -> None:
-    """Have runs that are started from this context count here."""
-    _watched.set(progress)
+def use_progress(progress: RunProgress) -> None:
+    """Let runs started from this context count in `progress`."""
+    _current.set(progress)
 
 
 def current_progress() -> RunProgress:
-    """Where the current run counts."""
-    return _watched.get() or RunProgress()
+    """The counts of the current run: those set by `use_progress`, or new ones."""
+    return _current.get() or RunProgress()

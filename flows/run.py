@@ -1,4 +1,4 @@
-"""The resources of a run, opened and closed here: endpoint, output, ledger, image reader, record."""
+"""Opens and closes the resources of a run: endpoint, output, ledger, image reader and record."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,7 +39,7 @@ from .endpoints import RunModel, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
-from .publish.artifacts import progress_shown
+from .publish.artifacts import show_progress
 from .run_record import OutputLease, new_record
 from .summary import RunSummary
 
@@ -136,7 +136,7 @@ class Run:
             self._open_model(None)
         self.progress.begin(self.client.stats, table.count)
         self._keys_name = self._lease.record_model(parameters, main, self._spec(main))
-        self._stack.enter_context(progress_shown(self.output, table, self.progress))
+        self._stack.enter_context(show_progress(self.output, table, self.progress))
         return self.open_pass(main, table.base, self.progress)
 
     def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
@@ -171,7 +171,9 @@ class Run:
             progress.begin(self.client.stats, None)
         parameters, folder = self.parameters, PassFolder(definition.name)
         images, caching = parameters.images.settings, parameters.caching
-        completions = self.output.at(caching.cache or f"{self.output.uri}/{folder.completions}")
+        completions = self.output.with_uri(
+            caching.cache or f"{self.output.uri}/{folder.completions}"
+        )
         ledger = Ledger.read(
             self.output,
             folder.parts(definition.parsing.label),
@@ -196,7 +198,9 @@ class Run:
                 conversation_key=definition.conversation_key,
                 limits=images,
             ),
-            generation=GenerationSettings(self.reader, definition.sampling, images, self._model.recover),
+            generation=GenerationSettings(
+                self.reader, definition.sampling, images, self._model.recover
+            ),
             parsing=definition.parsing,
             ledger=ledger,
             progress=progress,
@@ -215,8 +219,7 @@ class Run:
         counts = main.counts()
         if (counts.ok, counts.quarantined) != (exported.ok, exported.quarantined):
             raise StoreError(
-                f"{self.output.uri}: the exports do not match the stored rows: run again to replace "
-                "them"
+                f"{self.output.uri}: the exports do not match the stored rows: run again"
             )
         results = {**counts.model_dump(), "pairs": exported.pairs}
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
@@ -260,7 +263,7 @@ class Run:
                 if other != ledger.folder:
                     batches |= Ledger.read(self.output, other).batches
             except ObjectCorruptedError as error:
-                get_run_logger().warning("%s", error)  # those batches are generated again
+                get_run_logger().warning("%s", error)  # not fatal: their rows stay pending
         return batches
 
 
@@ -274,4 +277,4 @@ def open_store(uri: str, block: str | ObjectStore | None) -> ObjectStore:
     if isinstance(block, str) and block:
         check_server()
         block = load_store(block)
-    return block.at(uri) if isinstance(block, ObjectStore) else ObjectStore(uri=uri)
+    return block.with_uri(uri) if isinstance(block, ObjectStore) else ObjectStore(uri=uri)

@@ -1,4 +1,4 @@
-"""What a run tells its caller at the end."""
+"""The result of a run."""
 
 import json
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class RunSummary(RunCounts):
-    """What became of a run's rows, and where they are.
+    """The counts of a completed run, and its output.
 
     Attributes:
-        output: where everything is.
+        output: path or URI of the output.
         store: name of the `Image QA Store` block whose credentials were used; empty for none.
     """
 
@@ -37,19 +37,21 @@ class RunSummary(RunCounts):
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        return self.model_dump_json(exclude={"asked", "pairs", "reasons", "retried", "store"})
+        return self.model_dump_json(exclude={"attempted", "pairs", "reasons", "retried", "store"})
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.
 
-        Columns keep Python's own values (`dtype` object).
+        Columns hold plain Python values (`dtype` object).
         """
         import pandas as pd
 
-        # pandas' own reader would make numbers of column names, and fails on large numbers; its
-        # strings fail on half a surrogate pair.
+        # `pandas.read_json` would turn numeric column names into numbers, and fails on large
+        # integers; its string dtype fails on unpaired surrogates.
         store = (
-            load_store(self.store).at(self.output) if self.store else ObjectStore(uri=self.output)
+            load_store(self.store).with_uri(self.output)
+            if self.store
+            else ObjectStore(uri=self.output)
         )
         lines = store.read(QA_JSONL).splitlines()
         return pd.DataFrame([json.loads(line) for line in lines], dtype=object)

@@ -1,1 +1,1 @@
-"""The model: endpoints, the client that asks them, the server that answers."""
+"""Model serving: endpoints, the client that sends requests to them, and the vLLM server."""

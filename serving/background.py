@@ -1,6 +1,6 @@
-"""One event loop on a thread of its own, and groups of coroutines that end together.
+"""An event loop on its own thread, and groups of coroutines that are cancelled together.
 
-A run has one such loop: the client of the model and the client for images of the web share it.
+A run has one such loop, shared by the model client and the client that downloads images.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class GroupEndedError(RuntimeError):
-    """The group was ended before: nothing more is started in it."""
+    """The group has ended and starts no more coroutines."""
 
 
 class BackgroundLoop:
-    """An event loop that runs until it is closed; threads start coroutines on it."""
+    """An event loop that runs until it is closed; any thread can start coroutines on it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -27,18 +27,18 @@ class BackgroundLoop:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine; the future gives what it returns, in any thread."""
+        """Start a coroutine; any thread can wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Stop the loop. Whoever started something on it has ended that before."""
+        """Stop the loop. Everything that was started on it must have ended by now."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
 
 class CoroutineGroup:
-    """Coroutines of one owner on a shared loop, which are cancelled together."""
+    """One owner's coroutines on a shared loop, cancelled together."""
 
     def __init__(self, loop: BackgroundLoop) -> None:
         self._loop = loop
@@ -50,9 +50,9 @@ class CoroutineGroup:
         """Start a coroutine.
 
         Raises:
-            GroupEndedError: the group was ended before.
+            GroupEndedError: the group has ended.
         """
-        # What is started before the group ends is cancelled by it; nothing is started after.
+        # With the lock, a coroutine is either started before `end`, and cancelled by it, or never.
         with self._gate:
             if not self._ended:
                 return self._loop.start(self._tracked(coroutine))
@@ -60,7 +60,7 @@ class CoroutineGroup:
         raise GroupEndedError
 
     def end(self) -> None:
-        """Cancel what is under way, wait until it has ended, and start nothing more."""
+        """Cancel all running coroutines, wait until they have ended, and start no more."""
         with self._gate:
             self._ended = True
             ending = self._loop.start(self._cancel_all())
@@ -68,7 +68,7 @@ class CoroutineGroup:
 
     async def _tracked(self, coroutine: Coroutine[Any, Any, T]) -> T:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - it runs on a loop
+        assert task is not None  # noqa: S101 - a coroutine on a loop always has a task
         self._tasks.add(task)
         try:
             return await coroutine
@@ -76,7 +76,7 @@ class CoroutineGroup:
             self._tasks.discard(task)
 
     async def _cancel_all(self) -> None:
-        # All that was started has begun by now: the loop takes things in turn.
+        # The loop runs callbacks in order, so every coroutine started before this one is tracked.
         pending = list(self._tasks)
         for task in pending:
             task.cancel()

@@ -1,4 +1,4 @@
-"""`VLLMEndpoint`: where a running vLLM server is, as a Prefect block."""
+"""`VLLMEndpoint`: the address of running vLLM servers, as a Prefect block."""
 
 from typing import Any, ClassVar, Self, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -17,14 +17,15 @@ class VLLMEndpoint(Block):
 
     Example:
         ```python
-        from prefect_imageqa import VLLMEndpoint, image_qa
+        from prefect_imageqa import ChatClient, VLLMEndpoint, image_qa
 
-        VLLMEndpoint(urls=["http://gpu-1:8000"]).save("BLOCK_NAME")
+        with ChatClient(VLLMEndpoint.load("BLOCK_NAME")) as client:
+            print("the model is", client.check())
         image_qa("qas.json", "s3://bucket/qa", endpoint="BLOCK_NAME")
         ```
     """
 
-    # A URL that is refused may hold a password.
+    # A rejected URL may contain a password.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str | None] = "vLLM Endpoint"
@@ -33,8 +34,8 @@ class VLLMEndpoint(Block):
         "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"
     )
     _description: ClassVar[str | None] = (
-        "The vLLM servers that an image-qa run asks: their URLs, the model's name, the API key. "
-        "Give a run the name of this block as its endpoint."
+        "The vLLM servers that an image-qa run uses: their URLs, the model's name, the API key. "
+        "Pass the name of this block to a run as its endpoint."
     )
 
     urls: list[str] = Field(
@@ -44,24 +45,25 @@ class VLLMEndpoint(Block):
     )
     model: str | None = Field(
         default=None,
-        description="Name the model is served under. Not needed where a server has only one.",
+        description="Name the model is served under. Optional if a server has only one model.",
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
         title="API key",
-        description="Sent as a bearer token if not empty. Once saved, it is not shown again.",
+        description="Sent as a bearer token unless empty. Once saved, it is not shown again.",
     )
     extra_headers: SecretDict = Field(
         default=SecretDict({}),
-        description='Further HTTP headers for a gateway before vLLM, such as `{"X-Tenant": "a"}`. '
+        description="Additional HTTP headers for a gateway in front of vLLM, such as "
+        '`{"X-Tenant": "a"}`. '
         "Once saved, their values are not shown again.",
     )
     connect_timeout: float = Field(default=10, gt=0, description="Seconds to open a connection.")
     read_timeout: float = Field(
-        default=600, gt=0, description="Seconds without a byte before a request is given up."
+        default=600, gt=0, description="Seconds without receiving a byte until a request times out."
     )
     total_timeout: float = Field(
-        default=1800, gt=0, description="Seconds a request may take in all, queueing included."
+        default=1800, gt=0, description="Seconds a request may take in total, queueing included."
     )
 
     @field_validator("urls")
@@ -71,10 +73,10 @@ class VLLMEndpoint(Block):
             parts = http_url(url)
             if parts is None:
                 raise ValueError(f"{safe_url(url)!r} is not an http:// or https:// URL")
-            if is_more_than_address(parts):
+            if may_hold_secrets(parts):
                 raise ValueError(
-                    f"{safe_url(url)!r} must be given without user, query and fragment: "
-                    "api_key and extra_headers are kept secret, a URL is not"
+                    f"{safe_url(url)!r}: a URL must not contain a user, query or fragment, because "
+                    "it is not stored as a secret; use api_key or extra_headers"
                 )
         return urls
 
@@ -91,7 +93,7 @@ class VLLMEndpoint(Block):
         return [url if url.endswith("/v1") else f"{url}/v1" for url in trimmed]
 
     def headers(self) -> dict[str, str]:
-        """HTTP headers of every request, the key among them. Never log them."""
+        """HTTP headers of every request, including the API key. Never log them."""
         headers = {
             str(name): str(value) for name, value in self.extra_headers.get_secret_value().items()
         }
@@ -105,18 +107,18 @@ def http_url(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         complete = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # its text may hold the password
+    except ValueError:  # not chained or logged: its text may contain the password
         return None
     return parts if complete else None
 
 
-def is_more_than_address(parts: SplitResult) -> bool:
-    """Whether a URL has a user, query or fragment, which may be secret."""
+def may_hold_secrets(parts: SplitResult) -> bool:
+    """Whether a URL has a user, query or fragment: each may contain a secret."""
     return bool("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def safe_url(url: str) -> str:
-    """The URL without user, password, query and fragment: fit for messages."""
+    """The URL without user, password, query and fragment, safe to log."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -138,48 +140,55 @@ def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None
         endpoint = spec
     elif isinstance(spec, str) and "://" not in spec:
         endpoint = load_block(
-            VLLMEndpoint, spec, EndpointError, "give a URL such as http://127.0.0.1:8000, or "
+            VLLMEndpoint, spec, EndpointError, "use a URL such as http://127.0.0.1:8000, or "
         )
     else:
         urls = [spec] if isinstance(spec, str) else spec
         try:
             endpoint = VLLMEndpoint(urls=urls)
         except ValueError as error:
-            raise EndpointError(f"endpoint: {_first_mistake(error)}") from None
+            raise EndpointError(f"endpoint: {_first_error(error)}") from None
     return endpoint.model_copy(update={"model": model}) if model else endpoint
 
 
 def find_block(kind: type[B], name: str, error: type[ImageQAError]) -> B | None:
-    """The saved block of that name, if there is one; raises `error` if it cannot be used."""
+    """The saved block of that name, if there is one; raises `error` if it is invalid."""
     try:
         return cast("B", cast("Any", kind).load(name, _sync=True))
     except ValueError:
         return None
     except RuntimeError as failed:
-        # Prefect's UI saves what its form allows, and that is more.
+        # Prefect's UI saves anything its form allows, including values that fail validation.
         if not isinstance(cause := failed.__cause__, ValueError):
             raise
         raise error(
-            f"the {kind._block_type_name} block {name!r} cannot be used: "
-            f"{_first_mistake(cause)}; correct it in Prefect under Blocks"
+            f"the {kind._block_type_name} block {name!r} is invalid: "
+            f"{_first_error(cause)}; correct it in Prefect under Blocks"
         ) from None
 
 
-def load_block(kind: type[B], name: str, error: type[ImageQAError], instead: str = "") -> B:
-    """The saved block of that name; raises `error`, with what to do `instead`, if there is none."""
+def load_block(kind: type[B], name: str, error: type[ImageQAError], alternative: str = "") -> B:
+    """The saved block of that name.
+
+    Args:
+        kind: its block type.
+        name: its name.
+        error: raised if there is no such block, or it is invalid.
+        alternative: added to that message, before the advice to save a block.
+    """
     block = find_block(kind, name, error)
     if block is None:
-        shown = name.rpartition("@")[2]  # it may be meant as a URL with a password
+        shown = name.rpartition("@")[2]  # it may be a URL with a password, without its scheme
         raise error(
-            f"there is no {kind._block_type_name} block named {shown!r}: {instead}save a block in "
-            "Prefect under Blocks (`prefect block register -m prefect_imageqa` lists its type "
+            f"there is no {kind._block_type_name} block named {shown!r}: {alternative}save a block "
+            "in Prefect under Blocks (`prefect block register -m prefect_imageqa` lists its type "
             "there)"
         )
     return block
 
 
-def _first_mistake(error: ValueError) -> str:
-    """What pydantic says of the first wrong value, without its frame."""
+def _first_error(error: ValueError) -> str:
+    """Pydantic's message about the first invalid value, without the text around it."""
     errors = getattr(error, "errors", None)
     if errors is None:
         return str(error)

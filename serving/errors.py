@@ -1,8 +1,8 @@
-"""What can go wrong with the model's server. The whole tree of errors is in `tasks.errors`."""
+"""Errors of the model's server. `tasks.errors` has the complete hierarchy."""
 
 
 class ImageQAError(Exception):
-    """Base of every error this package raises on purpose; its text is one line for the user."""
+    """Base of every error this package raises on purpose; its message is meant for the user."""
 
 
 class ServerError(ImageQAError):

@@ -1,4 +1,4 @@
-"""What the chat client takes and gives."""
+"""The chat client's requests and outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question to the model.
+    """One request to the model.
 
     Attributes:
         messages: the conversation, images as `image_url` parts with data URIs.
@@ -27,12 +27,12 @@ class Completion:
     """One raw model reply.
 
     Attributes:
-        text: the reply as it came.
+        text: the unmodified reply.
         finish_reason: why the model stopped: "stop", "length", ...
         prompt_tokens: tokens read, images included.
-        completion_tokens: tokens written.
-        latency: seconds from the first attempt's send to the whole reply.
-        model: the name the server answered under.
+        completion_tokens: tokens generated.
+        latency: seconds from sending the first attempt to receiving the complete reply.
+        model: the model name in the server's reply.
         attempts: how many requests it took, at least 1.
     """
 
@@ -65,11 +65,11 @@ class Failure:
     Attributes:
         kind: what happened.
         message: one line, without secrets.
-        status: the HTTP status, where there was one.
-        retryable: whether the same request may pass later.
-        attempts: how many requests were sent; 0 where it could not be sent at all.
-        cuts: during how many of these attempts the server went away: the connection was lost
-            while the reply was awaited, or a 5xx was the last word of a dying server. A server
+        status: the HTTP status, if there was one.
+        retryable: whether the same request may succeed later.
+        attempts: how many times it was tried; 0 if it could not be encoded as JSON.
+        disconnects: during how many of these attempts the server went down: the connection was
+            lost before the complete reply, or a crashing server's last reply was a 5xx. A server
             that could not be reached, or did not answer in time, does not count.
     """
 
@@ -78,7 +78,7 @@ class Failure:
     status: int | None = None
     retryable: bool = False
     attempts: int = 1
-    cuts: int = 0
+    disconnects: int = 0
 
 
 Outcome = Completion | Failure

@@ -1,4 +1,4 @@
-"""The steps of a run, one room a step. These are the tasks to compose a flow of your own from.
+"""The steps of a run, one package per step, and the tasks to compose your own flow from.
 
 docs/compose.md has an example. Each name is imported on first use.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .prompting import prompt_rows as prompt_rows
     from .storing import store_batch as store_batch
 
-_ROOMS = {
+_PACKAGES = {
     "GenerationSettings": ".generating",
     "batch_cache": ".generating",
     "generate_batch": ".generating",
@@ -33,15 +33,15 @@ _ROOMS = {
     "store_batch": ".storing",
 }
 
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_PACKAGES)
 
-if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+if not TYPE_CHECKING:  # type checkers see only the names imported above
 
     def __getattr__(name: str) -> Any:
-        if name not in _ROOMS:
+        if name not in _PACKAGES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_ROOMS[name], __name__), name)
+        return getattr(import_module(_PACKAGES[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_ROOMS)
+    return sorted(_PACKAGES)

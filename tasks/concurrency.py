@@ -1,4 +1,4 @@
-"""What all Prefect tasks of a run have in common."""
+"""Shared by the Prefect tasks of a run: task options, typed annotations, bounded prefetching."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,31 +16,31 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STORE_THREADS = 16
-"""Objects that are read at the same time: enough to hide a store's latency."""
+"""Objects read concurrently: enough to hide a store's latency."""
 
 
 TASK_OPTIONS: dict[str, Any] = {
-    # Rows and images must never become persisted results, nor be looked up by them.
+    # Rows and images must neither be persisted as results nor be hashed into a cache key.
     "persist_result": False,
     "cache_policy": NO_CACHE,
 }
-"""Options of a step that is not cached."""
+"""Options of every task that is not cached."""
 
 
 def quote(value: T) -> T:
-    """Prefect's `quote`, typed: a task gets the value as it is, unsearched for futures."""
+    """Prefect's `quote`, typed: passes a value to a task without searching it for futures."""
     return cast("T", annotations.quote(value))
 
 
 def opaque(future: PrefectFuture[T]) -> T:
-    """Prefect's `opaque`, typed: a task gets what the future gives, likewise unsearched."""
+    """Prefect's `opaque`, typed: passes a future's result to a task without searching it."""
     return cast("T", annotations.opaque(future))
 
 
 def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iterator[T]:
-    """The results of task runs one by one, of which `count` are submitted ahead of the present one.
+    """Yield the items of each task run's result, with up to `count` further runs submitted.
 
-    Where no further one can be submitted, what came before is still given.
+    If submitting fails, the results of the runs before are yielded first, then the error is raised.
     """
     window: deque[PrefectFuture[list[T]]] = deque()
     upcoming = iter(futures)
@@ -61,14 +61,14 @@ def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> I
 
 
 def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Cut what comes into lists of a size; the last one may be shorter."""
+    """Split items into lists of `size`; the last one may be shorter."""
     return iter(lambda: list(islice(items, size)), [])
 
 
 def prefetch(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
 ) -> Iterator[tuple[T, Future[R]]]:
-    """Work on items in a pool, at most `count` ahead of what is consumed, in their order."""
+    """Process items in a pool, in order, at most `count` ahead of the consumer."""
     window: deque[tuple[T, Future[R]]] = deque()
     for item in items:
         window.append((item, pool.submit(function, item)))

@@ -1,22 +1,22 @@
-"""Every error that this package raises on purpose: one line for the user, one tree.
+"""Every error that this package raises deliberately: one tree, one line of message each.
 
     ImageQAError               what, where (file, row, URL without secrets), what to do
-    ├── DatasetError           the dataset as a whole cannot be used
+    ├── DatasetError           the dataset cannot be used at all
     ├── EndpointError          an endpoint cannot be used
-    │   └── EndpointLostError  its server stopped answering; it may come back
+    │   └── EndpointLostError  its server stopped answering; it may recover
     ├── ServerError            a vLLM server could not be started, or died
     ├── StoreError             the output cannot be read or written
     │   ├── ObjectMissingError     there is no object of that name
-    │   ├── ObjectCorruptedError     an object does not hold what was written
-    │   ├── RecordRefusedError     a stored result could run code when it is read
-    │   ├── RecordCorruptedError     a stored result is cut off, or something else
-    │   ├── StoreUnavailableError  the store does not answer now
-    │   ├── AccessDeniedError      no credentials, or they are refused
+    │   ├── ObjectCorruptedError   an object does not hold what was written
+    │   ├── RecordRefusedError     deserializing a stored result could run code
+    │   ├── RecordCorruptedError   a stored result is truncated or of another kind
+    │   ├── StoreUnavailableError  the store is unavailable at the moment
+    │   ├── AccessDeniedError      no credentials, or they were rejected
     │   └── OutputBusyError        another run is writing to the output
-    ├── ErrorRateError         too many of the rows asked have failed
-    └── PrefectServerError     there is no Prefect server, or it cannot do what is asked
+    ├── ErrorRateError         too many of the rows sent to the model failed
+    └── PrefectServerError     no Prefect server, or it cannot do what was requested
 
-`records.RowError` is not among them: it costs one row, and never leaves a step.
+`records.RowError` is not part of the tree: it affects one row and never leaves a step.
 """
 
 from ..serving.errors import EndpointError as EndpointError
@@ -26,7 +26,7 @@ from ..serving.errors import ServerError as ServerError
 
 
 class DatasetError(ImageQAError):
-    """The dataset as a whole cannot be used: missing, empty, unreadable, no image column."""
+    """The dataset cannot be used at all: missing, empty, unreadable, no image column."""
 
 
 class StoreError(ImageQAError):
@@ -34,7 +34,7 @@ class StoreError(ImageQAError):
 
 
 class ObjectMissingError(StoreError):
-    """There is no object of that name; no other failure looks like this."""
+    """There is no object of that name; never raised for any other failure."""
 
 
 class ObjectCorruptedError(StoreError):
@@ -42,28 +42,28 @@ class ObjectCorruptedError(StoreError):
 
 
 class RecordRefusedError(StoreError):
-    """A stored result is of another kind than this package writes: reading it could run code."""
+    """A stored result names a serializer that this package does not use: it could run code."""
 
 
 class RecordCorruptedError(StoreError):
-    """A stored result is cut off, or does not hold the replies to its batch."""
+    """A stored result is truncated, or does not hold the replies to its batch."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer, or answered that it cannot now; later it may."""
+    """The store did not answer or reported a temporary failure; a retry may succeed."""
 
 
 class AccessDeniedError(StoreError):
-    """There are no S3 credentials, they were refused, or they do not allow this."""
+    """There are no S3 credentials, they were rejected, or they do not permit the operation."""
 
 
 class OutputBusyError(StoreError):
-    """Another run is writing to the output, and the run was told not to wait for it."""
+    """Another run is writing to the output, and this run does not wait for it."""
 
 
 class ErrorRateError(ImageQAError):
-    """Too many of the rows that were asked have failed."""
+    """Too many of the rows sent to the model failed."""
 
 
 class PrefectServerError(ImageQAError):
-    """There is no Prefect server, or it cannot do what is asked of it."""
+    """There is no Prefect server, or it cannot do what was requested."""

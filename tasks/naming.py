@@ -1,4 +1,4 @@
-"""What flow runs and task runs are called in Prefect: fit for people, without secrets."""
+"""Names of flow runs and task runs in Prefect: human-readable, without secrets."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from ..serving.endpoint import safe_url
 _MAX_NAME_LENGTH = 60
 
 
-def short_name(place: Any) -> str:
-    """The last part of a path or URI, without user, password and query; else the type's name.
+def short_name(source: Any) -> str:
+    """The last part of a path or URI, without credentials and query; else the type's name.
 
-    Of a glob, the last two parts: `images/*.png`.
+    A glob is shortened to its last two parts: `images/*.png`.
     """
-    if not isinstance(place, str | Path):
-        return type(place).__name__
-    text = str(place)
+    if not isinstance(source, str | Path):
+        return type(source).__name__
+    text = str(source)
     path = safe_url(text) if "://" in text else text
     parts = [part for part in path.replace("\\", "/").split("/") if part.strip()] or ["dataset"]
     count = 2 if "*" in parts[-1] else 1

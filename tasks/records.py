@@ -1,4 +1,4 @@
-"""What travels between the steps: plain, frozen, no I/O."""
+"""The records passed between the steps: plain and frozen, without I/O."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import Any
 from ..serving.types import Completion, Message
 
 Record = Mapping[str, Any]
-"""One input record: column name -> value, as the dataset holds it."""
+"""One input record: column name -> value, as in the dataset."""
 
 
 class Kind(StrEnum):
-    """Why a row was quarantined. The first group is the row's own fault."""
+    """Why a row was quarantined: first the problems of the row itself, then transient ones."""
 
     BAD_ROW = "bad_row"
     NO_IMAGE = "no_image"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     EMPTY = "empty"
     TRUNCATED = "truncated"
     UNPARSED = "unparsed"
-    # what may pass when it is tried again
+    # transient: a retry may succeed
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     SERVER_ERROR = "server_error"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 TRANSIENT = frozenset({Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR, Kind.CRASH})
-"""Kinds that the next run asks again; for the others, the answer would be the same."""
+"""Kinds that the next run retries; for the others, the outcome would be the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class Problem:
 
     Attributes:
         kind: the reason.
-        message: one line that says what is wrong and what to do.
-        status: the server's HTTP status, where there was one.
-        attempts: requests sent for it.
+        message: one line: what is wrong and what to do.
+        status: the server's HTTP status, if there was one.
+        attempts: number of requests sent for the row.
     """
 
     kind: Kind
@@ -56,7 +56,7 @@ class Problem:
 
 
 class RowError(Exception):
-    """Raised while one row is worked on; costs that row only."""
+    """A problem with a single row; other rows are not affected."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -69,9 +69,9 @@ class Row:
 
     Attributes:
         index: position in the dataset, from 0.
-        record: its columns; empty where the line could not be read.
-        where: the place a person can find it: "data.jsonl:17".
-        problem: set where the record itself could not be read.
+        record: its columns; empty if the line could not be read.
+        where: human-readable location, such as "data.jsonl:17".
+        problem: set if the record itself could not be read.
     """
 
     index: int
@@ -82,12 +82,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where an image is; nothing is opened yet.
+    """Where an image is stored; it is not opened yet.
 
     Attributes:
         path: a local path or `s3://` URI, absolute or already resolved, or an http(s) URL, which
-            may hold a secret; None for embedded bytes.
-        data: the encoded image where the dataset embeds it.
+            may contain a secret; None for embedded bytes.
+        data: the encoded image, if the dataset embeds it.
     """
 
     path: str | None = None
@@ -99,9 +99,9 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row as it will be asked: rendered messages with image references, and the row key.
+    """A row ready to be sent: rendered messages, image references and the row key.
 
-    In `messages` an image is a part `{"type": "image", "image": i}`, i into `images`.
+    In `messages` an image is a part `{"type": "image", "image": i}`, where i indexes `images`.
     """
 
     row: int
@@ -113,27 +113,27 @@ class Prompt:
 
 
 Reply = Completion | Problem
-"""What came of asking one prompt."""
+"""Outcome of one prompt."""
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Pending rows that are generated, parsed and stored together, and what is known of them.
+    """Pending rows that are generated, parsed and stored together, with their state so far.
 
     Attributes:
-        number: counts the batches of a run, from 1.
-        key: names it by its rows and how often each was asked before.
-        prompts: its rows as they will be asked.
+        number: position among the batches of a run, from 1.
+        key: identifies the batch by its rows and the number of earlier attempts of each.
+        prompts: its rows.
         attempts: how many times each row was quarantined before.
-        cache_buster: what the key was made with besides the rows.
-        isolated: its rows may kill the server: nothing else is asked meanwhile, and they are asked
-            in halves.
-        replies: row key -> what is known already; filled while generating, so that a retry
-            of the batch asks only for the rest.
-        cuts: row key -> how many times the server was lost while the row was with it.
-        faults: row key -> how many times a gateway gave no reply to the row, and to others it did.
-        unsent: rows that the model is still to be asked about; 0 means that the batch only waits.
-        embedded_bytes: size of the images that its rows hold themselves.
+        cache_buster: part of the key in addition to the rows.
+        isolated: its rows may crash the server: no other batch runs at the same time, and the rows
+            that do are found by bisection.
+        replies: row key -> reply; filled while generating, so that a retry of the batch sends only
+            the remaining rows.
+        disconnects: row key -> how many times the server was lost while it worked on the row.
+        rejections: row key -> how many times a gateway rejected the row while it answered others.
+        unsent: rows not sent to the model yet; 0 means that the batch only waits for replies.
+        embedded_bytes: total size of the images embedded in its rows.
     """
 
     number: int
@@ -143,8 +143,8 @@ class Batch:
     cache_buster: str = ""
     isolated: bool = False
     replies: dict[str, Reply] = field(default_factory=dict)
-    cuts: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
+    disconnects: Counter[str] = field(default_factory=Counter)
+    rejections: Counter[str] = field(default_factory=Counter)
     unsent: int = field(init=False)
     embedded_bytes: int = field(init=False)
 
@@ -158,13 +158,13 @@ class Batch:
 
     @property
     def has_all_replies(self) -> bool:
-        """Whether it is known of each row what came of asking."""
+        """Whether every row has a reply."""
         return len(self.replies) >= len(self.prompts)
 
 
 @dataclass(frozen=True, slots=True)
 class QAPair:
-    """A question and its answer, both stripped and not empty."""
+    """A question and its answer, both stripped and non-empty."""
 
     question: str
     answer: str
@@ -176,12 +176,12 @@ class Answered:
 
     Attributes:
         key: the row key.
-        text: the completion as it came.
-        parsed: what the parser of the pass made of it, as plain JSON; QA pairs as a list of
+        text: the raw completion.
+        parsed: the parser's result as plain JSON; QA pairs as a list of
             `{"question": ..., "answer": ...}`.
-        model: the name the server answered under.
-        prompt_tokens: tokens read, images included.
-        completion_tokens: tokens written.
+        model: the model name in the server's reply.
+        prompt_tokens: tokens of the prompt, images included.
+        completion_tokens: tokens of the completion.
         latency: seconds.
     """
 
@@ -195,11 +195,11 @@ class Answered:
 
     @property
     def pairs(self) -> tuple[QAPair, ...]:
-        """What was parsed, where that is QA pairs; may be empty where none are required.
+        """The parsed QA pairs; may be empty if none are required.
 
         Raises:
-            TypeError: it is something else.
-            ValueError: a text cannot be written as UTF-8.
+            TypeError: the parser's result is not a list of QA pairs.
+            ValueError: a text cannot be encoded as UTF-8.
         """
         pairs = tuple(QAPair(**pair) for pair in self.parsed)
         "".join(text for pair in pairs for text in (pair.question, pair.answer)).encode()
@@ -212,14 +212,14 @@ class Quarantined:
 
     Attributes:
         key: the row key.
-        row: position in the dataset when it was asked.
-        where: the place a person can find it.
-        kind: why.
-        message: one line.
-        status: the server's HTTP status, where there was one.
-        attempts: requests sent for it in this run.
-        text: the raw reply, where there was one.
-        attempt: how many times it was quarantined before.
+        row: position in the dataset at the time.
+        where: human-readable location, such as "data.jsonl:17".
+        kind: the reason.
+        message: one line: what is wrong and what to do.
+        status: the server's HTTP status, if there was one.
+        attempts: number of requests sent for the row in this run.
+        text: the raw completion, if there was one.
+        attempt: how many times the row was quarantined before.
     """
 
     key: str
@@ -234,4 +234,4 @@ class Quarantined:
 
 
 FinishedRow = Answered | Quarantined
-"""What became of one row."""
+"""Final state of one row."""

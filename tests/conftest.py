@@ -31,6 +31,17 @@ BUCKET = "imageqa-tests"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, and all that start vLLM on the same one.
+
+    So a module's fixtures are made once, and two model servers never share the cores.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            group = "vllm" if item.get_closest_marker("vllm") else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     for _ in range(200):
         assert server.poll() is None, "the server died"
@@ -159,7 +170,8 @@ def prefect_server() -> Iterator[None]:
 def record_of() -> "Callable[..., RunRecord]":
     """Makes the record of a run on another machine: `record_of(state="running", ago=5)`.
 
-    Its last heartbeat was `ago` seconds ago; `told` changes its parameters, other names its fields.
+    Its last heartbeat was `ago` seconds ago. `parameters` overrides its parameters, other names
+    override its fields.
     """
     from prefect_imageqa.tasks.loading.columns import Columns
     from prefect_imageqa.tasks.runs.parameters import (
@@ -173,9 +185,11 @@ def record_of() -> "Callable[..., RunRecord]":
     )
     from prefect_imageqa.tasks.runs.records import RunRecord
 
-    def make(ago: float = 300, told: dict[str, Any] | None = None, **changed: Any) -> "RunRecord":
+    def make(
+        ago: float = 300, parameters: dict[str, Any] | None = None, **changed: Any
+    ) -> "RunRecord":
         then = datetime.now(UTC) - timedelta(seconds=ago)
-        parameters: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "dataset": "/data/d.json",
             "prompt_style": "chat",
             "pairs_per_image": 1,
@@ -209,7 +223,7 @@ def record_of() -> "Callable[..., RunRecord]":
             "started": then,
             "updated": then,
             "versions": {},
-            "told": RunParameters(**parameters | (told or {})),
+            "parameters": RunParameters(**defaults | (parameters or {})),
         }
         return RunRecord.model_validate(fields | changed)
 

@@ -1,4 +1,4 @@
-"""`prefect-imageqa demo`: the real thing on images whose truth is known."""
+"""`prefect-imageqa demo`: a real run on generated images, whose correct answers are known."""
 
 import time
 from datetime import datetime
@@ -19,8 +19,8 @@ TABLE_ROWS = 12
 
 
 def run_demo(folder: Path, rows: int, seed: int) -> int:
-    """Draw, start, ask, judge, tell. Returns the exit code."""
-    # A folder of its own each time: finished rows would not be asked again.
+    """Draw the images, run the flow, and print the judged answers. Returns the exit code."""
+    # A new folder each time: in an old one, all rows would be finished already.
     folder = folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     scenes = write_demo_dataset(folder, rows, seed)
     started = time.perf_counter()
@@ -37,12 +37,12 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
     ]
     console = Console()
     console.print(_table(pairs, verdicts))
-    right = sum(verdict is Verdict.RIGHT for verdict in verdicts)
+    correct = sum(verdict is Verdict.RIGHT for verdict in verdicts)
     console.print(
         f"{summary}\n"
-        f"{right} of {len(verdicts)} pairs are right ({right / max(len(verdicts), 1):.1%}); "
-        f"{time.perf_counter() - started:.0f} s in all, {summary.seconds:.1f} s of them asking"
-        f"\nlook at {Path(summary.output) / REPORT}",
+        f"{correct} of {len(verdicts)} pairs are correct ({correct / max(len(verdicts), 1):.1%}); "
+        f"{time.perf_counter() - started:.0f} s in total, {summary.seconds:.1f} s without start-up"
+        f"\nopen {Path(summary.output) / REPORT}",
         soft_wrap=True,
         highlight=False,
     )

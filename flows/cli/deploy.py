@@ -1,4 +1,4 @@
-"""`prefect-imageqa deploy`: the flow in Prefect's UI, for a newcomer."""
+"""`prefect-imageqa deploy`: puts the flow into Prefect's UI."""
 
 from collections.abc import Iterator
 from shlex import quote
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..deploy import DeployResult
 
 deployments = App()
-"""Commands that `cli` takes over."""
+"""Merged into the app of `main`."""
 
 
 @deployments.command
@@ -25,52 +25,52 @@ def deploy(
 ) -> int:
     """Put the flow into the UI of your Prefect server, as three deployments.
 
-    `image-qa/on-demand` is a form with a Run button, `image-qa/nightly` a schedule that asks about
-    the new images (paused until you switch it on), `image-qa/preview` the first 20 rows. The work
-    pool and the block types are created where they are missing. The same command again updates
-    them. Relative paths of datasets and outputs start from the folder it is called in.
+    `image-qa/on-demand` is a form with a Run button, `image-qa/nightly` processes new images on a
+    schedule (paused until you enable it), `image-qa/preview` processes the first 20 rows. The work
+    pool and the block types are created if missing. Run the command again to update everything.
+    Relative paths of datasets and outputs are relative to the current folder.
 
     Example: prefect-imageqa deploy --dataset images.parquet --output qa --endpoint qwen
 
     Parameters
     ----------
     pool:
-        Work pool of type "process"; `prefect worker start` is given the same name.
+        Work pool of type "process"; start the worker with the same name.
     dataset:
-        Dataset that the deployments ask about where a run names no other.
+        Default dataset of the deployments.
     output:
-        Local path or s3:// URI under which runs keep everything where they name no other.
+        Default output of the deployments: a local path or s3:// URI.
     endpoint:
         URL of a running vLLM server, or the name of a saved vLLM Endpoint block; repeat the
         option for several URLs. By default http://127.0.0.1:8000.
     model:
-        Name the server serves the model under.
+        Name the model is served under.
     store:
         Name of a saved Image QA Store block whose S3 credentials are used.
     """
     from ..deploy import deploy as deploy_all
 
-    given = {
+    options = {
         "dataset": dataset,
         "output": output,
         "endpoint": " ".join(endpoint or ()),
         "model": model,
         "store": store,
     }
-    parameters = {name: value for name, value in given.items() if value}
-    for line in _told(pool, deploy_all(pool, parameters)):
+    parameters = {name: value for name, value in options.items() if value}
+    for line in _lines(pool, deploy_all(pool, parameters)):
         print(line)
     return 0
 
 
-def _told(pool: str, deployed: "DeployResult") -> Iterator[str]:
-    """What was done, and the command that comes next."""
-    yield f"work pool {pool!r}: {'created' if deployed.created_pool else 'is there'}"
-    for name, page in deployed.pages.items():
+def _lines(pool: str, result: "DeployResult") -> Iterator[str]:
+    """What was done, and what to do next."""
+    yield f"work pool {pool!r}: {'created' if result.created_pool else 'exists'}"
+    for name, page in result.pages.items():
         yield f"{name}: {page}"
-    yield f"relative paths start from {deployed.folder}"
-    if deployed.has_worker:
-        yield f"a worker polls {pool!r}: press Run, Custom run on the pages above"
+    yield f"relative paths start from {result.folder}"
+    if result.has_worker:
+        yield f"a worker polls {pool!r}: choose Run, Custom run on the pages above"
     else:
         command = f"prefect worker start --pool {quote(pool)}"
-        yield f"no worker polls {pool!r}, and runs wait until one does: `{command}`"
+        yield f"no worker polls {pool!r}, so runs will wait; start one with `{command}`"

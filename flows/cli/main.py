@@ -1,4 +1,4 @@
-"""`prefect-imageqa`: the command line. Slow imports wait until a command needs them."""
+"""`prefect-imageqa`: the command line. Slow imports are deferred until a command needs them."""
 
 import os
 import sys
@@ -24,19 +24,19 @@ app.command("prefect_imageqa.flows.cli.run:run", name="run")
 
 @app.command
 def demo(*, output: Path = Path("demo-output"), rows: Count = 48, seed: int = 7) -> int:
-    """Draw images, start vLLM with the demo model, run the flow, and show what came of it.
+    """Draw images, start vLLM with the demo model, run the flow, and show the results.
 
-    Needs no GPU and no download: the model is part of this package, and so is the truth about
-    the images, so that the share of right answers is known.
+    Needs no GPU and no download: the model is part of this package. The images are generated, so
+    the share of correct answers is known.
 
     Parameters
     ----------
     output:
         Folder for the images, the answers and the server's log.
     rows:
-        Images to draw.
+        Number of images to draw.
     seed:
-        Other seeds draw other images.
+        Seed of the images.
     """
     from .demo import run_demo
 
@@ -58,39 +58,39 @@ def serve(
     max_model_len: int | None = None,
     gpu_memory_utilization: float | None = None,
 ) -> int:
-    """Run a vLLM server in the foreground until Ctrl-C: the endpoint that runs are pointed at.
+    """Run a vLLM server in the foreground until Ctrl-C, as an endpoint for runs.
 
-    vLLM lives in an environment of its own. On a GPU machine: `pip install vllm` in one, and
-    name its interpreter with --python. Without a GPU, one command builds one:
+    vLLM needs a separate environment. On a GPU machine, `pip install vllm` in one, and pass its
+    interpreter as --python. Without a GPU, this command builds one:
 
         python -m prefect_imageqa.serving.server.cpu_env .venv-vllm
 
-    Further flags of `vllm serve` go behind `--`. Clients must send the key in VLLM_API_KEY, if set.
+    Put further flags of `vllm serve` after `--`. If VLLM_API_KEY is set, clients must send it.
 
     Parameters
     ----------
     model:
-        Path of a checkpoint, or its name on the hub.
+        Path of a checkpoint, or its name on the Hub.
     vllm_flags:
-        Further flags, handed to vLLM as they are.
+        Further flags, passed to vLLM unchanged.
     port:
         Port to listen on.
     host:
-        Address to listen on; 0.0.0.0 to be reached from other machines.
+        Address to listen on; 0.0.0.0 to be reachable from other machines.
     served_model_name:
-        Name that clients ask for; the checkpoint's own by default.
+        Model name for clients; by default the checkpoint's own.
     python:
-        Interpreter that has vLLM.
+        Interpreter of an environment that has vLLM.
     tensor_parallel_size:
-        GPUs that share each layer.
+        Number of GPUs that each layer is split over.
     data_parallel_size:
-        Copies of the model.
+        Number of copies of the model.
     dtype:
-        Number format of weights: auto, bfloat16, float16, float32.
+        Data type of the weights: auto, bfloat16, float16, float32.
     max_model_len:
-        Tokens of prompt and reply together.
+        Maximum number of tokens in prompt and reply together.
     gpu_memory_utilization:
-        Share of a GPU's memory that vLLM takes, 0 to 1.
+        Fraction of a GPU's memory that vLLM may use, 0 to 1.
     """
     from ...serving.server.launch import ServerOptions
     from ...serving.server.process import terminate_on_signals
@@ -124,29 +124,29 @@ def _log_to_stderr() -> None:
 
 
 def main() -> None:
-    """Entry point: one clear line for what the user can mend.
+    """Entry point. A user error is reported in one line, without a traceback.
 
-    Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
     """
     try:
         sys.exit(app(exit_on_error=False, print_error=False))
     except CycloptsError as error:
-        print(f"prefect-imageqa: {_usage_mistake(error)}", file=sys.stderr)
+        print(f"prefect-imageqa: {_usage_error(error)}", file=sys.stderr)
         sys.exit(2)
     except ImageQAError as error:
         print(f"prefect-imageqa: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("prefect-imageqa: interrupted; the same command goes on from here", file=sys.stderr)
+        print("prefect-imageqa: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 
-def _usage_mistake(error: CycloptsError) -> str:
+def _usage_error(error: CycloptsError) -> str:
     """What is wrong with the command line, in one line."""
     from pydantic import ValidationError
 
     if isinstance(error.__cause__, ValidationError):
-        from .run import mistake
+        from .run import validation_message
 
-        return mistake(error.__cause__, error.argument.name if error.argument else "")
+        return validation_message(error.__cause__, error.argument.name if error.argument else "")
     return " ".join(str(error).split())

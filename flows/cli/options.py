@@ -1,4 +1,4 @@
-"""Options that several commands have in common."""
+"""Option types shared by several commands."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from cyclopts.validators import Number
 
 Flag = Annotated[bool, Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Output = Annotated[str, Parameter(help="Local path or s3:// URI that runs were given as --output.")]
+Output = Annotated[str, Parameter(help="Local path or s3:// URI of the output of a run.")]
 Store = Annotated[
     str | None,
     Parameter(

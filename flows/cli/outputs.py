@@ -1,4 +1,4 @@
-"""`prefect-imageqa status | verify | clean`: the commands that look after an output."""
+"""`prefect-imageqa status | verify | clean`: the commands that manage an output."""
 
 import json as json_
 from collections import Counter
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ...tasks.runs.records import RunRecord
 
 outputs = App()
-"""Commands that `cli` takes over."""
+"""Commands that `main` adds to its own."""
 
 
 @outputs.command
 def status(output: Output, /, *, store: Store = None, json: Flag = False) -> int:
-    """Tell where an output stands, also while a run is going on.
+    """Show the status of an output, also while a run is in progress.
 
-    Exit code 0: told; 1: the output cannot be read.
+    Exit code 1 if the output cannot be read.
 
     Example: prefect-imageqa status s3://bucket/qa
 
@@ -34,40 +34,40 @@ def status(output: Output, /, *, store: Store = None, json: Flag = False) -> int
     """
     from ...tasks.exporting.status import output_status
 
-    place = _open(output, store)
-    found = output_status(place)
+    output_store = _open(output, store)
+    state = output_status(output_store)
     if json:
-        print(json_.dumps({"output": place.uri, **(_status_json(found) if found else {})}))
-    elif found is None:
-        print(f"{place.uri}: nothing there yet")
+        print(json_.dumps({"output": output_store.uri, **(_status_json(state) if state else {})}))
+    elif state is None:
+        print(f"{output_store.uri}: nothing there yet")
     else:
-        for line in _status_lines(place.uri, found):
+        for line in _status_lines(output_store.uri, state):
             print(_printable(line))
     return 0
 
 
 @outputs.command
 def verify(output: Output, /, *, store: Store = None) -> int:
-    """Check that every row of the last completed run is there, once, and can be read.
+    """Check that every row of the last completed run is present, once, and readable.
 
-    Reads everything that is stored, and changes nothing. Says each fault in one line: the object,
-    what is wrong, what to do. Exit code 0: all is well; 1: it is not, or cannot be read.
+    Reads everything that is stored, and changes nothing. Prints one line per problem: the object,
+    what is wrong, what to do. Exit code 1 if there is a problem, or the output cannot be read.
 
     """
     from ...tasks.exporting.verify import verify as verify_output
 
-    place = _open(output, store)
-    with _busy(f"reading {place.uri}"):
-        verified = verify_output(place)
-    if not verified.faults:
-        print(f"{verified.rows:,} rows, {verified.objects:,} objects: all there and readable")
+    output_store = _open(output, store)
+    with _busy(f"reading {output_store.uri}"):
+        verified = verify_output(output_store)
+    if not verified.problems:
+        print(f"{verified.rows:,} rows, {verified.objects:,} objects: all present and readable")
         return 0
-    for fault in verified.faults:
-        print(_printable(fault))
-    count = len(verified.faults)
-    print(f"{count:,} {'fault' if count == 1 else 'faults'} in {verified.objects:,} objects")
+    for problem in verified.problems:
+        print(_printable(problem))
+    count = len(verified.problems)
+    print(f"{count:,} {'problem' if count == 1 else 'problems'} in {verified.objects:,} objects")
     if verified.is_live:
-        print("a run is going on: verify again when it is done")
+        print("a run is in progress: verify again when it is done")
     return 1
 
 
@@ -81,32 +81,33 @@ def clean(
     dry_run: Flag = False,
     force: Flag = False,
 ) -> int:
-    """Remove what no configuration needs that is kept: completions, parts, quarantined rows.
+    """Remove completions, parts and row keys that only old configurations need.
 
-    A configuration is all that decides the answers: model, prompts, sampling, image settings,
-    parser. Kept are those that were completed last; rows that only the others have are asked again
-    by their next run. Exports, the manifest and the records of runs stay, and so do completions
-    that runs were told to keep elsewhere (--cache).
+    A configuration is everything that decides the answers: model, prompts, sampling, image
+    settings, parser. The last completed configurations are kept. Rows that only other
+    configurations have are sent to the model again by their next run. Exports, the manifest, run
+    records and completions stored outside of the output (--cache) are never removed.
 
     Parameters
     ----------
     keep:
-        Configurations to keep.
+        How many configurations to keep.
     dry_run:
-        Say what would be removed, and remove nothing.
+        Only show what would be removed.
     force:
-        Go on although a run was not completed: rows that only such runs have are removed, too.
+        Continue even if a run did not complete: rows that only such runs have are removed, too.
     """
     from ...tasks.exporting.clean import find_unused, remove_unused
 
-    place = _open(output, store)
-    with _busy(f"reading {place.uri}"):
-        unused = find_unused(place, keep, force=force)
+    output_store = _open(output, store)
+    with _busy(f"reading {output_store.uri}"):
+        unused = find_unused(output_store, keep, force=force)
     for name in unused.unreadable:
-        print(_printable(f"{place.uri_of(name)}: cannot be read and is left; verify says more"))
+        uri = output_store.uri_of(name)
+        print(_printable(f"{uri}: unreadable, not removed; run verify for details"))
     if not dry_run:
         with _busy(f"removing {len(unused.objects):,} objects"):
-            remove_unused(place, unused)
+            remove_unused(output_store, unused)
     print(f"{'would remove' if dry_run else 'removed'} {_sums(unused.objects)}")
     return 0
 
@@ -119,7 +120,7 @@ def _open(output: str, store: str | None) -> "ObjectStore":
 
 @contextmanager
 def _busy(what: str) -> Iterator[None]:
-    """Show on a terminal that it takes a while."""
+    """Show a spinner on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -130,31 +131,31 @@ def _busy(what: str) -> Iterator[None]:
         yield
 
 
-def _status_lines(uri: str, found: "OutputStatus") -> Iterator[str]:
+def _status_lines(uri: str, state: "OutputStatus") -> Iterator[str]:
     yield uri
-    if found.last is None:
+    if state.last is None:
         yield "last completed run: none yet"
     else:
-        last, summary = found.last, found.last.counts
-        yield f"last completed run: {last.updated:%Y-%m-%d %H:%M:%S} UTC, {_asked(last)}"
+        last, summary = state.last, state.last.counts
+        yield f"last completed run: {last.updated:%Y-%m-%d %H:%M:%S} UTC, {_describe(last)}"
         rows = f"  {summary.rows:,} rows: {summary.ok:,} ok"
         rows += f", {summary.filtered:,} filtered" if summary.filtered else ""
         yield f"{rows}, {_quarantined(summary.reasons, summary.quarantined)}"
-    for run in found.unfinished:
-        yield f"{'going on' if run.is_live else 'not completed'}: {_asked(run)}"
+    for run in state.unfinished:
+        yield f"{'in progress' if run.is_live else 'not completed'}: {_describe(run)}"
         yield f"  {_progress(run)}; {_life(run)}"
-    for label, counts in found.stored.items():
+    for label, counts in state.stored.items():
         kinds = {kind.value: count for kind, count in counts.reasons.items()}
-        told = _quarantined(kinds, counts.quarantined)
-        yield f"stored by parser {label}: {counts.answered:,} answered, {told}"
-    if found.unparsed:
-        yield f"stored completions without a part: {found.unparsed:,}; the next run parses them"
-    for kind, objects in found.objects.items():
+        quarantined = _quarantined(kinds, counts.quarantined)
+        yield f"stored by parser {label}: {counts.answered:,} answered, {quarantined}"
+    if state.unparsed:
+        yield f"completions not parsed yet: {state.unparsed:,}; the next run parses them"
+    for kind, objects in state.objects.items():
         yield f"  {kind:<12}{objects.count:>9,} objects{_size(objects.bytes):>12}"
 
 
-def _asked(run: "RunRecord") -> str:
-    return f"{run.dataset} asked of {run.model}, parsed by {run.parser}"
+def _describe(run: "RunRecord") -> str:
+    return f"{run.dataset}, model {run.model or 'unknown'}, parser {run.parser}"
 
 
 def _progress(run: "RunRecord") -> str:
@@ -163,31 +164,31 @@ def _progress(run: "RunRecord") -> str:
 
 
 def _life(run: "RunRecord") -> str:
-    """Whether a run that is not completed goes on, and what to do if not."""
+    """The state of a run that is not completed, and what to do if it is not in progress."""
     if run.is_live and run.state == "waiting":
-        return "waits for its turn to write"
+        return "waiting for another run to finish"
     if run.is_live:
-        return f"last heartbeat {run.silent_seconds:.0f} s ago"
+        return f"last heartbeat {run.heartbeat_age:.0f} s ago"
     if run.state in ("running", "waiting"):
-        told = f"no heartbeat for {run.silent_seconds:,.0f} s: killed or stuck"
+        outcome = f"no heartbeat for {run.heartbeat_age:,.0f} s: killed or stuck"
     else:
-        told = f"{run.state}{f': {run.error}' if run.error else ''}"
-    return f"{told}; the same command goes on from here"
+        outcome = f"{run.state}{f': {run.error}' if run.error else ''}"
+    return f"{outcome}; run the same command again to resume"
 
 
 def _quarantined(reasons: Mapping[str, int], count: int) -> str:
     kinds = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
-    return f"{count:,} quarantined{f': {told}' if told else ''}"
+    details = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+    return f"{count:,} quarantined{f': {details}' if details else ''}"
 
 
 def _sums(objects: Mapping[str, int]) -> str:
     """Removed objects in one line: '3 objects, 12.0 kB: 2 completions, 1 parts'."""
-    kinds = Counter(name.split("/")[1] for name in objects)  # the first says of which pass
-    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    kinds = Counter(name.split("/")[1] for name in objects)  # <pass>/<kind>/...
+    details = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     count = len(objects)
     line = f"{count:,} {'object' if count == 1 else 'objects'}, {_size(sum(objects.values()))}"
-    return f"{line}{f': {told}' if told else ''}"
+    return f"{line}{f': {details}' if details else ''}"
 
 
 def _size(count: int) -> str:
@@ -196,27 +197,27 @@ def _size(count: int) -> str:
     return decimal(count)
 
 
-def _status_json(found: "OutputStatus") -> dict[str, Any]:
+def _status_json(state: "OutputStatus") -> dict[str, Any]:
     return {
-        "last": _run_json(found.last) if found.last else None,
-        "unfinished": [_run_json(run) for run in found.unfinished],
+        "last": _run_json(state.last) if state.last else None,
+        "unfinished": [_run_json(run) for run in state.unfinished],
         "stored": {
             label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
-            for label, counts in found.stored.items()
+            for label, counts in state.stored.items()
         },
-        "unparsed": found.unparsed,
+        "unparsed": state.unparsed,
         "objects": {
             kind: {"count": objects.count, "bytes": objects.bytes}
-            for kind, objects in found.objects.items()
+            for kind, objects in state.objects.items()
         },
     }
 
 
 def _run_json(run: "RunRecord") -> dict[str, Any]:
-    told = {"going": run.is_live, "silent_seconds": round(run.silent_seconds)}
-    return {**run.model_dump(mode="json", exclude_none=True), **told}
+    liveness = {"is_live": run.is_live, "heartbeat_age": round(run.heartbeat_age)}
+    return {**run.model_dump(mode="json", exclude_none=True), **liveness}
 
 
 def _printable(text: str) -> str:
-    """One line that cannot steer the terminal, whatever a stored object holds."""
+    """Make a line safe to print: stored objects may contain control characters."""
     return "".join(char if char.isprintable() else " " for char in text)

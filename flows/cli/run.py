@@ -1,7 +1,6 @@
 """`prefect-imageqa run`: its flags are the parameters of the flow, with bounds, defaults and help.
 
-Nothing of them is written down here again: the form of Prefect's UI, Python and this command are
-made from the same signature and models.
+The flags are derived from the flow's signature and models, as is the form in Prefect's UI.
 """
 
 import inspect
@@ -21,7 +20,7 @@ _TYPES: dict[str, Any] = {
     "prompt_style": str,
     "store": str | None,
 }
-"""What can be typed, where Python takes more."""
+"""Types of parameters for which Python accepts more than a command line can."""
 
 _FLAGS = {
     ("columns", "image"): "image-key",
@@ -29,58 +28,58 @@ _FLAGS = {
     ("columns", "output"): "output-key",
     ("images", "root"): "image-root",
 }
-"""Flags that are not called like the field of their group."""
+"""Flags whose name differs from the field of their group."""
 
 _USAGE = """
-    Exit code 0: the run finished, quarantined rows included; 1: it could not; 2: usage.
+    Exit code 0: the run completed, even with quarantined rows; 1: it failed; 2: usage error.
 
     Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
 """
 
 
 def flag_of(group: str, field: str) -> str:
-    """What a field of a group is called on the command line, without the dashes before it."""
+    """The command-line flag of a group's field, without the leading dashes."""
     return _FLAGS.get((group, field), field.replace("_", "-"))
 
 
 def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
-    """Run the flow in a terminal. The command has the signature and the text of the flow."""
+    """Run the flow in a terminal; the command gets the flow's signature and docstring below."""
     if not parameters.get("endpoint") and not parameters.get("model"):
         print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
         return 2
-    # cyclopts would take the value of a single key for a text, also where it is a number.
+    # cyclopts would read the value of a single key as a string even if it is a number.
     for word in [word for word in sys.argv if word.startswith("--extra-body.")]:
         print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
         return 2
     try:
         summary = run_in_terminal(dataset, parameters)
     except ValidationError as error:
-        print(f"prefect-imageqa: {mistake(error)}", file=sys.stderr)
+        print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
         return 2
     print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
     return 0
 
 
-def mistake(error: ValidationError, flag: str = "") -> str:
-    """What is wrong with which flag, in one line.
+def validation_message(error: ValidationError, flag: str = "") -> str:
+    """The first error as one line that names the flag.
 
     Args:
-        error: of one of the groups, of all parameters, or of the value of a flag.
-        flag: this flag.
+        error: raised for a group, for all parameters, or for the value of a flag.
+        flag: name of the flag in the last case.
     """
     first = error.errors(include_url=False)[0]
-    place = [str(step) for step in first["loc"]]
+    path = [str(step) for step in first["loc"]]
     groups = {
         parameter.annotation.__name__: name
         for name, parameter in _parameters().items()
         if isinstance(parameter.annotation, type)
     }
-    # An error of one group alone says which only in its title, such as "Sampling".
-    place = [*(name for model, name in groups.items() if model == error.title), *place]
-    if place and place[0] in groups.values():
-        flag = f"--{flag_of(*place[:2])}"
-    elif place:
-        flag = f"--{place[0].replace('_', '-')}"
+    # An error raised for a single group names the group only in its title, such as "Sampling".
+    path = [*(name for model, name in groups.items() if model == error.title), *path]
+    if path and path[0] in groups.values():
+        flag = f"--{flag_of(*path[:2])}"
+    elif path:
+        flag = f"--{path[0].replace('_', '-')}"
     return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
 
 
@@ -89,9 +88,9 @@ def _parameters() -> dict[str, inspect.Parameter]:
 
 
 def _options() -> list[inspect.Parameter]:
-    """The flow's parameters, as a command has them, and whether to print JSON."""
-    line = Annotated[bool, Parameter(negative=(), help="Print one line of JSON last on stdout.")]
-    json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=line)
+    """The flow's parameters as options of a command, and `--json`."""
+    flag = Annotated[bool, Parameter(negative=(), help="Print one line of JSON last on stdout.")]
+    json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
     return [*map(_as_option, _parameters().values()), json]
 
 

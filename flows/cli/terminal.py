@@ -1,4 +1,4 @@
-"""A run as a person at a terminal, or a log file, sees it."""
+"""Runs the flow with live progress on a terminal, or plain log lines."""
 
 import inspect
 import logging
@@ -25,7 +25,7 @@ from ...tasks.runs.parameters import RunParameters
 from ..endpoints import open_model
 from ..image_qa import image_qa
 from ..prefect_server import check_server
-from ..progress import RunProgress, watch
+from ..progress import RunProgress, use_progress
 from ..run import open_store
 from ..summary import RunSummary
 
@@ -35,7 +35,7 @@ REFRESH_SECONDS = 0.5
 def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     """Run the flow with live progress on a terminal, plain log lines otherwise.
 
-    Dataset and endpoint are looked at before Prefect or a server starts: a typo costs no minute.
+    Dataset and endpoint are checked before Prefect or a server starts, so that a typo fails fast.
 
     Args:
         dataset: path or URI.
@@ -44,29 +44,29 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     Raises:
         ImageQAError: as `image_qa` does.
     """
-    given = inspect.signature(image_qa.fn).bind(dataset, **parameters)
-    given.apply_defaults()
-    told = RunParameters(**given.arguments)
+    bound = inspect.signature(image_qa.fn).bind(dataset, **parameters)
+    bound.apply_defaults()
+    checked = RunParameters(**bound.arguments)
     check_server()
     table = load_dataset.fn(
         dataset,
-        told.columns,
-        told.output,
-        told.images.root,
-        told.max_rows,
-        open_store(told.output, told.store).s3_credentials,
+        checked.columns,
+        checked.output,
+        checked.images.root,
+        checked.max_rows,
+        open_store(checked.output, checked.store).s3_credentials,
     )
     names = parameters.get("endpoint") or []
     urls = [url for url in names if "://" in url]
     if urls:
-        with open_model(urls, told.model or None, max_in_flight=1):
+        with open_model(urls, checked.model or None, max_in_flight=1):
             pass
     progress = RunProgress()
-    watch(progress)
-    # A single name may be that of a block.
+    use_progress(progress)
+    # A single value may be the name of a block.
     endpoint = names[0] if len(names) == 1 else names or None
     with terminate_on_signals(), _display(progress, table):
-        summary: RunSummary = image_qa(**{**given.arguments, "endpoint": endpoint})
+        summary: RunSummary = image_qa(**{**bound.arguments, "endpoint": endpoint})
     return summary
 
 
@@ -76,7 +76,7 @@ def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    # Log lines would tear the display; warnings still come through, above it.
+    # Log lines would disturb the progress bar; only warnings are shown, above it.
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if source.count is None:
@@ -104,7 +104,7 @@ def _refreshing(bar: Progress, progress: RunProgress) -> Iterator[None]:
             if progress.started:
                 bar.update(
                     task,
-                    description="asking",
+                    description="generating",
                     completed=progress.done,
                     total=progress.total,
                     counts=f"{progress.rows_per_second:,.1f} rows/s, "

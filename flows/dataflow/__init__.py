@@ -1,4 +1,4 @@
-"""The operator API of DataFlow-MM: its operators, `FileStorage`, and a local serving."""
+"""The operator API of DataFlow-MM: operators, `FileStorage` and a local vLLM server."""
 
 from .file_storage import FileStorage
 from .operators import ImageQAGenerator, PromptedVQAGenerator

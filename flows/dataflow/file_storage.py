@@ -17,14 +17,14 @@ CacheType = Literal["json", "jsonl", "csv", "parquet"]
 
 
 class FileStorage:
-    """The table of a pipeline, one file a step: `<cache_path>/<prefix>_step<N>.<type>`.
+    """The table of a pipeline, one file per step: `<cache_path>/<prefix>_step<N>.<type>`.
 
     Step 0 is the first entry file; an operator reads the current step and writes the next.
 
     Args:
-        first_entry_file_name: the table to start from, of any format that `image_qa` reads.
+        first_entry_file_name: the first table, in any format that `image_qa` reads.
         cache_path: folder of the step files, local or `s3://`.
-        file_name_prefix: how their names start.
+        file_name_prefix: prefix of their names.
         cache_type: their format.
     """
 
@@ -45,7 +45,7 @@ class FileStorage:
         self.operator_step = -1
 
     def step(self) -> Self:
-        """Go on to the next step; call it before each operator."""
+        """Advance to the next step; call it before each operator."""
         self.operator_step += 1
         return self
 
@@ -63,14 +63,14 @@ class FileStorage:
         return self._path(f"{self._name(self.operator_step)}.{self.cache_type}")
 
     def work_folder(self) -> str:
-        """Path or URI of a folder for what the step keeps besides its table."""
+        """Path or URI of a folder for other files of the step."""
         return self._path(self._next_name())
 
     def read(self, output_type: Literal["dataframe", "dict"] = "dataframe") -> Any:
         """The current table, as a DataFrame or a list of records.
 
-        Columns keep Python's own values (`dtype` object), so that what is written is what was
-        read. A line that is not JSON becomes a row of nulls: rows stay as many as they were.
+        Columns hold plain Python values (`dtype` object), so that values are written as they were
+        read. A line that is not JSON becomes a row of nulls: the number of rows never changes.
 
         Raises:
             DatasetError: the table is missing, empty or unreadable.
@@ -84,23 +84,25 @@ class FileStorage:
         return pd.DataFrame(cells, columns=columns, dtype=object)
 
     def write(self, table: pd.DataFrame | list[dict[str, Any]]) -> str:
-        """Write the next step's table whole; returns its path or URI.
+        """Write the table of the next step atomically; returns its path or URI.
 
         Raises:
-            StoreError: it cannot be written, or does not fit the format.
+            StoreError: it cannot be written, or the format cannot represent it.
         """
-        # Without a type, pandas would turn whole numbers beside a missing one into floats.
+        # Without `dtype=object`, pandas would convert integers to floats if one is missing.
         frame = pd.DataFrame(table, dtype=object) if isinstance(table, list) else table
         name = f"{self._next_name()}.{self.cache_type}"
         try:
             data = _encode(frame, self.cache_type)
         except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
-            raise StoreError(f"{name}: the table does not fit {self.cache_type}: {error}") from None
+            raise StoreError(
+                f"{name}: the table cannot be written as {self.cache_type}: {error}"
+            ) from None
         ObjectStore(uri=self.cache_path).write(name, data)
         return self._path(name)
 
     def write_quarantine(self, lines: bytes) -> None:
-        """Write why rows of the next step have no answer, beside its table."""
+        """Write the reasons why rows of the next step have no answer, next to its table."""
         name = f"{self._next_name()}.quarantine.jsonl"
         ObjectStore(uri=self.cache_path).write(name, lines)
 
@@ -135,7 +137,7 @@ def _encode(frame: pd.DataFrame, cache_type: CacheType) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """Lists and objects go into CSV as JSON; reading understands lists of images and turns."""
+    """Lists and objects are written to CSV as JSON; lists of images and turns are read back."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=json_default)
     return json_default(value) if isinstance(value, bytes) else value

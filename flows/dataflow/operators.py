@@ -1,6 +1,6 @@
-"""The operator API of DataFlow-MM, on the pipeline of `image_qa`.
+"""The operator API of DataFlow-MM, implemented with `image_qa`.
 
-A pipeline written for DataFlow runs with its import lines changed:
+A pipeline written for DataFlow runs unchanged except for its imports:
 
     from prefect_imageqa import FileStorage, ImageQAGenerator, LocalModelVLMServing_vllm
 """
@@ -24,11 +24,11 @@ VIDEO_COLUMNS = frozenset({"video", "videos"})
 
 
 class PromptedVQAGenerator:
-    """Answers each row's prompt about its image; without an image column, the prompt alone.
+    """Answers each row's prompt about its image; without an image column, only the prompt is sent.
 
     Args:
         serving: a local model, or the URL or `VLLMEndpoint` of a running server.
-        system_prompt: said before every prompt.
+        system_prompt: system message of every prompt.
     """
 
     def __init__(
@@ -48,24 +48,24 @@ class PromptedVQAGenerator:
         output_answer_key: str = "answer",
         input_video_key: str | None = None,
     ) -> str:
-        """Read the storage's current table, answer its rows, and write the next.
+        """Read the storage's current table, answer its rows, and write the next table.
 
-        Rows stay as many as they were: one that could not be answered has null under
-        `output_answer_key`, and its reason in `<prefix>_step<N>.quarantine.jsonl`.
+        The number of rows does not change: a row that could not be answered has null under
+        `output_answer_key`, and its reason is in `<prefix>_step<N>.quarantine.jsonl`.
 
         Args:
-            storage: where the table is; call its `step()` first.
-            input_conversation_key: column with conversations.
-            input_prompt_key: column with plain prompts; taken instead of conversations.
-            input_image_key: column with images; None asks without.
-            output_answer_key: column that gets the replies; one that exists is replaced.
-            input_video_key: must stay None.
+            storage: storage of the table; call its `step()` first.
+            input_conversation_key: column of conversations.
+            input_prompt_key: column of plain prompts; takes precedence over conversations.
+            input_image_key: column of images; None sends no images.
+            output_answer_key: column for the replies; an existing one is replaced.
+            input_video_key: not supported; must be None.
 
         Returns:
             `output_answer_key`.
 
         Raises:
-            ImageQAError: as `image_qa` does, and for a video column.
+            ImageQAError: as `image_qa`, and for a video column.
         """
         table = storage.read()
         video_key = input_video_key or _video_column(table, input_image_key)
@@ -116,7 +116,7 @@ class ImageQAGenerator:
     def run(
         self, storage: FileStorage, input_modal_key: str = "image", output_key: str = "output"
     ) -> str:
-        """Read the current table, and write the next with raw QA text under `output_key`.
+        """Read the current table, and write the next one with raw QA text under `output_key`.
 
         See `PromptedVQAGenerator.run`.
         """
@@ -126,14 +126,14 @@ class ImageQAGenerator:
 
 
 def _video_column(table: pd.DataFrame, image_key: str | None) -> str | None:
-    """The video column that would be asked about, or passed over without a word."""
+    """A video column that would be used as the image column, or silently ignored."""
     if image_key is not None:
         return image_key if image_key in VIDEO_COLUMNS else None
     return next((name for name in table.columns if name in VIDEO_COLUMNS), None)
 
 
 def _answers(summary: RunSummary, key: str, failures: bytes) -> list[str | None]:
-    """One reply per row, None for the quarantined; the exports are in dataset order."""
+    """One reply per row, None for quarantined rows; the exports are in dataset order."""
     failed = {json.loads(line)["row"] for line in failures.splitlines()}
     lines = ObjectStore(uri=summary.output).read(QA_JSONL).splitlines()
     replies = iter([json.loads(line)[key] for line in lines])

@@ -1,4 +1,4 @@
-"""A model that vLLM serves on this machine for the operators."""
+"""A model for the operators, served by vLLM on this machine."""
 
 from typing import Any
 
@@ -9,28 +9,28 @@ from ...serving.server.server import VLLMServer
 from ...tasks.runs.parameters import Sampling
 
 _servers: dict[ServerOptions, VLLMServer] = {}
-"""Servers of this process; each stops itself when the process ends."""
+"""Running servers of this process; each is stopped when the process ends."""
 
 
 class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
-    """A model served by vLLM on this machine: started at first use, kept until the program ends.
+    """A model served by vLLM on this machine, from its first use until the program ends.
 
-    Servings of the same model with the same server options share one server.
+    Instances with the same model and server options share one server.
 
     Args:
-        hf_model_name_or_path: path of a checkpoint, or its name on the hub.
-        hf_cache_dir: folder of the hub's downloads.
-        hf_local_dir: folder that holds the checkpoint already; wins over the name.
-        vllm_tensor_parallel_size: GPUs that share each layer.
-        vllm_temperature: sampling temperature; 0 always takes the best token.
-        vllm_top_p: probability mass sampled from.
-        vllm_max_tokens: tokens of a reply; a longer one is no answer.
-        vllm_top_k: tokens sampled from.
+        hf_model_name_or_path: path of a checkpoint, or its name on the Hub.
+        hf_cache_dir: folder for downloads from the Hub.
+        hf_local_dir: folder of a local checkpoint; takes precedence over the name.
+        vllm_tensor_parallel_size: number of GPUs that each layer is split over.
+        vllm_temperature: sampling temperature; 0 always takes the most likely token.
+        vllm_top_p: probability mass to sample from.
+        vllm_max_tokens: maximum tokens of a reply; a longer one is quarantined.
+        vllm_top_k: number of tokens to sample from.
         vllm_repetition_penalty: 1 is no penalty.
         vllm_seed: seed of the sampling.
-        vllm_max_model_len: tokens of prompt and reply together.
-        vllm_gpu_memory_utilization: share of a GPU's memory that vLLM takes, 0 to 1.
-        python: interpreter that has vLLM.
+        vllm_max_model_len: maximum number of tokens in prompt and reply together.
+        vllm_gpu_memory_utilization: fraction of a GPU's memory that vLLM may use, 0 to 1.
+        python: interpreter of an environment that has vLLM.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
         )
 
     def start_serving(self) -> VLLMServer:
-        """The running server; started now if it is not there."""
+        """The running server; started if necessary."""
         server = _servers.get(self.options)
         if server is None or not server.is_alive():
             server = VLLMServer(self.options)
@@ -76,13 +76,13 @@ class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
         return server
 
     def cleanup(self) -> None:
-        """Stop the server; the next use starts it again."""
+        """Stop the server; it is started again when used."""
         if server := _servers.pop(self.options, None):
             server.stop()
 
 
 def endpoint_of(serving: LocalModelVLMServing_vllm | VLLMEndpoint | str) -> dict[str, Any]:
-    """The arguments of `image_qa` that say whom to ask."""
+    """The arguments of `image_qa` that select the model and its sampling."""
     if not isinstance(serving, LocalModelVLMServing_vllm):
         return {"endpoint": serving}
     server = serving.start_serving()

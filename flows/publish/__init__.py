@@ -1,1 +1,1 @@
-"""What Prefect shows of a run: artifacts, events, an asset."""
+"""Publishes the results of a run in Prefect: artifacts, events, an asset."""

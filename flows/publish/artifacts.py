@@ -1,7 +1,7 @@
-"""What a run shows in Prefect's UI, while it goes on and at its end. None of it stops a run.
+"""The artifacts of a run in Prefect's UI: its progress, and its results at the end.
 
-Artifacts are named by the output: the runs of a schedule form one history, and each flow run
-still lists its own.
+A failure to publish one never fails the run. Artifacts are named after the output, so the runs of
+a schedule form one history; each flow run still lists its own.
 """
 
 import threading
@@ -23,7 +23,7 @@ from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.reporting.artifacts import (
     artifact_key,
-    as_text,
+    escape_markdown,
     gallery_markdown,
     quarantine_table,
     summary_markdown,
@@ -33,37 +33,40 @@ from ..progress import RunProgress
 from ..summary import RunSummary
 
 UPDATE_SECONDS = 2.0
-"""Between two updates of the progress: each costs Prefect's server some 20 ms."""
+"""Interval between progress updates: each costs Prefect's server some 20 ms."""
 
-PATIENCE_SECONDS = 3.0
-"""How long the end of a run waits for an update that is on its way."""
+FINAL_UPDATE_SECONDS = 3.0
+"""How long the end of a run waits for the last progress update."""
 
 
 @contextmanager
-def progress_shown(output: ObjectStore, source: Dataset, progress: RunProgress) -> Iterator[None]:
-    """Show inside the block how far a run is; from threads of its own, so that it costs nothing."""
-    shown = _ShownProgress(artifact_key(output.uri, "progress"), source.name, progress)
-    over = threading.Event()
+def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -> Iterator[None]:
+    """Publish the progress of a run during the block, from other threads so as not to slow it."""
+    artifact = _ProgressArtifact(artifact_key(output.uri, "progress"), source.name, progress)
+    stopped = threading.Event()
     threading.Thread(target=progress.count, args=(source,), daemon=True).start()
 
-    def follow() -> None:
-        shown.update()
-        while not over.wait(UPDATE_SECONDS):
-            shown.update()
-        shown.update()
+    def update_until_stopped() -> None:
+        artifact.update()
+        while not stopped.wait(UPDATE_SECONDS):
+            artifact.update()
+        artifact.update()
 
-    # With the run's context: otherwise a thread knows neither the run nor Prefect's settings.
+    # Without the run's context the thread would have neither the flow run nor Prefect's settings.
     thread = threading.Thread(
-        target=copy_context().run, args=(follow,), name="progress-artifact", daemon=True
+        target=copy_context().run,
+        args=(update_until_stopped,),
+        name="progress-artifact",
+        daemon=True,
     )
     thread.start()
     try:
         yield
-        shown.finished = True
+        artifact.completed = True
     finally:
-        progress.over = True
-        over.set()
-        thread.join(PATIENCE_SECONDS)
+        progress.finished = True
+        stopped.set()
+        thread.join(FINAL_UPDATE_SECONDS)
 
 
 def show_results(
@@ -75,71 +78,83 @@ def show_results(
     model: str,
     files: Mapping[str, str],
 ) -> None:
-    """Show what came of a run: its summary, a gallery, and what is quarantined.
+    """Publish the results of a run: its summary, a gallery, and the quarantined rows.
 
-    `files` are objects of the output that people look at, title -> name.
+    Args:
+        output: where the run wrote.
+        summary: its counts.
+        samples: rows for the gallery.
+        dataset: name of the dataset.
+        model: name of the model.
+        files: objects of the output to list in the summary, title -> name.
     """
 
     def show_summary() -> None:
-        places = {title: output.uri_of(name) for title, name in files.items()}
-        told = summary_markdown(summary, dataset=dataset, model=model, files=places)
-        create_markdown_artifact(told, key("summary"), description("Summary"))
+        uris = {title: output.uri_of(name) for title, name in files.items()}
+        markdown = summary_markdown(summary, dataset=dataset, model=model, files=uris)
+        create_markdown_artifact(markdown, key("summary"), description("Summary"))
 
     def show_gallery() -> None:
-        told = gallery_markdown(samples, of=summary.rows)
-        create_markdown_artifact(told, key("gallery"), description("Gallery"))
+        markdown = gallery_markdown(samples, of=summary.rows)
+        create_markdown_artifact(markdown, key("gallery"), description("Gallery"))
 
     def show_quarantine() -> None:
         table = quarantine_table(output)
-        told = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
+        title = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
         if len(table) < summary.quarantined:
-            told = f"{told}, the first {len(table):,}"
-        create_table_artifact(table, key("quarantine"), description(told))
+            title = f"{title}, the first {len(table):,}"
+        create_table_artifact(table, key("quarantine"), description(title))
 
     def key(what: str) -> str:
         return artifact_key(output.uri, what)
 
-    def description(what: str) -> str:
-        return f"{what} of {as_text(dataset)}"
+    def description(title: str) -> str:
+        return f"{title} of {escape_markdown(dataset)}"
 
-    # All of them, also where there is nothing to show: an older run's would stand for it.
-    _shown("summary", show_summary)
-    _shown("gallery", show_gallery)
-    _shown("quarantine", show_quarantine)
+    # Publish even an empty one: otherwise the artifact of an older run would remain the latest.
+    _try_publish("summary", show_summary)
+    _try_publish("gallery", show_gallery)
+    _try_publish("quarantine", show_quarantine)
 
 
-class _ShownProgress:
-    """A progress artifact; `finished`: all is done, also where it was never counted how much."""
+class _ProgressArtifact:
+    """A progress artifact.
+
+    Attributes:
+        completed: shows 100 %, even if the rows of the dataset were never counted.
+    """
 
     def __init__(self, key: str, dataset: str, progress: RunProgress) -> None:
-        self.finished = False
+        self.completed = False
         self._key = key
-        self._dataset = as_text(dataset)
+        self._dataset = escape_markdown(dataset)
         self._progress = progress
         self._artifact: UUID | None = None
         self._warned = False
 
     def update(self) -> None:
-        self._warned = not _shown("progress", self._send, warn=not self._warned) or self._warned
+        """Send the current progress; warn at the first failure only."""
+        if not _try_publish("progress", self._send, warn=not self._warned):
+            self._warned = True
 
     def _send(self) -> None:
         progress = self._progress
         share = min(progress.done / progress.total, 1.0) if progress.total else 0.0
-        percent = 100.0 if self.finished else round(100 * share, 1)
-        told = f"{self._dataset}: {progress}, {progress.quarantined:,} quarantined"
+        percent = 100.0 if self.completed else round(100 * share, 1)
+        text = f"{self._dataset}: {progress}, {progress.quarantined:,} quarantined"
         if self._artifact is None:
-            self._artifact = cast("UUID", create_progress_artifact(percent, self._key, told))
+            self._artifact = cast("UUID", create_progress_artifact(percent, self._key, text))
         else:
-            update_progress_artifact(self._artifact, percent, told)
+            update_progress_artifact(self._artifact, percent, text)
 
 
-def _shown(what: str, show: Callable[[], object], *, warn: bool = True) -> bool:
-    """Whether something could be shown; where it could not, the run goes on all the same."""
+def _try_publish(what: str, publish: Callable[[], object], *, warn: bool = True) -> bool:
+    """Publish an artifact and return whether that worked; a failure must not stop the run."""
     try:
-        show()
+        publish()
     except Exception as error:  # whatever Prefect's client or the output may raise
         if warn:
             reason = str(error).partition("\n")[0]
-            get_run_logger().warning("the %s artifact could not be shown: %s", what, reason)
+            get_run_logger().warning("could not publish the %s artifact: %s", what, reason)
         return False
     return True

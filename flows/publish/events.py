@@ -1,4 +1,4 @@
-"""Events that a run emits at its end, for Prefect's automations to act on."""
+"""Events that a run emits when it completes, for Prefect's automations."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from prefect.events import emit_event
 from ..summary import RunSummary
 
 COMPLETED = "prefect-imageqa.run.completed"
-"""Emitted by every run that completes."""
+"""Emitted by every completed run."""
 
 QUARANTINE_HIGH = "prefect-imageqa.quarantine.high"
-"""Emitted besides by a run that leaves too large a share in quarantine.
+"""Also emitted if the share of quarantined rows exceeds `HIGH_SHARE`.
 
-An automation cannot compare numbers of a payload, so the run does.
+Automations cannot compare numbers in a payload, so the run does it.
 """
 
 HIGH_SHARE = 0.05
 
 
 def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
-    """Emit the events of a completed run; Prefect relates them to flow run and deployment."""
+    """Emit the events of a completed run; Prefect relates them to its flow run and deployment."""
     share = summary.quarantined / summary.rows if summary.rows else 0.0
     resource = {
         "prefect.resource.id": f"prefect-imageqa.output.{summary.output}",
@@ -28,7 +28,7 @@ def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
         "prefect-imageqa.model": model,
     }
     payload: dict[str, Any] = {
-        **summary.model_dump(mode="json", exclude={"asked", "store"}),
+        **summary.model_dump(mode="json", exclude={"attempted", "store"}),
         "quarantined_share": round(share, 6),
         "message": str(summary),
     }

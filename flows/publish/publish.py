@@ -1,4 +1,4 @@
-"""What people see of a completed run: a report in its output, artifacts, events and an asset."""
+"""Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -28,18 +28,18 @@ FILES = {
     "Quarantine": QUARANTINE_JSONL,
     "Dataset card": CARD,
 }
-"""What people look at in an output, by title."""
+"""Objects of an output that the summary lists, by title."""
 
 
 def as_asset(
-    export: Task[..., RunCounts], output: ObjectStore, table: Dataset
+    export: Task[..., RunCounts], output: ObjectStore, dataset: Dataset
 ) -> Callable[..., RunCounts]:
-    """The task that writes the exports, which tells Prefect of the output as an asset.
+    """Make the export task materialize the output as a Prefect asset.
 
-    Its dataset is what the asset depends on, its counts are the metadata. Only a URI that Prefect
-    takes for the key of an asset is one: no local path, no space.
+    The asset depends on the dataset, and its metadata are the run's counts. Outputs whose URI
+    Prefect rejects as an asset key (local paths, spaces) are exported by the plain task.
     """
-    key, *sources = (_asset_key(uri) for uri in (output.uri, *table.sources))
+    key, *sources = (_asset_key(uri) for uri in (output.uri, *dataset.sources))
     if key is None:
         return cast("Callable[..., RunCounts]", export)
 
@@ -48,12 +48,12 @@ def as_asset(
         add_asset_metadata(key, counts.model_dump(include={"rows", "ok", "quarantined", "pairs"}))
         return counts
 
-    depends: list[Asset | str] = [Asset(key=source) for source in sources if source is not None]
+    dependencies: list[Asset | str] = [Asset(key=uri) for uri in sources if uri is not None]
     materialized = materialize(
         Asset(key=key),
         name=export.name,
         task_run_name=export.name,
-        asset_deps=depends,
+        asset_deps=dependencies,
         **TASK_OPTIONS,
     )
     return cast("Callable[..., RunCounts]", materialized(export_asset))
@@ -67,31 +67,31 @@ def _asset_key(uri: str) -> str | None:
 
 
 def publish(
-    summary: RunSummary, output: ObjectStore, table: Dataset, main: OpenPass, *, model: str
+    summary: RunSummary, output: ObjectStore, dataset: Dataset, main_pass: OpenPass, *, model: str
 ) -> None:
-    """Make the report of a completed run, and show and tell what came of it in Prefect.
+    """Write the report of a completed run, and publish its artifacts and events.
 
-    The run is complete and stored: nothing here can make it fail.
+    The run is complete and stored: nothing here may fail it.
     """
     get_run_logger().info("%s", summary)
     samples: list[SampledRow] = []
     try:
         samples = make_report(
             output,
-            reader=main.generation.reader,
-            images=main.generation.images,
-            base=table.base,
-            stored=main.ledger.rows,
+            reader=main_pass.generation.reader,
+            images=main_pass.generation.images,
+            base=dataset.base,
+            stored=main_pass.ledger.rows,
         )
     except StoreError as error:
-        get_run_logger().warning("the report could not be made: %s", error)
-    except Exception as error:  # whatever a plot or a stranger's picture may raise
+        get_run_logger().warning("could not write the report: %s", error)
+    except Exception as error:  # whatever a plot or an untrusted image may raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         get_run_logger().warning(
-            "the report could not be made (%s): `prefect-imageqa report %s` tries again",
+            "could not write the report (%s): retry with `prefect-imageqa report %s`",
             reason,
             output.uri,
         )
-        get_run_logger().debug("where the report failed", exc_info=True)
-    show_results(output, summary, samples, dataset=table.name, model=model, files=FILES)
-    emit_completed(summary, dataset=table.name, model=model)
+        get_run_logger().debug("traceback of the failed report", exc_info=True)
+    show_results(output, summary, samples, dataset=dataset.name, model=model, files=FILES)
+    emit_completed(summary, dataset=dataset.name, model=model)

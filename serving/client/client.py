@@ -1,4 +1,4 @@
-"""Many chat requests in, one outcome each out, over one or more endpoints."""
+"""`ChatClient`: sends chat requests concurrently and retries them."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 import orjson
@@ -16,63 +16,41 @@ from ..background import BackgroundLoop, CoroutineGroup, GroupEndedError
 from ..endpoint import VLLMEndpoint, safe_url
 from ..errors import EndpointError
 from ..types import ChatRequest, Completion, Failure, FailureKind, Outcome
-from .replies import GATEWAY_STATUSES, failure, may_pass
+from .replies import GATEWAY_STATUSES, failure, should_retry
+from .stats import ClientStats
 from .transport import Transport
 
 T = TypeVar("T")
 
-_LONGEST_WAIT = 20.0
-"""Seconds before a request is sent again, at most."""
+_MAX_BACKOFF_SECONDS = 20.0
+"""Upper limit of the back-off between two attempts of a request."""
 
 _POLL_SECONDS = 3.0
-"""Between two looks whether a server is back, at most."""
+"""Upper limit of the interval between two checks whether a server is up again."""
 
-_DYING_SECONDS = 3.0
-"""How long after a 5xx a server is looked at again.
+_CRASH_CHECK_DELAY = 3.0
+"""Seconds after a 5xx until the server's health is checked.
 
-vLLM whose engine has died answers 500 for up to 2.5 s more before it exits: what was with it then
-must not be taken for a request that it cannot answer.
+When its engine has died, vLLM answers 500 for up to 2.5 s before it exits. The requests in flight
+at that moment must not be blamed for the error.
 """
 
-
-_SERVER_AWAY = {FailureKind.CONNECTION, FailureKind.UNAVAILABLE}
-"""What every other request would come to as well."""
-
-
-@dataclass(slots=True)
-class ClientStats:
-    """What a client has done so far; read it from any thread.
-
-    Attributes:
-        requests: sent, repeated ones included.
-        queued: requests that wait for a slot, or for a server that is away.
-        in_flight: requests that are with a server.
-        completions: requests that were answered.
-        failures: requests that were given up.
-        prompt_tokens: tokens the model read.
-        completion_tokens: tokens the model wrote.
-    """
-
-    requests: int = 0
-    queued: int = 0
-    in_flight: int = 0
-    completions: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+_SERVER_UNREACHABLE = {FailureKind.CONNECTION, FailureKind.UNAVAILABLE}
+"""Failures that would affect every other request too."""
 
 
 class ChatClient:
     """Sends chat requests concurrently from a background event loop.
 
-    Threads share one client: connections are reused, and `max_in_flight` holds across all of them.
-    Who waits for it gets an `EndpointError` when it is closed, or was not open.
+    Threads share one client, so that connections are reused and `max_in_flight` is a limit across
+    all of them. Every method raises an `EndpointError` if the client is not open, or is closed
+    during the call.
 
     Args:
-        endpoint: the servers; requests go to the one with the fewest in flight. One that cannot
-            be reached gets none for some seconds, as long as there is another.
-        max_in_flight: requests sent and not yet answered, at most.
-        loop: what it runs on; by default a loop of its own.
+        endpoint: the servers. A request goes to the server with the fewest in flight; one that
+            could not be reached gets none for some seconds, as long as there is another.
+        max_in_flight: limit of requests sent and not yet answered.
+        loop: the event loop to run on; by default the client starts its own.
     """
 
     def __init__(
@@ -82,7 +60,7 @@ class ChatClient:
         self.max_in_flight = max_in_flight
         self.stats = ClientStats()
         self._transport = Transport(endpoint)
-        # Bounds requests that hold their image bytes, sent or about to be.
+        # Bounds the requests whose images are in memory: those in flight and those next in line.
         self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
         self._model = endpoint.model
         self._shared_loop = loop
@@ -101,28 +79,25 @@ class ChatClient:
             self._loop.close()
 
     def stop(self) -> None:
-        """Give up what is in flight, and send nothing more; who waits gets an `EndpointError`."""
+        """Cancel all requests and send no more; blocked callers get an `EndpointError`."""
         if self._group is not None:
             self._group.end()
 
     @property
     def model(self) -> str:
-        """The served model name; known after `check` where the endpoint names none."""
-        if self._model is None:
-            self.check()
-        assert self._model is not None  # noqa: S101 - check() sets it or raises
-        return self._model
+        """The served model's name; calls `check` if the endpoint does not name one."""
+        return self.check() if self._model is None else self._model
 
-    def check(self) -> None:
-        """Ask every server what it serves, before any work.
+    def check(self) -> str:
+        """Ask every server which models it serves; returns the name of the model to use.
 
         Raises:
-            EndpointError: unreachable, wrong key, or the model is not served; one clear line.
+            EndpointError: a server is unreachable, rejects the key or does not serve the model.
         """
         for url in self._transport.urls:
             served = self._await(self._transport.served_models(url))
             if not served:
-                raise EndpointError(f"{safe_url(url)} serves no model: start it with one")
+                raise EndpointError(f"{safe_url(url)} serves no model: start it with a model")
             if self._model is None:
                 if len(served) != 1:
                     raise EndpointError(
@@ -135,16 +110,18 @@ class ChatClient:
                     f"{safe_url(url)} does not serve {self._model!r}; it serves: "
                     f"{', '.join(served)}"
                 )
+        assert self._model is not None  # noqa: S101 - there is at least one server
+        return self._model
 
     def wait_until_up(self, seconds: float) -> bool:
-        """Wait until at least one of the servers answers, at most `seconds` (above 0).
+        """Wait up to `seconds` (above 0) until at least one of the servers answers.
 
-        One small request where a server is up. Threads may wait at the same time.
+        Costs one small request per server if one is up. Threads may wait at the same time.
         """
         return self._await(self._up_within(seconds))
 
     def pause(self, seconds: float) -> None:
-        """Wait before asking again."""
+        """Sleep, but end with an `EndpointError` when the client is stopped."""
         self._await(asyncio.sleep(seconds))
 
     def complete(
@@ -152,10 +129,15 @@ class ChatClient:
         requests: Iterable[ChatRequest],
         on_outcome: Callable[[int, Outcome], None] | None = None,
     ) -> list[Outcome]:
-        """Ask all of them; returns the outcomes in the order of the requests.
+        """Send all requests and wait for their outcomes.
 
-        `requests` is consumed lazily as slots come free, so that only requests in flight hold
-        their images. `on_outcome` is called with position and outcome, on the client's thread.
+        Args:
+            requests: consumed lazily as slots become free, so that only a bounded number of
+                requests have their images in memory.
+            on_outcome: called with position and outcome, on the event loop's thread.
+
+        Returns:
+            The outcomes, in the order of the requests.
         """
         futures: list[Future[Outcome]] = []
         iterator = iter(requests)
@@ -188,13 +170,13 @@ class ChatClient:
         except TypeError as error:
             body = failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempt=0)
 
-        async def ask() -> Outcome:
-            outcome = body if isinstance(body, Failure) else await self._ask(body)
+        async def complete() -> Outcome:
+            outcome = body if isinstance(body, Failure) else await self._complete(body)
             if on_outcome:
                 on_outcome(position, outcome)
             return outcome
 
-        return self._start(ask())
+        return self._start(complete())
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         try:
@@ -223,16 +205,16 @@ class ChatClient:
             return False
         return True
 
-    async def _ask(self, body: bytes) -> Outcome:
+    async def _complete(self, body: bytes) -> Outcome:
         started = time.perf_counter()
         outcome = await self._attempt(body, started)
-        while may_pass(outcome):
-            away = outcome.kind in _SERVER_AWAY
-            self.stats.queued += away
+        while should_retry(outcome):
+            unreachable = outcome.kind in _SERVER_UNREACHABLE
+            self.stats.queued += unreachable
             try:
                 await asyncio.sleep(_backoff(outcome.attempts))
             finally:
-                self.stats.queued -= away
+                self.stats.queued -= unreachable
             outcome = await self._attempt(body, started, outcome)
         if isinstance(outcome, Completion):
             self.stats.completions += 1
@@ -243,27 +225,27 @@ class ChatClient:
         return outcome
 
     async def _attempt(self, body: bytes, started: float, last: Outcome | None = None) -> Outcome:
-        """Send it once more after `last`; a slot is held while it is with the server, no longer."""
-        number, cuts = last.attempts + 1 if last else 1, getattr(last, "cuts", 0)
+        """Send a request once, after the outcome `last`; holds a slot only until the reply."""
+        number, disconnects = last.attempts + 1 if last else 1, getattr(last, "disconnects", 0)
         async with self._slot():
             url = self._transport.pick()
-            # A tunnel or proxy before a dead server accepts a request and drops it, which is no
-            # cut: what was cut goes out again only to a server that is seen to be there.
-            if cuts and not await self._transport.is_up(url):
-                what = f"{safe_url(url)}: the server went away"
-                return failure(FailureKind.CONNECTION, what, number, cuts=cuts)
+            # A tunnel or proxy in front of a dead server accepts requests and drops them. That says
+            # nothing about the request, so after a disconnect check first that the server is up.
+            if disconnects and not await self._transport.is_up(url):
+                what = f"{safe_url(url)}: the server went down"
+                return failure(FailureKind.CONNECTION, what, number, disconnects=disconnects)
             outcome = await self._send(url, body, started, number)
         if isinstance(outcome, Completion):
             return outcome
-        if await self._is_dying(url, outcome):
+        if await self._has_crashed(url, outcome):
             after = f"HTTP {outcome.status}" if outcome.status else "a timeout"
-            what = f"{safe_url(url)}: the server went away after {after}"
-            outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, cuts=1)
-        return replace(outcome, cuts=cuts + outcome.cuts)
+            what = f"{safe_url(url)}: the server went down after {after}"
+            outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, disconnects=1)
+        return replace(outcome, disconnects=disconnects + outcome.disconnects)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it."""
+        """Wait for a slot and hold it inside the block."""
         self.stats.queued += 1
         try:
             await self._slots.acquire()
@@ -282,22 +264,22 @@ class ChatClient:
         finally:
             self.stats.in_flight -= 1
 
-    async def _is_dying(self, url: str, failed: Failure) -> bool:
-        """Whether a request has failed because its server has gone, or is about to."""
+    async def _has_crashed(self, url: str, failed: Failure) -> bool:
+        """Whether a request failed because its server crashed, or is about to exit."""
         if failed.kind is FailureKind.SERVER_ERROR:
-            await asyncio.sleep(_DYING_SECONDS)
+            await asyncio.sleep(_CRASH_CHECK_DELAY)
         elif failed.kind is not FailureKind.TIMEOUT and failed.status not in GATEWAY_STATUSES:
             return False
         return not await self._transport.is_up(url)
 
 
 def _backoff(attempts: int) -> float:
-    """Seconds to wait after so many attempts; random, so that requests do not come back at once."""
-    return random.uniform(0, min(0.5 * 2 ** (attempts - 1), _LONGEST_WAIT))  # noqa: S311
+    """Seconds to wait after so many attempts; random, so that retries do not arrive all at once."""
+    return random.uniform(0, min(0.5 * 2 ** (attempts - 1), _MAX_BACKOFF_SECONDS))  # noqa: S311
 
 
 def _result(future: Future[T]) -> T:
     try:
         return future.result()
     except CancelledError:
-        raise EndpointError("the client was closed before the server had answered") from None
+        raise EndpointError("the client was closed before the server answered") from None

@@ -1,4 +1,4 @@
-"""What a server's reply, or its silence, means: pure decisions, no network."""
+"""Turns HTTP replies and connection errors into outcomes: pure functions, no network."""
 
 from typing import TypeGuard
 
@@ -7,36 +7,36 @@ import orjson
 
 from ..types import Completion, Failure, FailureKind, Outcome
 
-MAX_MESSAGE = 300
-"""Characters of a server's error message that are kept."""
+MAX_MESSAGE_CHARACTERS = 300
+"""Longer error messages of a server are truncated."""
 
-ATTEMPTS = {
+MAX_ATTEMPTS = {
     FailureKind.CONNECTION: 4,
     FailureKind.UNAVAILABLE: 5,
-    # vLLM answers some bad images with 500, for ever: try a few times, then blame the row.
+    # vLLM always answers certain bad images with 500: try a few times, then blame the row.
     FailureKind.SERVER_ERROR: 3,
     FailureKind.TIMEOUT: 2,  # each may take minutes
 }
-"""Requests sent at most per failure kind; a kind that is not listed cannot pass by asking again."""
+"""Attempts per failure kind; a kind that is not listed is permanent and is never retried."""
 
 MAX_DISCONNECTS = 2
-"""Times a request may be with a server as it goes away; it may be what kills the server."""
+"""Disconnects after which a request is not retried: it may be what crashes the server."""
 
 GATEWAY_STATUSES = {502, *range(520, 524)}
-"""A gateway's words for a dead server behind it, or for one that it could not understand."""
+"""A gateway's statuses for a server that is down or sent an invalid response."""
 
 
-def may_pass(outcome: Outcome) -> TypeGuard[Failure]:
-    """Whether to send the request again now."""
+def should_retry(outcome: Outcome) -> TypeGuard[Failure]:
+    """Whether to send the request again."""
     return (
         isinstance(outcome, Failure)
-        and outcome.attempts < ATTEMPTS.get(outcome.kind, 1)
-        and outcome.cuts < MAX_DISCONNECTS
+        and outcome.attempts < MAX_ATTEMPTS.get(outcome.kind, 1)
+        and outcome.disconnects < MAX_DISCONNECTS
     )
 
 
 def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcome:
-    """Turn an HTTP reply into an outcome."""
+    """Turn an HTTP reply into an outcome; `latency` is in seconds, `attempt` counts from 1."""
     if status != 200:
         return failure(
             _kind_of_status(status), f"HTTP {status}: {_error_message(data)}", attempt, status
@@ -64,7 +64,7 @@ def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcom
 
 
 def _tokens(count: object) -> int:
-    """A plausible token count; anything else counts as none."""
+    """The token count, or 0 if it is implausible."""
     return count if isinstance(count, int) and 0 <= count < 1 << 40 else 0
 
 
@@ -83,29 +83,29 @@ def _kind_of_status(status: int) -> FailureKind:
 
 
 def failure(
-    kind: FailureKind, message: str, attempt: int, status: int | None = None, cuts: int = 0
+    kind: FailureKind, message: str, attempt: int, status: int | None = None, disconnects: int = 0
 ) -> Failure:
-    """A failure whose kind says whether asking again later may help."""
-    return Failure(kind, message, status, kind in ATTEMPTS, attempt, cuts)
+    """A failure whose `retryable` follows from its kind."""
+    return Failure(kind, message, status, kind in MAX_ATTEMPTS, attempt, disconnects)
 
 
 def _error_message(data: bytes) -> str:
-    """The server's own words, in one bounded line."""
+    """The server's error message, as one line of bounded length."""
     try:
         reply = orjson.loads(data)
         error = reply.get("error", reply)
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
-        text = data[: 4 * MAX_MESSAGE].decode("utf-8", "replace")
-    return " ".join(text.split())[:MAX_MESSAGE] or "no message"
+        text = data[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace")
+    return " ".join(text.split())[:MAX_MESSAGE_CHARACTERS] or "no message"
 
 
 def is_disconnect(error: BaseException) -> bool:
     """Whether a connection was lost after the request had been sent on it.
 
-    What cannot be told apart counts as a cut: a server that dies while the last of a request is
-    still under way to it, and an idle connection that the server closes just as it is used again
-    (no connection is used again after the time at which servers do that, see `transport`).
+    Two cases that cannot be distinguished count as disconnects too: a server that dies before the
+    end of a request has reached it, and a server that closes an idle connection just as it is
+    reused (the client stops reusing connections before servers do that, see `transport`).
     """
     if isinstance(error.__cause__, aiohttp.ClientConnectionResetError):
         return False  # lost before all of the request was written
@@ -114,7 +114,7 @@ def is_disconnect(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Name what went wrong on the wire, without the URL that may carry a password."""
+    """A short description of a connection error, without the URL, which may contain a password."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return str(error.os_error.strerror or error.os_error)
     return type(error).__name__

@@ -1,4 +1,4 @@
-"""What goes over the wire, and to which of the servers. Lives on the client's event loop."""
+"""HTTP to the servers, and the choice of server. Runs on the client's event loop."""
 
 import asyncio
 import time
@@ -11,29 +11,30 @@ from ..errors import EndpointError
 from ..types import FailureKind, Outcome
 from .replies import failure, is_disconnect, read_reply, reason
 
-_REST_SECONDS = 5.0
-"""How long a server that could not be reached is passed over."""
+_COOLDOWN_SECONDS = 5.0
+"""How long a server that could not be reached gets no requests."""
 
 _KEEPALIVE_SECONDS = 4.0
-"""How long an idle connection is used again: less than the 5 s after which vLLM closes it.
+"""How long an idle connection may be reused: less than the 5 s after which vLLM closes it.
 
-A request that meets its connection closed by an idle server looks like one that met its death.
+A request on a connection that an idle server has just closed looks like one during which the server
+crashed.
 """
 
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class Transport:
-    """Connections to the servers of an endpoint, and how busy each of them is."""
+    """Connections to an endpoint's servers, with the load of each server."""
 
     def __init__(self, endpoint: VLLMEndpoint) -> None:
         self.urls = endpoint.api_urls()
         self._endpoint = endpoint
         self._load = dict.fromkeys(self.urls, 0)
-        self._resting_until = dict.fromkeys(self.urls, 0.0)
+        self._cooldown_until = dict.fromkeys(self.urls, 0.0)
 
     async def open(self) -> None:
-        """Make ready to send; connections are opened as they are needed."""
+        """Create the HTTP session; connections are opened as needed."""
         endpoint = self._endpoint
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
@@ -51,15 +52,19 @@ class Transport:
         await self._session.close()
 
     def pick(self) -> str:
-        """The server with the fewest requests; one that is not there only if no other is."""
+        """The server with the fewest requests; one in its cool-down only if there is no other."""
         now = time.monotonic()
-        up = [url for url in self.urls if self._resting_until[url] <= now]
+        up = [url for url in self.urls if self._cooldown_until[url] <= now]
         return min(up or self.urls, key=self._load.__getitem__)
 
     async def send(self, url: str, body: bytes, started: float, attempt: int) -> Outcome:
-        """Ask one server once.
+        """Send a request to one server, once.
 
-        `started` is `time.perf_counter()` when the first attempt began; attempts count from 1.
+        Args:
+            url: the server.
+            body: the request as JSON.
+            started: `time.perf_counter()` at the start of the first attempt.
+            attempt: counts from 1.
         """
         self._load[url] += 1
         try:
@@ -69,24 +74,26 @@ class Transport:
                 data = await response.read()
                 return read_reply(response.status, data, time.perf_counter() - started, attempt)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            # A server that is gone fails at once: with the least load, it would get everything.
-            self._resting_until[url] = time.monotonic() + _REST_SECONDS
+            # A dead server fails fast, so its load is always lowest: it would get every request.
+            self._cooldown_until[url] = time.monotonic() + _COOLDOWN_SECONDS
             return failure(FailureKind.CONNECTION, f"{safe_url(url)}: {reason(error)}", attempt)
         except TimeoutError as error:
             return failure(FailureKind.TIMEOUT, f"{safe_url(url)}: {reason(error)}", attempt)
         except (aiohttp.ClientError, OSError) as error:
             what = f"{safe_url(url)}: {reason(error)}"
-            return failure(FailureKind.CONNECTION, what, attempt, cuts=int(is_disconnect(error)))
+            return failure(
+                FailureKind.CONNECTION, what, attempt, disconnects=int(is_disconnect(error))
+            )
         finally:
             self._load[url] -= 1
 
     async def is_up(self, url: str) -> bool:
-        """Whether a server answers there now; one that does not is passed over for a while."""
+        """Whether the server answers now; if it does not, its cool-down starts."""
         status = await self._status(f"{url.removesuffix('/v1')}/health")
-        if status is not None and 300 <= status < 500:  # a gateway that keeps /health to itself
+        if status is not None and 300 <= status < 500:  # a gateway that does not expose /health
             status = await self._status(f"{url}/models")
         up = status is not None and status < 500
-        self._resting_until[url] = 0.0 if up else time.monotonic() + _REST_SECONDS
+        self._cooldown_until[url] = 0.0 if up else time.monotonic() + _COOLDOWN_SECONDS
         return up
 
     async def any_is_up(self) -> bool:
@@ -106,7 +113,7 @@ class Transport:
         """The names of the models a server serves.
 
         Raises:
-            EndpointError: it does not answer, refuses the key, or is something else.
+            EndpointError: it does not answer, rejects the key, or is not a vLLM server.
         """
         where = safe_url(url)
         try:
@@ -120,11 +127,11 @@ class Transport:
                 "start one with `prefect-imageqa serve MODEL`, or check the URL"
             ) from None
         if status in {401, 403}:
-            raise EndpointError(f"{where} refuses the API key (HTTP {status})")
+            raise EndpointError(f"{where} rejects the API key (HTTP {status})")
         try:
             return [str(model["id"]) for model in orjson.loads(data)["data"]]
         except (ValueError, KeyError, TypeError):
             raise EndpointError(
-                f"{where}/models answers HTTP {status}, not a list of models: "
-                "is it a vLLM server's address?"
+                f"{where}/models returned HTTP {status} and no list of models: "
+                "is this the address of a vLLM server?"
             ) from None

@@ -1,1 +1,1 @@
-"""A tiny vision-language model of our own, and the scenes it was trained on."""
+"""A tiny vision-language model for demos and tests, and the scenes it was trained on."""

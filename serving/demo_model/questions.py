@@ -1,4 +1,4 @@
-"""Questions about a scene, their one right answer, and the judgement of a model's pair."""
+"""Questions about a scene, their correct answers, and the evaluation of a model's pairs."""
 
 import random
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ GENERATED_KINDS = (
     QuestionKind.WHERE,
     QuestionKind.COUNT,
 )
-"""The kinds the model asks of its own accord; it answers all."""
+"""The kinds the model generates; it can answer all kinds."""
 
 PHRASINGS = {
     QuestionKind.COLOUR: ("What color is the {shape}?", "What is the color of the {shape}?"),
@@ -45,14 +45,14 @@ _NUMBERS = ("no", "one", "two", "three", "four")
 
 
 class Verdict(StrEnum):
-    """What a question-answer pair is worth.
+    """The evaluation of a question-answer pair.
 
     Attributes:
-        RIGHT: the answer is the one right answer, about something in the image.
-        WRONG: the question is fine, the answer is not.
-        UNKNOWN_QUESTION: not a question of this little world.
+        RIGHT: the answer is correct, and about something in the image.
+        WRONG: the question is valid, the answer is not.
+        UNKNOWN_QUESTION: not one of the known questions.
         UNDEFINED: the scene has no single answer ("What shape is red?" with two red shapes).
-        ABSENT: rightly answered, but about something that is not in the image.
+        ABSENT: answered correctly, but about something that is not in the image.
     """
 
     RIGHT = "right"
@@ -64,14 +64,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question apart from its wording; `shape` and `colour` are "" where it names none."""
+    """A question independent of its wording; `shape` and `colour` are "" if it names none."""
 
     kind: QuestionKind
     shape: str = ""
     colour: str = ""
 
     def phrasings(self) -> tuple[str, ...]:
-        """Every wording of it."""
+        """All wordings of the question."""
         return tuple(
             text.format(shape=self.shape, colour=self.colour) for text in PHRASINGS[self.kind]
         )
@@ -94,18 +94,18 @@ _QUESTIONS = _all_questions()
 
 
 def parse_question(text: str) -> Question | None:
-    """Recognise a question by any of its wordings; surrounding whitespace does not matter."""
+    """Recognise a question in any of its wordings; surrounding whitespace is ignored."""
     return _QUESTIONS.get(text.strip())
 
 
 def answer(scene: Scene, question: str) -> str | None:
-    """The one right answer, or None where the question is unknown or has no single answer."""
+    """The correct answer, or None if the question is unknown or has no single answer."""
     known = parse_question(question)
     return answer_to(scene, known) if known else None
 
 
 def answer_to(scene: Scene, question: Question) -> str | None:
-    """The one right answer to a recognised question, or None where the scene has no single one."""
+    """The correct answer to a recognised question, or None if the scene has no single one."""
     match question.kind:
         case QuestionKind.COUNT:
             return _count(len(scene), "")
@@ -142,7 +142,7 @@ def _count(count: int, adjective: str) -> str:
 
 
 def is_present(scene: Scene, question: Question) -> bool:
-    """Whether everything the question names is in the scene; a generator may ask nothing else."""
+    """Whether everything the question names is in the scene, as a generated question requires."""
     if question.kind is QuestionKind.CHECK:
         return any(shape.kind == question.shape for shape in scene)
     return all(
@@ -153,7 +153,7 @@ def is_present(scene: Scene, question: Question) -> bool:
 
 
 def judge_pair(scene: Scene, question: str, answer: str) -> Verdict:
-    """Judge a generated pair against the truth; surrounding whitespace does not matter."""
+    """Compare a generated pair with the scene; surrounding whitespace is ignored."""
     known = parse_question(question)
     if known is None:
         return Verdict.UNKNOWN_QUESTION
@@ -168,26 +168,26 @@ def judge_pair(scene: Scene, question: str, answer: str) -> Verdict:
 def random_question(
     scene: Scene, rng: random.Random, kinds: tuple[QuestionKind, ...], absent: float = 0.0
 ) -> Question:
-    """Draw lots for a question of one of the kinds that the scene has an answer to.
+    """Draw a random question of one of the kinds, with an answer in the scene.
 
     Args:
-        scene: what it is about.
-        rng: decides.
-        kinds: the kinds to choose from; at least one must be askable of any scene.
-        absent: the part (0 to 1) of questions that name something the scene has not.
+        scene: the scene to ask about.
+        rng: source of randomness.
+        kinds: the kinds to choose from; at least one must apply to any scene.
+        absent: share (0 to 1) of questions that name something that is not in the scene.
     """
     choices: list[Question] = []
     while not choices:
         kind = rng.choice(kinds)
-        wanted = rng.random() >= absent
+        present = rng.random() >= absent
         choices = [
             question
             for question in _BY_KIND[kind]
-            if is_present(scene, question) is wanted and answer_to(scene, question) is not None
+            if is_present(scene, question) is present and answer_to(scene, question) is not None
         ]
     question = rng.choice(choices)
-    if kind is QuestionKind.CHECK and wanted and rng.random() < 0.5:
-        # half of the checks hold, else "No" would nearly always be right
+    if kind is QuestionKind.CHECK and present and rng.random() < 0.5:
+        # For half of the checks the answer is yes; otherwise "No" would nearly always be right.
         named = next(shape for shape in scene if shape.kind == question.shape)
         return Question(kind, named.kind, named.colour)
     return question

@@ -1,11 +1,11 @@
-"""Pictures of a few coloured shapes, and what is really in them.
+"""Pictures of a few coloured shapes, with their ground truth.
 
 The demo model was trained on such scenes, so a demo or a test can draw one, ask the model about it
-and judge the reply against the truth (see `questions`).
+and compare the reply with the truth (see `questions`).
 
-Training draws its scenes from generators seeded with plain integers; demos, tests and the accuracy
-table take theirs from `held_out_rng`, whose stream no integer seed gives. Positions are continuous,
-so no scene is met twice.
+Training draws its scenes from generators seeded with integers; demos, tests and the accuracy table
+use `held_out_rng`, whose random stream no integer seed produces. Positions are continuous, so no
+scene occurs twice.
 """
 
 import json
@@ -34,14 +34,14 @@ RADII = {"small": (0.095, 0.11), "large": (0.15, 0.165)}
 DEMO_QUESTION = "Please construct a QA pair based on the content in the image."
 
 _GRID = 3
-_CENTRE_JITTER = 0.06  # a cell is 1/3 wide: no shape leaves its cell by more than it may
+_CENTRE_JITTER = 0.06  # a cell is 1/3 wide, so the centre is always well inside the cell
 _COLOUR_JITTER = 12  # of 255
 _DARKEST_BACKGROUND = 225  # of 255
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape of a scene.
+    """A shape of a scene.
 
     Attributes:
         kind: one of `KINDS`.
@@ -51,7 +51,7 @@ class Shape:
         column: 0 (left) to 2 (right).
         x: centre, from 0 (left edge) to 1 (right edge).
         y: centre, from 0 (top edge) to 1 (bottom edge).
-        radius: as a part of the picture's shorter side.
+        radius: as a fraction of the picture's shorter side.
     """
 
     kind: str
@@ -65,23 +65,23 @@ class Shape:
 
     @property
     def place(self) -> str:
-        """Where it is: "top left", "middle right", "center", ..."""
+        """Its position in words: "top left", "middle right", "center", ..."""
         if self.row == 1 and self.column == 1:
             return "center"
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
 
 Scene = tuple[Shape, ...]
-"""One to four shapes, each of another kind and in a cell of its own."""
+"""One to four shapes of different kinds in different cells."""
 
 
 def held_out_rng(seed: int) -> random.Random:
-    """Lots for scenes that the model was not trained on."""
-    return random.Random(f"held out {seed}")  # noqa: S311 - draws lots, keeps no secret
+    """A random generator for scenes that the model was not trained on."""
+    return random.Random(f"held out {seed}")  # noqa: S311 - not used for secrets
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Draw lots for a scene; colours may repeat, kinds and cells do not."""
+    """A random scene; colours may repeat, kinds and cells do not."""
     count = rng.randint(1, len(KINDS))
     if rng.random() < 0.65:
         colours = rng.sample(list(COLOURS), count)
@@ -117,9 +117,9 @@ def draw_scene(
         scene: what to draw.
         width: in pixels; the model was trained on 64 to 224.
         height: in pixels; the model was trained on sides of ratio 0.7 to 1.4.
-        rng: decides the background and the exact tints; the same ones every time where None.
+        rng: determines the background and the exact tints; if None, they are always the same.
     """
-    rng = rng or random.Random(0)  # noqa: S311 - draws lots, keeps no secret
+    rng = rng or random.Random(0)  # noqa: S311 - not used for secrets
     background = tuple(rng.randint(_DARKEST_BACKGROUND, 255) for _ in range(3))
     image = Image.new("RGB", (width, height), background)
     canvas = ImageDraw.Draw(image)
@@ -159,12 +159,12 @@ def _outline(kind: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
 
 def write_demo_dataset(folder: Path, count: int, seed: int) -> list[Scene]:
-    """Draw a dataset: `images/000.png` and on, `dataset.json`, and the truth as `scenes.json`.
+    """Draw a dataset: `images/000.png`, ..., `dataset.json`, and the truth as `scenes.json`.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
-        count: how many images; a smaller dataset of the same seed is a prefix of a larger one.
-        seed: any; none gives scenes of the training.
+        folder: created if missing; files of the same names are replaced.
+        count: number of images; a smaller dataset of the same seed is a prefix of a larger one.
+        seed: any; no seed produces scenes of the training.
 
     Returns:
         The scenes, in dataset order.

@@ -1,7 +1,6 @@
-"""The server: a `vllm serve` process of our own, from its start to its end.
+"""The vLLM server: starts, monitors, restarts and stops a `vllm serve` process.
 
-In: `ServerOptions`. Out: a healthy `VLLMServer`, watched, restarted when it dies, and stopped with
-all its processes.
+In: `ServerOptions`. Out: a healthy `VLLMServer`, whose processes end with the one that started it.
 """
 
 from .launch import ServerOptions

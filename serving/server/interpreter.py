@@ -1,4 +1,4 @@
-"""Find the Python interpreter that has vLLM, and learn whether it is to run on a GPU."""
+"""Find a Python interpreter that has vLLM, and detect whether there is a GPU."""
 
 import importlib.util
 import json
@@ -12,10 +12,10 @@ from ..errors import ServerError
 
 PYTHON_VARIABLE = "PREFECT_IMAGEQA_VLLM_PYTHON"
 _VENV_PYTHON = Path(".venv-vllm", "bin", "python")
-_HOW_TO_GET_ONE = (
-    "without a GPU run `python -m prefect_imageqa.serving.server.cpu_env .venv-vllm`; with one "
-    "install vllm into an environment of its own and name its interpreter with --python or "
-    f"{PYTHON_VARIABLE}"
+_INSTALL_HINT = (
+    "without a GPU, run `python -m prefect_imageqa.serving.server.cpu_env .venv-vllm`; with a GPU, "
+    "install vllm into its own environment and set --python or "
+    f"{PYTHON_VARIABLE} to its interpreter"
 )
 _PROBE = """
 import importlib.metadata, importlib.util, json
@@ -47,49 +47,49 @@ class VLLMPython:
 def find_vllm_python(python: str | Path | None = None) -> VLLMPython:
     """Find an interpreter with vLLM.
 
-    The first that is given or there counts: `python`, the variable PREFECT_IMAGEQA_VLLM_PYTHON,
-    the running interpreter if it has vLLM, `.venv-vllm` in the working directory or in the
-    source checkout.
+    Uses the first of these that is set or exists: `python`, the variable
+    PREFECT_IMAGEQA_VLLM_PYTHON, the running interpreter if it has vLLM, `.venv-vllm` in the working
+    directory or in the source checkout.
 
     Raises:
-        ServerError: There is none, or the one that was named is missing or has no vLLM.
+        ServerError: There is none, or the chosen one does not work or has no vLLM.
     """
     named = python or os.environ.get(PYTHON_VARIABLE)
     if named:
         return _probe(Path(named).expanduser(), "--python" if python else PYTHON_VARIABLE)
     running = importlib.util.find_spec("vllm")
-    if running and running.origin:  # without an origin it is only some folder named vllm
+    if running and running.origin:  # without an origin it is just a folder named vllm
         return _probe(Path(sys.executable), "the running interpreter")
     for folder in (Path.cwd(), Path(__file__).parents[2]):
         if (folder / _VENV_PYTHON).exists():
             return _probe(folder / _VENV_PYTHON, "found as .venv-vllm")
-    raise ServerError(f"no Python with vLLM found: {_HOW_TO_GET_ONE}")
+    raise ServerError(f"no Python with vLLM found: {_INSTALL_HINT}")
 
 
 def _probe(path: Path, origin: str) -> VLLMPython:
-    # Not resolved: a virtual environment's interpreter is a link that must be called as such.
+    # Not resolved: a virtual environment's interpreter only works when run through its symlink.
     path = path.absolute()
     try:
-        answer = subprocess.run(  # noqa: S603
+        probe = subprocess.run(  # noqa: S603
             [path, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True
         )
-        found, cpu_only = json.loads(answer.stdout)
+        found, cpu_only = json.loads(probe.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ServerError(
-            f"{path} ({origin}) is not a working Python interpreter: {_HOW_TO_GET_ONE}"
+            f"{path} ({origin}) is not a working Python interpreter: {_INSTALL_HINT}"
         ) from error
     if not found:
-        raise ServerError(f"{path} ({origin}) has no vLLM: {_HOW_TO_GET_ONE}")
+        raise ServerError(f"{path} ({origin}) has no vLLM: {_INSTALL_HINT}")
     return VLLMPython(path, cpu_only)
 
 
 def has_gpu() -> bool:
-    """Whether this machine shows us a CUDA or ROCm device; nothing heavy is imported."""
+    """Whether a CUDA or ROCm device is visible to us; imports nothing heavy."""
     for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         if os.environ.get(variable) in ("", "-1"):
             return False
     devices = Path("/dev")
-    # /dev/dxg is the GPU as the Windows Subsystem for Linux shows it.
+    # /dev/dxg is the GPU in the Windows Subsystem for Linux.
     return any(devices.glob("nvidia[0-9]*")) or any(
         (devices / name).exists() for name in ("kfd", "dxg")
     )

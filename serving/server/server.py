@@ -1,4 +1,4 @@
-"""Start a vLLM server, wait until it is healthy, watch it, stop all of it."""
+"""`VLLMServer`: starts a vLLM server, waits until it is healthy, restarts and stops it."""
 
 import http.client
 import logging
@@ -25,14 +25,14 @@ _PROGRESS_SECONDS = 10.0
 
 
 class VLLMServer:
-    """One vLLM server process tree, owned for its whole life.
+    """A vLLM server process tree, owned by this process.
 
     Use it as a context manager, or call `start` and `stop`. However this process ends, the
-    server's processes end with it. Progress goes to the logger "prefect_imageqa.serving".
+    server's processes end with it. Progress is logged to "prefect_imageqa.serving".
 
     Attributes:
-        url: where it answers, such as http://127.0.0.1:8000.
-        model_name: the name to ask for; never a path.
+        url: its base URL, such as http://127.0.0.1:8000.
+        model_name: the model name in requests; never a path.
         log_file: the server's output.
 
     Raises:
@@ -52,8 +52,8 @@ class VLLMServer:
         self.url = f"http://{bracketed}:{self._port}"
         self.log_file = options.log_file or default_log_file(self.model_name, self._port)
         self._process: OwnedProcess | None = None
-        self._wanted = False
-        self._starting = threading.Lock()
+        self._stopped = True
+        self._launch_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self.start()
@@ -69,7 +69,7 @@ class VLLMServer:
         Raises:
             ServerError: It is not started.
         """
-        process = self._process  # once: another thread may stop the server
+        process = self._process  # read once: another thread may stop the server
         if process is None:
             raise self._not_started()
         return process
@@ -78,34 +78,34 @@ class VLLMServer:
         """Start the server and return when it is healthy.
 
         Raises:
-            ServerError: The port is taken, the server died or it was not healthy in time; nothing
-                of it is left running then.
+            ServerError: The port is in use, the server died or it was not healthy in time; none of
+                its processes is left then.
         """
         if self._process is not None:
             raise ServerError(f"the vLLM server for {self.model_name} is already started")
-        self._wanted = True
+        self._stopped = False
         try:
-            self._run(append=False)
+            self._launch(append=False)
         except BaseException:  # an interrupt too must not leave a server behind
             self.stop()
             raise
 
     def restart(self) -> None:
-        """End what is left of the server and start it anew: same port, key and model name.
+        """End the server's remaining processes and start it again: same port, key and model name.
 
-        Its log goes on in the same file. May be called from any thread, but by one at a time;
-        `stop` may be called meanwhile and has the last word.
+        Appends to the same log. Any thread may call it, but only one at a time. A concurrent `stop`
+        takes precedence.
 
         Raises:
             ServerError: As `start` does, or the server was stopped.
         """
         self.process.stop()
-        self._run(append=True)
+        self._launch(append=True)
 
     def stop(self) -> None:
         """End all processes of the server: SIGTERM, ten seconds, SIGKILL. May be called twice."""
-        with self._starting:
-            self._wanted = False
+        with self._launch_lock:
+            self._stopped = True
             process, self._process = self._process, None
         if process is not None:
             process.stop()
@@ -116,10 +116,10 @@ class VLLMServer:
         return process is not None and process.exit_code is None
 
     def check(self) -> None:
-        """Do nothing while the server is running.
+        """Raise if the server is not running.
 
         Raises:
-            ServerError: It is not started, or it has ended; the message has its last words.
+            ServerError: It is not started, or it has ended; the message has the end of its log.
         """
         code = self.process.exit_code
         if code is not None:
@@ -132,13 +132,13 @@ class VLLMServer:
         """Wait until the server ends by itself, which it should not.
 
         Raises:
-            ServerError: It is not started, or it has ended; the message has its last words.
+            ServerError: It is not started, or it has ended; the message has the end of its log.
         """
         self.process.wait()
         self.check()
 
     def is_healthy(self) -> bool:
-        """Whether the server answers on /health; waits at most two seconds for it."""
+        """Whether the server answers on /health within two seconds."""
         connection = http.client.HTTPConnection(self._address, self._port, timeout=2)
         try:
             connection.request("GET", "/health")
@@ -149,16 +149,16 @@ class VLLMServer:
             connection.close()
 
     def error(self, what: str) -> ServerError:
-        """An error that says what happened to the server, with the end of its log."""
+        """An error about the server with the end of its log; `what` is the predicate."""
         tail = self.process.log_tail()
         return ServerError(
-            f"the vLLM server for {self.model_name} {what}. Log: {self.log_file}, the end of it:\n"
+            f"the vLLM server for {self.model_name} {what}. Log: {self.log_file}, last lines:\n"
             f"{tail or '(empty)'}"
         )
 
-    def _run(self, *, append: bool) -> None:
-        with self._starting:  # after `stop`, nothing is started
-            if not self._wanted:
+    def _launch(self, *, append: bool) -> None:
+        with self._launch_lock:  # so that nothing is started after `stop`
+            if self._stopped:
                 raise self._not_started()
             check_port_free(self._options.host, self._port)
             self._process = OwnedProcess(
@@ -179,21 +179,19 @@ class VLLMServer:
             now = time.monotonic()
             if now > deadline:
                 raise self.error(
-                    f"was not healthy within {self._options.startup_timeout:.0f} s; "
-                    "a large model may need a longer startup_timeout"
+                    f"was not healthy within {self._options.startup_timeout:.0f} s (a large model "
+                    "may need a longer startup_timeout)"
                 )
             if now > next_report:
                 next_report += _PROGRESS_SECONDS
                 last = self.process.last_line() or "importing vLLM"
                 _LOGGER.info("starting vLLM for %s: %.0f s, %s", self.model_name, now - began, last)
             time.sleep(_POLL_SECONDS)
-        self.check()  # not some other server's health
+        self.check()  # otherwise it was another server that answered
         _LOGGER.info(
             "vLLM serves %s on %s after %.0f s",
             *(self.model_name, self.url, time.monotonic() - began),
         )
 
     def _not_started(self) -> ServerError:
-        return ServerError(
-            f"the vLLM server for {self.model_name} is not started, or was stopped again"
-        )
+        return ServerError(f"the vLLM server for {self.model_name} is not started or was stopped")

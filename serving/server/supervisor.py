@@ -1,9 +1,9 @@
-"""Run one command and see to it that none of its processes outlives the parent.
+"""Run a command and ensure that none of its processes outlives the parent.
 
-This file is run by path in an interpreter of its own, so it uses the standard library alone:
+This file is run by path in its own interpreter, so it uses only the standard library:
 `python supervisor.py PARENT_PID GRACE_SECONDS COMMAND...`. A vLLM server is several processes, and
-killing the first leaves the others with the model in memory. The supervisor ends the whole tree
-when its parent is gone (even by SIGKILL), when it is told to stop, or when the command ends.
+killing the first leaves the others with the model in memory. The supervisor ends the entire tree
+when its parent ends (even by SIGKILL), on a stop signal, or when the command ends.
 """
 
 import ctypes
@@ -18,22 +18,27 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _POLL_SECONDS = 0.5
-_LEFTOVER_SECONDS = 2.0  # for what the command leaves behind: shared memory is given back here
+_LEFTOVER_SECONDS = 2.0  # until SIGKILL of leftover processes: they release shared memory here
 
 
 def main(parent: int, grace: float, command: list[str]) -> int:
-    """Run `command` until it ends, a stop signal comes or the process `parent` is gone.
+    """Run `command` until it ends, a stop signal arrives or the process `parent` has ended.
 
-    Returns the command's exit code, as a shell gives it (128 + signal number if a signal ended it).
-    There are `grace` seconds between SIGTERM and SIGKILL.
+    Args:
+        parent: process id of our parent.
+        grace: seconds between SIGTERM and SIGKILL.
+        command: program and arguments.
+
+    Returns:
+        The command's exit code as in a shell: 128 + signal number if a signal ended it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    # Descendants whose parent dies become our children, so that none can slip away.
+    # Descendants whose parent dies become our children, so that none can escape.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS | {signal.SIGCHLD})
 
     def prepare_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # should the supervisor itself be killed
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # in case the supervisor itself is killed
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     child = subprocess.Popen(  # noqa: S603
@@ -46,7 +51,7 @@ def main(parent: int, grace: float, command: list[str]) -> int:
         received = signal.sigtimedwait(_STOP_SIGNALS | {signal.SIGCHLD}, _POLL_SECONDS)
         if received and received.si_signo in _STOP_SIGNALS:
             break
-    # The server's first process ends the others in good order, so it is asked alone.
+    # The server's first process shuts the others down cleanly, so only it gets the signal at first.
     if child.poll() is None:
         child.terminate()
         _wait(child, grace)
@@ -64,18 +69,18 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _end_descendants() -> None:
-    """End every process below this one: SIGTERM, a moment, SIGKILL."""
+    """End all descendants of this process: SIGTERM, two seconds, SIGKILL."""
     deadline = time.monotonic() + _LEFTOVER_SECONDS
     _signal_descendants(signal.SIGTERM)
     while _children_left():
         if time.monotonic() > deadline:
-            # Repeated, because a process may have started another in between.
+            # Repeated, because a process may have started another one in between.
             _signal_descendants(signal.SIGKILL)
         time.sleep(0.05)
 
 
 def _children_left() -> bool:
-    """Reap what has ended; tell whether any child is still there."""
+    """Reap the children that have ended; return whether any is left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -88,10 +93,10 @@ def _signal_descendants(signal_number: int) -> None:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # pid (name) state parent ...; the name may contain anything, brackets too.
+            # pid (name) state parent ...; the name may contain anything, even brackets.
             parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
         except (OSError, IndexError):
-            continue  # it ended meanwhile
+            continue  # it has ended in the meantime
         children.setdefault(parent, []).append(int(stat.parent.name))
     pending = [os.getpid()]
     while pending:

@@ -1,7 +1,7 @@
-"""Export: the dataset's rows joined with their answers -> the files that users take away.
+"""Export the results of a run: the dataset's rows joined with their answers.
 
-In: a dataset and the ledger. Out: `qa.jsonl`, `pairs.parquet`, `quarantine.jsonl`; also the
-status of an output, its verification and its clean-up.
+In: a dataset and the ledger. Out: `qa.jsonl`, `pairs.parquet` and `quarantine.jsonl`. Also the
+status, verification and clean-up of an output.
 """
 
 from .export import export_rows

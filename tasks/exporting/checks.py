@@ -1,4 +1,4 @@
-"""Whether the exports of an output hold each row once: what `exporting` wrote, read again."""
+"""Checks that the exports of an output contain each row exactly once."""
 
 import hashlib
 import json
@@ -21,37 +21,47 @@ RUN_AGAIN = "run the same command again"
 _BYTES_AT_ONCE = 1 << 20
 
 
-class Faults:
-    """What is wrong with an output; faults of one kind in one object are told in one line."""
+class Findings:
+    """The problems of an output; those of one kind in one object are reported in one line."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._found: dict[tuple[str, str], tuple[int, str]] = {}
 
     def add(
-        self, name: str, what: str, remedy: str = RUN_AGAIN, *, place: str = "", count: int = 1
+        self, name: str, what: str, remedy: str = RUN_AGAIN, *, where: str = "", count: int = 1
     ) -> None:
-        """Note that something is wrong, `count` times, at this place first."""
-        fault = (f"{self._store.uri_of(name)}: {what}", remedy)
-        before, first = self._found.get(fault, (0, place))
-        self._found[fault] = (before + count, first)
+        """Add a problem.
 
-    def corrupted(self, error: ObjectCorruptedError) -> None:
-        """Note an error that says itself what to do."""
+        Args:
+            name: name of the object.
+            what: what is wrong with it.
+            remedy: what to do about it.
+            where: where in the object the problem occurs first.
+            count: how many times it occurs.
+        """
+        problem = (f"{self._store.uri_of(name)}: {what}", remedy)
+        before, first = self._found.get(problem, (0, where))
+        self._found[problem] = (before + count, first)
+
+    def add_corrupted(self, error: ObjectCorruptedError) -> None:
+        """Add an error whose message already says what to do."""
         self._found[(str(error), "")] = (1, "")
 
     def lines(self) -> list[str]:
-        """Each fault: the object, what is wrong, what to do."""
+        """One line per problem: the object, what is wrong, what to do."""
         return [
             what
-            + (f" ({place}{f' and {count - 1:,} more' if count > 1 else ''})" if place else "")
+            + (f" ({where}{f' and {count - 1:,} more' if count > 1 else ''})" if where else "")
             + (f"; {remedy}" if remedy else "")
-            for (what, remedy), (count, place) in self._found.items()
+            for (what, remedy), (count, where) in self._found.items()
         ]
 
 
-def check_answers(store: ObjectStore, sizes: Mapping[str, int], ok: int, faults: Faults) -> None:
-    """Check that `qa.jsonl` has so many records, and `qa.json`, if there is one, the same."""
+def check_answers(
+    store: ObjectStore, sizes: Mapping[str, int], ok: int, findings: Findings
+) -> None:
+    """Check that `qa.jsonl` has `ok` records, and that `qa.json`, if it exists, has the same."""
     if QA_JSONL not in sizes:
         return
     digest = hashlib.sha256()
@@ -60,57 +70,58 @@ def check_answers(store: ObjectStore, sizes: Mapping[str, int], ok: int, faults:
         digest.update((b",\n" if count > 1 else b"[\n") + line.removesuffix(b"\n"))
         try:
             record = _load(line)
-            name = list(record)[-1]  # an export appends the output column
+            name = list(record)[-1]  # the output column is the last one
             if not isinstance(record[name], str) or column not in (None, name):
-                faults.add(QA_JSONL, "a record without the output column", place=f"line {count}")
+                findings.add(QA_JSONL, "record without the output column", where=f"line {count}")
             column = name
         except (ValueError, TypeError, LookupError, RecursionError):
-            faults.add(QA_JSONL, "not a record", place=f"line {count}")
+            findings.add(QA_JSONL, "not a record", where=f"line {count}")
     digest.update(b"\n]\n" if count else b"[]\n")
-    _check_count(QA_JSONL, "records", count, ok, faults)
+    _check_count(QA_JSONL, "records", count, ok, findings)
     if QA_JSON in sizes:
         with store.open(QA_JSON) as file:
             same = hashlib.file_digest(file, "sha256").digest() == digest.digest()
         if not same:
-            faults.add(QA_JSON, f"other records than in {QA_JSONL}")
+            findings.add(QA_JSON, f"its records are not those of {QA_JSONL}")
 
 
-def check_failures(store: ObjectStore, keys: Array, count: int, faults: Faults) -> Array:
-    """Check that `quarantine.jsonl` has so many rows, each where and what it should be.
+def check_failures(store: ObjectStore, keys: Array, count: int, findings: Findings) -> Array:
+    """Check that `quarantine.jsonl` has `count` rows, in order and with the right keys.
 
-    Returns for each row of the dataset whether it is there.
+    Returns:
+        For each row of the dataset, whether it is in `quarantine.jsonl`.
     """
-    there = np.zeros(len(keys), bool)
+    present = np.zeros(len(keys), bool)
     last, number = -1, 0
     for number, line in enumerate(store.lines(QUARANTINE_JSONL), 1):
-        place = f"line {number}"
+        where = f"line {number}"
         try:
-            told = _load(line)
-            row, key = int(told["row"]), bytes.fromhex(told["key"])
+            record = _load(line)
+            row, key = int(record["row"]), bytes.fromhex(record["key"])
         except (ValueError, TypeError, LookupError, RecursionError):
-            faults.add(QUARANTINE_JSONL, "not the record of a row", place=place)
+            findings.add(QUARANTINE_JSONL, "not the record of a row", where=where)
             continue
         if not last < row < len(keys):
-            faults.add(QUARANTINE_JSONL, "a row out of order, or twice", place=place)
+            findings.add(QUARANTINE_JSONL, "row out of order or duplicate", where=where)
             continue
-        there[row], last = True, row
+        present[row], last = True, row
         if keys[row : row + 1].tobytes() != key:
-            faults.add(QUARANTINE_JSONL, "not the row that the dataset has there", place=place)
-    _check_count(QUARANTINE_JSONL, "rows", number, count, faults)
-    return there
+            findings.add(QUARANTINE_JSONL, "row with another key than in the dataset", where=where)
+    _check_count(QUARANTINE_JSONL, "rows", number, count, findings)
+    return present
 
 
 def check_pairs(
-    store: ObjectStore, keys: Array, quarantined: Array, count: int, faults: Faults
+    store: ObjectStore, keys: Array, quarantined: Array, count: int, findings: Findings
 ) -> None:
-    """Check that `pairs.parquet` has so many pairs, those of each row together and in order."""
+    """Check that `pairs.parquet` has `count` pairs, grouped by row and in order."""
     total = 0
     last = (-1, 0)
     try:
         with reported_corruption(store, PAIRS):
             for table in _pairs(store):
                 rows, numbers = (table.column(name).to_numpy() for name in ("row", "pair"))
-                own = pack_keys(table.column("key").to_pylist())
+                row_keys = pack_keys(table.column("key").to_pylist())
                 before = np.concatenate([[last[0]], rows[:-1]])
                 number_before = np.concatenate([[last[1]], numbers[:-1]])
                 follows = np.where(
@@ -120,51 +131,52 @@ def check_pairs(
                 )
                 known = (rows >= 0) & (rows < len(keys))
                 at = np.where(known, rows, 0)
-                for what, right in {
-                    "a pair out of order, missing or twice": follows,
-                    "a pair of a row that the dataset does not have": known,
-                    "a pair of another row than the dataset has there": ~known | (own == keys[at]),
-                    f"a pair of a row that is in {QUARANTINE_JSONL}": ~known | ~quarantined[at],
+                for what, valid in {
+                    "pair out of order, missing or duplicate": follows,
+                    "pair of a row that is not in the dataset": known,
+                    "pair with another row key than in the dataset": ~known
+                    | (row_keys == keys[at]),
+                    f"pair of a row that is in {QUARANTINE_JSONL}": ~known | ~quarantined[at],
                 }.items():
-                    if len(wrong := np.flatnonzero(~right)):
-                        first = f"row {rows[wrong[0]]}"
-                        faults.add(PAIRS, what, place=first, count=len(wrong))
+                    if len(invalid := np.flatnonzero(~valid)):
+                        first = f"row {rows[invalid[0]]}"
+                        findings.add(PAIRS, what, where=first, count=len(invalid))
                 total += len(table)
                 last = (rows[-1], numbers[-1])
     except ObjectCorruptedError:
-        faults.add(PAIRS, "corrupted")
+        findings.add(PAIRS, "corrupted")
     else:
-        _check_count(PAIRS, "pairs", total, count, faults)
+        _check_count(PAIRS, "pairs", total, count, findings)
 
 
 def _pairs(store: ObjectStore) -> Iterator[pa.Table]:
-    """The row groups that hold pairs, read whole."""
+    """The row groups of `pairs.parquet`, without empty ones; all columns are validated."""
     with store.open(PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
         if not file.schema_arrow.equals(PAIRS_SCHEMA):
-            raise ValueError("columns of another kind")
+            raise ValueError("unexpected columns")
         for group in range(file.metadata.num_row_groups):
             table = file.read_row_group(group, use_threads=False)
             table.validate(full=True)
             if any(table.column(name).null_count for name in ("row", "key", "pair")):
-                raise ValueError("values are missing")
+                raise ValueError("missing values")
             if len(table):
                 yield table
 
 
-def _check_count(name: str, what: str, found: int, expected: int, faults: Faults) -> None:
+def _check_count(name: str, what: str, found: int, expected: int, findings: Findings) -> None:
     if found != expected:
-        faults.add(name, f"{found:,} {what}, and the manifest counts {expected:,}")
+        findings.add(name, f"{found:,} {what}, but the manifest counts {expected:,}")
 
 
 def _load(line: bytes) -> dict[str, Any]:
-    """A record as `exporting` writes it."""
+    """Parse a record of an export."""
     if not line.endswith(b"\n"):
-        raise ValueError("cut off")
+        raise ValueError("truncated")
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
-        record = json.loads(line)  # half a surrogate pair is valid JSON to others
+        record = json.loads(line)  # lone surrogates, which orjson rejects
     if not isinstance(record, dict):
-        raise TypeError("no record")
+        raise TypeError("not a record")
     return record

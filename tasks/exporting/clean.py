@@ -1,6 +1,6 @@
-"""Which objects of an output no configuration needs any more, and their removal.
+"""Finds the objects of an output that no configuration needs any more, and removes them.
 
-A row that several configurations share keeps its objects as long as one of these is kept.
+The objects of a row that several configurations share stay as long as one of these stays.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,14 +16,8 @@ from ..errors import ObjectCorruptedError, RecordCorruptedError, RecordRefusedEr
 from ..generating.cache import check_completions
 from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
-from ..runs.records import (
-    ALIVE_SECONDS,
-    RunRecord,
-    last_completed,
-    read_run,
-    read_runs,
-    unfinished_runs,
-)
+from ..runs.liveness import HEARTBEAT_TIMEOUT_SECONDS
+from ..runs.records import RunRecord, last_completed, read_run, read_runs, unfinished_runs
 from ..storing.key_index import LOCATION, Array, KeyIndex, pack_keys
 from ..storing.layout import PassFolder, batch_of, parser_labels, run_name
 from ..storing.ledger import Ledger
@@ -34,13 +28,14 @@ from .status import in_folder
 
 
 @dataclass(frozen=True)
-class Unused:
-    """What may go from an output.
+class UnusedObjects:
+    """The objects of an output that can be removed.
 
     Attributes:
-        objects: names and bytes, in the order in which they are to be removed.
-        unreadable: corrupted completions, left because nobody can tell whose they are.
-        dropped: ids of unfinished runs whose rows go.
+        objects: their names and sizes, in the order in which they must be removed.
+        unreadable: corrupted completions, which are not removed because it is unknown which
+            configuration they belong to.
+        dropped: ids of the unfinished runs whose rows are removed.
     """
 
     objects: Mapping[str, int]
@@ -48,26 +43,28 @@ class Unused:
     dropped: Sequence[str]
 
 
-def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Unused:
-    """Find the objects that none of the configurations needs which were completed last.
+def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> UnusedObjects:
+    """Find the objects that none of the configurations to keep needs.
 
-    At least one is to be kept. With `force` also rows may go of runs that were not completed.
+    Args:
+        store: the output.
+        keep: how many configurations to keep, the last completed ones; at least 1.
+        force: whether rows of runs that did not complete may be removed as well.
 
     Raises:
-        StoreError: a run is going on, a run was not completed, none ever was, or the output
-            cannot be read.
+        StoreError: a run is in progress, a run did not complete, no run has completed yet, or the
+            output cannot be read.
     """
     last = last_completed(store)
     runs = read_runs(store)
     dropped = [run.run for run in _refuse_unfinished(store, runs, force=force)]
     folder = PassFolder()
-    sizes = store.sizes()  # before the ledger: what comes later is not looked at
-    # By configuration, which is the folder that they are in.
+    sizes = store.sizes()  # before reading the ledger: newer objects are not considered
     names = [name for name in in_folder(sizes, folder.keys) if name.count("/") == 3]
-    key_names = {name: name.split("/")[2] for name in names}
+    key_names = {name: name.split("/")[2] for name in names}  # the configuration is a folder
     kept = kept_configurations(runs, set(key_names.values()), keep, last)
     if not kept:
-        raise StoreError(f"{store.uri}: no run has been completed here: there is nothing to keep")
+        raise StoreError(f"{store.uri}: no run has completed here, so there is nothing to keep")
     index = KeyIndex()
     for name, configuration in key_names.items():
         if configuration in kept:
@@ -81,7 +78,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
         except ObjectCorruptedError:
             if label in parsers:
                 raise
-            continue  # nobody needs it, nor reads it as it is
+            continue  # no configuration to keep needs it
         ages.update(_ages(stored))
         if label in parsers:
             needed.update(_needed(stored, index))
@@ -90,17 +87,18 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     unneeded = (name for name in parts if name not in needed)
     unused += sorted(unneeded, key=lambda name: (ages.get(name, 0), name))
     unused += [name for name, configuration in key_names.items() if configuration not in kept]
-    return Unused({name: sizes[name] for name in unused}, unreadable, dropped)
+    return UnusedObjects({name: sizes[name] for name in unused}, unreadable, dropped)
 
 
-def remove_unused(store: ObjectStore, unused: Unused) -> None:
-    """Remove what was found.
+def remove_unused(store: ObjectStore, unused: UnusedObjects) -> None:
+    """Remove the objects that `find_unused` found.
 
-    Completions go first: without their parts the next run would parse them once more. Of parts the
-    oldest go first: without its later answer a row would count as failed, and not be asked again.
+    The order matters if the removal is interrupted. Completions go before their parts, or the next
+    run would parse them again. Parts with older answers go before newer ones, or a row whose later
+    answer is removed first would count as failed, and not be retried.
 
     Raises:
-        StoreError: a run has begun meanwhile, or an object cannot be removed.
+        StoreError: a run has started meanwhile, or an object cannot be removed.
     """
     _refuse_unfinished(store, read_runs(store), force=True)
     folder = PassFolder()
@@ -114,16 +112,21 @@ def remove_unused(store: ObjectStore, unused: Unused) -> None:
         record.model_copy(update={"dropped": True}).write(store)
     if store.is_local:
         for parent in {Path(store.uri_of(name)).parent for name in unused.objects}:
-            with suppress(OSError):  # others are in it
+            with suppress(OSError):  # the folder is not empty
                 parent.rmdir()
 
 
 def kept_configurations(
     runs: Sequence[RunRecord], known: set[str], keep: int, last: RunRecord | None
 ) -> set[str]:
-    """The configurations that were completed last, of those whose row keys are known.
+    """The last completed configurations, of those whose row keys are stored.
 
-    The run that the exports are of is the last also among those of the same second.
+    Args:
+        runs: all runs.
+        known: configurations whose row keys are stored.
+        keep: how many to return.
+        last: the run that the exports are of; it counts as the last of several that ended in the
+            same second.
     """
     ends = {
         run.configuration: (run.updated, last is not None and run.run == last.run)
@@ -136,49 +139,49 @@ def kept_configurations(
 def _refuse_unfinished(
     store: ObjectStore, runs: Sequence[RunRecord], *, force: bool
 ) -> Sequence[RunRecord]:
-    """Raise where a run goes on, or is unfinished without `force`; gives those that are."""
+    """Raise if a run is in progress, or unfinished without `force`; returns unfinished runs."""
     unfinished = unfinished_runs(runs)
     for run in unfinished:
         if run.is_live:
             raise StoreError(
-                f"{store.uri}: a run on {run.dataset} is going on (last heartbeat "
-                f"{run.silent_seconds:.0f} s ago); wait until it is done, or, if it was killed, "
-                f"for {ALIVE_SECONDS} s"
+                f"{store.uri}: a run on {run.dataset} is in progress (last heartbeat "
+                f"{run.heartbeat_age:.0f} s ago): wait until it is done, or, if it was killed, "
+                f"for {HEARTBEAT_TIMEOUT_SECONDS} s"
             )
     if unfinished and not force:
         run = unfinished[-1]
         raise StoreError(
             f"{store.uri}: the run on {run.dataset} of {run.started:%Y-%m-%d %H:%M} did not "
-            "complete; finish it first with the same command: its rows are not known yet "
-            "(--force drops them)"
+            "complete, so its rows are not known yet: run the same command again to finish it, or "
+            "drop its rows with --force"
         )
     return unfinished
 
 
 def _ages(stored: StoredRows) -> Iterator[tuple[str, int]]:
-    """Parts by when the last of their answers that count was given."""
-    _, places = stored.index.entries()
-    answers = places[places["kind"] == ANSWERED_NUMBER]
+    """For each part, the rank of its newest answer that counts; 0 if it has none."""
+    _, locations = stored.index.entries()
+    answers = locations[locations["kind"] == ANSWERED_NUMBER]
     ages = np.zeros(len(stored.names), np.int64)
     np.maximum.at(ages, answers["file"], answers["rank"])
     return zip(stored.names, ages.tolist(), strict=True)
 
 
 def _needed(stored: StoredRows, kept: KeyIndex) -> Iterator[str]:
-    """Parts that hold what counts for rows that are kept."""
-    keys, places = stored.index.entries()
-    for number in np.unique(places["file"][kept.find(keys).known]).tolist():
+    """The parts that hold the valid copy of a row to keep."""
+    keys, locations = stored.index.entries()
+    for number in np.unique(locations["file"][kept.find(keys).known]).tolist():
         yield stored.names[number]
 
 
 def _unused_completions(
     store: ObjectStore, names: Iterable[str], folder: PassFolder, kept: KeyIndex
 ) -> tuple[list[str], list[str]]:
-    """Completions without a row that is kept, and those that cannot be read."""
+    """Completions without a row to keep, and completions that cannot be read."""
 
     def read(name: str) -> Array | None:
         try:
-            return _asked_keys(check_completions(name, store.read(name)))
+            return _sent_keys(check_completions(name, store.read(name)))
         except (RecordCorruptedError, RecordRefusedError):
             return None
 
@@ -194,11 +197,11 @@ def _unused_completions(
     return unused, unreadable
 
 
-def _asked_keys(stored: Completions) -> Array:
-    """The rows of stored completions for which a request was sent, if there was any.
+def _sent_keys(stored: Completions) -> Array:
+    """Keys of the rows for which a request was sent; of all rows if none was.
 
-    The others, such as those without an image, are the same in every configuration, and cost
-    nothing.
+    The other rows, such as those without an image, have the same key in every configuration, and
+    cost nothing.
     """
-    asked = [reply.key for reply in stored.replies if reply.reply.attempts > 0]
-    return pack_keys(asked or [reply.key for reply in stored.replies])
+    sent = [reply.key for reply in stored.replies if reply.reply.attempts > 0]
+    return pack_keys(sent or [reply.key for reply in stored.replies])

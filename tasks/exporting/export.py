@@ -1,4 +1,4 @@
-"""What users take away: `qa.jsonl`, `pairs.parquet`, `quarantine.jsonl`, on demand `qa.json`."""
+"""Writes the exports: `qa.jsonl`, `pairs.parquet`, `quarantine.jsonl`, and optionally `qa.json`."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from prefect import task
 from ..concurrency import TASK_OPTIONS
 from ..errors import ObjectCorruptedError, StoreError
 from ..images.preparing import sniff
-from ..images.references import png_of
+from ..images.references import encode_png
 from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import Answered, QAPair, Quarantined, Row, RowError
@@ -31,8 +31,8 @@ QA_JSON = "qa.json"
 PAIRS = "pairs.parquet"
 QUARANTINE_JSONL = "quarantine.jsonl"
 
-WRITES_AGAIN = "run the same command as before, which writes it again"
-"""What helps where an export is corrupted."""
+REWRITE_REMEDY = "run the same command again to rewrite it"
+"""What to do if an export is corrupted."""
 
 ALWAYS_EXPORTED = (QA_JSONL, PAIRS, QUARANTINE_JSONL)
 
@@ -59,21 +59,21 @@ def export_rows(
     unchanged: Callable[[], bool] = lambda: True,
     json_array: bool = False,
 ) -> RunCounts:
-    """Join the dataset with its answers, in dataset order, and replace the exports whole.
+    """Join the dataset with its answers, in dataset order, and replace the exports.
 
     Args:
-        store: where the exports go.
-        ledger: holds an answer or a failure for every key.
-        rows: the dataset from its start, at least as many rows as there are keys.
+        store: the output.
+        ledger: has an answer or a failure for every key.
+        rows: the dataset from its start, at least as many rows as keys.
         keys: the row keys, in dataset order.
-        columns: the one that gets the raw completion, and that of the images, whose embedded
+        columns: names the column for the raw completion, and the image column, whose embedded
             bytes become data URIs.
-        unchanged: whether the dataset is still the one that the keys are of.
-        json_array: whether to write `qa.json` too.
+        unchanged: whether the dataset is still the one the keys were made from.
+        json_array: whether to write `qa.json` as well.
 
     Raises:
-        StoreError: the dataset changed meanwhile, a row is in neither place, or the output
-            cannot be read or written.
+        StoreError: the dataset changed meanwhile, a row is neither answered nor quarantined, or
+            the output cannot be read or written.
     """
     seen = pairs = 0
     reasons: Counter[str] = Counter()
@@ -89,7 +89,7 @@ def export_rows(
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
         if seen != len(keys) or not unchanged():
-            raise StoreError("the dataset was changed during the run: run it again")
+            raise StoreError("the dataset changed during the run: run again")
         for name, path in files.close().items():
             store.put(name, path)
     quarantined = reasons.total()
@@ -99,7 +99,7 @@ def export_rows(
 
 
 class _Files:
-    """The exports while they grow, on local disk."""
+    """The exports while they are written, on local disk."""
 
     def __init__(self, folder: Path, stack: ExitStack, json_array: bool) -> None:
         self._paths: dict[str, Path] = {}
@@ -118,7 +118,7 @@ class _Files:
         self._separator = b"[\n"
 
     def add_answer(self, row: Row, answer: Answered, columns: Columns) -> int:
-        """Write an answered row; returns how many pairs it has."""
+        """Write an answered row; returns the number of its pairs."""
         record = dict(row.record)
         images = [] if columns.image is None else _image_names(record.get(columns.image))
         record[columns.output] = answer.text
@@ -145,7 +145,7 @@ class _Files:
 
     def add_failure(self, row: Row, failure: Quarantined) -> None:
         """Write a row that could not be answered."""
-        told = {
+        record = {
             "row": row.index,
             "where": row.where,
             "kind": failure.kind,
@@ -155,10 +155,10 @@ class _Files:
             "text": failure.text,
             "key": failure.key,
         }
-        self._failures.write(json.dumps(told).encode() + b"\n")
+        self._failures.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> Mapping[str, Path]:
-        """Finish the files; returns where each export is."""
+        """Finish the files; returns their paths by name of the export."""
         if self._array:
             self._array.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
         self._write_group()
@@ -174,37 +174,41 @@ class _Files:
 def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
     """The QA pairs of an answer.
 
+    Args:
+        answer: the stored answer.
+        where: names its row in the error.
+
     Raises:
-        ObjectCorruptedError: what is stored of the row at that place is something else.
+        ObjectCorruptedError: the stored answer does not consist of QA pairs.
     """
     try:
         return answer.pairs
     except (TypeError, ValueError):
         raise ObjectCorruptedError(
-            f"what is stored of {where} is corrupted: run again with --refresh"
+            f"the stored answer to {where} is corrupted: run again with --refresh"
         ) from None
 
 
 def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
-    """One record as a line of strict JSON; bytes become data URIs, which loading reads back."""
+    """A record as one line of strict JSON; bytes become data URIs, which loading can read."""
     plain = {
         name: _image_value(value) if name == image_key else value for name, value in record.items()
     }
     try:
         return orjson.dumps(plain, default=json_default, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # a number beyond 64 bits, or half a surrogate pair: valid JSON to others
+    except TypeError:  # orjson rejects numbers beyond 64 bits and lone surrogates; json does not
         return json.dumps(_without_nan(plain), default=json_default).encode()
 
 
 def json_default(value: Any) -> str:
-    """What stands in JSON for a value it has no form for: a data URI for bytes, else its text."""
+    """Replace a value that JSON cannot represent: bytes by a data URI, others by their `str`."""
     if isinstance(value, bytes | bytearray):
         return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
     return str(value)
 
 
 def _without_nan(value: Any) -> Any:
-    """The value as orjson writes it: NaN and infinity are null."""
+    """Replace NaN and infinity by None, as orjson does."""
     if isinstance(value, Mapping):
         return {name: _without_nan(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
@@ -214,7 +218,7 @@ def _without_nan(value: Any) -> Any:
 
 def _image_value(value: Any) -> Any:
     if isinstance(value, Image.Image):
-        value = png_of(value)
+        value = encode_png(value)
     if isinstance(value, bytes):
         encoded = base64.b64encode(value).decode("ascii")
         return f"data:{_mime(value)};base64,{encoded}"
@@ -233,9 +237,9 @@ def _mime(data: bytes) -> str:
 
 
 def _image_names(value: Any) -> list[str]:
-    """Paths of a row's images as the dataset gives them; embedded ones have no name."""
+    """Paths of a row's images as written in the dataset; embedded images have none."""
     if isinstance(value, str):
-        # The name of a file need not be UTF-8; Arrow's strings must be.
+        # A file name need not be valid UTF-8, but an Arrow string must be.
         return (
             []
             if value.strip()[:5].lower() == "data:"

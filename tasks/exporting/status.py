@@ -1,4 +1,4 @@
-"""Where an output stands: its runs, also those that go on just now, and what is stored."""
+"""The status of an output: its runs, including those in progress, and what is stored."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EXPORTS = (*ALWAYS_EXPORTED, QA_JSON)
 
 @dataclass(frozen=True)
 class Objects:
-    """How many objects, and their bytes together."""
+    """Number of objects, and their total size."""
 
     count: int
     bytes: int
@@ -22,15 +22,14 @@ class Objects:
 
 @dataclass(frozen=True)
 class OutputStatus:
-    """Where an output stands.
+    """The status of an output.
 
     Attributes:
         last: the last completed run.
-        unfinished: the others that count, see `unfinished_runs`.
-        stored: rows that are stored, by label of the parser's configuration; of those that the
-            runs above have.
-        unparsed: stored completions that none of these configurations has parsed.
-        objects: what there is, by kind.
+        unfinished: runs in progress or not completed, see `unfinished_runs`.
+        stored: counts of the stored rows by parser label, for the parsers of the runs above.
+        unparsed: number of stored completions that none of these parsers has parsed.
+        objects: objects by kind.
     """
 
     last: RunRecord | None
@@ -41,10 +40,10 @@ class OutputStatus:
 
 
 def output_status(store: ObjectStore) -> OutputStatus | None:
-    """Tell where an output stands; None where there is none yet.
+    """Read the status of an output; None if there is no output yet.
 
     Raises:
-        StoreError: it cannot be read, is corrupted or has another layout.
+        StoreError: the output cannot be read, is corrupted or has another layout.
     """
     if read_manifest(store) is None:
         return None
@@ -67,7 +66,7 @@ def output_status(store: ObjectStore) -> OutputStatus | None:
 
 
 def in_folder(names: Iterable[str], folder: str) -> list[str]:
-    """The objects of a folder, among others."""
+    """Of these object names, those in a folder."""
     return [name for name in names if name.startswith(f"{folder}/")]
 
 
@@ -77,7 +76,7 @@ def _by_kind(sizes: Mapping[str, int]) -> dict[str, Objects]:
     }
     for name, size in sizes.items():
         first, *rest = name.split("/")
-        # Of a pass the second folder says what an object is.
+        # Objects of a pass are in <pass>/<kind>/.
         kind = "exports" if name in EXPORTS else rest[0] if len(rest) > 1 else first
         kinds.get(kind, kinds["other"]).append(size)
-    return {kind: Objects(len(found), sum(found)) for kind, found in kinds.items() if found}
+    return {kind: Objects(len(group), sum(group)) for kind, group in kinds.items() if group}

@@ -1,4 +1,4 @@
-"""Whether everything that the last completed run left is there, once, and can be read."""
+"""Verifies that every row of the last completed run is stored and exported, once and readable."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,80 +30,81 @@ from ..storing.parts import (
 )
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import part_source
-from .checks import RUN_AGAIN, Faults, check_answers, check_failures, check_pairs
+from .checks import RUN_AGAIN, Findings, check_answers, check_failures, check_pairs
 from .export import ALWAYS_EXPORTED, PAIRS, QUARANTINE_JSONL
 from .status import EXPORTS, in_folder
 
 _FOLDER = PassFolder()
 
 _MERGED_READERS = 4
-"""Threads that read merged objects: each holds the keys of tens of thousands of rows, as text."""
+"""Threads that read merged parts: each holds the keys of tens of thousands of rows as strings."""
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What came of looking at everything.
+class Verification:
+    """The result of verifying an output.
 
     Attributes:
         rows: rows of the last completed run.
-        objects: objects that were looked at.
-        faults: what is wrong, a line each; empty where all is well.
-        is_live: whether a run is at work: then an object can be newer than the others.
+        objects: number of objects that were checked.
+        problems: one line per problem; empty if there are none.
+        is_live: whether a run is in progress: then some objects can be newer than others.
     """
 
     rows: int
     objects: int
-    faults: Sequence[str]
+    problems: Sequence[str]
     is_live: bool
 
 
-def verify(store: ObjectStore) -> Verified:
+def verify(store: ObjectStore) -> Verification:
     """Check every object of an output, and every row of its last completed run.
 
-    Reads everything once; keeps row keys only, some 150 bytes a row at most.
+    Reads everything once. Only row keys are held in memory, at most about 150 bytes per row.
 
     Raises:
         StoreError: there is no output, it has another layout, or it cannot be read now.
     """
-    faults = Faults(store)
+    findings = Findings(store)
     last = None
     try:
         last = last_completed(store)
         if last is None:
-            faults.add(MANIFEST, "no run has been completed yet", RUN_AGAIN)
+            findings.add(MANIFEST, "no run has completed yet", RUN_AGAIN)
     except ObjectCorruptedError as error:
-        faults.corrupted(error)
+        findings.add_corrupted(error)
     sizes = store.sizes()
-    keys = _run_keys(store, last, faults) if last else None
+    keys = _run_keys(store, last, findings) if last else None
     parts = _FOLDER.parts(last.parser) if last else ""
     rows: list[tuple[Array, Array]] = []
     checked, is_live = 0, False
-    for name, read in _objects(store, sizes, faults):
+    for name, read in _objects(store, sizes, findings):
         checked += 1
         if isinstance(read, RunRecord):
             is_live = is_live or read.is_live
         elif read is not None and name.rpartition("/")[0] == parts:
-            rows.append((read.keys, read.places))
+            rows.append((read.keys, read.locations))
     key_names = in_folder(sizes, _FOLDER.keys)
     for name in key_names:
         if sizes[name] % KEY.itemsize:
-            faults.add(name, "corrupted", "delete it and run again")
+            findings.add(name, "corrupted", "delete it and run again")
     if last is not None:
         if keys is not None and len(keys) != last.counts.rows:
-            counted = f"{len(keys):,} rows, and the manifest counts {last.counts.rows:,}"
-            faults.add(last.keys, counted)
+            counted = f"{len(keys):,} rows, but the manifest counts {last.counts.rows:,}"
+            findings.add(last.keys, counted)
         index = KeyIndex()
         index.extend(rows)
-        _check_exports(store, sizes, last, keys, index, faults)
+        _check_exports(store, sizes, last, keys, index, findings)
     exports = sum(name in sizes for name in EXPORTS)
     count = last.counts.rows if last else 0
-    return Verified(count, checked + len(key_names) + exports + 1, faults.lines(), is_live)
+    total = checked + len(key_names) + exports + 1  # the manifest
+    return Verification(count, total, findings.lines(), is_live)
 
 
 def _objects(
-    store: ObjectStore, sizes: Mapping[str, int], faults: Faults
+    store: ObjectStore, sizes: Mapping[str, int], findings: Findings
 ) -> Iterator[tuple[str, Contents | RunRecord | None]]:
-    """Read all objects but exports and row keys; gives what the ledger must know of each."""
+    """Read all completions, run records and parts; yields what `verify` needs to know of each."""
     names = [
         *in_folder(sizes, _FOLDER.completions),
         *in_folder(sizes, RUNS),
@@ -111,32 +112,32 @@ def _objects(
     ]
     merged = {name for name in names if batch_of(name) == ""}
     single = [name for name in names if name not in merged]
-    for some, readers in ((single, STORE_THREADS), (sorted(merged), _MERGED_READERS)):
+    for group, readers in ((single, STORE_THREADS), (sorted(merged), _MERGED_READERS)):
         with ThreadPoolExecutor(readers) as pool:
             for name, read in prefetch(
-                pool, lambda name: _read(store, name, sizes[name]), some, 2 * readers
+                pool, lambda name: _read(store, name, sizes[name]), group, 2 * readers
             ):
-                found = None
-                with _noted(name, faults):
-                    found = read.result()
-                yield name, found
+                contents = None
+                with _problems_added(name, findings):
+                    contents = read.result()
+                yield name, contents
 
 
 @contextmanager
-def _noted(name: str, faults: Faults) -> Iterator[None]:
-    """Note what is wrong with an object, and go on."""
+def _problems_added(name: str, findings: Findings) -> Iterator[None]:
+    """Add an error in the block to the findings, and suppress it."""
     try:
         yield
     except ObjectMissingError:
-        faults.add(name, "gone while it was looked for", "verify again, a run is at work")
+        findings.add(name, "removed during verification", "verify again; a run is in progress")
     except ObjectCorruptedError as error:
-        faults.corrupted(error)
+        findings.add_corrupted(error)
     except (RecordCorruptedError, RecordRefusedError) as error:
-        faults.add(name, str(error), "delete it")
+        findings.add(name, str(error), "delete it")
 
 
 def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | None:
-    """Read an object to its end."""
+    """Read an object completely."""
     if name.startswith(f"{RUNS}/"):
         return read_run(store, name)
     if name.startswith(f"{_FOLDER.completions}/"):
@@ -155,18 +156,18 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
             table.validate(full=True)
             for row in rows_of(table):
                 if isinstance(row, Answered):
-                    _ = row.pairs  # or it raises
+                    _ = row.pairs  # raises if they are invalid
         return contents
 
 
-def _run_keys(store: ObjectStore, run: RunRecord, faults: Faults) -> Array | None:
-    """The row keys of a run, in dataset order; None where they cannot be read."""
+def _run_keys(store: ObjectStore, run: RunRecord, findings: Findings) -> Array | None:
+    """The row keys of a run, in dataset order; None if they cannot be read."""
     try:
         return read_keys(store, run.keys)
     except ObjectMissingError:
-        faults.add(run.keys, "missing")
+        findings.add(run.keys, "missing")
     except ObjectCorruptedError:
-        pass  # told when all keys are looked at
+        pass  # reported when the sizes of all keys are checked
     return None
 
 
@@ -176,26 +177,26 @@ def _check_exports(
     run: RunRecord,
     keys: Array | None,
     index: KeyIndex,
-    faults: Faults,
+    findings: Findings,
 ) -> None:
-    """Check that every row of a completed run is stored, and in the exports once."""
+    """Check that every row of a completed run is stored, and exported once."""
     for name in ALWAYS_EXPORTED:
         if name not in sizes:
-            faults.add(name, "missing")
-    check_answers(store, sizes, run.counts.ok, faults)
+            findings.add(name, "missing")
+    check_answers(store, sizes, run.counts.ok, findings)
     if keys is None:
         return
     quarantined = np.zeros(len(keys), bool)
     if QUARANTINE_JSONL in sizes:
-        quarantined = check_failures(store, keys, run.counts.quarantined, faults)
+        quarantined = check_failures(store, keys, run.counts.quarantined, findings)
     if PAIRS in sizes:
-        check_pairs(store, keys, quarantined, run.counts.pairs, faults)
-    # A later run may have answered what was quarantined when the exports were written.
+        check_pairs(store, keys, quarantined, run.counts.pairs, findings)
+    # A later run may have answered rows that were quarantined when the exports were written.
     found = index.find(keys)
-    failed = found.known & (found.places["kind"] != ANSWERED_NUMBER)
-    for name, what, wrong in (
-        (_FOLDER.parts(run.parser), "neither an answer nor a reason why not", ~found.known),
-        (QUARANTINE_JSONL, "a quarantined row is missing", failed & ~quarantined),
+    failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)
+    for name, what, invalid in (
+        (_FOLDER.parts(run.parser), "row neither answered nor quarantined", ~found.known),
+        (QUARANTINE_JSONL, "quarantined row missing", failed & ~quarantined),
     ):
-        if len(rows := np.flatnonzero(wrong)):
-            faults.add(name, what, place=f"row {rows[0]}", count=len(rows))
+        if len(rows := np.flatnonzero(invalid)):
+            findings.add(name, what, where=f"row {rows[0]}", count=len(rows))

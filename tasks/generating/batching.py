@@ -1,4 +1,4 @@
-"""Prompts -> batches, each named by what decides its completions."""
+"""Prompts -> batches, each identified by everything that decides its completions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,7 +8,7 @@ from ..records import Batch, Prompt
 
 
 def make_batches(prompts: Iterable[Prompt], size: int) -> Iterator[Batch]:
-    """Group prompts into batches of a size, numbered from 1; the last one may be smaller."""
+    """Group prompts into batches of `size`, numbered from 1; the last one may be smaller."""
     for number, some in enumerate(chunks(iter(prompts), size), 1):
         yield make_batch(number, some)
 
@@ -24,12 +24,12 @@ def make_batch(
     """One batch of all these prompts.
 
     Args:
-        number: counts the batches of a run.
+        number: position among the batches of a run.
         prompts: its rows.
         attempts: how many times each row was quarantined before; by default never. They are part
-            of the batch key, so that a failed row is asked again and not found in the cache.
+            of the batch key, so that a failed row is sent again instead of found in the cache.
         cache_buster: makes the key differ from those of earlier runs with the same rows.
-        isolated: the rows may crash the server; see `Batch`.
+        isolated: whether the rows may crash the server; see `Batch`.
     """
     attempts = tuple(attempts) if attempts is not None else (0,) * len(prompts)
     key = batch_key([prompt.key for prompt in prompts], attempts, cache_buster)

@@ -1,4 +1,4 @@
-"""The replies to a batch as plain JSON: what is cached, and parsed again when a parser changes."""
+"""The replies to a batch as plain JSON: cached, and parsed again whenever the parser changes."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from ..prompting.keys import KEY_LENGTH, batch_key
 from ..records import Batch, Reply
 
 FORMAT_VERSION = 1
-"""Raised when stored replies are shaped differently; those of another version are asked again."""
+"""Bumped when the format of stored replies changes: replies of other versions are regenerated."""
 
 _LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
 _LIMIT = 1 << 48
-"""Numbers stay below: the columns of a part must hold them."""
+"""Exclusive upper bounds of all numbers, so that they fit the columns of a part."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """What came of asking one row, with all that parsing needs.
+    """The outcome of one row, with everything that parsing needs.
 
     Attributes:
         key: the row key.
         attempt: how many times the row was quarantined before.
-        row: position in the dataset when it was asked.
-        where: the place a person can find it.
+        row: position in the dataset at the time.
+        where: human-readable location, such as "data.jsonl:17".
         reply: the completion, or why there is none.
     """
 
@@ -43,9 +43,9 @@ class Completions:
     """The replies to a batch, in the order of its rows.
 
     Attributes:
-        replies: one a row.
-        time: when they were complete, in seconds since 1970 (UTC).
-        cache_buster: what the batch key was made with besides the rows.
+        replies: one per row.
+        time: when the last one was received, in seconds since 1970 (UTC).
+        cache_buster: part of the batch key in addition to the rows.
     """
 
     replies: Sequence[StoredReply]
@@ -53,8 +53,8 @@ class Completions:
     cache_buster: str = ""
 
     @classmethod
-    def of(cls, batch: Batch) -> Self:
-        """The replies to a batch that has one for each row."""
+    def from_batch(cls, batch: Batch) -> Self:
+        """The replies to a batch in which every row has one."""
         replies = [
             StoredReply(prompt.key, attempt, prompt.row, prompt.where, batch.replies[prompt.key])
             for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
@@ -62,7 +62,7 @@ class Completions:
         return cls(replies, time.time(), batch.cache_buster)
 
     def dump(self) -> dict[str, Any]:
-        """Plain JSON values, as they are stored."""
+        """Plain JSON values, as stored."""
         return {
             "format": FORMAT_VERSION,
             "time": self.time,
@@ -72,27 +72,27 @@ class Completions:
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Self:
-        """Read what `dump` gave.
+        """Restore the result of `dump`.
 
         Raises:
             RecordCorruptedError: it is something else.
         """
         try:
             replies = _REPLIES.validate_python(stored["rows"])
-            found = cls(replies, float(stored["time"]), str(stored["cache_buster"]))
-            # Nothing else may be in it, nor what has only been taken for something of ours.
-            if found.dump() != stored or not _is_plausible(stored):
+            loaded = cls(replies, float(stored["time"]), str(stored["cache_buster"]))
+            # The round trip rejects unknown fields and values that validation merely coerced.
+            if loaded.dump() != stored or not _is_plausible(stored):
                 raise ValueError
             if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in replies):
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"stored replies are corrupted ({type(error).__name__})"
             raise RecordCorruptedError(reason) from None
-        return found
+        return loaded
 
     @property
     def key(self) -> str:
-        """The key of the batch they are of."""
+        """The key of the batch that these replies belong to."""
         keys = [reply.key for reply in self.replies]
         return batch_key(keys, [reply.attempt for reply in self.replies], self.cache_buster)
 
@@ -101,7 +101,7 @@ _REPLIES = TypeAdapter(list[StoredReply])
 
 
 def _is_plausible(stored: Mapping[str, Any]) -> bool:
-    """Whether all numbers are in their range."""
+    """Whether all numbers are within their limits."""
     numbers = {name: value for name, value in stored.items() if isinstance(value, int | float)}
     inner = [value for value in stored.values() if isinstance(value, Mapping)]
     inner += stored.get("rows", [])

@@ -1,4 +1,4 @@
-"""A prompt -> its request: image bytes are read and prepared here, and nowhere else."""
+"""A prompt -> its request: the only step that reads and prepares image bytes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ class GenerationSettings:
         reader: reads the images.
         options: request options: temperature, max_tokens, ... and further vLLM options.
         images: limits and size of what is sent.
-        recover: called before a batch is tried again: waits for the lost server, or starts it;
-            raises `ImageQAError` if it cannot. Someone else's server only gets the time between
-            two tries. Its `expected` tells that a row that may kill the
-            server was being asked.
+        recover: called before a batch is retried: waits for the lost server, or restarts it; raises
+            `ImageQAError` if that fails. By default it does nothing: the server only gets the
+            retry delay to recover. `expected=True` means that the batch is known to contain a row
+            that may crash the server.
     """
 
     reader: ImageReader
@@ -31,12 +31,12 @@ class GenerationSettings:
 
 
 def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:
-    """Read and prepare a prompt's images and put them where its messages refer to them.
+    """Read and prepare a prompt's images, and insert them where its messages refer to them.
 
-    Each attempt at a row that was quarantined before draws with another seed.
+    Each attempt at a row that was quarantined before samples with a different seed.
 
     Raises:
-        RowError: the prompt has a problem already, or an image cannot be used.
+        RowError: the prompt already has a problem, or an image cannot be used.
     """
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
@@ -49,9 +49,10 @@ def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0
 
 
 def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mapping[str, Any]:
-    """Give the row a seed of its own, always the same one.
+    """Derive a reproducible seed for each row.
 
-    With one seed for all rows, all would be drawn alike: every first question about a color.
+    With one seed for all rows, all completions would be sampled alike: every first question would
+    be about a colour.
     """
     if options.get("seed") is None:
         return options

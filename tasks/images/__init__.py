@@ -1,4 +1,4 @@
-"""Images: an image reference -> safe, upright, shrunk bytes.
+"""Images: an image reference -> safe, upright, downscaled bytes.
 
 In: what a dataset's image column holds (a path, URI, URL, data URI or bytes), all of it untrusted.
 Out: an identity for the row key, and a JPEG, PNG or WebP that can be sent to the model; or a

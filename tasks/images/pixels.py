@@ -1,4 +1,4 @@
-"""Decoding with Pillow: an opened image of any mode -> upright pixels of 8 bits."""
+"""Decoding with Pillow: an opened image of any mode -> upright 8-bit pixels."""
 
 import numpy as np
 import numpy.typing as npt
@@ -21,37 +21,39 @@ def orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # As many types as in `prepare_image`; but a photo with an unreadable EXIF block is still
-        # a good photo, and viewers show it as it is stored.
+        # Anything can be raised here, as in `prepare_image`; but a photo with an unreadable EXIF
+        # block is still a good photo, and viewers show it as it is stored.
         return 1
     return value if value in _TO_UPRIGHT else 1
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it is to be shown."""
-    image.load()  # which already turns a TIFF
-    turn = _TO_UPRIGHT.get(orientation(image))
-    return image.transpose(turn) if turn is not None else image
+    """The image with its EXIF orientation applied."""
+    image.load()  # already rotates a TIFF
+    rotation = _TO_UPRIGHT.get(orientation(image))
+    return image.transpose(rotation) if rotation is not None else image
 
 
 def decode(image: ImageFile, size: tuple[int, int]) -> Image.Image:
     """Decode an opened image (its first frame) to upright RGB or 8-bit grey pixels, on white.
 
-    The size wanted is width and height as `image.size` counts them, no larger than that.
+    Args:
+        image: the opened image.
+        size: target width and height before rotation, at most `image.size`.
 
     Raises:
-        Exception: of any type, where the file is corrupted.
+        Exception: of any type, if the file is corrupted.
     """
     image.draft(None, size)  # JPEG only: decodes at 1/2, 1/4 or 1/8, down to no less than `size`
     image.load()
-    turn = _TO_UPRIGHT.get(orientation(image))  # after load, which already turns a TIFF
+    rotation = _TO_UPRIGHT.get(orientation(image))  # after load, which already rotates a TIFF
     pixels = _to_8_bit(image)
     if pixels.size != size:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     if pixels.mode == "RGBA":
         white = Image.new("RGBA", pixels.size, "white")
         pixels = Image.alpha_composite(white, pixels).convert("RGB")
-    return pixels if turn is None else pixels.transpose(turn)
+    return pixels if rotation is None else pixels.transpose(rotation)
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -68,10 +70,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bit(values: npt.NDArray[np.float32]) -> Image.Image:
-    """Scale grey values whose white is not declared.
+    """Scale grey values whose white point is not declared.
 
-    16-bit files may arrive as 32-bit integers and keep the scale of 16 bits; of anything else
-    (heights, depths, radiances) the darkest value becomes black and the brightest white.
+    Pillow may open 16-bit files as 32-bit integers; these keep the 16-bit scale. For anything else
+    (heights, depths, radiances) the lowest value becomes black and the highest white.
     """
     values = np.nan_to_num(values, nan=0.0)
     low, high = float(values.min()), float(values.max())

@@ -1,8 +1,8 @@
-"""Image bytes -> safe, upright, shrunk bytes with their true type.
+"""Image bytes -> safe, upright, downscaled bytes with their true type.
 
-The files come from strangers: what a file is, is read from its content and never from its name,
-only a short list of Pillow's decoders is used, and the declared size is checked before anything
-is decoded. Embedded colour profiles are dropped, not converted: colours are read as sRGB.
+The files are untrusted: the type is read from the content and never from the name, only a short
+list of Pillow's decoders is used, and the declared size is checked before anything is decoded.
+Embedded colour profiles are dropped, not converted: colours are read as sRGB.
 """
 
 import base64
@@ -28,7 +28,7 @@ from .pixels import decode, orientation
 
 
 class ImageSettings(BaseModel):
-    """How images are checked and prepared. Part of the row key: a change asks the model again."""
+    """How images are checked and prepared. Part of the row key: a change regenerates all rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,15 +39,15 @@ class ImageSettings(BaseModel):
         default=100_000_000,
         ge=1,
         description="Images that declare more pixels (width x height) are refused undecoded. "
-        "Decoding takes up to 4 bytes of memory a pixel, twice that while it is converted.",
+        "Decoding takes up to 4 bytes of memory per pixel, twice that during conversion.",
     )
     max_side: int = Field(
         default=1024,
         ge=28,
-        description="Images with a longer side than this (in pixels) are shrunk to it before "
-        "they are sent; shorter ones are never enlarged.",
+        description="Images whose longer side exceeds this (in pixels) are downscaled before they "
+        "are sent; smaller ones are never enlarged.",
     )
-    # Image processors of transformers take a side of 1 or 3 pixels for the colour channels.
+    # Image processors in transformers mistake a side of 1 or 3 pixels for the colour channels.
     min_side: int = Field(
         default=4, ge=1, description="Images narrower than this when sent (in pixels) are refused."
     )
@@ -55,15 +55,15 @@ class ImageSettings(BaseModel):
     max_aspect: float = Field(
         default=200.0,
         ge=1,
-        description="Images with a longer side over this many times the shorter are refused.",
+        description="Images whose longer side exceeds this many times the shorter one are refused.",
     )
-    max_images: int = Field(default=32, ge=1, description="Images that one row may have.")
+    max_images: int = Field(default=32, ge=1, description="Maximum number of images per row.")
     jpeg_quality: int = Field(
         default=90,
         ge=1,
         le=95,
         title="JPEG quality",
-        description="JPEG quality of images that must be re-encoded.",
+        description="JPEG quality for images that must be re-encoded.",
     )
 
 
@@ -84,17 +84,17 @@ class PreparedImage:
     height: int
 
     def data_uri(self) -> str:
-        """The image as a `data:` URI, which a chat request carries."""
+        """The image as a `data:` URI for a chat request."""
         return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
 def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
-    """Check an encoded image, the whole file, and make it fit to be sent.
+    """Check an encoded image and convert it to a form that can be sent.
 
-    A plain RGB or grey JPEG or PNG within `max_side` is passed on unchanged after checks of its
-    header and its end; decoding it would cost far more than all else, and the server decodes it
-    anyway. Everything else is decoded (first frame, upright, on white, 8 bits) and re-encoded
-    without metadata. The result depends on the arguments and the version of Pillow only.
+    A plain RGB or grey JPEG or PNG within `max_side` is passed through unchanged after checks of
+    its header and its end: decoding it would cost far more than everything else, and the server
+    decodes it anyway. Everything else is decoded (first frame, upright, on white, 8 bits) and
+    re-encoded without metadata. The result depends only on the arguments and the Pillow version.
 
     Raises:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
@@ -113,9 +113,9 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RowError(Kind.IMAGE_TOO_LARGE, f"{error}; shrink it") from error
     except Exception as error:
-        # Pillow's decoders raise whatever a hostile file drives them into (OSError, SyntaxError,
+        # On a hostile file Pillow's decoders raise almost anything (OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, TypeError, MemoryError ...), a list that changes
-        # with its versions. All mean the same here, and may cost no more than this row.
+        # between versions. All mean the same here, and must cost no more than this row.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RowError(
             Kind.IMAGE_BROKEN,
@@ -126,9 +126,9 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
 Decoder = Callable[[io.BytesIO], ImageFile]
 
 # Pillow's other formats are left out: EPS runs Ghostscript, WMF is Windows only, and the rest
-# (FITS, PSD, SGI, ...) are decoders that nobody needs here and an attacker would look at first.
+# (FITS, PSD, SGI, ...) are rarely used decoders, which an attacker would try first.
 # The decoder classes are used instead of `Image.open`, which warns about large images through
-# the process-wide warning filters and does not tell a corrupted image from something else.
+# the process-wide warning filters and cannot distinguish a corrupted image from a non-image.
 _SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
     (0, b"\xff\xd8\xff", "JPEG", JpegImageFile),
     (0, b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),
@@ -142,7 +142,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
     (0, b"MM\0+", "TIFF", TiffImageFile),
     (4, b"ftypavif", "AVIF", AvifImageFile),
     (4, b"ftypavis", "AVIF", AvifImageFile),
-    # P1 to P3, the plain text forms, are decoded byte by byte in Python: too slow to accept.
+    # P1 to P3, the plain-text variants, are decoded byte by byte in Python: too slow to accept.
     (0, b"P4", "PBM", PpmImageFile),
     (0, b"P5", "PGM", PpmImageFile),
     (0, b"P6", "PPM", PpmImageFile),
@@ -150,7 +150,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, Decoder], ...] = (
 
 
 def sniff(data: bytes) -> tuple[str, Decoder]:
-    """Name of an encoded image's format, by its first bytes, and what opens it.
+    """Name and decoder of an encoded image's format, by its first bytes.
 
     Raises:
         RowError: NOT_AN_IMAGE.
@@ -179,7 +179,7 @@ def _prepare(decoder: Decoder, data: bytes, settings: ImageSettings) -> Prepared
 
 
 def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
-    """The size to send, from the size the header declares."""
+    """The size to send, computed from the size declared in the header."""
     width, height = size
     if width * height > settings.max_pixels:
         raise RowError(
@@ -205,10 +205,11 @@ def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, 
 
 
 def _mime_if_plain(image: ImageFile, data: bytes, header_end: int) -> str | None:
-    """The type of a file that can be sent as it is, None where it must be decoded."""
+    """MIME type of a file that can be sent as it is; None if it must be decoded."""
     if isinstance(image, JpegImageFile):
-        # Some cameras append a few bytes. What has more behind its end (a film, say) or no end
-        # is decoded: that tells the one from the other. A thumbnail's end is in the header.
+        # Some cameras append a few bytes. A file with more than that after its end marker (a video,
+        # say) or without one is decoded, which shows whether it is truncated. The search starts
+        # after the header, because an embedded thumbnail has an end marker too.
         end = data.rfind(b"\xff\xd9", max(header_end, len(data) - 1024))
         plain = image.mode in ("L", "RGB") and orientation(image) == 1 and end != -1
         return "image/jpeg" if plain else None
@@ -219,34 +220,34 @@ def _mime_if_plain(image: ImageFile, data: bytes, header_end: int) -> str | None
     return None
 
 
-# What changes the picture (transparency, frames, orientation) or has to be unpacked to be read.
-_PNG_CHUNKS_NOT_SENT = frozenset((b"tRNS", b"acTL", b"eXIf", b"iTXt", b"zTXt"))
+# Chunks that change the picture (transparency, frames, orientation) or are compressed text.
+_PNG_CHUNKS_TO_DECODE = frozenset((b"tRNS", b"acTL", b"eXIf", b"iTXt", b"zTXt"))
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Whether the chunks reach the end of the file, and none of them needs a look."""
+    """Whether the chunks are complete and none of them requires decoding the file."""
     position, has_pixels = 8, False
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"IEND":
             return has_pixels
         is_profile = kind == b"tEXt" and data.startswith(b"Raw profile", position + 8)
-        if kind in _PNG_CHUNKS_NOT_SENT or is_profile:
+        if kind in _PNG_CHUNKS_TO_DECODE or is_profile:
             return False
         has_pixels |= kind == b"IDAT"
         position += 12 + length
     return False
 
 
-# Up to this many pixels a PNG is small, and every pixel of an icon or a thumbnail counts.
-_PNG_PIXELS = 256 * 256
+# Up to this many pixels a PNG is small, and in an icon or a thumbnail every pixel counts.
+_MAX_PNG_PIXELS = 256 * 256
 
 
 def _encode(image: Image.Image, lossless: bool, settings: ImageSettings) -> PreparedImage:
-    """Encode without metadata: small images from lossless files as PNG, all else as JPEG."""
+    """Encode without metadata: small images from lossless files as PNG, all others as JPEG."""
     buffer = io.BytesIO()
-    image.info.clear()  # Pillow writes comments, transparency and colour profiles found there
-    if lossless and image.width * image.height <= _PNG_PIXELS:
+    image.info.clear()  # Pillow would write comments, transparency and colour profiles found there
+    if lossless and image.width * image.height <= _MAX_PNG_PIXELS:
         image.save(buffer, "PNG")
         return PreparedImage(buffer.getvalue(), "image/png", *image.size)
     # Full colour resolution keeps thin coloured lines and text readable (screenshots, charts).

@@ -1,6 +1,6 @@
-"""Reads images, and knows them by an identity that does not need them read again.
+"""Reads images, and identifies them without reading them again.
 
-`image_refs` says where an image is; here it is opened.
+`image_refs` says where an image is; this module opens it.
 """
 
 import errno
@@ -23,16 +23,16 @@ from ..errors import AccessDeniedError, StoreError, StoreUnavailableError
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem, store_errors
 from ..records import ImageRef, Kind, RowError
-from .file_digests import FileDigests, settled, version_of
+from .file_digests import FileDigests, file_version, is_settled
 from .preparing import ImageSettings
 from .web import WebImages
 
 T = TypeVar("T")
 
 READ_THREADS = 48
-"""Enough to hide an object store's latency; those that wait cost nothing."""
+"""Enough to hide an object store's latency; waiting threads cost nothing."""
 
-_LASTING = {
+_PERMANENT_ERRNOS = {
     errno.EACCES,
     errno.EISDIR,
     errno.ELOOP,
@@ -42,28 +42,28 @@ _LASTING = {
     errno.ENXIO,
     errno.EPERM,
 }
-"""Errors of a local file that trying again does not mend; others, of a network's disk say, pass."""
+"""Errors of a local file that a retry cannot fix; others, e.g. of a network disk, are transient."""
 
 
 class ImageReader:
-    """Knows images by their identity and reads them; safe to use from several threads.
+    """Identifies and reads images. Thread-safe.
 
     Nothing is started before it is needed: without images from the web there is no web client.
-    Close it, or use it as a context manager, to end that client and to save digests.
+    Close it, or use it as a context manager, to stop that client and to save digests.
 
     Attributes:
-        threads: in which all images of a run are read and prepared.
+        executor: the threads in which all images of a run are read and prepared.
 
     Args:
         max_bytes: larger images are not read.
-        credentials: who to be on S3; by default the environment says.
-        allow_private_hosts: let images of the web come from private and loopback addresses too.
-        digests: remembers the digests of local files; closed with the reader. Without it, every
-            file is read to identify it.
-        root: the only folder, local or `s3://`, that images come from, where it is given. Who
-            names an image has checked that; of a local one it is checked again when it is opened,
+        credentials: for S3; by default from the environment.
+        allow_private_hosts: also fetch web images from private and loopback addresses.
+        digests: cache of local files' digests, closed with the reader. Without it, every file is
+            read to identify it.
+        root: the only folder, local or `s3://`, that images may come from, if given. `image_refs`
+            has already checked this; for local files it is checked again when they are opened,
             since links may have changed.
-        loop: what the client for the web runs on; by default a loop of its own.
+        loop: event loop for the web client; by default it starts one.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ImageReader:
         root: str | None = None,
         loop: BackgroundLoop | None = None,
     ) -> None:
-        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="images")
+        self.executor = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="images")
         self._loop = loop
         self._max_bytes = max_bytes
         self._credentials = credentials
@@ -94,9 +94,9 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """End the web client, if there is one, and save what was learnt of local files.
+        """Stop the web client, if there is one, and save new digests of local files.
 
-        Who still reads images of the web gets a `RowError`, at once.
+        Web images that are still being read fail with a `RowError` at once.
         """
         with self._web_lock:
             closing, self._closed = not self._closed, True
@@ -104,41 +104,41 @@ class ImageReader:
             self._web.close()
         if self._digests:
             self._digests.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
     def identify(self, ref: ImageRef) -> str:
-        """Identify an image by its content, or by its store's or server's tag of it.
+        """Identify an image by its content, or by its ETag on S3 or the web.
 
         Returns:
             `sha256:<hex>` for local files and embedded bytes; `etag:<tag>:<bytes>` for `s3://`,
             which takes one request. For the web see `WebImages.identify`.
 
         Raises:
-            RowError: as `read` does; only `read` is sure to find an image of the web missing.
+            RowError: as for `read`, except that a missing web image may only be detected there.
         """
         if ref.path is None:
-            return self._content(ref)
+            return self._content_digest(ref)
         if _is_web(ref.path):
             return self._web_images().identify(ref.path)
         if ref.path.startswith("s3://"):
-            return self._s3_tag(ref)
+            return self._s3_etag(ref)
         return f"sha256:{self._file_digest(ref)}"
 
-    def _content(self, ref: ImageRef) -> str:
+    def _content_digest(self, ref: ImageRef) -> str:
         return f"sha256:{hashlib.sha256(self.read(ref)).hexdigest()}"
 
-    def recall(self, refs: Sequence[ImageRef]) -> None:
-        """Look up what is remembered of local images that are about to be identified."""
+    def preload_digests(self, refs: Sequence[ImageRef]) -> None:
+        """Look up the cached digests of local images that are about to be identified."""
         if self._digests:
             paths = [ref.path for ref in refs if ref.path and "://" not in ref.path]
-            self._digests.recall(paths)
+            self._digests.preload(paths)
 
     def read(self, ref: ImageRef) -> bytes:
         """Read the encoded image.
 
         Raises:
             RowError: it is larger than `max_bytes`, it cannot be read (missing or refused), or its
-                store does not let anyone in now (connection, timeout).
+                store is unavailable or denies access (connection, timeout).
         """
         data: bytes | None
         if ref.path is None:
@@ -146,8 +146,8 @@ class ImageReader:
         elif _is_web(ref.path):
             data = self._web_images().read(ref.path)
         elif ref.path.startswith("s3://"):
-            # One byte more than allowed tells, and saves asking for the size first.
-            data = self._ask_s3(ref.path, lambda s3, key: _start(s3, key, self._max_bytes + 1))
+            # One byte over the limit shows that it is too large, without a request for the size.
+            data = self._call_s3(ref.path, lambda s3, key: _head(s3, key, self._max_bytes + 1))
         else:
             with _open_local(ref.path, self._root) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -159,8 +159,8 @@ class ImageReader:
     def _file_digest(self, ref: ImageRef) -> str:
         path = str(ref.path)
         if self._digests:
-            info = _look_at(path)
-            known = self._digests.find(path, version_of(info))
+            info = _stat(path)
+            known = self._digests.get(path, file_version(info))
             if known and info.st_size <= self._max_bytes:
                 return known
         with _open_local(path, self._root) as file:
@@ -168,26 +168,26 @@ class ImageReader:
             if info.st_size > self._max_bytes:
                 raise self._too_large(ref)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            unchanged = version_of(os.fstat(file.fileno())) == version_of(info)
-        if self._digests and unchanged and settled(info, now):
-            self._digests.keep(path, version_of(info), digest)
+            unchanged = file_version(os.fstat(file.fileno())) == file_version(info)
+        if self._digests and unchanged and is_settled(info, now):
+            self._digests.add(path, file_version(info), digest)
         return digest
 
-    def _s3_tag(self, ref: ImageRef) -> str:
-        info = self._ask_s3(str(ref.path), lambda s3, key: s3.info(key))
+    def _s3_etag(self, ref: ImageRef) -> str:
+        info = self._call_s3(str(ref.path), lambda s3, key: s3.info(key))
         if info["type"] != "file":
             raise RowError(Kind.IMAGE_MISSING, f"{ref}: is a folder")
         if info["size"] > self._max_bytes:
             raise self._too_large(ref)
-        # Not the version id: it changes when the same bytes are uploaded again, the tag does not.
+        # Not the version ID: it changes when the same bytes are uploaded again; the ETag does not.
         if tag := str(info.get("ETag") or "").strip('"'):
             return f"etag:{tag}:{info['size']}"
-        return self._content(ref)  # not every server that speaks S3 has tags
+        return self._content_digest(ref)  # not every S3-compatible server has ETags
 
-    def _ask_s3(self, uri: str, ask: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    def _call_s3(self, uri: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
         try:
             with store_errors(uri):
-                return ask(*open_filesystem(uri, self._credentials))
+                return call(*open_filesystem(uri, self._credentials))
         except (StoreUnavailableError, AccessDeniedError) as error:
             raise RowError(Kind.CONNECTION, str(error)) from None
         except StoreError as error:
@@ -197,7 +197,7 @@ class ImageReader:
         with self._web_lock:
             if self._web is None:
                 if self._closed:
-                    raise RowError(Kind.CONNECTION, "the reader of images is closed")
+                    raise RowError(Kind.CONNECTION, "the image reader is closed")
                 self._web = WebImages(
                     self._max_bytes,
                     allow_private_hosts=self._allow_private_hosts,
@@ -214,16 +214,16 @@ def _is_web(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
-def _look_at(path: str) -> os.stat_result:
+def _stat(path: str) -> os.stat_result:
     try:
-        return os.stat(path)  # noqa: PTH116 (a Path costs more than the look-up)
+        return os.stat(path)  # noqa: PTH116 (building a Path costs more than the call)
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
 @contextmanager
 def _open_local(path: str, root: Path | None) -> Iterator[io.BufferedReader]:
-    """Open a regular file; a pipe or device put in its place must not block or flood us."""
+    """Open a regular file; a pipe or device in its place must not block or yield endless data."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -237,15 +237,15 @@ def _open_local(path: str, root: Path | None) -> Iterator[io.BufferedReader]:
 
 
 def _unreadable(path: str, error: OSError) -> RowError:
-    kind = Kind.IMAGE_MISSING if error.errno in _LASTING else Kind.CONNECTION
+    kind = Kind.IMAGE_MISSING if error.errno in _PERMANENT_ERRNOS else Kind.CONNECTION
     return RowError(kind, f"{path}: {error.strerror or error}")
 
 
-def _start(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:
+def _head(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:
     try:
         data: bytes = s3.cat_file(key, start=0, end=count)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # an empty object has no first byte to ask for
+        if error.errno == errno.EINVAL:  # an empty object has no first byte to request
             return b""
         raise
     return data

@@ -1,6 +1,6 @@
-"""Images from the web: known by the server's tag of them, fetched within limits.
+"""Images from the web: identified by their ETag, fetched within limits.
 
-URLs and servers are a stranger's; `web_addresses` says where they may lead.
+URLs and servers are untrusted; `web_addresses` decides which ones may be contacted.
 """
 
 import asyncio
@@ -25,51 +25,51 @@ from ..records import Kind, RowError
 from .web_addresses import (
     CheckedResolver,
     RefusedAddressError,
+    address_refused,
     check_host,
-    redirected,
-    refused,
-    shown,
-    web_url,
+    display_url,
+    parse_image_url,
+    redirect_target,
 )
 
 T = TypeVar("T")
 
-ATTEMPTS = 3
-"""Tries at an image, where trying again may help."""
+MAX_ATTEMPTS = 3
+"""Attempts at an image, if a retry may help."""
 
 MAX_REDIRECTS = 5
 
-PER_HOST = 4
-"""Requests at once to one host, so that we are no burden to it."""
+MAX_REQUESTS_PER_HOST = 4
+"""Concurrent requests to one host, so as not to overload it."""
 
 CONNECT_SECONDS = 10.0
 
 TOTAL_SECONDS = 30.0
-"""For one try, redirects and the whole image; waiting for a busy host's turn is not counted."""
+"""For one attempt with redirects and the complete body; waiting for a busy host is not counted."""
 
-MAX_WAIT = 30.0
-"""Seconds waited before another try at most, also where a server asks for more."""
+MAX_RETRY_WAIT = 30.0
+"""Most seconds to wait before a retry, even if a server asks for more."""
 
-REST_SECONDS = 60.0
-"""How long a host that cannot be reached or is silent is passed over: datasets are full of them."""
+HOST_COOLDOWN_SECONDS = 60.0
+"""How long an unreachable or silent host is skipped: datasets have many dead hosts."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_PASSING = {408, 425, 429, 500, *range(502, 600)}
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
+_TRANSIENT_STATUSES = {408, 425, 429, 500, *range(502, 600)}
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_RETRY_WAIT)
 
 
-class _PassingError(RowError):
-    """What may go well when it is tried again.
+class _TransientError(RowError):
+    """A failure that a retry may fix.
 
     Attributes:
         wait: seconds that the server asks to wait first.
-        unreached: host and port, where these could not be connected to, or did not answer.
+        unreachable: host and port, if connecting failed or nothing was answered; else empty.
     """
 
-    def __init__(self, kind: Kind, message: str, wait: float = 0, unreached: str = "") -> None:
+    def __init__(self, kind: Kind, message: str, wait: float = 0, unreachable: str = "") -> None:
         super().__init__(kind, message)
         self.wait = wait
-        self.unreached = unreached
+        self.unreachable = unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,15 @@ class _Reply:
 
 
 class WebImages:
-    """Fetches images on a background event loop; threads share it.
+    """Fetches images on a background event loop that threads share.
 
-    Only public addresses are connected to (see `web_addresses`). No cookies, credentials or
-    proxies of the environment are used, and nothing is decompressed.
+    It connects to public addresses only (see `web_addresses`). It uses no cookies, credentials or
+    proxies from the environment, and decompresses nothing.
 
     Args:
         max_bytes: larger images are not fetched.
-        allow_private_hosts: let images come from private and loopback addresses too.
-        loop: what it runs on; by default a loop of its own.
+        allow_private_hosts: also fetch from private and loopback addresses.
+        loop: the event loop; by default it starts one.
     """
 
     def __init__(
@@ -110,23 +110,24 @@ class WebImages:
         self._await(self._open())
 
     def close(self) -> None:
-        """End what is under way; those who wait for it get a `RowError`."""
+        """Cancel running requests; threads that wait for one get a `RowError`."""
         self._group.end()
         self._background.start(self._session.close()).result()
         if self._owns_loop:
             self._background.close()
 
     def identify(self, url: str) -> str:
-        """Ask the server for its tag of an image, without the image.
+        """Request the ETag of an image, without its content.
 
-        Gives `etag:<tag>:<bytes>:<digest of the URL>`, or `url:<digest>` where the server has no
-        tag, or does not say: whether there is an image, only `read` can tell.
+        Returns:
+            `etag:<tag>:<bytes>:<digest of the URL>`, or `url:<digest>` if the server gives no ETag
+            or an error status: only `read` can tell whether the image exists.
 
         Raises:
-            RowError: as `read` does, but for a missing image.
+            RowError: as for `read`, but not for a missing image.
         """
-        target = web_url(url)
-        reply = self._await(self._ask("HEAD", target))
+        target = parse_image_url(url)
+        reply = self._await(self._request("HEAD", target))
         # A URL may carry a signature; an identity must hold no secret.
         digest = hashlib.sha256(str(target).encode()).hexdigest()
         tag = reply.headers.get("ETag") if reply.ok else None
@@ -139,34 +140,34 @@ class WebImages:
 
         Raises:
             RowError: image_missing, image_too_large, image_refused (the URL, a redirect or its
-                host's address), bad_row (no URL), or connection and timeout, which may pass.
+                host's address), bad_row (not a URL), or connection and timeout (both transient).
         """
-        target = web_url(url)
-        reply = self._await(self._ask("GET", target))
+        target = parse_image_url(url)
+        reply = self._await(self._request("GET", target))
         if not reply.ok:
-            raise RowError(Kind.IMAGE_MISSING, f"{shown(target)}: answers HTTP {reply.status}")
+            raise RowError(Kind.IMAGE_MISSING, f"{display_url(target)}: HTTP status {reply.status}")
         return reply.body
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             return self._group.start(coroutine).result()
         except GroupEndedError:
-            message = "the client for images from the web is closed"
+            message = "the client for web images is closed"
             raise RowError(Kind.CONNECTION, message) from None
         except CancelledError:
-            raise RowError(Kind.CONNECTION, "closed before the image had been fetched") from None
+            raise RowError(Kind.CONNECTION, "closed before the image was fetched") from None
 
-    # Everything below runs on the background loop.
+    # Everything below runs on the background event loop.
 
     async def _open(self) -> None:
-        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._resting_until: dict[str, float] = {}
-        self._answered: dict[str, float] = {}
+        self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._cooldown_until: dict[str, float] = {}
+        self._last_response: dict[str, float] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=CheckedResolver(self._allow_private),
-                limit=0,  # as many as there are threads that wait
-                # Thousands of hosts, each asked once, must not use up the file descriptors.
+                limit=0,  # the number of waiting threads is the limit
+                # With thousands of hosts, idle connections must not use up the file descriptors.
                 keepalive_timeout=2,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -179,19 +180,19 @@ class WebImages:
             },
         )
 
-    async def _ask(self, method: str, url: URL) -> _Reply:
+    async def _request(self, method: str, url: URL) -> _Reply:
         began = time.monotonic()
         try:
             return await tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(_PassingError),
-                stop=tenacity.stop_after_attempt(ATTEMPTS),
+                retry=tenacity.retry_if_exception_type(_TransientError),
+                stop=tenacity.stop_after_attempt(MAX_ATTEMPTS),
                 wait=_wait,
                 reraise=True,
             )(self._follow, method, url)
-        except _PassingError as error:
-            # One silent address of a host that answers others says nothing of the host.
-            if error.unreached and self._answered.get(error.unreached, 0) < began:
-                self._resting_until[error.unreached] = time.monotonic() + REST_SECONDS
+        except _TransientError as error:
+            # If the host answered another request meanwhile, only this one URL is silent.
+            if error.unreachable and self._last_response.get(error.unreachable, 0) < began:
+                self._cooldown_until[error.unreachable] = time.monotonic() + HOST_COOLDOWN_SECONDS
             raise
 
     async def _follow(self, method: str, url: URL) -> _Reply:
@@ -199,37 +200,39 @@ class WebImages:
         for _ in range(MAX_REDIRECTS + 1):
             check_host(target, self._allow_private)
             host = str(target.raw_host)
-            async with self._turns.setdefault(host, asyncio.Semaphore(PER_HOST)):
-                if self._resting_until.get(_place(target), 0) > time.monotonic():
-                    what = f"{shown(target)}: {_place(target)} could not be reached a moment ago"
-                    raise RowError(Kind.CONNECTION, what)
+            async with self._host_slots.setdefault(host, asyncio.Semaphore(MAX_REQUESTS_PER_HOST)):
+                server = _host_port(target)
+                if self._cooldown_until.get(server, 0) > time.monotonic():
+                    message = f"{display_url(target)}: {server} was unreachable a moment ago"
+                    raise RowError(Kind.CONNECTION, message)
                 started = time.monotonic()
                 reply = await self._send(method, target, max(seconds, 0.001))
                 seconds -= time.monotonic() - started
             location = reply.headers.get("Location")
             if reply.status not in _REDIRECTS or location is None:
                 return reply
-            target = redirected(target, location)
-        raise RowError(Kind.IMAGE_MISSING, f"{shown(url)}: over {MAX_REDIRECTS} redirects")
+            target = redirect_target(target, location)
+        raise RowError(Kind.IMAGE_MISSING, f"{display_url(url)}: over {MAX_REDIRECTS} redirects")
 
     async def _send(self, method: str, url: URL, seconds: float) -> _Reply:
-        """Make one request; its redirect is not followed."""
+        """Send one request, without following redirects."""
         limits = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
-        answers = seconds < CONNECT_SECONDS  # redirects took the rest: it had no fair chance
+        # After slow redirects the host has too little time left to be blamed for a timeout.
+        answered = seconds < CONNECT_SECONDS
         try:
             async with self._session.request(
                 method, url, timeout=limits, allow_redirects=False
             ) as response:
-                answers = True
-                self._answered[_place(url)] = time.monotonic()
-                if response.status in _PASSING:
+                answered = True
+                self._last_response[_host_port(url)] = time.monotonic()
+                if response.status in _TRANSIENT_STATUSES:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
-                    message = f"{shown(url)}: answers HTTP {response.status}"
-                    raise _PassingError(Kind.CONNECTION, message, wait)
+                    message = f"{display_url(url)}: HTTP status {response.status}"
+                    raise _TransientError(Kind.CONNECTION, message, wait)
                 body = await self._body(response) if 200 <= response.status < 300 else b""
                 return _Reply(response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _wire_error(url, error, answers) from None
+            raise _request_error(url, error, answered) from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
@@ -243,40 +246,40 @@ class WebImages:
 
     def _too_large(self, url: URL) -> RowError:
         limit = f"the limit of {self._max_bytes / 1e6:g} MB"
-        return RowError(Kind.IMAGE_TOO_LARGE, f"{shown(url)} is larger than {limit}")
+        return RowError(Kind.IMAGE_TOO_LARGE, f"{display_url(url)} is larger than {limit}")
 
 
-def _wire_error(
-    url: URL, error: aiohttp.ClientError | OSError | ValueError, answers: bool
+def _request_error(
+    url: URL, error: aiohttp.ClientError | OSError | ValueError, answered: bool
 ) -> RowError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return RowError(Kind.CONNECTION, f"{shown(url)}: its certificate is not trusted")
-    if isinstance(error, ValueError):  # of aiohttp, or of the encoding of a host name
-        return RowError(Kind.BAD_ROW, f"{shown(url)} is no URL that can be asked")
+        return RowError(Kind.CONNECTION, f"{display_url(url)}: its certificate is not trusted")
+    if isinstance(error, ValueError):  # from aiohttp, or from encoding the host name
+        return RowError(Kind.BAD_ROW, f"{display_url(url)} is not a URL that can be requested")
     if isinstance(error, aiohttp.ClientConnectorError):
         if isinstance(error.os_error, RefusedAddressError):
-            return refused(url)
-        message = f"{shown(url)}: {reason(error)}"
-        return _PassingError(Kind.CONNECTION, message, unreached=_place(url))
+            return address_refused(url)
+        message = f"{display_url(url)}: {reason(error)}"
+        return _TransientError(Kind.CONNECTION, message, unreachable=_host_port(url))
     if isinstance(error, TimeoutError):
-        unreached = "" if answers else _place(url)  # a slow image says nothing of its host
-        message = f"{shown(url)}: no image within {TOTAL_SECONDS:g} s"
-        return _PassingError(Kind.TIMEOUT, message, unreached=unreached)
-    return _PassingError(Kind.CONNECTION, f"{shown(url)}: {reason(error)}")
+        unreachable = "" if answered else _host_port(url)  # a slow image is not a dead host
+        message = f"{display_url(url)}: no image within {TOTAL_SECONDS:g} s"
+        return _TransientError(Kind.TIMEOUT, message, unreachable=unreachable)
+    return _TransientError(Kind.CONNECTION, f"{display_url(url)}: {reason(error)}")
 
 
-def _place(url: URL) -> str:
+def _host_port(url: URL) -> str:
     return f"{url.raw_host}:{url.port}"
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.wait if isinstance(error, _PassingError) else 0
-    return min(max(_BACKOFF(state), asked), MAX_WAIT)
+    requested = error.wait if isinstance(error, _TransientError) else 0
+    return min(max(_BACKOFF(state), requested), MAX_RETRY_WAIT)
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks for: a number, or a date."""
+    """Seconds requested by a `Retry-After` header, which holds a number or a date."""
     if value.isdecimal():
         return float(value[:9])
     try:

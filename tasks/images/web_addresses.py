@@ -1,9 +1,9 @@
 """Which web addresses images may be fetched from: URLs, IP addresses and DNS answers.
 
-A dataset comes from a stranger, and this machine may reach what the stranger cannot: a cloud's
-metadata service, the database next door. So only addresses of the public internet are connected
-to, by default. The address that was checked is the one that is connected to; a name that is
-looked up again is checked again.
+This prevents server-side request forgery: a dataset is untrusted, and this machine may reach what
+its author cannot, such as a cloud's metadata service or an internal database. So by default only
+public internet addresses are allowed. The connection goes to exactly the address that was checked;
+when a name is resolved again, the result is checked again.
 """
 
 import socket
@@ -17,13 +17,13 @@ from ...serving.endpoint import safe_url
 from ..records import Kind, RowError
 
 MAX_URL = 8000
-"""Characters a URL may have; most servers refuse longer ones."""
+"""Characters; most servers reject longer URLs."""
 
 _METADATA = {
     ip_address(text)
     for text in (
         "100.100.100.200",  # Alibaba Cloud
-        "168.63.129.16",  # Azure's, a public address
+        "168.63.129.16",  # Azure, a public address
         "192.0.0.192",  # Oracle Cloud
         "fd00:ec2::254",  # AWS
         "fd20:ce::254",  # Google Cloud
@@ -39,19 +39,19 @@ _PRIVATE: list[IPv4Network | IPv6Network] = [
 ]
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _TUNNELS = [IPv6Network("2002::/16"), IPv6Network("2001::/32")]
-"""6to4 and Teredo carry IPv4 addresses and have gone out of use."""
+"""6to4 and Teredo embed IPv4 addresses and are obsolete."""
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class RefusedAddressError(OSError):
-    """A host leads only to addresses that are not connected to."""
+    """A host resolves only to addresses that are not allowed."""
 
 
-def web_url(text: str) -> URL:
+def parse_image_url(text: str) -> URL:
     """Parse an `http://` or `https://` URL of an image; its fragment is dropped.
 
     Raises:
-        RowError: it is no such URL (bad_row), or one with a user or password (image_refused).
+        RowError: it is not such a URL (bad_row), or it has a user or password (image_refused).
     """
     try:
         url = _parse(text).with_fragment(None)
@@ -59,11 +59,12 @@ def web_url(text: str) -> URL:
     except ValueError:
         usable = False
     if not usable or len(text) > MAX_URL:
-        raise RowError(Kind.BAD_ROW, f"{shown(text)} is no complete http:// or https:// URL")
+        message = f"{display_url(text)} is not a complete http:// or https:// URL"
+        raise RowError(Kind.BAD_ROW, message)
     if url.raw_user is not None or url.raw_password is not None:
         raise RowError(
             Kind.IMAGE_REFUSED,
-            f"{shown(text)} is given with a user or password: images are fetched without",
+            f"{display_url(text)} has a user or password: images are fetched without credentials",
         )
     return url
 
@@ -71,66 +72,69 @@ def web_url(text: str) -> URL:
 def _parse(text: str) -> URL:
     try:
         return URL(text)
-    except IndexError as error:  # so yarl fails on brackets without an address
+    except IndexError as error:  # yarl raises it for brackets without an address
         raise ValueError(str(error)) from None
 
 
-def redirected(url: URL, location: str) -> URL:
-    """Where a redirect leads, if it is followed.
+def redirect_target(url: URL, location: str) -> URL:
+    """The URL that a redirect leads to.
 
     Raises:
-        RowError: it leads to no URL (image_missing), out of the web, from https to http, or to
-            a URL with a user or password (image_refused).
+        RowError: its target is not a URL (image_missing), or it is not followed because it leads
+            to another scheme, from https to http, or to a URL with a user or password
+            (image_refused).
     """
     try:
         target = url.join(_parse(location))
-        text = str(target)  # only now is the port looked at
+        text = str(target)  # this is where yarl validates the port
     except ValueError:
-        raise RowError(Kind.IMAGE_MISSING, f"{shown(url)}: redirects to no URL") from None
+        message = f"{display_url(url)}: redirects to an invalid URL"
+        raise RowError(Kind.IMAGE_MISSING, message) from None
     if target.scheme not in {"http", "https"} or (url.scheme, target.scheme) == ("https", "http"):
-        way = f"from {url.scheme}:// to {target.scheme[:20]}://"
-        raise RowError(Kind.IMAGE_REFUSED, f"{shown(url)}: a redirect {way} is not followed")
-    return web_url(text)
+        schemes = f"from {url.scheme}:// to {target.scheme[:20]}://"
+        message = f"{display_url(url)}: a redirect {schemes} is not followed"
+        raise RowError(Kind.IMAGE_REFUSED, message)
+    return parse_image_url(text)
 
 
-def shown(url: URL | str) -> str:
-    """A stranger's URL for messages: one short line without user, password and query."""
+def display_url(url: URL | str) -> str:
+    """An untrusted URL for messages: one short line without user, password and query."""
     text = ascii(safe_url(str(url)))[1:-1]
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def check_host(url: URL, allow_private: bool) -> None:
-    """Refuse a URL whose host is an IP address that is not connected to.
+    """Refuse a URL whose host is an IP address that is not allowed.
 
-    Names are left to `CheckedResolver`, which no client asks about an IP address.
+    Names are left to `CheckedResolver`, which HTTP clients do not call for IP addresses.
 
     Raises:
-        RowError: the address is refused, or in a spelling that readers disagree about
+        RowError: the address is not allowed, or in a notation that parsers disagree about
             (image_refused).
     """
     host = (url.raw_host or "").rstrip(".")
     try:
         address = ip_address(host)
     except ValueError:
-        if _is_odd_address(host):
-            reason = "its host is an IP address in an odd spelling"
-            raise RowError(Kind.IMAGE_REFUSED, f"{shown(url)}: {reason}") from None
+        if _is_nonstandard_ipv4(host):
+            reason = "its host is an IP address in a non-standard notation"
+            raise RowError(Kind.IMAGE_REFUSED, f"{display_url(url)}: {reason}") from None
         return
-    if not may_connect(address, allow_private):
-        raise refused(url)
+    if not is_allowed_address(address, allow_private):
+        raise address_refused(url)
 
 
-def refused(url: URL) -> RowError:
-    """The error of a URL whose host is at an address that is not connected to."""
+def address_refused(url: URL) -> RowError:
+    """The error for a URL whose host is at an address that is not allowed."""
     return RowError(
         Kind.IMAGE_REFUSED,
-        f"{shown(url)}: {url.raw_host} is at a private or reserved address; "
+        f"{display_url(url)}: {url.raw_host} is at a private or reserved address; "
         "images are fetched from the public internet only",
     )
 
 
-def _is_odd_address(host: str) -> bool:
-    """Whether the system would read the host as an IPv4 address: 127.1, 0x7f.1, 2130706433."""
+def _is_nonstandard_ipv4(host: str) -> bool:
+    """Whether the system would parse it as an IPv4 address: 127.1, 0x7f.1, 2130706433."""
     try:
         socket.inet_aton(host)
     except (OSError, ValueError):
@@ -138,15 +142,15 @@ def _is_odd_address(host: str) -> bool:
     return True
 
 
-def may_connect(address: IPv4Address | IPv6Address, allow_private: bool) -> bool:
+def is_allowed_address(address: IPv4Address | IPv6Address, allow_private: bool) -> bool:
     """Whether images may be fetched from an address.
 
-    An IPv6 address that stands for an IPv4 one (mapped, NAT64) counts as that. Link-local addresses
-    and the metadata services of clouds, which hand out credentials, are refused even where loopback
-    and private networks are allowed.
+    An IPv6 address that embeds an IPv4 one (mapped, NAT64) is treated as that. Link-local addresses
+    and cloud metadata services, which hand out credentials, are refused even if loopback and
+    private networks are allowed.
     """
     if isinstance(address, IPv6Address):
-        address = _ipv4_within(address) or IPv6Address(int(address))  # without its zone
+        address = _ipv4_within(address) or IPv6Address(int(address))  # drops its zone
     if address in _METADATA or address.is_link_local:
         return False
     if any(address in network for network in _PRIVATE):
@@ -164,7 +168,7 @@ def _ipv4_within(address: IPv6Address) -> IPv4Address | None:
 
 
 class CheckedResolver(AbstractResolver):
-    """Looks names up, and gives only addresses that may be connected to."""
+    """Resolves names, and returns only addresses that are allowed."""
 
     def __init__(self, allow_private: bool) -> None:
         self._allow_private = allow_private
@@ -173,17 +177,21 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Look a name up.
+        """Resolve a name.
 
         Raises:
-            RefusedAddressError: it has addresses, but none of them may be connected to.
-            OSError: it could not be found.
+            RefusedAddressError: it has addresses, but none of them is allowed.
+            OSError: it could not be resolved.
         """
         found = await self._dns.resolve(host, port, family)
-        usable = [one for one in found if may_connect(ip_address(one["host"]), self._allow_private)]
-        if found and not usable:
+        allowed = [
+            result
+            for result in found
+            if is_allowed_address(ip_address(result["host"]), self._allow_private)
+        ]
+        if found and not allowed:
             raise RefusedAddressError(f"{host} has no public address")
-        return usable
+        return allowed
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: there is nothing to close."""

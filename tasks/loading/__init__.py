@@ -1,8 +1,8 @@
 """Load: a dataset (a URI or a DataFrame) -> rows.
 
 In: a JSON, CSV or Parquet table, a folder or glob of images, or a pandas DataFrame. Out: a
-`Dataset`, which reads its rows lazily, each time anew; a record that cannot be read is a row with
-its problem, not an error.
+`Dataset`, which streams its rows from the source on every pass; a record that cannot be read
+becomes a row with a problem, not an error.
 """
 
 from .columns import Columns

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-# A form never sends an empty text for a field that has another default: hence a choice.
+# Prefect's form never submits an empty text for a field with another default: hence a choice.
 _COLUMN_OR_NONE = {
     "anyOf": [
         {"type": "string", "title": "Column"},
@@ -23,7 +23,7 @@ class Columns(BaseModel):
     )
     conversation: str = Field(
         default="conversation",
-        description="Column with the conversation, where a row has one.",
+        description="Column with the conversation; rows may lack one.",
     )
     output: str = Field(
         default="output", min_length=1, description="Column that gets the raw reply."

@@ -1,4 +1,4 @@
-"""Finding the files of a dataset: one table, several of one format, or images."""
+"""Finds the files of a dataset: one table, several of the same format, or images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ TABLE_FORMATS = {
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-_KNOWN = f"{', '.join(TABLE_FORMATS)} (but for .parquet also with {', '.join(COMPRESSIONS)})"
+_SUPPORTED = f"{', '.join(TABLE_FORMATS)} (except .parquet also with {', '.join(COMPRESSIONS)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class DatasetFiles:
     """The files of one dataset.
 
     Attributes:
-        name: short, for people.
-        folder: what relative image paths are relative to, local or `s3://`.
+        name: short human-readable name.
+        folder: base of relative image paths, a local folder or `s3://` URI.
         format: one of the values of `TABLE_FORMATS`, or "images".
         files: full local paths or `s3://` URIs, sorted.
-        labels: the same relative to the folder, for messages.
-        searched: whether the folder was searched for them, as for a folder or a glob.
+        labels: the same paths relative to the folder, for messages.
+        searched: whether the folder was searched for them (the source is a folder or a glob).
     """
 
     name: str
@@ -48,10 +48,10 @@ class DatasetFiles:
 
 
 def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFiles:
-    """Find the files that a path, folder or glob means; reads none of them.
+    """Find the files that a path, folder or glob refers to, without reading them.
 
     Raises:
-        DatasetError: there are none, or of several or unknown formats.
+        DatasetError: there are none, or they are of several or unknown formats.
         StoreError: the folder or bucket cannot be listed.
     """
     filesystem, path = open_filesystem(uri, credentials)
@@ -59,24 +59,24 @@ def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFil
     with store_errors(uri):
         kind = _kind_of(filesystem, path)
         if kind == "file":
-            root, found = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
+            root, matches = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
         elif kind == "directory":
             root = path
             names = filesystem.find(path, detail=True)
-            found = [name for name in _files(names) if not _is_hidden(name, path)]
+            matches = [name for name in _files(names) if not _is_hidden(name, path)]
         elif kind is None and any(mark in path for mark in "*?["):
             root = _before_wildcard(path) or ("" if scheme else "/")
-            found = _files(filesystem.glob(path, detail=True))
+            matches = _files(filesystem.glob(path, detail=True))
         elif kind is None:
-            raise DatasetError(f"{uri}: there is no such file or folder")
+            raise DatasetError(f"{uri}: no such file or folder")
         else:
-            raise DatasetError(f"{uri}: is neither a file nor a folder")
-    # In a folder, files that are no data (a README, labels) may lie around; in a glob, none.
-    form, chosen = _choose(uri, found, strict=kind != "directory")
+            raise DatasetError(f"{uri}: neither a file nor a folder")
+    # A folder may contain other files too (a README, labels); a glob must match data files only.
+    file_format, chosen = _choose(uri, matches, strict=kind != "directory")
     return DatasetFiles(
         name=PurePosixPath(path if kind else root).name or uri,
         folder=f"{scheme}{root}",
-        format=form,
+        format=file_format,
         files=tuple(f"{scheme}{name}" for name in chosen),
         labels=tuple(name[len(root) :].lstrip("/") for name in chosen),
         searched=kind != "file",
@@ -84,10 +84,10 @@ def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFil
 
 
 def file_version(uri: str, credentials: S3Credentials | None = None) -> str:
-    """What tells a file from what it was or will be at another time, without reading it.
+    """A fingerprint that changes whenever the file does; does not read the file.
 
     Raises:
-        StoreError: the file cannot be asked for; one that is gone has a version too.
+        StoreError: the store is unavailable. A missing file has a version as well.
     """
     filesystem, path = open_filesystem(uri, credentials)
     try:
@@ -95,27 +95,27 @@ def file_version(uri: str, credentials: S3Credentials | None = None) -> str:
             if not uri.startswith("s3://"):
                 info = os.stat(path)  # noqa: PTH116
                 return f"{uri} {info.st_size} {info.st_mtime_ns}"
-            found = filesystem.info(path)
-            return f"{uri} {found['size']} {found.get('ETag')}"
+            properties = filesystem.info(path)
+            return f"{uri} {properties['size']} {properties.get('ETag')}"
     except ObjectMissingError:
-        return f"{uri} gone"
+        return f"{uri} missing"
 
 
 def _kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """What is at a path: "file", "directory", "other", or None for nothing."""
+    """Type of what is at a path: "file", "directory", "other", or None if there is nothing."""
     try:
         with store_errors(path):
             info = filesystem.info(path)
     except ObjectMissingError:
         return None
     if info.get("islink"):
-        # The local file system calls a link neither file nor folder, whatever it leads to.
+        # Older versions of fsspec do not follow a local link here.
         return "directory" if os.path.isdir(path) else "file"  # noqa: PTH112
     return str(info["type"])
 
 
 def _files(infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What may be a file; a link may, unless it leads to a folder: those can go in circles."""
+    """Names of files, and of links unless they lead to a folder: those can form cycles."""
     return [
         name
         for name, info in infos.items()
@@ -123,23 +123,26 @@ def _files(infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _choose(uri: str, found: Sequence[str], *, strict: bool) -> tuple[str, list[str]]:
-    """The one format among the files, and the files of it."""
+def _choose(uri: str, matches: Sequence[str], *, strict: bool) -> tuple[str, list[str]]:
+    """The format that the files have in common, and the files of that format.
+
+    Unless `strict`, only Parquet files and images count.
+    """
     by_format: dict[str, list[str]] = {}
-    for name in sorted(found):
+    for name in sorted(matches):
         by_format.setdefault(_format_of(name), []).append(name)
     if not strict:
-        by_format = {form: by_format[form] for form in ("parquet", "images") if form in by_format}
+        by_format = {name: by_format[name] for name in ("parquet", "images") if name in by_format}
     if not by_format:
-        what = "no file matches" if strict else "the folder holds no images and no Parquet files"
-        raise DatasetError(f"{uri}: {what}")
+        reason = "no file matches" if strict else "the folder has no images and no Parquet files"
+        raise DatasetError(f"{uri}: {reason}")
     if len(by_format) > 1:
-        formats = " and ".join(sorted(form or "other" for form in by_format))
-        raise DatasetError(f"{uri}: holds {formats} files; name one kind, as in folder/*.parquet")
-    form, chosen = by_format.popitem()
-    if not form:
-        raise DatasetError(f"{uri}: unknown format; known are {_KNOWN}, and folders of images")
-    return form, chosen
+        formats = " and ".join(sorted(file_format or "other" for file_format in by_format))
+        raise DatasetError(f"{uri}: has {formats} files; select one kind, as in folder/*.parquet")
+    file_format, chosen = by_format.popitem()
+    if not file_format:
+        raise DatasetError(f"{uri}: unknown format; supported: {_SUPPORTED}, and folders of images")
+    return file_format, chosen
 
 
 def _format_of(name: str) -> str:

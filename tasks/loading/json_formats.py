@@ -14,21 +14,21 @@ from ijson.common import ObjectBuilder
 from ..records import Kind, Problem, Record
 
 LocatedRecord = tuple[str, Record | Problem]
-"""A place inside a file (":17", "[16]") and the record there, or why there is none."""
+"""A location within a file (":17", "[16]") and the record there, or why it cannot be read."""
 
 MAX_DEPTH = 100
-"""Levels of nesting in one record; what is deeper could not be written out as JSON again."""
+"""Maximum nesting of a record: deeper ones could not be written as JSON again."""
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _MAX_LINE_BYTES = 16 << 20
-"""Bytes of a line looked at to tell JSON lines from one large object."""
+"""Bytes of a line that are read to distinguish JSON lines from one large object."""
 
 _ERROR_COLUMN = 39
-"""Where the parser's excerpt, in its error message, shows the first wrong byte."""
+"""Column of the first invalid byte in the excerpt of the parser's error message."""
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse JSON strictly, except that NaN and Infinity, as Python writes them, are None.
+    """Parse JSON strictly, except that NaN and Infinity, which Python writes, become None.
 
     Raises:
         ValueError: with a short reason.
@@ -48,7 +48,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Levels of containers; a loop, as the value may be deeper than Python recurses."""
+    """Levels of containers; iterative, because the value may exceed Python's recursion limit."""
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
@@ -59,14 +59,14 @@ def _depth(value: Any) -> int:
 
 
 def record_or_problem(value: Any) -> Record | Problem:
-    """Take a parsed value as a record; only an object is one."""
+    """Use a parsed value as a record, which must be an object."""
     if isinstance(value, dict):
         return value
     return Problem(Kind.BAD_ROW, f"the record is a {type(value).__name__}, not an object")
 
 
 def read_json_lines(file: io.BufferedReader) -> Iterator[LocatedRecord]:
-    """Read one record a line; a broken line costs that line."""
+    """Read one record per line; an invalid line affects only that line."""
     skip_bom(file)
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -81,7 +81,7 @@ def read_json_array(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read the records of one array.
 
     Raises:
-        ValueError: the array is broken; nothing after that place can be read.
+        ValueError: the array is invalid; nothing after that position can be read.
     """
     skip_bom(file)
     try:
@@ -92,7 +92,7 @@ def read_json_array(file: io.BufferedReader) -> Iterator[LocatedRecord]:
 
 
 def _array_reason(reason: bytes | str) -> str:
-    """The parser's message of several lines as one, with the remedy where there is one."""
+    """The parser's multi-line message as one line, with a remedy if there is one."""
     text = reason if isinstance(reason, bytes) else reason.encode()
     what, _, near = text.partition(b"\n")
     excerpt = " ".join(near.split(b"(right here)")[0].decode("utf-8", "replace").split())
@@ -108,10 +108,10 @@ def _array_reason(reason: bytes | str) -> str:
 
 
 def _array_items(file: io.BufferedReader) -> Iterator[Any]:
-    """The items of an array, built from events.
+    """The items of an array, built from parser events.
 
-    `ijson.items` would build a path string as long as the nesting is deep for every event: a file
-    of 100,000 brackets took all memory there is.
+    Not `ijson.items`: for every event, it builds a path string proportional to the nesting, so a
+    file of 100,000 brackets used up all memory.
     """
     builder, depth, too_deep = ObjectBuilder(), 0, False
     for event, value in ijson.basic_parse(file, use_float=True):
@@ -129,7 +129,7 @@ def _array_items(file: io.BufferedReader) -> Iterator[Any]:
 
 
 def is_json_array(file: io.BufferedReader) -> bool:
-    """Tell a `.json` file that is one array from one with an object a line.
+    """Whether a `.json` file is one array; otherwise it has one object per line.
 
     Raises:
         ValueError: it is neither.
@@ -142,8 +142,8 @@ def is_json_array(file: io.BufferedReader) -> bool:
     if start != b"{":
         raise ValueError("neither a JSON array nor JSON lines")
     line = start + file.readline(_MAX_LINE_BYTES)
-    if not (_is_object(line) or _are_lines(line, file)):
-        raise ValueError("one JSON object, not a list of records; put the records into [ ]")
+    if not (_is_object(line) or _is_json_lines(line, file)):
+        raise ValueError("one JSON object, not a list of records; put the records in [ ]")
     return False
 
 
@@ -154,24 +154,25 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _are_lines(first: bytes, rest: io.BufferedReader) -> bool:
-    """Tell JSON lines whose first line is broken from one object spread over several lines.
+def _is_json_lines(first: bytes, rest: io.BufferedReader) -> bool:
+    """Distinguish JSON lines whose first line is invalid from one object on several lines.
 
-    An object may hold whole objects on lines of their own, so text that parses as one is no lines.
+    An object may itself contain lines that are complete objects, so these only count if the text as
+    a whole is not one object.
     """
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=True)
-    whole, found = True, False
+    valid, has_object_line = True, False
     for line in chain([first], iter(partial(rest.readline, _MAX_LINE_BYTES), b"")):
-        found = found or (line.startswith(b"{") and _is_object(line))
-        whole = whole and _takes(parser.send, line)
+        has_object_line = has_object_line or (line.startswith(b"{") and _is_object(line))
+        valid = valid and _accepts(parser.send, line)
         events.clear()
-        if found and not whole:
+        if has_object_line and not valid:
             return True
-    return found and not _takes(parser.close)
+    return has_object_line and not _accepts(parser.close)
 
 
-def _takes(parse: Callable[..., object], *text: bytes) -> bool:
+def _accepts(parse: Callable[..., object], *text: bytes) -> bool:
     try:
         parse(*text)
     except ijson.JSONError:
@@ -180,6 +181,6 @@ def _takes(parse: Callable[..., object], *text: bytes) -> bool:
 
 
 def skip_bom(file: io.BufferedReader) -> None:
-    """Move past the mark that Windows programs put before UTF-8 text."""
+    """Skip the byte order mark that Windows programs write before UTF-8 text."""
     if file.peek(3)[:3] == b"\xef\xbb\xbf":
         file.read(3)

@@ -1,6 +1,6 @@
-"""CSV, Parquet and DataFrames -> records of to_python Python values, streamed.
+"""CSV, Parquet and DataFrames -> records of plain Python values, streamed.
 
-Imports pandas and pyarrow: import it only where a dataset is of these formats.
+Imports pandas and pyarrow: import this module only if a dataset is in one of these formats.
 """
 
 import datetime
@@ -20,17 +20,17 @@ from ..records import Record
 from .json_formats import LocatedRecord, parse_json
 
 _CSV_ROWS = 1000
-"""Rows parsed at once."""
+"""Rows per chunk."""
 
 _PARQUET_ROWS = 16
-"""Rows decoded at once: few, as each may embed images of some megabytes."""
+"""Rows per decoded batch: few, because each may embed images of several megabytes."""
 
 _PARQUET_BUFFER = 1 << 20
 """Bytes read ahead per column."""
 
 
 def to_python(value: Any) -> Any:
-    """Turn a value of numpy, pandas or Arrow into to_python Python; whatever is missing is None."""
+    """Convert a numpy, pandas or Arrow value to plain Python; missing values become None."""
     if value is None or isinstance(value, str | bytes | bool | int):
         return value
     if isinstance(value, float):
@@ -53,13 +53,13 @@ def to_python(value: Any) -> Any:
 
 
 def find_duplicate(names: Iterable[str]) -> str | None:
-    """A column name that appears twice: a record, which is keyed by name, would lose one."""
+    """A column name that appears twice: a record, keyed by name, would lose one of the columns."""
     counts = Counter(names)
     return next((name for name, count in counts.items() if count > 1), None)
 
 
 def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the rows of a DataFrame; its index is not looked at."""
+    """Read the rows of a DataFrame; its index is ignored."""
     names = [str(name) for name in frame.columns]
     for number, values in enumerate(frame.itertuples(index=False, name=None)):
         yield f"[{number}]", dict(zip(names, map(to_python, values), strict=True))
@@ -68,12 +68,12 @@ def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_csv(
     file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
 ) -> Iterator[LocatedRecord]:
-    """Read UTF-8 text with a header line; cells stay text, and only an empty one is missing.
+    """Read UTF-8 text with a header line; cells remain text, and only empty ones are missing.
 
-    In `json_columns`, cells are parsed where they hold a JSON list.
+    Cells of `json_columns` that hold a JSON list are parsed.
 
     Raises:
-        ValueError: a line that does not fit the header, or a quote that is never closed.
+        ValueError: a line does not match the header, or a quote is never closed.
     """
     try:
         chunks = pd.read_csv(
@@ -102,22 +102,22 @@ def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
             try:
                 record[name] = parse_json(cell.encode())
             except ValueError:
-                continue  # text that begins with a bracket
+                continue  # plain text that begins with a bracket
     return record
 
 
 def read_parquet(file: io.BufferedReader) -> Iterator[LocatedRecord]:
-    """Read a Parquet file in small batches; memory is bounded by its pages, not by its size.
+    """Read a Parquet file in small batches; memory is bounded by its page size, not its length.
 
     Raises:
-        ValueError: it is no Parquet file, or broken.
+        ValueError: it is not a Parquet file, or it is corrupted.
     """
     number = 0
     try:
-        # With pre_buffer, pyarrow keeps every row group it has passed.
+        # With pre_buffer, pyarrow keeps all row groups read so far in memory.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
-        if (twin := find_duplicate(table.schema_arrow.names)) is not None:
-            raise ValueError(f"two columns are named {twin!r}; rename one")
+        if (duplicate := find_duplicate(table.schema_arrow.names)) is not None:
+            raise ValueError(f"two columns are named {duplicate!r}; rename one")
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
             for row in range(batch.num_rows):
                 yield f"[{number}]", to_python(batch.slice(row, 1).to_pylist()[0])
@@ -125,13 +125,13 @@ def read_parquet(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error).split("\n")[0]) from None
     except OverflowError as error:
-        raise ValueError(f"row {number} holds a date or time out of range: {error}") from None
+        raise ValueError(f"row {number} has a date or time out of range: {error}") from None
     except KeyError as error:
-        raise ValueError(f"row {number} has a time of an unknown zone: {error}") from None
+        raise ValueError(f"row {number} has a time in an unknown time zone: {error}") from None
 
 
 def count_parquet(file: io.BufferedReader) -> int:
-    """The number of rows, as the file's footer says."""
+    """The number of rows according to the file's footer."""
     try:
         return int(pq.ParquetFile(file).metadata.num_rows)
     except (pa.ArrowException, OSError) as error:

@@ -1,8 +1,7 @@
-"""Objects: whole files in a local folder or an S3 bucket.
+"""Object storage: files in a local folder or objects in an S3 bucket.
 
 In: a local path or an `s3://` URI, and credentials. Out: an `ObjectStore` that reads, writes,
-lists and deletes objects, each of which appears complete or not at all. Prefect's persisted
-results pass through it too.
+lists and deletes objects; every write is atomic. Prefect's persisted results go through it too.
 """
 
 from .credentials import S3Credentials

@@ -1,4 +1,4 @@
-"""The fields of an `ObjectStore` block, and how its secrets stay where they are."""
+"""The fields of an `ObjectStore` block, and how its secrets stay out of pickles and results."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ from typing import Any, Self, cast
 from prefect.filesystems import WritableFileSystem
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from ...serving.endpoint import find_block, http_url, is_more_than_address, load_block
+from ...serving.endpoint import find_block, http_url, load_block, may_hold_secrets
 from ..errors import StoreError
 from .credentials import S3Credentials
 from .filesystems import split_uri
 
 
-class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract blocks out
-    """Where a store is and who we are to it. Use its subclass `ObjectStore`."""
+class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog skips it
+    """Location of a store and the credentials for it. Use its subclass `ObjectStore`."""
 
-    # What is refused may hold a secret.
+    # Rejected input may contain a secret.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     uri: str = Field(
@@ -30,29 +30,29 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
     access_key_id: str = Field(
         default="",
         title="Access key ID",
-        description="If empty, the AWS environment, profile or role says who we are.",
+        description="If empty, credentials come from the AWS environment, profile or role.",
     )
     secret_access_key: SecretStr = Field(
         default=SecretStr(""),
         title="Secret access key",
-        description="Belongs to the key ID. Once saved, it is not shown again.",
+        description="The secret for the access key ID. Once saved, it is not shown again.",
     )
     session_token: SecretStr = Field(
-        default=SecretStr(""), title="Session token", description="Of temporary credentials only."
+        default=SecretStr(""), title="Session token", description="Only for temporary credentials."
     )
     endpoint_url: str = Field(
         default="",
         title="Endpoint URL",
-        description="The S3 server, where it is not AWS's own, such as `http://minio:9000`.",
+        description="The S3 server if it is not AWS's own, such as `http://minio:9000`.",
     )
-    region: str = Field(default="", description="Region of the bucket, where the server has any.")
+    region: str = Field(default="", description="Region of the bucket, if the server has regions.")
     credentials: str = Field(
         default="",
-        description="Name of another Image QA Store block whose credentials are used instead.",
+        description="Name of another Image QA Store block whose credentials to use instead.",
     )
 
     _named_credentials: S3Credentials | None = PrivateAttr(None)
-    _accept: Callable[[str, bytes], object] | None = PrivateAttr(None)
+    _check_record: Callable[[str, bytes], object] | None = PrivateAttr(None)
 
     @field_validator("uri")
     @classmethod
@@ -63,7 +63,7 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
     @field_validator("endpoint_url")
     @classmethod
     def _check_endpoint(cls, url: str) -> str:
-        if url and ((parts := http_url(url)) is None or is_more_than_address(parts)):
+        if url and ((parts := http_url(url)) is None or may_hold_secrets(parts)):
             raise StoreError(
                 "the endpoint URL must be a plain http:// or https:// URL, without a user"
             )
@@ -74,22 +74,22 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         key, secret = self.access_key_id.strip(), self.secret_access_key.get_secret_value().strip()
         if bool(key) != bool(secret):
             raise StoreError(
-                f"{self.uri}: give both the access key ID and the secret access key, or neither"
+                f"{self.uri}: set both the access key ID and the secret access key, or neither"
             )
         if self.credentials and key:
             raise StoreError(
-                f"{self.uri}: give either credentials or the name of a block that has them"
+                f"{self.uri}: set either credentials or the name of a block that has them, not both"
             )
         return self
 
     @property
     def s3_credentials(self) -> S3Credentials | None:
-        """What `open_filesystem` is to be given; none if all comes from the environment.
+        """The credentials for `open_filesystem`; None if everything comes from the environment.
 
         Raises:
             StoreError: the block that `credentials` names cannot be used.
         """
-        given = S3Credentials(
+        own = S3Credentials(
             access_key_id=self.access_key_id.strip(),
             secret_access_key=self.secret_access_key.get_secret_value().strip(),
             session_token=self.session_token.get_secret_value().strip(),
@@ -105,33 +105,33 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
                         f"credentials of its own: name {named.credentials!r} itself"
                     )
                 self._named_credentials = named.s3_credentials or S3Credentials()
-            return self._named_credentials.at(self.endpoint_url, self.region)
-        return None if given == S3Credentials() else given
+            return self._named_credentials.for_server(self.endpoint_url, self.region)
+        return None if own == S3Credentials() else own
 
-    def at(self, uri: str) -> Self:
-        """The store of another URI, with the same credentials."""
+    def with_uri(self, uri: str) -> Self:
+        """The store at another URI, with the same credentials."""
         if self.access_key_id and self._block_document_name is None:
             fields = {name: getattr(self, name) for name in type(self).model_fields}
             return type(self)(**(fields | {"uri": uri}))
         return self._without_secrets(uri)
 
-    def accepting(self, accept: Callable[[str, bytes], object]) -> Self:
-        """This store, where reading a result record also calls `accept` with its name and bytes.
+    def with_record_check(self, check: Callable[[str, bytes], object]) -> Self:
+        """A copy that also calls `check` with the name and bytes of each result record it reads.
 
-        A record for which `accept` raises counts as missing.
+        A record for which `check` raises counts as missing.
         """
         store = self.model_copy()
-        store._accept = accept
+        store._check_record = check
         return store
 
     def result_storage(self) -> tuple[Self, str]:
-        """Where Prefect keeps results that belong here: a saved block, and this store's path in it.
+        """Storage for Prefect results of this store: a saved block, and this store's path in it.
 
-        It is one block per bucket (or this machine's disk) and credentials, however many outputs
-        there are; it holds no secret.
+        There is one block per bucket (or per machine, for the local disk) and credentials, however
+        many outputs there are. It holds no secret.
 
         Raises:
-            StoreError: the credentials are this block's own and it was never saved.
+            StoreError: the block has credentials of its own and was never saved.
         """
         protocol, path = split_uri(self.uri)
         if protocol == "file":
@@ -140,47 +140,47 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         return self._without_secrets(f"s3://{bucket}").saved(), folder
 
     def saved(self) -> Self:
-        """This store with a block document in Prefect; saved now if it has none.
+        """This store as a saved Prefect block; it is saved now if it was not before.
 
         Raises:
-            StoreError: the credentials are this block's own and it was never saved.
+            StoreError: the block has credentials of its own and was never saved.
         """
         if self._block_document_id is not None:
             return self
         block = self._without_secrets(self.uri)
-        content = block._plain_fields()
+        fields = block._public_fields()
         protocol, path = split_uri(self.uri)
-        place = "local" if protocol == "file" else ""
-        words = re.sub(r"[^a-z0-9]+", " ", f"{place} {path} {block.credentials}".lower()).split()
-        name = "-".join(["image-qa-results", *words])
+        location = "local" if protocol == "file" else ""
+        text = f"{location} {path} {block.credentials}".lower()
+        name = "-".join(["image-qa-results", *re.sub(r"[^a-z0-9]+", " ", text).split()])
         found = find_block(type(self), name, StoreError)
-        if found is not None and found._plain_fields() != content:  # another server's, say
-            digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+        if found is not None and found._public_fields() != fields:  # e.g. of another endpoint
+            digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:8]
             name = f"{name}-{digest}"
             found = find_block(type(self), name, StoreError)
-        if found is not None and found._plain_fields() == content:
+        if found is not None and found._public_fields() == fields:
             block._block_document_id = found._block_document_id
             block._block_document_name = name
         else:
             cast("Any", block).save(name, overwrite=True, _sync=True)
         return block
 
-    def _plain_fields(self) -> dict[str, str]:
-        """What may be written anywhere: into Prefect's database, a pickle, a name's digest."""
+    def _public_fields(self) -> dict[str, str]:
+        """The fields that are safe to store: in Prefect's database, a pickle, the name's digest."""
         names = ("uri", "endpoint_url", "region", "credentials")
         return {name: getattr(self, name) for name in names}
 
     def _without_secrets(self, uri: str) -> Self:
-        """A copy that names the block which has the secrets."""
+        """A copy that refers to the block with the secrets by name."""
         credentials = self.credentials
         if self.access_key_id:
             if self._block_document_name is None:
                 raise StoreError(
-                    f"{self.uri}: its credentials would be stored in the open; save this "
+                    f"{self.uri}: its credentials would be stored in plain text; save this "
                     f'{self._block_type_name} block first: .save("a-name")'
                 )
             credentials = self._block_document_name
-        block = type(self)(**(self._plain_fields() | {"uri": uri, "credentials": credentials}))
+        block = type(self)(**(self._public_fields() | {"uri": uri, "credentials": credentials}))
         if credentials:
             block._named_credentials = (
                 self._named_credentials if self.credentials else self.s3_credentials
@@ -188,20 +188,20 @@ class StoreBlock(WritableFileSystem, ABC):  # Prefect's catalog leaves abstract 
         return block
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Other processes load the credentials from Prefect; a pickle may end up anywhere.
+        # A pickle may end up anywhere, so other processes load the credentials from Prefect.
         block = self._without_secrets(self.uri)
-        fields = block._plain_fields()
-        return _restore, (type(self), fields, self._block_document_id, self._accept)
+        fields = block._public_fields()
+        return _restore, (type(self), fields, self._block_document_id, self._check_record)
 
 
 def _restore(
     cls: type[StoreBlock],
     fields: dict[str, str],
     document: uuid.UUID | None,
-    accept: Callable[[str, bytes], object] | None,
+    check: Callable[[str, bytes], object] | None,
 ) -> Any:
-    """What unpickling calls."""
+    """Rebuild a pickled store."""
     block = cast("Any", cls)(**fields)
     block._block_document_id = document
-    block._accept = accept
+    block._check_record = check
     return block

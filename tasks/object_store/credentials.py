@@ -8,13 +8,13 @@ from ..errors import StoreError
 
 @dataclass(frozen=True, slots=True)
 class S3Credentials:
-    """Who we are to an S3 server, and where it is. What is empty comes from the environment.
+    """Credentials and address of an S3 server. Empty fields are read from the environment.
 
     Attributes:
         access_key_id: name of the key.
         secret_access_key: the key's secret; never shown.
-        session_token: of temporary credentials; never shown.
-        endpoint_url: the server, where it is not AWS's own.
+        session_token: for temporary credentials; never shown.
+        endpoint_url: the server, if it is not AWS's own.
         region: its region.
     """
 
@@ -24,12 +24,12 @@ class S3Credentials:
     endpoint_url: str = ""
     region: str = ""
 
-    def at(self, endpoint_url: str, region: str) -> "S3Credentials":
-        """The same credentials for another server or region, where these are given."""
+    def for_server(self, endpoint_url: str, region: str) -> "S3Credentials":
+        """The same credentials for another endpoint or region; empty arguments change nothing."""
         return replace(
             self, endpoint_url=endpoint_url or self.endpoint_url, region=region or self.region
         )
 
     def __reduce__(self) -> NoReturn:
         # A pickle can end up in a cache, a queue or on another machine.
-        raise StoreError("S3 credentials are not pickled: hand over a saved ObjectStore instead")
+        raise StoreError("S3 credentials cannot be pickled: pass a saved ObjectStore instead")

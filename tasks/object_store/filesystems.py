@@ -1,4 +1,4 @@
-"""Local paths and `s3://` behind one door: file systems, and what their errors mean."""
+"""Local paths and `s3://` URIs -> file systems, and their errors -> `StoreError`."""
 
 import errno
 import io
@@ -16,14 +16,14 @@ from .credentials import S3Credentials
 
 SUPPORTED = "a local path or s3://bucket/prefix"
 
-_KEY_REFUSED = {
+_CREDENTIALS_REJECTED = {
     "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
-_CLOCK_WRONG = {"RequestExpired", "RequestTimeTooSkewed"}
-_ELSEWHERE = {
+_CLOCK_SKEWED = {"RequestExpired", "RequestTimeTooSkewed"}
+_WRONG_REGION = {
     "301",
     "307",
     "AuthorizationHeaderMalformed",
@@ -32,7 +32,7 @@ _ELSEWHERE = {
     "TemporaryRedirect",
 }
 _STORE_FULL = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
-_LOCAL_REASONS = {
+_ERRNO_REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
@@ -44,10 +44,10 @@ _LOCAL_REASONS = {
 }
 
 
-def is_path(uri: str) -> bool:
-    """Whether a local path or `s3://` URI can be encoded for the system that is to read it."""
+def is_encodable(uri: str) -> bool:
+    """Whether a local path or `s3://` URI can be encoded for the system that reads it."""
     try:
-        # Python stands a local file's name that is not UTF-8 for with surrogates; S3 has none.
+        # Python uses surrogates for local file names that are not UTF-8; S3 has no such names.
         uri.encode("utf-8", "strict" if uri[:5].lower() == "s3://" else "surrogateescape")
     except UnicodeEncodeError:
         return False
@@ -55,13 +55,13 @@ def is_path(uri: str) -> bool:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Tell a URI's protocol, `file` or `s3`, from its path; a local path is made absolute.
+    """Split a URI into protocol (`file` or `s3`) and path; a local path is made absolute.
 
     Raises:
-        StoreError: the URI is of another kind.
+        StoreError: the URI has another scheme or is malformed.
     """
-    if not uri.strip() or not is_path(uri):
-        raise StoreError(f"an empty or broken path; give {SUPPORTED}")
+    if not uri.strip() or not is_encodable(uri):
+        raise StoreError(f"empty or invalid path; give {SUPPORTED}")
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return "file", os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
@@ -80,10 +80,10 @@ def open_filesystem(
     """Find the file system of a URI (a local path, or `s3://bucket/prefix`) and the path in it.
 
     S3 credentials, region and endpoint that are not given come from the standard AWS environment,
-    profile or role; one connection is kept per process, until that environment changes.
+    profile or role. Connections are cached per process until that environment changes.
 
     Raises:
-        StoreError: the URI is of another kind, or no S3 session could be made.
+        StoreError: the URI is not supported, or no S3 session could be created.
     """
     protocol, path = split_uri(uri)
     if protocol == "file":
@@ -99,14 +99,14 @@ def _connect(
     _environment: tuple[tuple[str, str], ...],
     credentials: S3Credentials | None,
 ) -> fsspec.AbstractFileSystem:
-    from .s3 import connect  # slow to import, and local stores do without
+    from .s3 import connect  # slow to import, and not needed for local stores
 
     return connect(credentials or S3Credentials())
 
 
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turn what the file systems raise into one clear `StoreError` that names the URI."""
+    """Turn any error of the file systems into one `StoreError` that names the URI."""
     try:
         yield
     except StoreError:
@@ -114,22 +114,22 @@ def store_errors(uri: str) -> Iterator[None]:
     except (OSError, boto.BotoCoreError, boto.ClientError) as error:
         raise _store_error(uri, error) from error
     except Exception as error:
-        # s3fs passes these on as they are: errors of a reply's body, and replies that are no S3.
+        # s3fs does not wrap these: errors while reading a body, and replies that are not S3.
         if type(error).__module__.split(".")[0] not in {"aiohttp", "botocore"}:
             raise
         raise _store_error(uri, error) from error
 
 
 def _store_error(uri: str, error: Exception) -> StoreError:
-    """Say what an exception of a file system means for the user, without secrets."""
-    code, status = _s3_answer(error)
-    if told := _refusal(uri, code, status):
-        return told
+    """Explain an exception of a file system to the user, without secrets."""
+    code, status = _s3_response(error)
+    if known := _error_for_code(uri, code, status):
+        return known
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError):
         return ObjectMissingError(f"{uri}: not found")
-    if number in _LOCAL_REASONS and code is None:
-        return StoreError(f"{uri}: {_LOCAL_REASONS[number]}")
+    if number in _ERRNO_REASONS and code is None:
+        return StoreError(f"{uri}: {_ERRNO_REASONS[number]}")
     if isinstance(error, PermissionError):
         reason = "access denied; check the S3 credentials and the bucket's policy"
         return AccessDeniedError(f"{uri}: {reason}")
@@ -145,7 +145,7 @@ def _store_error(uri: str, error: Exception) -> StoreError:
         reason = "the S3 endpoint cannot be reached; check the endpoint URL and the network"
         return StoreUnavailableError(f"{uri}: {reason}")
     if status is not None and status < 500 and status != 429:
-        return StoreError(f"{uri}: the S3 server refused the request ({code})")
+        return StoreError(f"{uri}: the S3 server rejected the request ({code})")
     if status is None and isinstance(error, OSError) and error.__cause__ is None:
         return StoreError(f"{uri}: {error.strerror or error}")
     if status is None and isinstance(error, boto.BotoCoreError):
@@ -154,30 +154,30 @@ def _store_error(uri: str, error: Exception) -> StoreError:
     return StoreUnavailableError(f"{uri}: the S3 server failed ({reason}); try again later")
 
 
-def _refusal(uri: str, code: str | None, status: int | None) -> StoreError | None:
-    """What an S3 error code means that asks for something to be done."""
+def _error_for_code(uri: str, code: str | None, status: int | None) -> StoreError | None:
+    """The error for an S3 error code that the user can do something about."""
     if code == "NoSuchBucket":
         return StoreError(f"{uri}: the bucket does not exist; create it first")
-    if status == 404 and code in {"", "404"}:  # a missing object has a code of its own
-        return StoreError(f"{uri}: the server does not answer like S3; check the endpoint URL")
-    if code in _KEY_REFUSED:
-        return AccessDeniedError(f"{uri}: the S3 credentials were refused ({code})")
-    if code in _CLOCK_WRONG:
+    if status == 404 and code in {"", "404"}:  # a missing object has its own code
+        return StoreError(f"{uri}: the server does not respond like S3; check the endpoint URL")
+    if code in _CREDENTIALS_REJECTED:
+        return AccessDeniedError(f"{uri}: the S3 credentials were rejected ({code})")
+    if code in _CLOCK_SKEWED:
         return AccessDeniedError(f"{uri}: this machine's clock is wrong; set it ({code})")
-    if code in _ELSEWHERE:
+    if code in _WRONG_REGION:
         reason = "the bucket is in another region or at another endpoint; check AWS_REGION and"
         return StoreError(f"{uri}: {reason} the endpoint URL ({code})")
     if code in _STORE_FULL or status == 507:
-        return StoreError(f"{uri}: the store is full or its quota used up ({code})")
+        return StoreError(f"{uri}: the store is full or over its quota ({code})")
     if code == "EntityTooLarge":
-        return StoreError(f"{uri}: the object is larger than the S3 server takes ({code})")
+        return StoreError(f"{uri}: the object exceeds the S3 server's size limit ({code})")
     return None
 
 
-def _s3_answer(error: BaseException) -> tuple[str | None, int | None]:
+def _s3_response(error: BaseException) -> tuple[str | None, int | None]:
     """The S3 error code ("NoSuchBucket") and HTTP status behind an exception."""
-    for suspect in (error, error.__cause__):
-        response: Any = getattr(suspect, "response", None)
+    for source in (error, error.__cause__):
+        response: Any = getattr(source, "response", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return response.get("Error", {}).get("Code"), status
@@ -185,22 +185,22 @@ def _s3_answer(error: BaseException) -> tuple[str | None, int | None]:
 
 
 class GuardedFile(io.RawIOBase):
-    """An open file whose later failures are `StoreError`, too. Not buffered."""
+    """An open file whose read errors are `StoreError`s too. Not buffered."""
 
     def __init__(self, file: BinaryIO, uri: str) -> None:
         self._file = file
         self._uri = uri
 
     def readable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """The position."""
+        """The current position."""
         return self._file.tell()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -209,12 +209,12 @@ class GuardedFile(io.RawIOBase):
             return self._file.seek(offset, whence)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read so many bytes, or the rest."""
+        """Read up to `size` bytes, or everything to the end."""
         with store_errors(self._uri):
             return self._file.read(-1 if size is None else size)
 
     def readall(self) -> bytes:
-        """Read the rest."""
+        """Read everything to the end."""
         return self.read()
 
     def readinto(self, buffer: Any) -> int:

@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all."""
+"""Atomic writes and listings of local files."""
 
 import os
 import stat
@@ -8,25 +8,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMP_PREFIX = ".writing-"
-"""Names of files that are not whole yet; a killed process can leave one behind."""
+"""Prefix of files that are still incomplete; a killed process can leave one behind."""
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a path to write to; afterwards it replaces `target` in one step."""
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it replaces `target` in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.with_name(f"{TEMP_PREFIX}{uuid.uuid4().hex}")
     try:
         yield temp
         with temp.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name without its bytes
+            os.fsync(file.fileno())  # or a power failure could leave the new name without its bytes
         temp.replace(target)
     finally:
         temp.unlink(missing_ok=True)
 
 
-def sizes_below(folder: str) -> dict[str, int]:
-    """Paths and bytes of all whole files below a folder; none where there is no such folder."""
+def file_sizes(folder: str) -> dict[str, int]:
+    """Paths and sizes of all complete files below a folder; empty if the folder does not exist."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -36,8 +36,8 @@ def sizes_below(folder: str) -> dict[str, int]:
     for parent, _, names in os.walk(folder, onerror=fail):
         for name in names:
             if not name.startswith(TEMP_PREFIX):
-                with suppress(FileNotFoundError):  # another run may have removed it just now
+                with suppress(FileNotFoundError):  # another run may have just removed it
                     info = Path(parent, name).stat()
-                    if stat.S_ISREG(info.st_mode):  # to read a pipe could wait for ever
+                    if stat.S_ISREG(info.st_mode):  # reading a pipe could block forever
                         sizes[f"{parent}/{name}"] = info.st_size
     return sizes

@@ -1,6 +1,6 @@
-"""The connection to an S3 server: how long it waits, and what it tries again.
+"""The connection to an S3 server: its timeouts and retries.
 
-Imported only where an `s3://` URI is used: s3fs takes its time.
+Imported only when an `s3://` URI is used: importing s3fs is slow.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from .credentials import S3Credentials
 
 _CONNECT_TIMEOUT = 5.0
 _READ_TIMEOUT = 15.0
-"""Seconds without a byte."""
+"""Seconds without receiving a byte."""
 
-_FIRST_WAIT = 0.2
-"""Seconds before the second try; each further wait is twice as long."""
+_FIRST_BACKOFF = 0.2
+"""Seconds before the second attempt; each further wait is twice as long."""
 
-_TRIES_THROTTLED = 6
-_TRIES_FAILED = 4
-_TRIES_SILENT = 2
-"""So that a server which never answers is given up within half a minute."""
+_ATTEMPTS_THROTTLED = 6
+_ATTEMPTS_FAILED = 4
+_ATTEMPTS_SILENT = 2
+"""Low, so that we give up on a server that never answers within half a minute."""
 
-_PATIENCE = 45.0
-_SLOWEST = 256 << 10
-"""Seconds for a call with all its retries, and bytes per second of what it sends or gets. The
-timeouts above do not see a server that takes no bytes, or gives one now and then."""
+_CALL_TIMEOUT = 45.0
+_MIN_BYTES_PER_SECOND = 256 << 10
+"""A call with all its retries may take `_CALL_TIMEOUT` seconds, plus the time for its data at this
+rate. The timeouts above do not catch a server that accepts no bytes or only trickles them."""
 
 _THROTTLED_CODES = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 
@@ -41,22 +41,22 @@ _THROTTLED_CODES = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "T
 class _S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
         body = kwargs.get("Body") or b""
-        async with _patience(len(body)):
+        async with _call_timeout(len(body)):
             reply = await super()._call_s3(method, *args, **kwargs)
         if method == "get_object":
-            reply["Body"] = _PatientBody(reply["Body"], int(reply.get("ContentLength") or 0))
+            reply["Body"] = _TimedBody(reply["Body"], int(reply.get("ContentLength") or 0))
         return reply
 
 
-class _PatientBody:
-    """The body of a reply, which must come in a time that fits its size."""
+class _TimedBody:
+    """The body of a reply, with a read timeout that fits its size."""
 
     def __init__(self, body: Any, size: int) -> None:
         self._body = body
         self._size = size
 
     async def read(self, *count: int) -> bytes:
-        async with _patience(self._size):
+        async with _call_timeout(self._size):
             data: bytes = await self._body.read(*count)
             return data
 
@@ -65,10 +65,10 @@ class _PatientBody:
 
 
 @asynccontextmanager
-async def _patience(size: int) -> AsyncIterator[None]:
-    """Give up what takes longer than so many bytes may."""
+async def _call_timeout(size: int) -> AsyncIterator[None]:
+    """Cancel a call that takes longer than `size` bytes may take."""
     try:
-        async with asyncio.timeout(_PATIENCE + size / _SLOWEST):
+        async with asyncio.timeout(_CALL_TIMEOUT + size / _MIN_BYTES_PER_SECOND):
             yield
     except TimeoutError as error:
         raise boto.EndpointConnectionError(endpoint_url="S3", error=error) from error
@@ -90,7 +90,7 @@ def connect(credentials: S3Credentials) -> fsspec.AbstractFileSystem:
         use_listings_cache=False,  # others write to the bucket too
         skip_instance_cache=True,
         default_block_size=4 << 20,
-        # One request for an object: pieces could be of different versions of it.
+        # One request per object: parts fetched separately could be of different versions of it.
         max_concurrency=1,
         config_kwargs={
             "region_name": region,
@@ -98,54 +98,54 @@ def connect(credentials: S3Credentials) -> fsspec.AbstractFileSystem:
             "connect_timeout": _CONNECT_TIMEOUT,
             "read_timeout": _READ_TIMEOUT,
             "s3": {"addressing_style": "path"},
-            "retries": {"mode": "standard", "total_max_attempts": 1},  # `_retry_wait` decides
-            # Many servers that speak S3 send no checksums.
+            "retries": {"mode": "standard", "total_max_attempts": 1},  # `_retry_delay` decides
+            # Many S3-compatible servers send no checksums.
             "response_checksum_validation": "when_required",
             "request_checksum_calculation": "when_required",
         },
     )
-    filesystem.retries = 2  # of replies that were cut off; multiplies with `_retry_wait`
+    filesystem.retries = 2  # for truncated replies; multiplies with `_retry_delay`
     filesystem.connect()
     events = filesystem.s3.meta.events
-    events.register_first("needs-retry.s3", _retry_wait)
-    # Waiting for "100 Continue" is outside the read timeout: a silent server would hang us.
+    events.register_first("needs-retry.s3", _retry_delay)
+    # The read timeout does not cover waiting for "100 Continue": a silent server would hang us.
     events.unregister("before-call.s3", add_expect_header)
     return filesystem
 
 
-def _retry_wait(
+def _retry_delay(
     attempts: int, response: Any, caught_exception: Exception | None, **_: Any
 ) -> float | None:
-    """Seconds to wait before a request that was sent so often is sent again; none if it is not.
+    """Seconds to wait before the next attempt, or None if there should be none.
 
     Raises:
-        EndpointConnectionError: there was no response, and it is not sent again.
-        ClientError: the server redirects without saying where; botocore would ask it for ever.
+        EndpointConnectionError: there was no response and no attempts are left.
+        ClientError: the server redirects without saying where; botocore would retry forever.
     """
     if response is not None and response[0].status_code in {301, 302, 307, 308}:
         http, parsed = response
         if "x-amz-bucket-region" not in http.headers and "Region" not in parsed.get("Error", {}):
             raise boto.ClientError(parsed, "redirect")
-    if attempts >= _tries(response, caught_exception):
+    if attempts >= _max_attempts(response, caught_exception):
         if isinstance(caught_exception, boto.HTTPClientError):
-            # s3fs would start anew after this one, and wait for a silent server many times over.
+            # s3fs retries this one itself, and would wait for a silent server many times over.
             raise boto.EndpointConnectionError(endpoint_url="S3", error=caught_exception)
         return None
-    # Many clients that were throttled together must not come back together.
-    wait: float = _FIRST_WAIT * 2 ** (attempts - 1) * random.uniform(0.5, 1)  # noqa: S311
+    # With jitter: clients that were throttled together must not all retry at the same time.
+    wait: float = _FIRST_BACKOFF * 2 ** (attempts - 1) * random.uniform(0.5, 1)  # noqa: S311
     return wait
 
 
-def _tries(response: Any, error: Exception | None) -> int:
+def _max_attempts(response: Any, error: Exception | None) -> int:
     if isinstance(error, boto.ConnectTimeoutError | boto.ReadTimeoutError):
-        return _TRIES_SILENT
+        return _ATTEMPTS_SILENT
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
-        return _TRIES_FAILED
+        return _ATTEMPTS_FAILED
     if response is None:
         return 1
     http, parsed = response
     code = parsed.get("Error", {}).get("Code", "")
     if http.status_code in {429, 503} or code in _THROTTLED_CODES:
-        return _TRIES_THROTTLED
+        return _ATTEMPTS_THROTTLED
     failed = http.status_code in {500, 502, 504} or code == "RequestTimeout"
-    return _TRIES_FAILED if failed else 1
+    return _ATTEMPTS_FAILED if failed else 1

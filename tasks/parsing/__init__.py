@@ -1,7 +1,7 @@
 """Parse: completions -> answers and failures.
 
-In: the completions of a batch, and a parser. Out: a `ParsedBatch`, in which every row is either
-answered, with its question-answer pairs, or quarantined with the reason.
+In: the completions of a batch, and a parser. Out: a `ParsedBatch` in which every row is either
+answered, with its question-answer pairs, or quarantined with a reason.
 """
 
 from .parse import ParsedBatch, ParseSettings, pair_parse_settings, parse_batch

@@ -1,4 +1,4 @@
-"""Question-answer pairs in JSON, wherever it stands in a text."""
+"""Question-answer pairs from JSON objects anywhere in a text."""
 
 import json
 import re
@@ -10,16 +10,17 @@ _ANSWER_KEYS = ("answer", "a", "答案", "回答", "答")
 
 _OBJECT_START = re.compile(r'\{\s*+"')
 
-# Each failed attempt costs a count of all lines before it. A text with this many braces that
-# open no JSON is a loop or an attack.
+# For each failed attempt, `JSONDecodeError` counts all lines before the position. A text with this
+# many braces that do not open JSON is a model stuck in a loop, or an attack.
 _MAX_ERRORS = 1000
 
 
 def json_pairs(text: str) -> list[QAPair]:
-    """The pairs in every JSON object of a text; [] where there are none. Never raises.
+    """The pairs in all JSON objects of a text; [] if there are none. Never raises.
 
-    Objects may be bare, in arrays, one a line, nested under other keys, in code fences or amid
-    prose. Complete objects of a corrupted array count. Numbers and `true` are kept as written.
+    Objects may be bare, in arrays, one per line, nested under other keys, in code fences or
+    surrounded by prose. Complete objects in a corrupted array count. Numbers and booleans keep
+    their spelling.
     """
     pairs: list[QAPair] = []
 
@@ -29,7 +30,7 @@ def json_pairs(text: str) -> list[QAPair]:
         if question and answer:
             pairs.append(QAPair(question, answer))
 
-    # The hook sees each object as it ends, also within one that turns out to be corrupted.
+    # The hook is called as each object ends, even inside one that later turns out corrupted.
     decoder = json.JSONDecoder(
         object_pairs_hook=collect, parse_int=str, parse_float=str, parse_constant=str, strict=False
     )
@@ -41,12 +42,12 @@ def json_pairs(text: str) -> list[QAPair]:
             errors += 1
             position = max(error.pos, start.start() + 1)
         except RecursionError:
-            break  # nested hundreds deep: no reply, and every level would fail again
+            break  # nested hundreds of levels deep: not a real reply; every level would fail again
     return pairs
 
 
 def _first_text(values: dict[str, object], keys: tuple[str, ...]) -> str:
-    """The first value under one of the keys that is a text, number or truth value; else ""."""
+    """The first value under one of the keys that is a string, number or boolean; else ""."""
     for key in keys:
         value = values.get(key)
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Replies -> finished rows and quarantined ones: what is an answer, and what pairs are in it."""
+"""Replies -> answered and quarantined rows."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quara
 from .text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
 
 Parser = Callable[[str], Any]
-"""Takes a completion's text as it came, gives plain JSON; may raise, which costs that row only."""
+"""Turns the raw text of a completion into plain JSON; an exception affects only that row."""
 
 PairParser = Callable[[str], list[QAPair]]
-"""A parser of QA pairs, as users write it."""
+"""The interface of a custom parser: text -> QA pairs."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,10 @@ class ParseSettings:
     """How the completions of a pass are parsed.
 
     Attributes:
-        name: the parser's name; it stands for what the parser does.
+        name: the parser's name, which identifies its behaviour.
         parser: text -> plain JSON.
-        required: a reply of which the parser makes nothing is no answer.
-        version: tells what the parser gives from what it gave before; None where only its name
-            can tell.
+        required: whether a reply in which the parser finds nothing is quarantined.
+        version: changes with the parser's behaviour; None if only the name identifies it.
     """
 
     name: str
@@ -42,7 +41,7 @@ class ParseSettings:
 
     @property
     def label(self) -> str:
-        """Names everything that decides what is parsed from a text, fit for a file name."""
+        """Identifies everything that decides the parser's results; usable as a file name."""
         if self.version is not None:
             label = f"{self.name}-v{self.version}"
         else:
@@ -52,28 +51,32 @@ class ParseSettings:
 
 
 def pair_parse_settings(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
-    """How completions are parsed for QA pairs; the built-in parser has a version."""
+    """Settings for a parser of QA pairs; only the built-in parser has a version."""
     version = PARSER_VERSION if parser is parse_qa_pairs else None
     return ParseSettings(name, partial(_plain_pairs, parser), require_pairs, version)
 
 
 def _plain_pairs(parser: PairParser, text: str) -> list[dict[str, str]]:
-    """Pairs of which both halves say something."""
-    found = [(pair.question.strip(), pair.answer.strip()) for pair in parser(text)]
-    return [{"question": asked, "answer": told} for asked, told in found if asked and told]
+    """The pairs as plain JSON, stripped, without those whose question or answer is empty."""
+    pairs = [(pair.question.strip(), pair.answer.strip()) for pair in parser(text)]
+    return [
+        {"question": question, "answer": answer}
+        for question, answer in pairs
+        if question and answer
+    ]
 
 
 QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
-"""The built-in parser of question-answer pairs."""
+"""The built-in parser of question-answer pairs, with its default settings."""
 
 
 @dataclass(frozen=True)
 class ParsedBatch:
-    """What became of a batch's rows.
+    """The rows of a batch, answered or quarantined.
 
     Attributes:
-        rows: in the order they were asked.
-        time: when their completions were stored, in seconds since 1970 (UTC).
+        rows: in the order of the batch.
+        time: when the last of their replies was received, in seconds since 1970 (UTC).
     """
 
     rows: Sequence[FinishedRow]
@@ -81,7 +84,7 @@ class ParsedBatch:
 
     @property
     def answered(self) -> list[Answered]:
-        """The rows that have an answer."""
+        """The answered rows."""
         return [row for row in self.rows if isinstance(row, Answered)]
 
 
@@ -91,18 +94,18 @@ def parse_batch(
     result: Mapping[str, Any],
     settings: ParseSettings = QA_PAIRS,
 ) -> ParsedBatch:
-    """Turn what `generate_batch` returned into finished rows and quarantined ones, in order."""
+    """Parse the result of `generate_batch` into answered and quarantined rows, in order."""
     return parse_completions(Completions.load(result), settings)
 
 
 def parse_completions(completions: Completions, settings: ParseSettings) -> ParsedBatch:
-    """Turn the replies to a batch into finished rows and quarantined ones, in order."""
+    """Parse the replies to a batch into answered and quarantined rows, in order."""
     rows = [parse_reply(reply, settings) for reply in completions.replies]
     return ParsedBatch(rows, completions.time)
 
 
 def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
-    """Turn the reply to one row into a finished row or a quarantined one."""
+    """Parse the reply to one row into an answered or quarantined row."""
     reply = stored.reply
     parsed = reply if isinstance(reply, Problem) else parse_completion(reply, settings)
     if isinstance(reply, Completion) and not isinstance(parsed, Problem):
@@ -129,10 +132,7 @@ def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
 
 
 def parse_completion(completion: Completion, settings: ParseSettings) -> Any | Problem:
-    """What the parser makes of a completion, or why that is no answer.
-
-    A parser of the user's may raise: this is then this row's problem.
-    """
+    """The parser's result for a completion, or why it is not an answer."""
     problem = _unfinished(completion)
     if problem is not None:
         return problem
@@ -140,17 +140,17 @@ def parse_completion(completion: Completion, settings: ParseSettings) -> Any | P
         parsed = settings.parser(completion.text)
         json.dumps(parsed)
     except Exception as error:
-        # The parser may be the user's own code, met with text nobody foresaw.
+        # A custom parser may fail in any way on unexpected text: that is this row's problem.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Problem(
             Kind.UNPARSED,
-            f"parser {settings.name} raised {reason}; look at the raw text and correct the parser",
+            f"parser {settings.name} raised {reason}; check the raw text and fix the parser",
         )
     if settings.required and not parsed:
         return Problem(
             Kind.UNPARSED,
             f"parser {settings.name} found nothing in {len(completion.text)} characters; "
-            "look at the raw text, then make the prompt state the format, or ask for JSON",
+            "check the raw text, then state the format in the prompt, or request JSON output",
         )
     return parsed
 
@@ -159,20 +159,21 @@ def _unfinished(completion: Completion) -> Problem | None:
     if completion.finish_reason == "length":
         return Problem(
             Kind.TRUNCATED,
-            f"the reply was cut off after {completion.completion_tokens} tokens; raise max_tokens "
-            "(and the server's max_model_len where that is the limit), or ask for less",
+            f"the reply was truncated after {completion.completion_tokens} tokens; raise "
+            "max_tokens (and the server's max_model_len if that is the limit), or request "
+            "shorter replies",
         )
     if completion.finish_reason != "stop":
         return Problem(
             Kind.TRUNCATED,
             f"the server ended the reply early (finish_reason {completion.finish_reason[:40]!r}); "
-            "look at the raw text and the server's log",
+            "check the raw text and the server's log",
         )
     if not strip_reasoning(completion.text).strip():
-        found = "only reasoning" if completion.text.strip() else "nothing"
+        content = "only reasoning" if completion.text.strip() else "nothing"
         return Problem(
             Kind.EMPTY,
-            f"the model wrote {found} ({completion.completion_tokens} tokens); "
+            f"the model wrote {content} ({completion.completion_tokens} tokens); "
             "check the prompt and the model's chat template",
         )
     return None

@@ -1,28 +1,29 @@
-# ruff: noqa: RUF001, RUF002 (fullwidth punctuation is what Chinese replies are written with)
-"""Completion text -> question-answer pairs: plain functions, no I/O.
+# ruff: noqa: RUF001, RUF002 (Chinese replies use fullwidth punctuation)
+"""Completion text -> question-answer pairs: pure functions, no I/O.
 
-Every function here takes any text, of any size, in time that grows with its length: models
-write loops, and datasets hold texts that someone chose.
+Every function here handles any text in linear time: models get stuck in loops, and a text in an
+untrusted image can dictate what the model writes.
 """
 
 import re
+from itertools import chain
 from re import Match
 
 from ..records import QAPair
 from .json_text import json_pairs
 
 PARSER_VERSION = 1
-"""Raised when `parse_qa_pairs` gives other results, so that stored completions are parsed anew."""
+"""Bumped when `parse_qa_pairs` changes its results, so that stored completions are reparsed."""
 
 
 def parse_qa_pairs(text: str) -> list[QAPair]:
-    """The pairs in a reply, in order; [] where there are none. Never raises.
+    """The pairs in a reply, in order; [] if there are none. Never raises.
 
-    Understood are labelled lines (`**Question:**`, `### Answer`, `Q1.`, `A:`, `1. Question:`,
-    `问题：`, `答：` ...) and, where there are none, JSON objects with such names as keys, anywhere
-    in the text. An answer goes on to the next question label. Labels count at the start of a line
-    only. Reasoning (`<think>`), text before the first question, and questions without an answer
-    are left out.
+    Recognises labelled lines (`**Question:**`, `### Answer`, `Q1.`, `A:`, `1. Question:`, `问题：`,
+    `答：` ...) or, if there are none, JSON objects with these labels as keys, anywhere in the text.
+    Labels count only at the start of a line. An answer extends to the next question label.
+    Reasoning (`<think>`), text before the first question, and questions without an answer are
+    ignored.
     """
     text = strip_reasoning(text).replace("\r\n", "\n")
     return _labelled_pairs(text) or json_pairs(text)
@@ -32,20 +33,20 @@ _THINK_TAG = re.compile(r"<(/?)think>", re.IGNORECASE)
 
 
 def strip_reasoning(text: str) -> str:
-    """Drop `<think>` blocks, also one whose start (chat templates write it) or end is missing."""
-    kept: list[str] = []
+    """Drop `<think>` blocks, even without a start (often in the chat template) or an end tag."""
+    outside: list[str] = []
     position, inside = 0, False
     for number, tag in enumerate(_THINK_TAG.finditer(text)):
         opens = not tag[1]
         if not inside and (opens or number > 0):
-            kept.append(text[position : tag.start()])
+            outside.append(text[position : tag.start()])
         position, inside = tag.end(), opens
     if not inside:
-        kept.append(text[position:])
-    return "\n".join(kept)
+        outside.append(text[position:])
+    return "\n".join(outside)
 
 
-# Quantifiers are possessive (`*+`) where a failed match would otherwise try all lengths of a run.
+# Possessive quantifiers (`*+`): backtracking through all lengths of a run would be quadratic.
 _LABEL = re.compile(
     r"""
     ^[^\S\n]*+ (?:>[^\S\n]*+)*+                              # indentation, block quote
@@ -73,7 +74,7 @@ def _labelled_pairs(text: str) -> list[QAPair]:
     pairs = []
     question: Match[str] | None = None
     answer: Match[str] | None = None
-    for label in (*_LABEL.finditer(text), None):
+    for label in chain(_LABEL.finditer(text), [None]):
         if label is not None and label["answer"]:
             if question is not None and answer is None and _may_answer(label, question):
                 answer = label
@@ -81,27 +82,29 @@ def _labelled_pairs(text: str) -> list[QAPair]:
         # The next question's label, or the end of the text, ends the pair before it.
         if question is not None and answer is not None:
             end = len(text) if label is None else label.start()
-            asked = _value(text, question, answer.start(), before_question=False)
-            told = _value(text, answer, end, before_question=label is not None)
-            if asked and told:
-                pairs.append(QAPair(asked, told))
+            pair = QAPair(
+                _value(text, question, answer.start(), before_question=False),
+                _value(text, answer, end, before_question=label is not None),
+            )
+            if pair.question and pair.answer:
+                pairs.append(pair)
         question, answer = label, None
     return pairs
 
 
 def _may_answer(answer: Match[str], question: Match[str]) -> bool:
-    """A lone "A:" answers a "Q:" only: under "Question:" it is the first of several choices."""
+    """A bare "A:" answers only a "Q:": under "Question:" it is the first of several choices."""
     return len(answer["answer"]) > 1 or answer["answer"] == "答" or len(question["question"]) == 1
 
 
 def _value(text: str, label: Match[str], end: int, *, before_question: bool) -> str:
-    """The text that a label announces, without the decoration around it."""
+    """The text after a label, without the decoration around it."""
     lines = text[label.end() : end].strip().split("\n")
     open_fence = sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
     while lines:
         last = lines[-1].strip()
         if open_fence and last and not last.strip("`"):
-            open_fence = False  # it closes a fence that began before the label
+            open_fence = False  # it closes a fence that was opened before the label
         elif last and not _RULE.fullmatch(last):
             is_title = before_question and len(lines) > 1 and _TITLE.fullmatch(last)
             if not is_title:

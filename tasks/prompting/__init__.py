@@ -1,7 +1,7 @@
 """Prompt: rows -> prompts.
 
-In: rows, and how a row becomes messages. Out: prompts, each with its messages, its image
-references and its row key; a row that cannot be asked is a prompt with its problem.
+In: rows, and how to turn a row into messages. Out: prompts, each with its messages, its image
+references and its row key; a row that cannot be used becomes a prompt with a problem.
 """
 
 from .keys import RequestSpec

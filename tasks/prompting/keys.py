@@ -1,13 +1,14 @@
 """Row keys and batch keys: only this module knows what a key contains.
 
-A row key is the first 128 bits, in hex, of the SHA-256 of two digests, one after the other:
+A row key is the first 128 bits, in hex, of the SHA-256 of two concatenated digests:
 
 - of what all rows of a run share (`RequestSpec`), with `KEY_VERSION`;
-- of the row's own: the identity of each of its images, in order, and its rendered messages.
+- of what is specific to the row: the identity of each of its images, in order, and its rendered
+  messages.
 
 Both are digests of canonical JSON: names sorted, no spaces, ASCII. So a key is the same in every
-process, on every version of Python and for every order of columns. A column that does not reach
-the messages does not matter.
+process, on every version of Python and for every order of columns. A column that does not affect
+the messages does not affect the key.
 """
 
 import hashlib
@@ -22,25 +23,25 @@ from ..images.preparing import ImageSettings
 from ..records import Row
 
 KEY_VERSION = 2
-"""Raised when the content of a key changes: then every row counts as new."""
+"""Bumped when the content of a key changes: then every row counts as new."""
 
 KEY_LENGTH = 32
-"""Hex digits of a key: 128 bits, no collision to be expected below 10^16 rows."""
+"""Hex digits of a key: 128 bits, so no collision is expected below 10^16 rows."""
 
 _KEY_BYTES = KEY_LENGTH // 2
 
 
 @dataclass(frozen=True)
 class RequestSpec:
-    """What decides the answer to every row of a run alike.
+    """Everything common to all rows of a run that decides their answers.
 
-    Server URLs, credentials, batch size and concurrency are left out on purpose: moving a server
-    or appending to the dataset must not make the model answer again. So is the parser: it reads
-    what is stored.
+    Server URLs, credentials, batch size and concurrency are excluded deliberately: moving a server
+    or appending to the dataset must not make the model answer again. So is the parser, which reads
+    the stored completions.
 
     Attributes:
         model: the served model name, never a path.
-        model_revision: digest of the checkpoint where it is known, else empty.
+        model_revision: digest of the checkpoint if it is known, else empty.
         sampling: request options: temperature, max_tokens, ...
         images: image preparation settings.
         prompt: name of the prompt style.
@@ -70,30 +71,30 @@ class RequestSpec:
 
 
 def row_key(image_ids: Sequence[str], messages: Sequence[Message], spec: RequestSpec) -> str:
-    """Name a row by all that decides its answer: what its images are, its messages, the spec."""
-    own = _digest({"images": list(image_ids), "messages": list(messages)})
-    return hashlib.sha256(spec.digest + own).hexdigest()[:KEY_LENGTH]
+    """Identify a row by everything that decides its answer: its images, its messages, the spec."""
+    row_digest = _digest({"images": list(image_ids), "messages": list(messages)})
+    return hashlib.sha256(spec.digest + row_digest).hexdigest()[:KEY_LENGTH]
 
 
 def problem_key(row: Row) -> str:
-    """Name a row that cannot be asked by its place and what it holds."""
+    """Identify a row that cannot be sent to the model by its location and content."""
     return _digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
 
 
 def batch_key(keys: Iterable[str], attempts: Iterable[int], cache_buster: str = "") -> str:
-    """Name a batch by its rows and how often each was asked before.
+    """Identify a batch by its rows and the number of earlier attempts at each.
 
-    The attempt number makes a row that failed be asked again, and not found done. So does a cache
-    buster, for rows that did not fail.
+    The attempt numbers make failed rows miss the cache, so that they are sent to the model again.
+    A cache buster does the same for rows that did not fail.
     """
-    named: dict[str, Any] = {"rows": list(keys), "attempts": list(attempts)}
+    content: dict[str, Any] = {"rows": list(keys), "attempts": list(attempts)}
     if cache_buster:
-        named["cache_buster"] = cache_buster
-    return _digest(named).hex()[:KEY_LENGTH]
+        content["cache_buster"] = cache_buster
+    return _digest(content).hex()[:KEY_LENGTH]
 
 
 def configuration_key(settings: Mapping[str, Any]) -> str:
-    """Name what a run was told, for what is kept per configuration."""
+    """Identify the settings of a run, for whatever is stored per configuration."""
     return _digest(dict(settings)).hex()[:KEY_LENGTH]
 
 
@@ -104,7 +105,7 @@ class KeyList(Sequence[str]):
         self._packed = bytearray()
 
     def append(self, key: str) -> None:
-        """Add the next row's key."""
+        """Append the key of the next row."""
         self._packed += bytes.fromhex(key)
 
     def __len__(self) -> int:
@@ -116,7 +117,7 @@ class KeyList(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         start = range(len(self))[index] * _KEY_BYTES
         return self._packed[start : start + _KEY_BYTES].hex()
 

@@ -135,7 +135,7 @@ def quarantine_table(store: ObjectStore) -> list[dict[str, Any]]:
 
 
 def artifact_key(output: str, what: str) -> str:
-    """The key of an artifact, derived from the output's URI so that each output has its own history.
+    """Derive an artifact's key from the output's URI, so that each output has its own history.
 
     Prefect allows lower-case letters, digits and dashes.
     """

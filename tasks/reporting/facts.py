@@ -21,7 +21,12 @@ _MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
 _CONTROLS = (range(9), range(11, 13), range(14, 32), range(127, 160))
 _BIDI = (range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2066, 0x206A), range(0x61C, 0x61D))
 # Zero-width characters except the two joiners, which shape letters and emoji.
-_ZERO_WIDTH = (range(0xAD, 0xAE), range(0x200B, 0x200C), range(0x2060, 0x2065), range(0xFEFF, 0xFF00))
+_ZERO_WIDTH = (
+    range(0xAD, 0xAE),
+    range(0x200B, 0x200C),
+    range(0x2060, 0x2065),
+    range(0xFEFF, 0xFF00),
+)
 _INVISIBLE = dict.fromkeys(code for codes in (*_CONTROLS, *_BIDI, *_ZERO_WIDTH) for code in codes)
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -94,8 +99,8 @@ def headline(run: RunRecord, statistics: Statistics) -> Iterator[Fact]:
     yield Fact("Prompt tokens", _short_number(prompt.sum), _mean(prompt))
     yield Fact("Completion tokens", _short_number(completion.sum), _mean(completion))
     yield Fact("Last run", _duration(counts.seconds), f"{counts.requests:,} requests")
-    if counts.seconds > 0 and counts.asked:
-        yield Fact("Throughput", f"{counts.asked / counts.seconds:,.1f}", "rows/s, last run")
+    if counts.seconds > 0 and counts.attempted:
+        yield Fact("Throughput", f"{counts.attempted / counts.seconds:,.1f}", "rows/s, last run")
 
 
 def card(row: SampledRow) -> Card:
@@ -217,4 +222,6 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:,.1f} s"
     minutes, remainder = divmod(round(seconds), 60)
-    return f"{minutes} min {remainder} s" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+    if minutes < 100:
+        return f"{minutes} min {remainder} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -134,7 +134,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _policy(style: str, script: str) -> str:
-    """The content security policy: embedded images, and the page's own style and script by digest."""
+    """The content security policy: embedded images, and only our style and script, by digest."""
     digests = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
         for text in (style, script)

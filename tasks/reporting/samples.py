@@ -1,4 +1,4 @@
-"""A few rows of an output, evenly spread, as people are shown them."""
+"""A sample of rows of an output, evenly spread, with thumbnails."""
 
 import io
 import json
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
-from ..exporting.export import QA_JSONL, QUARANTINE_JSONL, WRITES_AGAIN, pairs_of
+from ..exporting.export import QA_JSONL, QUARANTINE_JSONL, REWRITE_REMEDY, pairs_of
 from ..images.preparing import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
-from ..images.thumbnails import SIDE, SIDE_OF_SEVERAL, thumbnail
+from ..images.thumbnails import SIDE, SMALL_SIDE, thumbnail
 from ..loading.dataset import open_dataset
 from ..object_store.credentials import S3Credentials
 from ..object_store.store import ObjectStore
@@ -32,36 +32,35 @@ from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
 
 IMAGES_SECONDS = 20.0
-"""Time to find out where the images of all rows are, and once more to read what is found by then.
+"""Timeout for finding the image references of all rows, and again for reading those found by then.
 
-Those that take longer, from a slow server say, are left out.
+Images that take longer, for example from a slow server, are left out.
 """
 
-_MOST_IMAGES = 4
-"""Images shown of one row."""
+_MAX_IMAGES = 4
+"""Images shown per row."""
 
-_MOST_BYTES = 1 << 30
-"""Read of `qa.jsonl`: with embedded images it may be as large as all of them."""
+_MAX_QA_BYTES = 1 << 30
+"""How much of `qa.jsonl` is read: with embedded images it may be as large as all of them."""
 
-_ROWS_PER_LOOK = 1024
-"""Rows read between two looks at the clock."""
+_ROWS_PER_CLOCK_CHECK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """A row of an output with small pictures of its images.
+    """A row of an output with thumbnails of its images.
 
     Attributes:
         row: position in the dataset, from 0.
-        where: the place a person can find it.
+        where: its location in the dataset, for people.
         key: the row key.
-        thumbnails: `data:` URIs of small JPEG files; empty where no image could be read.
-        pairs: what was parsed from the reply; none of a quarantined row.
-        text: the raw reply, empty where there was none.
+        thumbnails: `data:` URIs of small JPEG files; empty if no image could be read.
+        pairs: QA pairs parsed from the reply; empty for a quarantined row.
+        text: the raw reply; empty if there was none.
         kind: why it is quarantined; empty for an answered row.
-        reason: the same in one line.
-        prompt_tokens: tokens read, images included.
-        completion_tokens: tokens written.
+        reason: the same as a sentence.
+        prompt_tokens: including image tokens.
+        completion_tokens: tokens of the reply.
         latency: seconds.
     """
 
@@ -89,68 +88,67 @@ def sample_rows(
     images: ImageSettings,
     base: ImageBase,
 ) -> list[SampledRow]:
-    """Take some rows of a completed run, evenly spread over the dataset, in its order.
+    """Sample rows of a completed run, evenly spread over the dataset and in its order.
 
-    Of the quarantined rows, every kind gets its share. Memory does not grow with the rows' size.
+    Every kind of quarantined row gets its share. Memory does not grow with the size of the rows.
 
     Args:
         store: the output.
         run: its last completed run.
-        stored: the rows as the run's parser read them.
-        answered: answered rows to take.
-        quarantined: quarantined rows to take.
+        stored: the rows as the run's parser stored them.
+        answered: how many answered rows to sample.
+        quarantined: how many quarantined rows to sample.
         reader: reads the images.
         images: limits on what is decoded.
-        base: what relative image paths are tried against.
+        base: what relative image paths are resolved against.
     """
     keys = read_keys(store, run.keys)
-    with reported_corruption(store, QUARANTINE_JSONL, WRITES_AGAIN):
-        lines_by_kind, failed = _failed_rows(store)
-        ok = np.delete(np.arange(len(keys)), np.asarray(failed, np.int64))
-        chosen = set(_spread_over(lines_by_kind, quarantined))
-        failures = [_failure(line) for _, line in _numbered(store, QUARANTINE_JSONL, chosen)]
-    places = _evenly(_lines_in_reach(store, len(ok)), answered)
-    lines = dict(zip(places, ok[places].tolist(), strict=True))
-    rows = [*_answers(run.dataset, stored, keys, list(lines.values())), *failures]
-    late = time.monotonic() + IMAGES_SECONDS
-    values = _image_values(store, run.parameters, lines, failures, late)
-    found = _made(
-        reader.threads, partial(_thumbnails, reader=reader, images=images, base=base), values
-    )
-    shown = (replace(row, thumbnails=found.get(row.row, ())) for row in rows)
-    return sorted(shown, key=lambda row: row.row)
+    with reported_corruption(store, QUARANTINE_JSONL, REWRITE_REMEDY):
+        lines_by_kind, quarantined_rows = _read_quarantine(store)
+        answered_rows = np.delete(np.arange(len(keys)), np.asarray(quarantined_rows, np.int64))
+        chosen = set(_spread_over_kinds(lines_by_kind, quarantined))
+        failures = [_failure(line) for _, line in _numbered_lines(store, QUARANTINE_JSONL, chosen)]
+    lines = _evenly_spaced(_lines_in_reach(store, len(answered_rows)), answered)
+    row_of_line = dict(zip(lines, answered_rows[lines].tolist(), strict=True))
+    rows = [*_answers(run.dataset, stored, keys, list(row_of_line.values())), *failures]
+    deadline = time.monotonic() + IMAGES_SECONDS
+    values = _image_values(store, run.parameters, row_of_line, failures, deadline)
+    make = partial(_thumbnails, reader=reader, images=images, base=base)
+    thumbnails = _make_all(reader.executor, make, values)
+    with_thumbnails = (replace(row, thumbnails=thumbnails.get(row.row, ())) for row in rows)
+    return sorted(with_thumbnails, key=lambda row: row.row)
 
 
-def _failed_rows(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequence[int]]:
-    """Lines of the quarantined rows by their kind, and their positions in the dataset."""
+def _read_quarantine(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequence[int]]:
+    """Line numbers of the quarantined rows by kind, and their positions in the dataset."""
     lines: dict[Kind, array[int]] = {}
     rows = array("q")
     for number, line in enumerate(store.lines(QUARANTINE_JSONL)):
-        told = json.loads(line)
-        lines.setdefault(Kind(told["kind"]), array("q")).append(number)
-        rows.append(told["row"])
+        record = json.loads(line)
+        lines.setdefault(Kind(record["kind"]), array("q")).append(number)
+        rows.append(record["row"])
     return lines, rows
 
 
 def _failure(line: bytes) -> SampledRow:
-    told = json.loads(line)
+    record = json.loads(line)
     return SampledRow(
-        row=int(told["row"]),
-        where=str(told["where"]),
-        key=str(told["key"]),
+        row=int(record["row"]),
+        where=str(record["where"]),
+        key=str(record["key"]),
         thumbnails=(),
         pairs=(),
-        text=str(told["text"] or ""),
-        kind=Kind(told["kind"]).value,
-        reason=str(told["message"]),
+        text=str(record["text"] or ""),
+        kind=Kind(record["kind"]).value,
+        reason=str(record["message"]),
     )
 
 
 def _answers(
     dataset: str, stored: StoredRows, keys: Array, numbers: Sequence[int]
 ) -> Iterator[SampledRow]:
-    found = stored.fetch(keys[np.asarray(numbers, np.int64)])
-    for number, answer in zip(numbers, found, strict=True):
+    answers = stored.fetch(keys[np.asarray(numbers, np.int64)])
+    for number, answer in zip(numbers, answers, strict=True):
         if isinstance(answer, Answered):
             where = f"{dataset}, row {number}"
             yield SampledRow(
@@ -169,31 +167,31 @@ def _answers(
 def _image_values(
     store: ObjectStore,
     parameters: RunParameters,
-    lines: Mapping[int, int],
+    row_of_line: Mapping[int, int],
     failures: Sequence[SampledRow],
-    late: float,
+    deadline: float,
 ) -> Iterator[tuple[int, Any]]:
-    """Positions of rows with what their image column holds, until the time is up."""
+    """Positions of rows with the value of their image column, until the deadline."""
     column = parameters.columns.image
     if not column:
         return
-    with reported_corruption(store, QA_JSONL, WRITES_AGAIN):
-        for number, line in _numbered(store, QA_JSONL, lines, late):
+    with reported_corruption(store, QA_JSONL, REWRITE_REMEDY):
+        for number, line in _numbered_lines(store, QA_JSONL, row_of_line, deadline):
             if not isinstance(record := json.loads(line), dict):
-                raise TypeError("no record")
-            yield lines[number], record.get(column)
-    places = {failure.row: failure.where for failure in failures}
-    yield from _dataset_values(parameters, places, store.s3_credentials, late)
+                raise TypeError("not a JSON object")
+            yield row_of_line[number], record.get(column)
+    where_by_row = {failure.row: failure.where for failure in failures}
+    yield from _dataset_values(parameters, where_by_row, store.s3_credentials, deadline)
 
 
 def _dataset_values(
     parameters: RunParameters,
-    places: Mapping[int, str],
+    where_by_row: Mapping[int, str],
     credentials: S3Credentials | None,
-    late: float,
+    deadline: float,
 ) -> Iterator[tuple[int, Any]]:
-    """What the image column of quarantined rows holds: only the dataset itself has it."""
-    if not parameters.dataset or not places:
+    """The image column of quarantined rows, which no export contains: read from the dataset."""
+    if not parameters.dataset or not where_by_row:
         return
     try:
         dataset = open_dataset(
@@ -202,26 +200,26 @@ def _dataset_values(
             image_root=parameters.images.root,
             credentials=credentials,
         )
-        last = max(places)
+        last = max(where_by_row)
         with closing(dataset.rows()) as rows:
             for row in rows:
-                if places.get(row.index) == row.where:
+                if where_by_row.get(row.index) == row.where:
                     yield row.index, row.record.get(parameters.columns.image or "")
-                if row.index >= last or _is_late(row.index, late):
+                if row.index >= last or _deadline_passed(row.index, deadline):
                     return
     except DatasetError:
-        return  # it was moved or changed since the run; the rows are shown without their images
+        return  # moved or changed since the run: these rows are shown without images
 
 
-def _made(
-    threads: ThreadPoolExecutor,
+def _make_all(
+    executor: ThreadPoolExecutor,
     make: Callable[[Any], tuple[str, ...]],
     values: Iterable[tuple[int, Any]],
 ) -> Mapping[int, tuple[str, ...]]:
-    """What is made of each value, by the position of its row; what takes too long is left out."""
-    futures = {threads.submit(make, value): row for row, value in values}
-    done, late = wait(futures, IMAGES_SECONDS)
-    for future in late:
+    """Make thumbnails of each value, by the position of its row; leave out what times out."""
+    futures = {executor.submit(make, value): row for row, value in values}
+    done, pending = wait(futures, IMAGES_SECONDS)
+    for future in pending:
         future.cancel()
     return {futures[future]: future.result() for future in done}
 
@@ -230,48 +228,48 @@ def _thumbnails(
     value: Any, reader: ImageReader, images: ImageSettings, base: ImageBase
 ) -> tuple[str, ...]:
     try:
-        refs = image_refs(value, base)[:_MOST_IMAGES]
+        refs = image_refs(value, base)[:_MAX_IMAGES]
     except RowError:
         return ()
-    side = SIDE if len(refs) == 1 else SIDE_OF_SEVERAL
-    made = []
+    side = SIDE if len(refs) == 1 else SMALL_SIDE
+    thumbnails = []
     for ref in refs:
         try:
-            made.append(thumbnail(reader.read(ref), images, side))
+            thumbnails.append(thumbnail(reader.read(ref), images, side))
         except RowError:
             continue
-    return tuple(filter(None, made))
+    return tuple(filter(None, thumbnails))
 
 
-def _spread_over(lines: Mapping[Kind, Sequence[int]], count: int) -> Iterator[int]:
-    """Some lines of each kind; kinds with few rows leave their share to the others."""
-    rest = count
+def _spread_over_kinds(lines: Mapping[Kind, Sequence[int]], count: int) -> Iterator[int]:
+    """Choose lines of each kind; what rare kinds leave of their share goes to the others."""
+    remaining = count
     kinds = sorted(lines.values(), key=len)
     for done, of_kind in enumerate(kinds):
-        share = min(len(of_kind), rest // (len(kinds) - done))
-        yield from (of_kind[place] for place in _evenly(len(of_kind), share))
-        rest -= share
+        share = min(len(of_kind), remaining // (len(kinds) - done))
+        yield from (of_kind[index] for index in _evenly_spaced(len(of_kind), share))
+        remaining -= share
 
 
-def _evenly(size: int, count: int) -> list[int]:
-    """Evenly spread places among `size` ones; all of them where they are fewer."""
+def _evenly_spaced(size: int, count: int) -> list[int]:
+    """Up to `count` evenly spaced indexes below `size`."""
     count = min(size, count)
-    return [place * size // count for place in range(count)]
+    return [number * size // count for number in range(count)]
 
 
 def _lines_in_reach(store: ObjectStore, count: int) -> int:
-    """How many of the lines of `qa.jsonl` are looked at; about, where the file is huge."""
+    """How many of the `count` lines of `qa.jsonl` may be read; an estimate if the file is huge."""
     with store.open(QA_JSONL) as file:
         size = file.seek(0, io.SEEK_END)
-    return count if size <= _MOST_BYTES else int(count * _MOST_BYTES / size)
+    return count if size <= _MAX_QA_BYTES else int(count * _MAX_QA_BYTES / size)
 
 
-def _numbered(
-    store: ObjectStore, name: str, numbers: Collection[int], late: float = math.inf
+def _numbered_lines(
+    store: ObjectStore, name: str, numbers: Collection[int], deadline: float = math.inf
 ) -> Iterator[tuple[int, bytes]]:
-    """Some lines of an object with their numbers, from 0; read from its start to the last one.
+    """The lines with these numbers, from 0; the object is read up to the last one.
 
-    Nothing more is read when it is late.
+    Stops at the deadline.
     """
     if not numbers:
         return
@@ -279,9 +277,9 @@ def _numbered(
     for number, line in enumerate(store.lines(name)):
         if number in numbers:
             yield number, line
-        if number >= last or _is_late(number, late):
+        if number >= last or _deadline_passed(number, deadline):
             return
 
 
-def _is_late(number: int, late: float) -> bool:
-    return number % _ROWS_PER_LOOK == 0 and time.monotonic() > late
+def _deadline_passed(number: int, deadline: float) -> bool:
+    return number % _ROWS_PER_CLOCK_CHECK == 0 and time.monotonic() > deadline

@@ -1,7 +1,7 @@
-"""Runs: what a run is asked to do, and its record in the output.
+"""Runs: the parameters of a run, and its record in the output.
 
-In: the parameters of a run. Out: the pass it makes over the dataset, and `runs/<id>.json`, which
-says how far it is and whether it is alive.
+In: the parameters. Out: the pass over the dataset that they define, and `runs/<id>.json` with the
+progress of the run and its last heartbeat.
 """
 
 from .parameters import RunParameters

@@ -1,6 +1,6 @@
-"""What a run is told. The form, the command line and the record of a run are made from these.
+"""The parameters of a run: Prefect's form, the command line and the run record are made from them.
 
-Deployments store these names.
+Renaming a parameter breaks existing deployments, which store the names.
 """
 
 import json
@@ -26,11 +26,11 @@ from ..object_store.filesystems import split_uri
 from .plugins import PARSERS, PROMPT_STYLES, plugin_name
 
 
-def _built_in_or_own(built_in: Iterable[str]) -> Any:
-    """What a form shows for a plug-in: a choice of names, or a name of the user's own."""
+def _built_in_or_custom(built_in: Iterable[str]) -> Any:
+    """In the form, a choice between the names of built-in plug-ins and the name of a custom one."""
     choices = [
         {"type": "string", "enum": [*built_in], "title": "Built-in"},
-        {"type": "string", "title": "Your own (package.module:function)"},
+        {"type": "string", "title": "Custom (package.module:function)"},
     ]
     return Annotated[Any, WithJsonSchema({"anyOf": choices})]
 
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     OptionalText = str | None
     JsonObject = dict[str, Any]
 else:
-    # What Prefect's form shows. Pydantic must not look into a DataFrame, nor import pandas for it.
+    # What Prefect's form shows. Pydantic must not validate a DataFrame, nor import pandas for it.
     DatasetLike = Annotated[Any, WithJsonSchema({"type": "string"})]
-    # A text field of a form is sent as null where null is its default, and then refused.
+    # The form sends null for an empty text field whose default is null, and then rejects it.
     OptionalText = Annotated[
         str | None,
         Field(json_schema_extra={"default": ""}),
@@ -62,10 +62,10 @@ else:
     EndpointLike = StoreLike = Annotated[
         Any, Field(json_schema_extra={"default": ""}), WithJsonSchema({"type": "string"})
     ]
-    # On the command line a text, see `_check_extra_body`.
+    # On the command line this is a string, see `_check_extra_body`.
     JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
-    PromptStyleLike = _built_in_or_own(PROMPT_STYLES)
-    ParserLike = _built_in_or_own(PARSERS)
+    PromptStyleLike = _built_in_or_custom(PROMPT_STYLES)
+    ParserLike = _built_in_or_custom(PARSERS)
 
 MAX_BATCH_SIZE = 512
 
@@ -73,20 +73,20 @@ PairsPerImage = Annotated[int, Field(ge=1, le=20)]
 MaxRows = Annotated[int, Field(ge=1, title="First rows")]
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
-"""Request fields that a run sets itself, or that would change the shape of a reply.
+"""Request fields that `extra_body` may not set, nor any that is a field of `Sampling`.
 
-Nor may `extra_body` set what has a field of its own here.
+A run sets them itself, or they would change the structure of a reply.
 """
 
 
 class _Group(BaseModel):
-    """Parameters that belong together: a box of the form."""
+    """A group of parameters, shown as a box in the form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _plain_uri(uri: str | None) -> str | None:
-    """The URI, if it is a local path or `s3://`: another may hold a password, and would be kept."""
+    """Accept only local paths and `s3://`: other URIs may contain a password, and are recorded."""
     try:
         if uri:
             split_uri(uri)
@@ -96,30 +96,39 @@ def _plain_uri(uri: str | None) -> str | None:
 
 
 class Sampling(_Group):
-    """How the model samples its replies."""
+    """How the model samples."""
 
     temperature: float = Field(
-        default=0.7, ge=0, le=2, description="Sampling temperature; 0 always takes the best token."
+        default=0.7, ge=0, le=2, description="Sampling temperature; 0 is greedy decoding."
     )
     top_p: float = Field(
-        default=0.9, gt=0, le=1, title="Top-p", description="Probability mass sampled from."
+        default=0.9,
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Sample from the most likely tokens, up to this total probability.",
     )
     top_k: int = Field(
-        default=40, ge=-1, title="Top-k", description="Tokens sampled from; 0 or -1 is all."
+        default=40,
+        ge=-1,
+        title="Top-k",
+        description="Sample from this many of the most likely tokens; 0 or -1 means all.",
     )
     repetition_penalty: float = Field(
-        default=1.0, gt=0, description="Over 1 discourages repeated tokens."
+        default=1.0, gt=0, description="Above 1, repeated tokens become less likely."
     )
     seed: Annotated[int, Field(title="Seed")] | None = Field(
         default=42,
-        description="Each row's own seed derives from it and the row key; none is random.",
+        description="Each row's seed is derived from this and the row key; none means random.",
     )
     max_tokens: int = Field(
-        default=512, ge=1, description="Tokens of a reply; a longer one is quarantined."
+        default=512,
+        ge=1,
+        description="Maximum length of a reply in tokens; longer ones are quarantined.",
     )
     extra_body: JsonObject = Field(
         default_factory=dict,
-        description='Further vLLM request options, a JSON object such as {"min_p": 0.1}.',
+        description='Additional vLLM request options, as a JSON object such as {"min_p": 0.1}.',
     )
 
     @field_validator("extra_body")
@@ -130,7 +139,7 @@ class Sampling(_Group):
         except ValueError:
             options = None
         if not isinstance(options, dict):
-            raise ValueError('extra_body is no JSON object, such as {"min_p": 0.1}')
+            raise ValueError('extra_body must be a JSON object, such as {"min_p": 0.1}')
         if clash := sorted((RESERVED_OPTIONS | cls.model_fields.keys()) & options.keys()):
             raise ValueError(f"extra_body may not set {', '.join(clash)}")
         try:
@@ -140,21 +149,21 @@ class Sampling(_Group):
         return options
 
     def options(self) -> dict[str, Any]:
-        """The options as they stand in a request's body."""
+        """The options as fields of the request body."""
         named = self.model_dump(exclude={"extra_body"}, exclude_none=True)
         return named | self.extra_body
 
 
 class Images(ImageSettings):
-    """Where images may come from, what is refused, and how large they are sent."""
+    """Where images may come from, which are refused, and the size they are sent at."""
 
     root: OptionalText = Field(
         default="",
-        description="Folder that relative image paths start from, and that none may leave; by "
-        "default the dataset's, which absolute paths may leave.",
+        description="Folder that image paths are relative to and may not leave. By default the "
+        "dataset's folder, which absolute paths may leave.",
     )
     allow_private_hosts: bool = Field(
-        default=False, description="Fetch web images also from private and loopback addresses."
+        default=False, description="Also fetch web images from private and loopback addresses."
     )
 
     @field_validator("root")
@@ -164,29 +173,29 @@ class Images(ImageSettings):
 
     @property
     def settings(self) -> ImageSettings:
-        """What decides an answer: not where an image lies."""
+        """The settings that can change an answer, unlike the location of an image."""
         return ImageSettings(**self.model_dump(include=set(ImageSettings.model_fields)))
 
 
 class Parsing(_Group):
-    """How the model's replies are parsed. A change costs no request."""
+    """How replies are parsed. Changing it needs no new requests."""
 
     parser: ParserLike = Field(
         default="qa_pairs",
-        description="Turns a reply into QA pairs: a built-in name, or package.module:function.",
+        description="Turns a reply into QA pairs: a built-in name or package.module:function.",
     )
     require_pairs: bool = Field(
         default=True,
-        description="Quarantine replies without a QA pair; else the raw text is the answer.",
+        description="Quarantine replies without a QA pair; otherwise their text is the answer.",
     )
 
     @field_serializer("parser")
-    def _named(self, parser: Any) -> str:
+    def _name(self, parser: Any) -> str:
         return plugin_name("parser", parser, PARSERS)
 
 
 class Limits(_Group):
-    """How much is done at once, and when to stop."""
+    """How much runs concurrently, and when to stop."""
 
     batch_size: int = Field(
         default=256,
@@ -197,33 +206,35 @@ class Limits(_Group):
     max_in_flight: int = Field(
         default=128,
         ge=1,
-        description="Requests sent and not yet answered, over all servers of the endpoint.",
+        description="Maximum number of concurrent requests, over all servers of the endpoint.",
     )
     max_error_rate: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Stop when more than this share of the last 256 rows asked has failed.",
+        description="Stop when more than this fraction of the last 256 rows sent has failed.",
     )
     wait: bool = Field(
         default=True,
-        description="Wait while another run is writing to the same output; else refuse to start.",
+        description="Wait if another run is writing to the same output; otherwise refuse to start.",
     )
 
 
 class Caching(_Group):
-    """What is taken from earlier runs."""
+    """What is reused from earlier runs."""
 
     cache: OptionalText = Field(
         default="",
-        description="Local path or s3:// URI where raw replies are shared with other outputs; "
-        "by default they lie in the output.",
+        description="Local path or s3:// URI of raw replies shared by several outputs; by default "
+        "they are stored in the output.",
     )
-    refresh: bool = Field(default=False, description="Ask every row again, whatever is stored.")
+    refresh: bool = Field(
+        default=False, description="Send every row to the model again, even if it has an answer."
+    )
     retry_quarantined: bool = Field(
         default=False,
-        description="Ask also those quarantined rows again whose failure will not pass by itself; "
-        "each time with another seed.",
+        description="Also retry rows quarantined for a permanent reason, each time with another "
+        "seed. Rows with a transient failure are always retried.",
     )
 
     @field_validator("cache")
@@ -233,18 +244,18 @@ class Caching(_Group):
 
 
 class Exports(_Group):
-    """Which files a run writes besides qa.jsonl, pairs.parquet and quarantine.jsonl."""
+    """Which files are written in addition to qa.jsonl, pairs.parquet and quarantine.jsonl."""
 
     json_array: bool = Field(
-        default=False, description="Write qa.json too: the rows of qa.jsonl as one JSON array."
+        default=False, description="Also write qa.json: the rows of qa.jsonl as one JSON array."
     )
 
 
 class RunParameters(BaseModel):
-    """All that `image_qa` was told, and what its record keeps of it; see there for each.
+    """The parameters of `image_qa`, which describes each of them, and how they are recorded.
 
-    The record names a callable, and has no endpoint and no credentials. A DataFrame has no place
-    to be found at again: its `dataset` is empty.
+    The record has the names of callables, and neither the endpoint nor credentials. `dataset` is
+    empty for a DataFrame, which cannot be found again.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -269,12 +280,12 @@ class RunParameters(BaseModel):
     exports: Exports
 
     @field_serializer("dataset")
-    def _place(self, dataset: Any) -> str:
-        place = str(dataset) if isinstance(dataset, str | Path) else ""
-        if place and "://" not in place:
-            place = os.path.abspath(Path(place).expanduser())  # noqa: PTH100 (keeps links)
-        return place
+    def _dataset_path(self, dataset: Any) -> str:
+        path = str(dataset) if isinstance(dataset, str | Path) else ""
+        if path and "://" not in path:
+            path = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (keeps links)
+        return path
 
     @field_serializer("prompt_style")
-    def _named(self, style: Any) -> str:
+    def _name(self, style: Any) -> str:
         return plugin_name("prompt style", style, PROMPT_STYLES)

@@ -1,7 +1,7 @@
-"""A pass: asking the model once about every row of a table. All that is particular to one is here.
+"""A pass: every row of a table is sent to the model once. A `Pass` is what is specific to one.
 
-What makes a pass safe (row keys, batch cache, retries, blame, resume, quarantine, accounting) is
-written once, and knows nothing of what is asked.
+Everything else (row keys, batch cache, retries, crash isolation, resume, quarantine, counts) is
+shared by all passes, and does not depend on what is asked.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from .plugins import find_parser, find_prompt_style
 
 @dataclass(frozen=True)
 class Pass:
-    """What is asked about every row, and what is made of the replies.
+    """What is asked about every row, and how the replies are parsed.
 
     Attributes:
-        name: of the pass, and what the names of all its objects begin with.
-        style_name: stands for the prompt style in row keys.
-        style: builds a row's messages.
+        name: name of the pass, which is the first folder of all its objects.
+        style_name: name of the prompt style in row keys.
+        style: builds the messages of a row.
         parsing: how replies are parsed.
-        system_prompt: said before every conversation.
-        user_prompt: asked where a row's conversation leaves nothing to answer.
-        image_key: the image column; None asks without images.
-        conversation_key: the conversation column, used where a row has one.
+        system_prompt: system message of every conversation.
+        user_prompt: user message if a row's conversation leaves nothing to answer.
+        image_key: the image column; None sends no images.
+        conversation_key: the conversation column, if a row has it.
         sampling: request options: temperature, max_tokens, ...
     """
 
@@ -43,7 +43,7 @@ class Pass:
 
 
 def pairs_pass(parameters: RunParameters) -> Pass:
-    """The pass over the dataset's own rows, which gives QA pairs.
+    """The pass over the dataset's own rows, which generates QA pairs.
 
     Raises:
         ImageQAError: there is no such prompt style or parser.

@@ -1,4 +1,4 @@
-"""Prompt styles and parsers by name: the built-in ones, and a user's own callables."""
+"""Finds prompt styles and parsers by name: built-in ones and custom functions."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -26,10 +26,15 @@ def find_parser(named: str | PairParser) -> tuple[str, PairParser]:
 
 
 def plugin_name(what: str, named: str | F, known: Mapping[str, F]) -> str:
-    """The name of a plug-in given by its name or as a callable.
+    """The name of a plug-in.
+
+    Args:
+        what: what it is, for the error message.
+        named: its name, or the callable.
+        known: the built-in ones.
 
     Raises:
-        ImageQAError: a callable has none that means the same tomorrow.
+        ImageQAError: the callable cannot be found again by a name.
     """
     if isinstance(named, str):
         return named
@@ -46,22 +51,22 @@ def _find(what: str, named: str | F, known: Mapping[str, F]) -> tuple[str, F]:
     try:
         function = getattr(importlib.import_module(module), attribute)
         if not callable(function):
-            raise TypeError("it is not a function")
+            raise TypeError("not a function")
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ImageQAError(
-            f"there is no {what} {named!r} ({error}); built in are {', '.join(known)}, your own "
-            "is named package.module:function"
+            f"there is no {what} {named!r} ({error}): use a built-in one ({', '.join(known)}) or "
+            "package.module:function"
         ) from None
     return named, function
 
 
 def _import_name(what: str, function: Callable[..., Any]) -> str:
-    """The name that stands for a callable in row keys; it must mean the same tomorrow."""
+    """The name of a callable in row keys; it must mean the same function in later runs."""
     name = getattr(function, "__qualname__", "")
-    # Every script is called __main__: the next one's function would pass for this one.
+    # Every script is called __main__: a function of another script would have the same name.
     if not name or "<" in name or function.__module__ == "__main__":
         raise ImageQAError(
-            f"the {what} must be a function defined in a module that can be imported, so that its "
-            f"name can stand for it in stored rows; {name or type(function).__name__} is not"
+            f"the {what} must be a function of an importable module, because stored rows refer to "
+            f"it by name; {name or type(function).__name__} is not"
         )
     return f"{function.__module__}:{name}"

@@ -1,7 +1,7 @@
-"""Store: parsed batches -> parts in the output, and which rows those finish.
+"""Store parsed batches as parts of the output, and know which rows are finished.
 
-In: a `ParsedBatch`. Out: one part per batch; and from all parts the `Ledger`, which tells the
-finished rows from the pending ones.
+In: a `ParsedBatch`. Out: one part per batch, and the `Ledger` that is read from all parts and
+tells which rows are finished and which are pending.
 """
 
 from .ledger import Ledger

@@ -1,8 +1,8 @@
-"""Merges small parts of a pass into few large ones, in dataset order.
+"""Merges the small parts of a pass into a few large ones, in dataset order.
 
-What counts stays readable at every moment: a merged part is stored before those it was made of
-are removed, and a reader that finds one gone looks for the merged one. One that is killed leaves
-rows stored twice at most.
+Every row stays readable throughout: a merged part is stored before its sources are removed, and a
+reader that finds a source missing looks for the merged part. If a compaction is killed, the worst
+outcome is that some rows are stored twice.
 """
 
 import hashlib
@@ -20,35 +20,34 @@ from ..object_store.store import ObjectStore
 from .key_index import Array, pack_keys
 from .layout import merged_name
 from .ledger import Ledger
-from .parts import name_batches, part_writer
+from .parts import add_batch_keys, part_writer
 from .stored_rows import StoredRows
 
-MOST_SMALL = 64
-"""Small parts that are left alone."""
+MAX_SMALL_PARTS = 64
+"""Up to this many small parts are not worth merging."""
 
 MERGED_ROWS = 32_768
 SMALL_ROWS = MERGED_ROWS // 4
-"""A part with fewer rows is small. Large ones are never rewritten."""
+"""A part with fewer rows is small. Larger parts are never rewritten."""
 
 _GROUP_ROWS = MERGED_ROWS // 8
 _GROUP_BYTES = 8 << 20
-"""A row group is what a reader holds in memory at once."""
+"""Limits of a row group, which a reader holds in memory at once."""
 
-_READ_AHEAD = 4
-_KEYS_AT_ONCE = 65_536
+_PREFETCHED_PARTS = 4
+_KEYS_PER_LOOKUP = 65_536
 _DIGEST_LENGTH = 32
 
 
 def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
-    """Merge the small parts of a ledger, if there are many; returns how many were merged.
+    """Merge the small parts of a ledger if there are many; returns how many were merged.
 
-    The rows of merged parts follow the row keys, which are in dataset order. Only rows that the
-    ledger points to are kept; the batches of all are remembered. Corrupted or missing parts
-    are left alone.
+    Merged rows are in dataset order, which is the order of `keys`. Only the rows that the ledger
+    points to are copied, but the keys of all batches are. Corrupted or missing parts are skipped.
     """
     stored = ledger.rows
     files = stored.small(SMALL_ROWS)
-    if len(files) <= MOST_SMALL:
+    if len(files) <= MAX_SMALL_PARTS:
         return 0
     sources = _in_dataset_order(stored, files, keys)
     count = 0
@@ -58,7 +57,7 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
     ):
         merged = _MergedPart(Path(folder) / "merged")
         for (file, _), read in prefetch(
-            pool, lambda part: stored.table(*part), sources, _READ_AHEAD
+            pool, lambda part: stored.table(*part), sources, _PREFETCHED_PARTS
         ):
             try:
                 rows = read.result()
@@ -74,20 +73,20 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
 def _in_dataset_order(
     stored: StoredRows, files: Sequence[int], keys: Sequence[str]
 ) -> list[tuple[int, Array]]:
-    """Parts by where their rows stand in the dataset, each with the rows to keep of it."""
+    """Sort parts by the dataset position of their first row; with each, the rows to copy."""
     first = np.full(len(stored.names), len(keys))
-    for start in range(0, len(keys), _KEYS_AT_ONCE):
-        found = stored.index.find(pack_keys(keys[start : start + _KEYS_AT_ONCE]))
+    for start in range(0, len(keys), _KEYS_PER_LOOKUP):
+        found = stored.index.find(pack_keys(keys[start : start + _KEYS_PER_LOOKUP]))
         known = np.flatnonzero(found.known)
-        np.minimum.at(first, found.places["file"][known], start + known)
-    _, places = stored.index.entries()
-    kept = places[np.isin(places["file"], files)]
-    kept = kept[np.lexsort((kept["row"], kept["file"]))]
+        np.minimum.at(first, found.locations["file"][known], start + known)
+    _, locations = stored.index.entries()
+    copied = locations[np.isin(locations["file"], files)]
+    copied = copied[np.lexsort((copied["row"], copied["file"]))]
     ordered = sorted(files, key=lambda file: (first[file], stored.names[file]))
-    starts = np.searchsorted(kept["file"], ordered, "left").tolist()
-    ends = np.searchsorted(kept["file"], ordered, "right").tolist()
+    starts = np.searchsorted(copied["file"], ordered, "left").tolist()
+    ends = np.searchsorted(copied["file"], ordered, "right").tolist()
     return [
-        (file, kept["row"][start:end])
+        (file, copied["row"][start:end])
         for file, start, end in zip(ordered, starts, ends, strict=True)
     ]
 
@@ -95,7 +94,7 @@ def _in_dataset_order(
 def _replace(
     store: ObjectStore, stored: StoredRows, merged: "_MergedPart", pool: ThreadPoolExecutor
 ) -> int:
-    """Store a merged part, then remove what it was made of."""
+    """Store a merged part, then remove its sources; returns how many sources it has."""
     merged.close(sorted({key for file in merged.files for key in stored.batches_of(file)}))
     if len(merged.files) < 2:
         return 0
@@ -103,18 +102,18 @@ def _replace(
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_LENGTH]
     name = merged_name(stored.folder, digest)
     store.put(name, merged.path)
-    # One that was merged before, with sources that add nothing, gives the same object again.
+    # A source that was merged before, when the others add no rows, yields the same object again.
     removed = {stored.names[number] for number in merged.files} - {name}
     list(pool.map(store.remove, removed))
     return len(merged.files)
 
 
 class _MergedPart:
-    """A merged part while it grows on local disk.
+    """A merged part that is being written to local disk.
 
     Attributes:
         path: the file.
-        files: numbers of the parts that it is made of.
+        files: numbers of its source parts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,11 +124,11 @@ class _MergedPart:
         self._group: list[pa.Table] = []
 
     def has_room_for(self, rows: pa.Table) -> bool:
-        """Whether rows may be added and the part stays as small as it should be."""
+        """Whether adding these rows keeps the part within its size limit."""
         return self._rows + len(rows) <= MERGED_ROWS
 
     def add(self, file: int, rows: pa.Table) -> None:
-        """Add the rows that are kept of a part."""
+        """Add the rows copied from a source."""
         self.files.append(file)
         self._rows += len(rows)
         self._group.append(rows)
@@ -140,9 +139,9 @@ class _MergedPart:
             self._write_group()
 
     def close(self, batches: Sequence[str]) -> None:
-        """Finish the file, which remembers the batches its rows are of."""
+        """Finish the file, with the keys of the batches its rows are from."""
         self._write_group()
-        name_batches(self._writer, batches)
+        add_batch_keys(self._writer, batches)
         self._writer.close()
 
     def _write_group(self) -> None:

@@ -1,4 +1,4 @@
-"""Row keys by the million: where each one's row is stored, in sorted arrays."""
+"""An index of millions of row keys: where each row is stored, in sorted arrays."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ KEY = np.dtype("S16")
 LOCATION = np.dtype([("file", np.int32), ("row", np.int32), ("rank", np.int64), ("kind", np.uint8)])
 """Where a row is stored; see `Location`."""
 
-_FOLDED_AT = 65_536
-"""Newly put keys are folded into the arrays at this many (12 MB as a dict)."""
+_MAX_RECENT = 65_536
+"""Keys put one by one are merged into the arrays when there are this many (12 MB as a dict)."""
 
 _KEYS_PER_PIECE = 4096
 
@@ -25,10 +25,10 @@ class Location(NamedTuple):
     """Where a row is stored.
 
     Attributes:
-        file: number of the object.
-        row: number of the row in it.
-        rank: of several places of one key the one with the highest rank counts.
-        kind: number of the reason in `Kind`, for a quarantined row.
+        file: number of the part.
+        row: number of the row within the part.
+        rank: of several copies of a row, the one with the highest rank counts.
+        kind: number of the row's `Kind` if it is quarantined; see `parts.KINDS`.
     """
 
     file: int
@@ -38,97 +38,97 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What an index knows of some keys: `places[i]` counts only where `known[i]`."""
+class Lookup:
+    """The result of looking up keys: `locations[i]` is only valid where `known[i]`."""
 
     known: Array
-    places: Array
+    locations: Array
 
 
 class KeyIndex:
-    """Row key -> place, 33 bytes each. Not for several threads at once."""
+    """Maps row keys to locations, 33 bytes each. Not thread-safe."""
 
     def __init__(self) -> None:
         self._keys = np.empty(0, KEY)
-        self._places = np.empty(0, LOCATION)
+        self._locations = np.empty(0, LOCATION)
         self._recent: dict[bytes, Location] = {}
 
     def __len__(self) -> int:
-        self._fold()
+        self._merge_recent()
         return len(self._keys)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._recent or self._position(key) is not None
 
     def get(self, key: bytes) -> Location | None:
-        """The place of a key."""
+        """The location of a key."""
         if (recent := self._recent.get(key)) is not None:
             return recent
         position = self._position(key)
-        return None if position is None else Location(*self._places[position].item())
+        return None if position is None else Location(*self._locations[position].item())
 
-    def put(self, key: bytes, place: Location) -> None:
-        """Enter a key; it stays where it is if it is known with a higher rank."""
+    def put(self, key: bytes, location: Location) -> None:
+        """Set the location of a key, unless the known one has a higher rank."""
         known = self.get(key)
-        if known is None or known.rank <= place.rank:
-            self._recent[key] = place
-        if len(self._recent) >= _FOLDED_AT:
-            self._fold()
+        if known is None or known.rank <= location.rank:
+            self._recent[key] = location
+        if len(self._recent) >= _MAX_RECENT:
+            self._merge_recent()
 
     def extend(self, entries: Iterable[tuple[Array, Array]]) -> None:
-        """Enter many keys at once, as arrays of `KEY` and `LOCATION`."""
-        parts = [(self._keys, self._places), *entries]
+        """Put many keys at once, as arrays of `KEY` and `LOCATION`."""
+        parts = [(self._keys, self._locations), *entries]
         if len(parts) == 1:
             return
         keys = np.concatenate([keys for keys, _ in parts])
-        places = np.concatenate([places for _, places in parts])
-        # Or three copies of every key are held below.
+        locations = np.concatenate([locations for _, locations in parts])
+        # Free the inputs before sorting, which would otherwise hold three copies of every key.
         parts.clear()
-        self._keys, self._places = np.empty(0, KEY), np.empty(0, LOCATION)
-        order = np.lexsort((places["rank"], keys))
+        self._keys, self._locations = np.empty(0, KEY), np.empty(0, LOCATION)
+        order = np.lexsort((locations["rank"], keys))
         keys = keys[order]
         last = np.ones(len(keys), bool)
         last[:-1] = keys[:-1] != keys[1:]
-        self._keys, self._places = keys[last], places[order[last]]
+        self._keys, self._locations = keys[last], locations[order[last]]
 
-    def find(self, keys: Array) -> Found:
-        """Look many keys up at once."""
-        self._fold()
+    def find(self, keys: Array) -> Lookup:
+        """Look up many keys at once."""
+        self._merge_recent()
         if not len(self._keys):
-            return Found(np.zeros(len(keys), bool), np.zeros(len(keys), LOCATION))
+            return Lookup(np.zeros(len(keys), bool), np.zeros(len(keys), LOCATION))
         positions = np.searchsorted(self._keys, keys)
         positions[positions == len(self._keys)] = 0
-        return Found(self._keys[positions] == keys, self._places[positions])
+        return Lookup(self._keys[positions] == keys, self._locations[positions])
 
     def forget(self, files: Iterable[int]) -> None:
-        """Forget all keys whose row is in one of some objects."""
-        self._fold()
-        kept = ~np.isin(self._places["file"], list(files))
-        self._keys, self._places = self._keys[kept], self._places[kept]
+        """Remove all keys whose row is in one of these parts."""
+        self._merge_recent()
+        remaining = ~np.isin(self._locations["file"], list(files))
+        self._keys, self._locations = self._keys[remaining], self._locations[remaining]
 
     def entries(self) -> tuple[Array, Array]:
-        """All keys, sorted, and their places."""
-        self._fold()
-        return self._keys, self._places
+        """All keys, sorted, and their locations."""
+        self._merge_recent()
+        return self._keys, self._locations
 
     def _position(self, key: bytes) -> int | None:
         position = int(np.searchsorted(self._keys, np.array(key, KEY)))
         found = self._keys[position : position + 1].tobytes() == key
         return position if found else None
 
-    def _fold(self) -> None:
+    def _merge_recent(self) -> None:
         if self._recent:
             keys = np.frombuffer(b"".join(self._recent), KEY)
-            places = np.array(list(self._recent.values()), LOCATION)
+            locations = np.array(list(self._recent.values()), LOCATION)
             self._recent = {}
-            self.extend([(keys, places)])
+            self.extend([(keys, locations)])
 
 
 def pack_keys(keys: Sequence[str]) -> Array:
-    """Row keys as an array of `KEY`.
+    """Convert row keys to an array of `KEY`.
 
     Raises:
-        ValueError: something is not a row key.
+        ValueError: one of them is not a row key.
     """
     pieces = [
         bytes.fromhex("".join(keys[start : start + _KEYS_PER_PIECE]))

@@ -1,7 +1,7 @@
-"""Which rows of a pass are finished, and which failed before: what is stored, seen row by row.
+"""The ledger: which rows of a pass are answered, which are quarantined, and which are pending.
 
-Several parts can hold the same row. An answer beats any failure; of answers the one written last
-counts, of failures the one with the highest attempt number.
+Several parts can hold the same row. An answer beats any failure; of several answers the one that
+was written last counts, of several failures the one with the highest attempt number.
 """
 
 from collections import Counter
@@ -17,28 +17,28 @@ from .key_index import Array, KeyIndex, Location, pack_keys
 from .parts import ANSWERED_NUMBER, KINDS, kind_number, milliseconds, rank_of
 from .stored_rows import StoredRows
 
-_ROWS_AT_ONCE = 4096
-"""Rows read together: enough that a shuffled dataset does not read every part for every row."""
+_ROWS_PER_FETCH = 4096
+"""Rows read together: in a shuffled dataset, single rows would each read a part of their own."""
 
 
 class RowStatus(Enum):
-    """Where a row stands in the ledger."""
+    """Whether a row is to be sent to the model, and if not, why."""
 
-    PENDING = "to be asked now"
-    ASKED = "stood in the dataset before, and is asked in this run"
+    PENDING = "to be sent in this run"
+    DUPLICATE = "has the same key as an earlier row that is sent in this run"
     ANSWERED = "answered by an earlier run"
-    FAILED = "failed in an earlier run, for a reason that asking again does not change"
-    SUSPECT = "to be asked now, alone: the server died when it was asked last"
+    FAILED = "quarantined by an earlier run for a permanent reason"
+    SUSPECT = "to be sent in isolation: the server crashed while it worked on the row"
 
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """Rows in a ledger, or those of them that were asked for.
+    """Counts of the rows of a ledger, or of the rows that were looked up.
 
     Attributes:
         answered: rows with an answer.
         reasons: rows without one, by the reason of their last attempt.
-        missing: rows asked for that are not in the ledger.
+        missing: rows looked up that are not in the ledger.
     """
 
     answered: int
@@ -53,13 +53,13 @@ class LedgerCounts:
 
 @dataclass
 class Ledger:
-    """What became of the rows of a pass under one configuration of the parser. For one thread.
+    """The state of the rows of a pass under one parser configuration. Not thread-safe.
 
-    Keeps about 33 bytes a row, never an answer.
+    Needs about 33 bytes of memory per row: answers stay in the store.
 
     Attributes:
         rows: the finished rows.
-        retry_quarantined: whether rows are pending that failed for a lasting reason.
+        retry_quarantined: whether rows that failed for a permanent reason are pending.
         refresh: whether all rows are pending.
     """
 
@@ -77,81 +77,88 @@ class Ledger:
         retry_quarantined: bool = False,
         refresh: bool = False,
     ) -> "Ledger":
-        """Read the ledger from its folder of parts; an empty or missing one gives an empty one."""
+        """Read the ledger from a folder of parts; it is empty if the folder is empty or missing."""
         rows = StoredRows(store, folder)
         rows.sync()
         return cls(rows, retry_quarantined, refresh)
 
     @property
     def folder(self) -> str:
-        """Where its parts are."""
+        """Folder of its parts."""
         return self.rows.folder
 
     @property
     def batches(self) -> frozenset[str]:
-        """Keys of the batches that have a part; a new set at every call."""
+        """Keys of the batches that have a part; a new set on every access."""
         return frozenset(self.rows.batches)
 
     def status(self, key: str) -> RowStatus:
-        """Where a row stands; one that is to be asked is claimed by this call."""
+        """The status of a row; if it is pending, the next row with its key is a duplicate."""
         packed = bytes.fromhex(key)
         if packed in self._claimed:
-            return RowStatus.ASKED
+            return RowStatus.DUPLICATE
         status = self._stored_status(packed)
         if status in (RowStatus.PENDING, RowStatus.SUSPECT):
             self._claimed.put(packed, Location(0, 0, 0))
         return status
 
     def attempt(self, key: str) -> int:
-        """How many times the row was quarantined before; 0 for one that is answered."""
-        place = self.rows.index.get(bytes.fromhex(key))
-        return 0 if place is None or place.kind == ANSWERED_NUMBER else place.rank + 1
+        """How many times the row was quarantined so far; 0 for an answered one."""
+        location = self.rows.index.get(bytes.fromhex(key))
+        return 0 if location is None or location.kind == ANSWERED_NUMBER else location.rank + 1
 
     def outcome(self, key: str) -> FinishedRow | None:
-        """The stored answer of a row, or why it has none; None where it was never finished."""
+        """The stored answer or failure of a row; None if it is not finished."""
         return self.rows.fetch(pack_keys([key]))[0]
 
     def outcomes(self, keys: Sequence[str]) -> Iterator[FinishedRow | None]:
-        """The outcome of each row; read piece by piece."""
-        for start in range(0, len(keys), _ROWS_AT_ONCE):
-            yield from self.rows.fetch(pack_keys(keys[start : start + _ROWS_AT_ONCE]))
+        """The outcome of each row, read lazily."""
+        for start in range(0, len(keys), _ROWS_PER_FETCH):
+            yield from self.rows.fetch(pack_keys(keys[start : start + _ROWS_PER_FETCH]))
 
     def add(self, name: str, rows: Sequence[FinishedRow], written: float | None = None) -> None:
-        """Take in what `write_part` has just stored: the name it returned, what it was given."""
+        """Add the rows of a part that was just stored.
+
+        Args:
+            name: name of the part.
+            rows: its rows, as given to `write_part`.
+            written: as given to `write_part`.
+        """
         time = milliseconds(written)
-        places = (
-            (row.key, Location(0, line, rank_of(row, time), kind_number(row)))
-            for line, row in enumerate(rows)
+        locations = (
+            (row.key, Location(0, number, rank_of(row, time), kind_number(row)))
+            for number, row in enumerate(rows)
         )
-        self.rows.add(name, places)
+        self.rows.add(name, locations)
 
     def counts(self, keys: Sequence[str] | None = None) -> LedgerCounts:
-        """How many rows are answered, and how many are not and why.
+        """Count answered and quarantined rows.
 
-        Of some rows, one as often as it stands there; by default of all that are stored.
+        Args:
+            keys: the rows to count, duplicates as often as they occur; by default all rows.
         """
         if keys is None:
-            _, places = self.rows.index.entries()
-            return _counts(np.bincount(places["kind"], minlength=len(KINDS)), 0)
+            _, locations = self.rows.index.entries()
+            return _counts(np.bincount(locations["kind"], minlength=len(KINDS)), 0)
         numbers, missing = np.zeros(len(KINDS), np.int64), 0
-        for start in range(0, len(keys), _ROWS_AT_ONCE):
-            found = self.rows.index.find(pack_keys(keys[start : start + _ROWS_AT_ONCE]))
+        for start in range(0, len(keys), _ROWS_PER_FETCH):
+            found = self.rows.index.find(pack_keys(keys[start : start + _ROWS_PER_FETCH]))
             missing += int((~found.known).sum())
-            kinds = found.places["kind"][found.known]
+            kinds = found.locations["kind"][found.known]
             numbers += np.bincount(kinds, minlength=len(KINDS))
         return _counts(numbers, missing)
 
     def _stored_status(self, key: bytes) -> RowStatus:
-        place = self.rows.index.get(key)
-        kind = KINDS[place.kind] if place else None
-        if place is None or (self.refresh and kind is not Kind.CRASH):
+        location = self.rows.index.get(key)
+        kind = KINDS[location.kind] if location else None
+        if location is None or (self.refresh and kind is not Kind.CRASH):
             return RowStatus.PENDING
         if kind is None:
             return RowStatus.ANSWERED
         if kind is Kind.CRASH:
             return RowStatus.SUSPECT
-        asked_again = kind in TRANSIENT or self.retry_quarantined
-        return RowStatus.PENDING if asked_again else RowStatus.FAILED
+        retried = kind in TRANSIENT or self.retry_quarantined
+        return RowStatus.PENDING if retried else RowStatus.FAILED
 
 
 def _counts(numbers: Array, missing: int) -> LedgerCounts:

@@ -1,7 +1,7 @@
-"""How finished rows are written: answered and failed ones of a batch in one Parquet file.
+"""The format of a part: the answered and quarantined rows of a batch in one Parquet file.
 
-A merged part remembers the batches it is of. Reading raises whatever corrupted bytes cause;
-`CORRUPTION_ERRORS` has all of it.
+A merged part also holds the keys of its batches. Reading a corrupted part can raise any of
+`CORRUPTION_ERRORS`.
 """
 
 import json
@@ -31,25 +31,25 @@ CORRUPTION_ERRORS = (
     RecursionError,
 )
 
-MOST_ROWS = 65_536
-"""Of a part: a planted one of some kilobytes could claim millions, and fill the memory."""
+MAX_PART_ROWS = 65_536
+"""Limit against malicious parts: a few kilobytes could claim millions of rows, and fill memory."""
 
 ANSWERED = "ok"
-"""`status` of an answered row; that of a quarantined one is its kind."""
+"""`status` of an answered row; the status of a quarantined row is its kind."""
 
 PART_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), False),
         pa.field("status", pa.string(), False),
         pa.field("written", pa.timestamp("ms", "UTC"), False),
-        pa.field("text", pa.string()),  # the raw reply, where there was one
-        # of an answered row
-        pa.field("parsed", pa.string()),  # as JSON: each parser has a form of its own
+        pa.field("text", pa.string()),  # the raw reply, if there was one
+        # answered rows only
+        pa.field("parsed", pa.string()),  # as JSON: each parser has its own format
         pa.field("model", pa.string()),
         pa.field("prompt_tokens", pa.int64()),
         pa.field("completion_tokens", pa.int64()),
         pa.field("latency", pa.float64()),
-        # of a quarantined row
+        # quarantined rows only
         pa.field("message", pa.string()),
         pa.field("http_status", pa.int32()),
         pa.field("requests", pa.int32()),
@@ -59,67 +59,72 @@ PART_SCHEMA = pa.schema(
     ]
 )
 _BATCHES = "batches"
-_ROWS_AT_ONCE = 256
-"""Rows that are Python dicts at the same time; they take several times their bytes in Arrow."""
+_ROWS_PER_CHUNK = 256
+"""Rows held as Python dicts at the same time; a dict takes several times its size in Arrow."""
 
 _STATUSES = pa.array([ANSWERED, *(kind.value for kind in Kind)])
 ANSWERED_NUMBER = 0
-"""The `kind` of an answered row's place."""
+"""The `kind` of an answered row's location."""
 
-_MOST_ATTEMPTS = 1 << 29
-"""Further attempts must have room in the column."""
+_MAX_ATTEMPTS = 1 << 29
+"""Leaves room for further attempts in the column."""
 
 _ANSWER_RANK = 1 << 48
-"""Any answer beats any failure, whose rank is its attempt number; times stay below this."""
+"""Ranks any answer above any failure, whose rank is its attempt number; times are below this."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the ledger must know of a part.
+    """What the ledger needs to know about a part.
 
     Attributes:
         keys: its row keys, an array of `KEY`.
-        places: an array of `LOCATION` with row, rank and kind set.
-        batches: the batches a merged one is of.
+        locations: an array of `LOCATION` with row, rank and kind set.
+        batches: of a merged part, the keys of its batches.
     """
 
     keys: Array
-    places: Array
+    locations: Array
     batches: Sequence[str]
 
 
 def rank_of(row: FinishedRow, written: int) -> int:
-    """What decides between two stored copies of a row; `written` in milliseconds since 1970."""
+    """The rank of a stored copy of a row: of several copies, the one with the highest counts.
+
+    Args:
+        row: the copy.
+        written: when it was written, in milliseconds since 1970, UTC.
+    """
     return _ANSWER_RANK + written if isinstance(row, Answered) else row.attempt
 
 
 def answered_at(ranks: Array) -> Array:
-    """When rows with these ranks were answered, in milliseconds since 1970, UTC."""
+    """When answers with these ranks were written, in milliseconds since 1970, UTC."""
     return ranks - _ANSWER_RANK
 
 
 def kind_number(row: FinishedRow) -> int:
-    """How it is noted in a place what became of a row."""
+    """The `kind` of a row's location; see `KINDS`."""
     return ANSWERED_NUMBER if isinstance(row, Answered) else KIND_NUMBERS[row.kind]
 
 
 KIND_NUMBERS: Mapping[Kind, int] = {kind: number for number, kind in enumerate(Kind, 1)}
 KINDS: Sequence[Kind | None] = [None, *Kind]
-"""Why a row has no answer, by number; None for an answered one."""
+"""Kinds of quarantined rows by number; None for an answered row."""
 
 
 def rows_table(rows: Sequence[FinishedRow], written: int) -> pa.Table:
     """Finished rows as Arrow; `written` in milliseconds since 1970, UTC."""
     records = []
     for row in rows:
-        told = _answer(row) if isinstance(row, Answered) else _failure(row)
-        plain = {name: _utf8(value) for name, value in told.items()}
-        records.append({"key": row.key, "written": written, **plain})
+        values = _answer(row) if isinstance(row, Answered) else _failure(row)
+        encodable = {name: _utf8(value) for name, value in values.items()}
+        records.append({"key": row.key, "written": written, **encodable})
     return pa.Table.from_pylist(records, schema=PART_SCHEMA)
 
 
 def part_writer(sink: Any) -> pq.ParquetWriter:
-    """Begin a part; each table that is written to it becomes a row group."""
+    """Create a part; each table written to it becomes a row group."""
     return pq.ParquetWriter(
         sink,
         PART_SCHEMA,
@@ -129,65 +134,65 @@ def part_writer(sink: Any) -> pq.ParquetWriter:
     )
 
 
-def name_batches(writer: pq.ParquetWriter, batches: Sequence[str]) -> None:
-    """Make a merged part remember its batches, before it is closed."""
+def add_batch_keys(writer: pq.ParquetWriter, batches: Sequence[str]) -> None:
+    """Add the keys of its batches to a merged part, before it is closed."""
     writer.add_key_value_metadata({_BATCHES: json.dumps(batches)})
 
 
 def part_contents(file: BinaryIO | pa.NativeFile) -> Contents:
-    """Read keys, times and what became of the rows of a part, and nothing else of it."""
+    """Read only the columns of a part that the ledger needs."""
     part = open_part(file)
     table = part.read(columns=["key", "status", "written", "attempt"], use_threads=False)
     kinds = pc.index_in(table.column("status"), _STATUSES)
     if kinds.null_count:
-        raise ValueError("rows of unknown status")
+        raise ValueError("unknown status")
     lengths = pc.binary_length(table.column("key"))
     if len(table) and pc.min_max(lengths).as_py() != {"min": 32, "max": 32}:
         raise ValueError("not row keys")
     keys = [pack_keys(chunk.to_pylist()) for chunk in table.column("key").chunks]
-    places = np.zeros(len(table), LOCATION)
-    places["row"] = np.arange(len(table))
-    places["kind"] = kinds.to_numpy()
+    locations = np.zeros(len(table), LOCATION)
+    locations["row"] = np.arange(len(table))
+    locations["kind"] = kinds.to_numpy()
     written = table.column("written").cast(pa.int64()).to_numpy()
     attempts = table.column("attempt").to_numpy()
-    if len(table) and not 0 <= attempts.min() <= attempts.max() <= _MOST_ATTEMPTS:
+    if len(table) and not 0 <= attempts.min() <= attempts.max() <= _MAX_ATTEMPTS:
         raise ValueError("attempts out of range")
-    answered = places["kind"] == ANSWERED_NUMBER
-    places["rank"] = np.where(answered, _ANSWER_RANK + written, attempts)
+    answered = locations["kind"] == ANSWERED_NUMBER
+    locations["rank"] = np.where(answered, _ANSWER_RANK + written, attempts)
     batches = json.loads((part.metadata.metadata or {}).get(_BATCHES.encode(), b"[]"))
     packed = np.concatenate(keys) if keys else np.empty(0, KEY)
-    return Contents(packed, places, list(map(str, batches)))
+    return Contents(packed, locations, list(map(str, batches)))
 
 
 def open_part(file: BinaryIO | pa.NativeFile) -> pq.ParquetFile:
-    """Open a part that has the columns it must have, and no more rows than it can have."""
+    """Open a part after checking its columns and the number of rows it claims."""
     part = pq.ParquetFile(file, pre_buffer=True)
-    if part.metadata.num_rows > MOST_ROWS:
-        raise ValueError("more rows than a part has")
+    if part.metadata.num_rows > MAX_PART_ROWS:
+        raise ValueError("too many rows")
     if not part.schema_arrow.equals(PART_SCHEMA):
-        raise ValueError("columns of another kind")
+        raise ValueError("unexpected columns")
     return part
 
 
 def rows_of(table: pa.Table) -> Iterator[FinishedRow]:
-    """The rows of a part's table, in order."""
-    for piece in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        for stored in piece.to_pylist():
+    """The rows of a table read from a part, in order."""
+    for chunk in table.to_batches(max_chunksize=_ROWS_PER_CHUNK):
+        for stored in chunk.to_pylist():
             yield _row_of(stored)
 
 
 def _row_of(stored: Mapping[str, Any]) -> FinishedRow:
     if stored["status"] == ANSWERED:
-        answer = {name: _given(stored, name) for name in _ANSWER_COLUMNS}
-        return Answered(key=stored["key"], parsed=json.loads(_given(stored, "parsed")), **answer)
+        answer = {name: _required(stored, name) for name in _ANSWER_COLUMNS}
+        return Answered(key=stored["key"], parsed=json.loads(_required(stored, "parsed")), **answer)
     return Quarantined(
         key=stored["key"],
-        row=_given(stored, "row"),
-        where=_given(stored, "where"),
+        row=_required(stored, "row"),
+        where=_required(stored, "where"),
         kind=Kind(stored["status"]),
-        message=_given(stored, "message"),
+        message=_required(stored, "message"),
         status=stored["http_status"],
-        attempts=_given(stored, "requests"),
+        attempts=_required(stored, "requests"),
         text=stored["text"],
         attempt=stored["attempt"],
     )
@@ -196,16 +201,16 @@ def _row_of(stored: Mapping[str, Any]) -> FinishedRow:
 _ANSWER_COLUMNS = ("text", "model", "prompt_tokens", "completion_tokens", "latency")
 
 
-def _given(stored: Mapping[str, Any], name: str) -> Any:
+def _required(stored: Mapping[str, Any], name: str) -> Any:
     if stored[name] is None:
-        raise ValueError(f"a row without {name}")
+        raise ValueError(f"row without {name}")
     return stored[name]
 
 
 def _answer(row: Answered) -> dict[str, Any]:
-    told = {name: getattr(row, name) for name in _ANSWER_COLUMNS}
+    values = {name: getattr(row, name) for name in _ANSWER_COLUMNS}
     parsed = json.dumps(row.parsed, ensure_ascii=False)
-    return {"status": ANSWERED, "attempt": 0, "parsed": parsed, **told}
+    return {"status": ANSWERED, "attempt": 0, "parsed": parsed, **values}
 
 
 def _failure(row: Quarantined) -> dict[str, Any]:
@@ -222,20 +227,24 @@ def _failure(row: Quarantined) -> dict[str, Any]:
 
 
 def _utf8(value: Any) -> Any:
-    """Arrow refuses half a surrogate pair, which JSON replies can hold."""
+    """Replace lone surrogates, which JSON replies can contain but Arrow rejects."""
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def milliseconds(written: float | None) -> int:
-    """A time as it is stored; by default now."""
+    """A time in seconds as it is stored, in milliseconds; by default the current time."""
     return round((time.time() if written is None else written) * 1000)
 
 
 @contextmanager
 def reported_corruption(
-    store: ObjectStore, name: str, remedy: str = "delete it, and run again"
+    store: ObjectStore, name: str, remedy: str = "delete it and run again"
 ) -> Iterator[None]:
-    """Say which object is corrupted, and what to do, where it does not hold what was written."""
+    """Turn the errors of reading a corrupted object into one that names it and says what to do.
+
+    Raises:
+        ObjectCorruptedError: one of `CORRUPTION_ERRORS` was raised in the block.
+    """
     try:
         yield
     except CORRUPTION_ERRORS as error:

@@ -1,4 +1,4 @@
-"""Stored completions that were never parsed, or by another parser: parse them, ask nothing."""
+"""Parses stored completions that this parser has no part of, without sending requests."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +12,10 @@ from ..parsing.parse import ParsedBatch, ParseSettings, parse_completions
 from .ledger import Ledger
 from .store import write_part
 
-_READ_AT_ONCE = 8
+_READERS = 8
 
 
-@task(name="adopt", **TASK_OPTIONS)
+@task(name="reparse", **TASK_OPTIONS)
 def reparse_completions(
     completions: ObjectStore,
     batches: Iterable[str],
@@ -23,24 +23,24 @@ def reparse_completions(
     ledger: Ledger,
     parsing: ParseSettings,
 ) -> int:
-    """Parse and store batches whose completions are stored; returns how many.
+    """Parse batches whose completions are stored, and store the parts; returns how many.
 
-    A run that was killed leaves completions without a part; a parser that has changed finds only
-    parts of the old one. A corrupted object is skipped with a warning: its rows are asked again.
+    Completions have no part after a run that was killed, or if the parser has changed. A corrupted
+    object is skipped with a warning: its rows are sent to the model again.
     """
-    logger = get_run_logger()  # the threads below have none
+    logger = get_run_logger()  # not available in the threads below
 
-    def adopt(batch: str) -> tuple[str, ParsedBatch] | None:
+    def reparse(batch: str) -> tuple[str, ParsedBatch] | None:
         if (found := read_completions(completions, batch, logger)) is None:
             return None
         parsed = parse_completions(found, parsing)
         return write_part(output, ledger.folder, batch, parsed.rows, parsed.time), parsed
 
     stored = 0
-    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for _, done in prefetch(pool, adopt, batches, _READ_AT_ONCE):
-            if (adopted := done.result()) is not None:
-                name, parsed = adopted
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _, done in prefetch(pool, reparse, batches, _READERS):
+            if (result := done.result()) is not None:
+                name, parsed = result
                 ledger.add(name, parsed.rows, parsed.time)
                 stored += 1
     return stored

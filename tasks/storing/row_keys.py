@@ -1,4 +1,4 @@
-"""The row keys of a dataset, kept in dataset order between runs."""
+"""The row keys of a dataset, in dataset order, as stored at the end of a run."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,21 @@ from .layout import earlier_keys
 
 
 def write_keys(store: ObjectStore, name: str, keys: Sequence[str]) -> None:
-    """Keep the row keys of a run in dataset order, 16 bytes each, in place of those before.
+    """Replace the row keys of a dataset by those of this run, 16 bytes each.
 
-    The name is `<folder of keys>/<configuration>/<dataset>`. Keys that are in the dataset no more
-    are kept beside them: their answers are paid for, and may be wanted again.
+    Keys that are no longer in the dataset are stored in a second object: their answers are paid
+    for, and may be needed again.
+
+    Args:
+        store: the output.
+        name: `<folder of keys>/<configuration>/<dataset>`.
+        keys: the row keys in dataset order.
     """
     packed = pack_keys(keys)
     last, older = (_stored_keys(store, old) for old in (name, earlier_keys(name)))
-    if not np.array_equal(packed[: len(last)], last):  # a dataset that has only grown loses none
-        gone = np.setdiff1d(np.concatenate([last, older]), packed)
-        store.write(earlier_keys(name), gone.tobytes())
+    if not np.array_equal(packed[: len(last)], last):  # a dataset that only grew loses no keys
+        removed = np.setdiff1d(np.concatenate([last, older]), packed)
+        store.write(earlier_keys(name), removed.tobytes())
     store.write(name, packed.tobytes())
 
 
@@ -32,10 +37,10 @@ def _stored_keys(store: ObjectStore, name: str) -> Array:
 
 
 def read_keys(store: ObjectStore, name: str) -> Array:
-    """Read what `write_keys` kept, an array of `KEY`.
+    """Read the row keys that `write_keys` stored, as an array of `KEY`.
 
     Raises:
-        ObjectMissingError: no such run has come so far.
+        ObjectMissingError: no run of this configuration and dataset got as far as storing them.
         StoreError: the keys are corrupted, or cannot be read.
     """
     packed = store.read(name)

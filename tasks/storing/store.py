@@ -1,4 +1,4 @@
-"""A parsed batch -> one part in the output."""
+"""Stores a parsed batch as one part of the output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from prefect import task
 
 from ..concurrency import TASK_OPTIONS
 from ..object_store.store import ObjectStore
-from ..parsing.parse import ParsedBatch
+from ..parsing.parse import QA_PAIRS, ParsedBatch
 from ..records import Batch, FinishedRow
-from .layout import PARTS, part_name
+from .layout import PassFolder, part_name
 from .parts import milliseconds, part_writer, rows_table
 
 
@@ -21,10 +21,18 @@ def write_part(
     rows: Sequence[FinishedRow],
     written: float | None = None,
 ) -> str:
-    """Store the answered and failed rows of a finished batch as one object; returns its name.
+    """Store the answered and quarantined rows of a finished batch as one part.
 
-    No key stands there twice. Of two answers to one row the later counts, by when they were
-    written, in seconds since 1970 (UTC), by default now.
+    Args:
+        store: the output.
+        folder: folder of the parts.
+        batch_key: key of the batch.
+        rows: the rows; no key may occur twice.
+        written: seconds since 1970 (UTC), by default now. Of two stored answers to a row, the one
+            written later counts.
+
+    Returns:
+        The name of the part.
     """
     sink = BytesIO()
     with part_writer(sink) as writer:
@@ -37,7 +45,7 @@ def write_part(
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """A batch that is finished.
+    """A finished batch.
 
     Attributes:
         part: name of its part.
@@ -48,9 +56,12 @@ class StoredBatch:
     parsed: ParsedBatch
 
 
+_DEFAULT_FOLDER = PassFolder().parts(QA_PAIRS.label)
+
+
 @task(name="store", task_run_name="store-{batch}", **TASK_OPTIONS)
 def store_batch(
-    batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str = PARTS
+    batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str = _DEFAULT_FOLDER
 ) -> StoredBatch:
     """Store a parsed batch; see `write_part`."""
     part = write_part(store, folder, batch.key, parsed.rows, parsed.time)

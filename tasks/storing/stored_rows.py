@@ -1,4 +1,4 @@
-"""The parts of one folder, which hold finished rows, and where in them each row is."""
+"""The finished rows in a folder of parts: an index of where each one is, and how to read it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,24 +16,24 @@ from .key_index import Array, KeyIndex, Location
 from .layout import batch_of
 from .parts import Contents, open_part, part_contents, reported_corruption, rows_of
 
-_TRIES = 5
-"""A run may merge parts while they are read; each try sees what it left."""
+_MAX_TRIES = 5
+"""Another run may merge parts while they are read; each try lists them again."""
 
-_WHOLE_BYTES = 1 << 20
-"""Objects up to this size are read whole: another round trip costs more than the bytes."""
+_SMALL_BYTES = 1 << 20
+"""Parts up to this size are read in one request: a round trip costs more than the extra bytes."""
 
 _LARGE_READERS = 4
-"""Threads that read large objects: each keeps some 5 MB, and more of them are no faster."""
+"""Threads that read large parts: each needs about 5 MB, and more threads are no faster."""
 
 
 class StoredRows:
-    """Finished rows of a pass: keys in memory, the rows themselves read when asked for.
+    """The finished rows of a pass: the keys are in memory, the rows are read on demand.
 
     Attributes:
-        folder: where the parts are.
+        folder: folder of the parts.
         index: where each row is; of several copies of a row, the one that counts.
         batches: keys of all batches that have a part.
-        names: the parts by number; some may be gone.
+        names: names of the parts by number, including parts that no longer exist.
     """
 
     def __init__(self, store: ObjectStore, folder: str) -> None:
@@ -50,14 +50,14 @@ class StoredRows:
         self._group = lru_cache(maxsize=4)(self._read_group)
 
     def sync(self) -> None:
-        """Take in the objects that are new, and forget those that are gone.
+        """Add parts that are new in the folder, and drop parts that no longer exist.
 
         Raises:
-            ObjectCorruptedError: an object does not hold what was written.
+            ObjectCorruptedError: a part is corrupted.
             StoreError: the folder cannot be read, or changes faster than it can be read.
         """
-        gone = False
-        for _ in range(_TRIES):
+        incomplete = False
+        for _ in range(_MAX_TRIES):
             sizes = {
                 name: size
                 for name, size in self._store.sizes(self.folder).items()
@@ -66,50 +66,47 @@ class StoredRows:
             if files := [self._numbers.pop(name) for name in self._numbers.keys() - sizes.keys()]:
                 self.index.forget(files)
             new = {name: sizes[name] for name in sizes.keys() - self._numbers.keys()}
-            # A listing can miss what is merged meanwhile; one that has nothing new missed nothing.
+            # A listing can miss parts merged while it is made; if nothing is new, it missed none.
             if not new:
                 return
             self.index.extend(self._entries(new))
-            gone = not new.keys() <= self._numbers.keys()
-        if gone:
-            raise self._restless()
+            incomplete = not new.keys() <= self._numbers.keys()
+        if incomplete:
+            raise self._unstable()
 
-    def add(self, name: str, places: Iterable[tuple[str, Location]]) -> None:
-        """Take in an object that was just written, whose rows are at these places.
-
-        The number of the object is filled in.
-        """
+    def add(self, name: str, locations: Iterable[tuple[str, Location]]) -> None:
+        """Add a part that was just written; `file` of the locations is filled in."""
         if name in self._numbers:
             return
-        entries = list(places)
+        entries = list(locations)
         number = self._register(name, 0, len(entries), ())
-        for key, place in entries:
-            self.index.put(bytes.fromhex(key), place._replace(file=number))
+        for key, location in entries:
+            self.index.put(bytes.fromhex(key), location._replace(file=number))
 
     def fetch(self, keys: Array) -> list[FinishedRow | None]:
-        """Read the rows of some keys, in their order; None where there is none.
+        """Read the rows of these keys, in the same order; None for a key without a row.
 
         Raises:
-            ObjectCorruptedError: an object does not hold what was written.
-            StoreError: an object cannot be read.
+            ObjectCorruptedError: a part is corrupted.
+            StoreError: a part cannot be read.
         """
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             try:
                 return self._fetch(keys)
             except ObjectMissingError:
                 self.sync()
-        raise self._restless()
+        raise self._unstable()
 
     def small(self, rows: int) -> list[int]:
-        """Numbers of the objects, present when last looked, that hold fewer rows than this."""
+        """Numbers of the parts with fewer rows than this, as of the last `sync`."""
         return [file for file in self._numbers.values() if self._row_counts[file] < rows]
 
     def batches_of(self, file: int) -> Sequence[str]:
-        """The batches that are whole with an object."""
+        """Keys of the batches in a part."""
         return self._batches[file]
 
     def table(self, file: int, rows: Array) -> pa.Table:
-        """Read some rows of a small part, as they are."""
+        """Read some rows of a small part as Arrow."""
         name = self.names[file]
         with reported_corruption(self._store, name):
             part = open_part(pa.BufferReader(self._store.read(name)))
@@ -120,21 +117,21 @@ class StoredRows:
         expected = keys.tobytes().hex()
         found = self.index.find(keys)
         wanted = np.flatnonzero(found.known)
-        places = found.places[wanted]
-        order = np.lexsort((places["row"], places["file"]))
-        ends = np.flatnonzero(np.diff(places["file"][order])) + 1
+        locations = found.locations[wanted]
+        order = np.lexsort((locations["row"], locations["file"]))
+        ends = np.flatnonzero(np.diff(locations["file"][order])) + 1
         for chosen in np.split(order, ends) if len(order) else ():
-            file = int(places["file"][chosen[0]])
+            file = int(locations["file"][chosen[0]])
             with reported_corruption(self._store, self.names[file]):
-                rows = self._load(file, places["row"][chosen])
+                rows = self._load(file, locations["row"][chosen])
                 for position, row in zip(wanted[chosen].tolist(), rows, strict=True):
                     if row.key != expected[32 * position : 32 * position + 32]:
-                        raise ValueError("another row")
+                        raise ValueError("unexpected row key")
                     result[position] = row
         return result
 
     def _entries(self, sizes: dict[str, int]) -> Iterator[tuple[Array, Array]]:
-        """Read new objects and register them, except those that are gone already."""
+        """Read and register new parts; parts that were removed meanwhile are skipped."""
 
         def contents(name: str) -> Contents | None:
             try:
@@ -143,31 +140,32 @@ class StoredRows:
             except ObjectMissingError:
                 return None
 
-        large = [name for name, size in sizes.items() if size > _WHOLE_BYTES]
+        large = [name for name, size in sizes.items() if size > _SMALL_BYTES]
         for names, readers in ((sizes.keys() - large, STORE_THREADS), (large, _LARGE_READERS)):
             with ThreadPoolExecutor(readers) as pool:
                 for name, future in prefetch(pool, contents, sorted(names), 2 * readers):
                     if (read := future.result()) is not None:
                         number = self._register(name, sizes[name], len(read.keys), read.batches)
-                        read.places["file"] = number
-                        yield read.keys, read.places
+                        read.locations["file"] = number
+                        yield read.keys, read.locations
 
     def _register(self, name: str, size: int, rows: int, batches: Sequence[str]) -> int:
-        own = batch_of(name)
+        batch = batch_of(name)
         number = self._numbers[name] = len(self.names)
         self.names.append(name)
         self._sizes.append(size)
         self._row_counts.append(rows)
-        self._batches.append([own] if own else batches)
+        self._batches.append([batch] if batch else batches)
         self.batches.update(self._batches[-1])
         return number
 
-    def _restless(self) -> StoreError:
-        place = self._store.uri_of(self.folder)
-        return StoreError(f"{place}: other runs keep replacing objects there: run it again")
+    def _unstable(self) -> StoreError:
+        return StoreError(
+            f"{self._store.uri_of(self.folder)}: other runs keep replacing objects there: run again"
+        )
 
     def _load(self, file: int, rows: Array) -> Iterator[FinishedRow]:
-        """Read rows of a part; their numbers ascend."""
+        """Read rows of a part, given by their numbers in ascending order."""
         _, starts = self._part(file)
         groups = np.searchsorted(starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
@@ -186,7 +184,7 @@ class StoredRows:
 
 
 def part_source(store: ObjectStore, name: str, size: int) -> pa.NativeFile:
-    """Open a part: a small one is read at once, a large one piece by piece."""
-    if size <= _WHOLE_BYTES:
+    """Open a part: a small one is read in one request, a large one in ranges."""
+    if size <= _SMALL_BYTES:
         return pa.BufferReader(store.read(name))
     return pa.PythonFile(store.open(name), mode="r")

@@ -1,4 +1,4 @@
-"""A headless Chromium, and a Prefect server with its UI, for tests of what people look at."""
+"""A headless Chromium, and a Prefect server with its UI, worker and deployments."""
 
 import json
 import os
@@ -24,29 +24,29 @@ from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 
-Shoot = Callable[..., Path]
+TakeScreenshot = Callable[..., Path]
 
 
 @dataclass
-class Seen:
+class PageLog:
     """What a page did.
 
     Attributes:
-        urls: everything it asked for, in order.
-        errors: what its console called an error, and exceptions of its scripts.
-        dialogs: texts of `alert` and its like.
+        urls: all its requests, in order.
+        errors: error messages on its console, and exceptions in its scripts.
+        dialogs: texts of `alert` and other dialogs.
     """
 
     urls: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
 
-    def outside(self) -> list[str]:
-        """The URLs that led off this machine."""
-        return [url for url in self.urls if not _is_here(url)]
+    def external(self) -> list[str]:
+        """The URLs of other machines."""
+        return [url for url in self.urls if not _is_local(url)]
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme in {"file", "data", "blob", "about"} or parts.hostname == "127.0.0.1"
 
@@ -55,13 +55,13 @@ def _is_here(url: str) -> bool:
 def browser() -> Iterator[Browser]:
     """A browser for the tests of one module.
 
-    As long as it is there, Python's main thread counts as one with a running event loop, which
-    Prefect's client takes for asynchronous code: tests elsewhere could not bear that, and those
-    of the module use Prefect's command line and HTTP.
+    While it runs, Playwright's event loop runs in the main thread, which makes Prefect's client
+    behave as in asynchronous code. Therefore it is closed after the module, whose tests only use
+    Prefect's command line and HTTP API.
     """
     program = shutil.which("chromium")
     assert program, "chromium is missing: run tests/browser/install.sh"
-    # Chromium's sandbox refuses to work for root; /dev/shm is 64 MB in a container.
+    # Chromium's sandbox does not work for root; /dev/shm has only 64 MB in a container.
     flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
@@ -71,13 +71,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def seen() -> Seen:
-    """What the test's `page` did, for a test to ask at its end."""
-    return Seen()
+def page_log() -> PageLog:
+    """What the test's `page` did."""
+    return PageLog()
 
 
 @pytest.fixture
-def page(browser: Browser, seen: Seen) -> Iterator[Page]:
+def page(browser: Browser, page_log: PageLog) -> Iterator[Page]:
     """An empty page in a profile of its own: 1280 x 900, light, English, UTC."""
     context = browser.new_context(
         viewport={"width": 1280, "height": 900},
@@ -86,16 +86,16 @@ def page(browser: Browser, seen: Seen) -> Iterator[Page]:
         timezone_id="UTC",
     )
     context.set_default_timeout(60_000)
-    context.on("request", lambda request: seen.urls.append(request.url))
-    context.on("weberror", lambda error: seen.errors.append(str(error.error)))
+    context.on("request", lambda request: page_log.urls.append(request.url))
+    context.on("weberror", lambda error: page_log.errors.append(str(error.error)))
     opened = context.new_page()
     opened.on(
         "console",
-        lambda message: seen.errors.append(message.text) if message.type == "error" else None,
+        lambda message: page_log.errors.append(message.text) if message.type == "error" else None,
     )
 
     def dismiss(dialog: Dialog) -> None:
-        seen.dialogs.append(dialog.message)
+        page_log.dialogs.append(dialog.message)
         dialog.dismiss()
 
     opened.on("dialog", dismiss)
@@ -104,8 +104,8 @@ def page(browser: Browser, seen: Seen) -> Iterator[Page]:
 
 
 @pytest.fixture
-def shoot(page: Page) -> Shoot:
-    """Takes a picture of the page: `shoot("name")` writes build/screenshots/name.png."""
+def screenshot(page: Page) -> TakeScreenshot:
+    """Takes a screenshot: `screenshot("name")` writes build/screenshots/name.png."""
 
     def take(name: str, *, full_page: bool = False) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,12 @@ TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @dataclass(frozen=True)
 class PrefectUI:
-    """A running server.
+    """A Prefect server with its UI.
 
     Attributes:
-        url: where the UI is; the API lies below.
-        folder: home of its database, and where deployments start.
-        environment: of commands that are to talk to it.
+        url: of the UI; the API is below it.
+        folder: contains its database, and is the working directory of deployments.
+        environment: for commands that use this server.
     """
 
     url: str
@@ -134,7 +134,7 @@ class PrefectUI:
     environment: dict[str, str] = field(repr=False)
 
     def api(self, path: str, body: Any = None) -> Any:
-        """Ask the API, with POST where there is a body; again while its database is locked.
+        """Call the API, with POST if there is a body; retry while its database is locked.
 
         SQLite waits up to 60 s for a lock before the server answers 503.
         """
@@ -154,14 +154,14 @@ class PrefectUI:
                 time.sleep(0.5)
         raise AssertionError(f"{path} is still unavailable")
 
-    def ended(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
-        """Wait until a flow run has ended; gives it with its state."""
+    def wait_for_run(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
+        """Wait until a flow run has ended, and return it with its state."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             run: dict[str, Any] = self.api(f"/flow_runs/{run_id}")
             if run["state_type"] in TERMINAL:
                 return run
-            time.sleep(1)
+            time.sleep(0.5)
         raise AssertionError(f"the run is still {run['state_name']} after {seconds} s")
 
     def wait_until_up(self, server: "subprocess.Popen[bytes]", seconds: float = 180) -> None:
@@ -178,7 +178,7 @@ class PrefectUI:
 
 @contextmanager
 def _process(*command: str, ui: PrefectUI, log: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process with children, which end with it."""
+    """A process; its children are killed with it."""
     with (ui.folder / log).open("wb") as log_file:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(command[0])), *command[1:]],
@@ -194,13 +194,13 @@ def _process(*command: str, ui: PrefectUI, log: str) -> Iterator["subprocess.Pop
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        with suppress(ProcessLookupError):  # its children are gone, too
+        with suppress(ProcessLookupError):  # the children have ended, too
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
 
 
-def _planned(folder: Path) -> PrefectUI:
-    """A server that is to be started, on a free port."""
+def _configure(folder: Path) -> PrefectUI:
+    """Settings of a server to start on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -210,9 +210,9 @@ def _planned(folder: Path) -> PrefectUI:
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_API_URL": f"{url}/api",  # by itself, the UI looks for it on port 4200
+        "PREFECT_UI_API_URL": f"{url}/api",  # the UI's default is port 4200
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PYTHONFAULTHANDLER": "1",  # a server that hangs says where, when it is aborted
+        "PYTHONFAULTHANDLER": "1",  # if the server hangs, SIGABRT makes it log where
     }
     return PrefectUI(url, folder, environment)
 
@@ -221,8 +221,8 @@ def _start(ui: PrefectUI, running: ExitStack) -> None:
     """Start the server and a worker, and deploy.
 
     Raises:
-        TimeoutError: the server took the deployments and then fell silent, as Prefect's once
-            did; with what its threads were doing.
+        TimeoutError: the server hung after it had accepted the deployments, as Prefect's once
+            did; the message has the stacks of its threads.
     """
     port = str(urlsplit(ui.url).port)
     start = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
@@ -244,14 +244,14 @@ def _start(ui: PrefectUI, running: ExitStack) -> None:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUI]:
-    """A server with the shipped deployments, and a worker that takes up their runs."""
+    """A server with the shipped deployments, and a worker that executes their runs."""
     with ExitStack() as running:
         try:
-            ui = _planned(tmp_path_factory.mktemp("prefect"))
+            ui = _configure(tmp_path_factory.mktemp("prefect"))
             _start(ui, running)
         except TimeoutError as error:
-            warnings.warn(f"the Prefect server hung and is started anew: {error}", stacklevel=1)
+            warnings.warn(f"the Prefect server hung and is restarted: {error}", stacklevel=1)
             running.close()
-            ui = _planned(tmp_path_factory.mktemp("prefect"))
+            ui = _configure(tmp_path_factory.mktemp("prefect"))
             _start(ui, running)
         yield ui

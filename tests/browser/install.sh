@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Installs the browser that tests/browser drives from the distribution (Debian).
-# Does nothing where it is there already.
+# Installs Chromium for tests/browser with apt (Debian), unless it is already installed.
 set -euo pipefail
 if command -v chromium >/dev/null; then exit 0; fi
 as_root=()

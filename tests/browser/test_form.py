@@ -1,8 +1,7 @@
-"""What people do in Prefect's UI: fill in the form, press Submit, look at the run."""
+"""The package in Prefect's UI: the form of a deployment, blocks, a run and its artifacts."""
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,18 @@ PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9Q"
     "DwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-WRONG = [
+INVALID = [
     ("dataset", "", "'dataset' is a required property"),
     ("max_rows", "0", "0 is not valid under any of the given schemas"),
     ("pairs_per_image", "1.5", "1.5 is not of type 'integer'"),
     ("limits/Batch Size", "9999", "'limits.batch_size'. Failure reason: 9999 is greater than the"),
 ]
-
-
 ROWS = 320
 
 
 @pytest.fixture(scope="module")
 def deployment(ui: Any) -> dict[str, Any]:
-    """The on-demand deployment, as the API has it."""
+    """The on-demand deployment, from the API."""
     found: dict[str, Any] = ui.api("/deployments/name/image-qa/on-demand")
     return found
 
@@ -57,15 +54,15 @@ def form(ui: Any, deployment: dict[str, Any], page: Page) -> Page:
 
 
 def field(form: Page, path: str) -> Locator:
-    """A parameter of the form, or a field of its card, with label, description and input."""
-    found = form.locator("body")
+    """A parameter of the form, or a nested field: its label, description and input."""
+    element = form.locator("body")
     for name in path.split("/"):
         label = form.locator(
             ":scope > .p-label__header .schema-form-property__label",
             has_text=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"),
         )
-        found = found.locator(".schema-form-property").filter(has=label)
-    return found
+        element = element.locator(".schema-form-property").filter(has=label)
+    return element
 
 
 def fill(form: Page, path: str, text: str) -> None:
@@ -73,16 +70,16 @@ def fill(form: Page, path: str, text: str) -> None:
 
 
 def press(page: Page, button: str, path: str) -> Any:
-    """Press a button that posts to an API path; again, where the server's database was locked."""
+    """Press a button that posts to an API path; retry while the server's database is locked."""
     for _ in range(5):
         with page.expect_response(
-            lambda answer: answer.request.method == "POST" and answer.url.endswith(path)
-        ) as answered:
+            lambda response: response.request.method == "POST" and response.url.endswith(path)
+        ) as response:
             page.get_by_role("button", name=button).click()
-        if answered.value.status != 503:
+        if response.value.status != 503:
             break
-    assert answered.value.ok, answered.value.text()
-    return answered.value.json()
+    assert response.value.ok, response.value.text()
+    return response.value.json()
 
 
 def run_ids(ui: Any) -> set[str]:
@@ -90,26 +87,26 @@ def run_ids(ui: Any) -> set[str]:
 
 
 def as_shown(markdown: str) -> str:
-    """A description as the UI shows it."""
+    """The text of a description in the UI."""
     return " ".join(markdown.replace("`", "").split())
 
 
 def test_the_form_describes_every_parameter(
-    form: Page, deployment: dict[str, Any], seen: Any
+    form: Page, deployment: dict[str, Any], page_log: Any
 ) -> None:
     schema = deployment["parameter_openapi_schema"]
-    cards = 0
+    groups = 0
     for name, parameter in schema["properties"].items():
-        card = schema["definitions"].get(parameter.get("$ref", "").rpartition("/")[2], {})
-        described = card | parameter  # a description that is its card's own stands there only
+        group = schema["definitions"].get(parameter.get("$ref", "").rpartition("/")[2], {})
+        described = group | parameter  # a description from the model's class is only there
         expect(field(form, name)).to_have_count(1)
         expect(field(form, name)).to_contain_text(as_shown(described["description"]))
-        for inner in card.get("properties", {}).values():
-            shown = field(form, f"{name}/{inner['title']}")
-            expect(shown).to_contain_text(as_shown(inner["description"]))
-        cards += bool(card)
-    assert cards == 7
-    assert seen.outside() == []
+        for inner in group.get("properties", {}).values():
+            element = field(form, f"{name}/{inner['title']}")
+            expect(element).to_contain_text(as_shown(inner["description"]))
+        groups += bool(group)
+    assert groups == 7
+    assert page_log.external() == []
 
 
 @pytest.mark.parametrize(
@@ -117,29 +114,29 @@ def test_the_form_describes_every_parameter(
     [("prompt_style", PROMPT_STYLES), ("parsing/Parser", PARSERS)],
     ids=["prompt style", "parser"],
 )
-def test_a_plug_in_is_chosen_or_named(form: Page, path: str, names: list[str]) -> None:
+def test_a_plug_in_can_be_chosen_or_named(form: Page, path: str, names: list[str]) -> None:
     plug_in = field(form, path)
     plug_in.locator(".p-select-button__control").press("Space")
     expect(form.locator(".p-select-option")).to_have_text(list(names))
     form.locator(".p-select-option").last.click()
     expect(plug_in.locator(".p-select-button__control")).to_have_text(list(names)[-1])
-    plug_in.get_by_role("button", name="Your own").click()
+    plug_in.get_by_role("button", name="Custom").click()
     plug_in.locator("textarea").fill("my_package.prompts:function")
 
 
-def test_wrong_values_are_refused_before_there_is_a_run(ui: Any, form: Page) -> None:
+def test_invalid_values_are_rejected_before_a_run_is_created(ui: Any, form: Page) -> None:
     before = run_ids(ui)
     fill(form, "dataset", "qas.json")
     fill(form, "output", "qa")
     field(form, "max_rows").get_by_role("button", name="First rows").click()
     fill(form, "max_rows", "5")
-    for path, wrong, said in WRONG:
-        given = field(form, path).locator("textarea, input")
-        right = given.input_value()
-        given.fill(wrong)
+    for path, invalid, message in INVALID:
+        box = field(form, path).locator("textarea, input")
+        valid = box.input_value()
+        box.fill(invalid)
         form.get_by_role("button", name="Submit").click()
-        expect(form.get_by_text(said).first).to_be_visible()
-        given.fill(right)
+        expect(form.get_by_text(message).first).to_be_visible()
+        box.fill(valid)
     number = field(form, "pairs_per_image").locator("input")
     number.press_sequentially("many")
     expect(number).to_have_value("1")
@@ -148,7 +145,7 @@ def test_wrong_values_are_refused_before_there_is_a_run(ui: Any, form: Page) -> 
 
 @pytest.fixture
 def endpoint(ui: Any, page: Page, keyed_stub: Any) -> str:
-    """Name of an endpoint block, saved in the UI; its key is seen by nobody after that."""
+    """Name of an endpoint block, saved in the UI, which then no longer shows its key."""
     name, key = "stub-endpoint", keyed_stub.api_key
     page.goto(f"{ui.url}/blocks/catalog/vllm-endpoint/create")
     label = ".p-label"
@@ -157,25 +154,49 @@ def endpoint(ui: Any, page: Page, keyed_stub: Any) -> str:
     page.locator(label).filter(has_text="API key").locator("textarea").fill(key)
     press(page, "Create", "/block_documents/")
     expect(page.get_by_text("********")).to_be_visible()
-    expect(page.get_by_text(f'VLLMEndpoint.load("{name}")')).to_be_visible()
+    expect(page.locator("code", has_text=f'"{name}"').first).to_be_visible()
     assert key not in page.content()
     return name
 
 
 def write_dataset(folder: Path) -> None:
-    """Twelve rows: one has a reply that wants to run as a script, one no image."""
-    write_demo_dataset(folder, 12, seed=5)
+    """Many rows: the first one's reply tries to run as a script, one has no image."""
+    write_demo_dataset(folder, ROWS, seed=5)
     rows = json.loads((folder / "dataset.json").read_text())
-    say = f"STUB text **Question:** What? {HOSTILE[0]}\n**Answer:** {HOSTILE[0]}"
-    rows[3]["conversation"] = [{"from": "human", "value": say}]
+    reply = f"STUB text **Question:** What? {HOSTILE[0]}\n**Answer:** {HOSTILE[0]}"
+    rows[0]["conversation"] = [{"from": "human", "value": reply}]
     rows[7]["image"] = "images/none.png"
     (folder / "dataset.json").write_text(json.dumps(rows))
 
 
-def test_a_run_is_started_watched_and_looked_at(
-    page: Page, ui: Any, endpoint: str, keyed_stub: Any, seen: Any, shoot: Any
+def test_a_run_is_cancelled_and_resumed(
+    page: Page,
+    ui: Any,
+    deployment: dict[str, Any],
+    endpoint: str,
+    keyed_stub: Any,
+    start_stub: Any,
+    page_log: Any,
+    screenshot: Any,
 ) -> None:
+    slow = start_stub(latency=1.0, slots=4)
     write_dataset(ui.folder / "shapes")
+    parameters = {"dataset": "shapes/dataset.json", "output": "qa", "endpoint": slow.url}
+    parameters["limits"] = {"batch_size": 16, "max_in_flight": 4}
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    run_id = ui.api(path, {"parameters": parameters})["id"]
+    page.goto(f"{ui.url}/runs/flow-run/{run_id}")
+    expect(page.get_by_text("Running").first).to_be_visible()
+    while slow.stats()["requests"] < 24:  # the first batch is stored, the second one in flight
+        page.wait_for_timeout(100)
+    page.get_by_role("button", name="Cancel").click()
+    press(page, "Confirm", "/set_state")
+    assert ui.wait_for_run(run_id)["state_name"] == "Cancelled"
+    expect(page.get_by_text("Cancelled").first).to_be_visible()
+    requests = slow.stats()["requests"]
+    assert requests < ROWS
+
+    before = keyed_stub.stats()["requests"]
     page.goto(f"{ui.url}/deployments")
     page.get_by_role("link", name="on-demand").first.click()
     page.get_by_role("button", name=re.compile(r"^\s*Run\s*$")).click()
@@ -183,110 +204,83 @@ def test_a_run_is_started_watched_and_looked_at(
     fill(page, "dataset", "shapes/dataset.json")
     fill(page, "output", "qa")
     fill(page, "endpoint", endpoint)
-    shoot("form")
+    screenshot("form")
     run_id = press(page, "Submit", "/create_flow_run")["id"]
     expect(page.get_by_text("scheduled to start now").first).to_be_visible()
-
-    run = ui.ended(run_id)
+    run = ui.wait_for_run(run_id)
     assert run["state_name"] == "Completed", run["state"]
+    assert len((ui.folder / "qa" / "qa.jsonl").read_text().splitlines()) == ROWS - 1
+    repeated = 4  # those in flight when the run was cancelled
+    assert requests + keyed_stub.stats()["requests"] - before <= ROWS - 1 + repeated
+
     page.goto(f"{ui.url}/runs/flow-run/{run_id}")
     expect(page.get_by_text("Completed").first).to_be_visible()
-    expect(page.get_by_text("11 answered, 1 quarantined").first).to_be_visible()
-    shoot("run")
+    expect(
+        page.get_by_text(re.compile(rf"{ROWS - 1} answered.*, 1 quarantined")).first
+    ).to_be_visible()
+    screenshot("run")
     page.get_by_text("Artifacts", exact=True).click()
     for what in ("progress", "summary", "gallery", "quarantine"):
         expect(page.get_by_text(re.compile(f"image-qa-.*-{what}$"))).to_be_visible()
-    shoot("artifacts")
+    screenshot("artifacts")
     artifacts = artifacts_of(ui, run_id)
     page.goto(f"{ui.url}/artifacts/artifact/{artifacts['gallery']}")
-    expect(page.locator('img[src^="data:image/"]')).to_have_count(11)
+    expect(page.locator('img[src^="data:image/"]')).to_have_count(23)  # one of 24 rows has none
     expect(page.get_by_text(HOSTILE[0]).first).to_be_visible()
-    shoot("gallery")
+    screenshot("gallery")
     for what, text in {"summary": "image_missing", "quarantine": "images/none.png"}.items():
         page.goto(f"{ui.url}/artifacts/artifact/{artifacts[what]}")
         expect(page.get_by_text(text).first).to_be_visible()
-        shoot(what)
-    assert (seen.dialogs, seen.outside()) == ([], [])
-    assert keyed_stub.api_key not in everything_told(ui)
-
-
-def test_a_run_is_cancelled_and_goes_on_later(
-    page: Page, ui: Any, deployment: dict[str, Any], start_stub: Any
-) -> None:
-    slow, fast = start_stub(latency=1.0, slots=4), start_stub()
-    write_demo_dataset(ui.folder / "many", ROWS, seed=6)
-    given = {"dataset": "many/dataset.json", "output": "many-qa", "endpoint": slow.url}
-    given["limits"] = {"batch_size": 16, "max_in_flight": 4}
-    path = f"/deployments/{deployment['id']}/create_flow_run"
-
-    run_id = ui.api(path, {"parameters": given})["id"]
-    page.goto(f"{ui.url}/runs/flow-run/{run_id}")
-    expect(page.get_by_text("Running").first).to_be_visible()
-    while slow.stats()["requests"] < ROWS / 8:
-        page.wait_for_timeout(100)
-    page.get_by_role("button", name="Cancel").click()
-    began = time.monotonic()
-    press(page, "Confirm", "/set_state")
-    run = ui.ended(run_id)
-    seconds = time.monotonic() - began
-    assert run["state_name"] == "Cancelled"
-    expect(page.get_by_text("Cancelled").first).to_be_visible()
-    asked = slow.stats()["requests"]
-    assert asked < ROWS
-    print(f"{seconds:.1f} s until Cancelled, {asked} of {ROWS} rows asked before")
-
-    given["endpoint"] = fast.url
-    again = ui.ended(ui.api(path, {"parameters": given})["id"])
-    assert again["state_name"] == "Completed"
-    assert len((ui.folder / "many-qa" / "qa.jsonl").read_text().splitlines()) == ROWS
-    assert asked + fast.stats()["requests"] <= ROWS + 4  # those in flight
+        screenshot(what)
+    assert (page_log.dialogs, page_log.external()) == ([], [])
+    assert keyed_stub.api_key not in everything(ui)
 
 
 def artifacts_of(ui: Any, run_id: str) -> dict[str, str]:
-    """The ids of a run's artifacts, by what they show."""
+    """The ids of a run's artifacts, by the last part of their keys."""
     found = ui.api("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     return {artifact["key"].rpartition("-")[2]: artifact["id"] for artifact in found}
 
 
-def everything_told(ui: Any) -> str:
-    """All that Prefect's API gives away of runs, logs, artifacts and blocks, and all logs."""
+def everything(ui: Any) -> str:
+    """All that Prefect's API returns about runs and blocks, and the logs of all processes."""
     kinds = ["flow_runs", "task_runs", "logs", "artifacts", "block_documents", "deployments"]
-    answers = [json.dumps(ui.api(f"/{kind}/filter", {})) for kind in kinds]
-    assert all(len(answer) > 100 for answer in answers)
-    return "".join([*answers, *(log.read_text() for log in ui.folder.glob("*.log"))])
+    replies = [json.dumps(ui.api(f"/{kind}/filter", {})) for kind in kinds]
+    assert all(len(reply) > 100 for reply in replies)
+    return "".join([*replies, *(log.read_text() for log in ui.folder.glob("*.log"))])
 
 
 @pytest.mark.parametrize("version", ["", "/v2"], ids=["v1", "v2"])
-def test_what_strangers_say_stays_text(
-    version: str, ui: Any, page: Page, seen: Any, tmp_path: Path
+def test_untrusted_texts_in_artifacts_are_inert(
+    version: str, ui: Any, page: Page, page_log: Any, tmp_path: Path
 ) -> None:
     rows = [
         SampledRow(
             row=number,
-            where=f"{said}:{number}",
+            where=f"{text}:{number}",
             key=str(number),
-            thumbnails=(PIXEL, f"x) {said}"),
-            pairs=(QAPair(said, said),),
-            text=said,
+            thumbnails=(PIXEL, f"x) {text}"),
+            pairs=(QAPair(text, text),),
+            text=text,
         )
-        for number, said in enumerate(HOSTILE)
+        for number, text in enumerate(HOSTILE)
     ]
-    lines = [{"row": 1, "where": said, "kind": said, "message": said} for said in HOSTILE]
+    lines = [{"row": 1, "where": text, "kind": text, "message": text} for text in HOSTILE]
     store = ObjectStore(uri=str(tmp_path))
     store.write("quarantine.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    shown = {
+    artifacts = {
         "markdown": gallery_markdown(rows, of=len(rows)),
         "table": json.dumps(quarantine_table(store)),
     }
-    for kind, data in shown.items():
+    for kind, data in artifacts.items():
         artifact = ui.api("/artifacts/", {"key": f"hostile-{kind}", "type": kind, "data": data})
         page.goto(f"{ui.url}{version}/artifacts/artifact/{artifact['id']}")
-        for said in HOSTILE:
-            # Invisible marks keep links from being links.
-            letters = "\u2060*".join(re.escape(letter) for letter in said)
+        for text in HOSTILE:
+            # Word joiners break up links.
+            letters = "\u2060*".join(re.escape(letter) for letter in text)
             expect(page.get_by_text(re.compile(letters)).first).to_be_visible()
         page.wait_for_load_state("networkidle")
         assert page.locator('[href*="javascript:"], [href*="evil.example"], [onerror]').count() == 0
     assert page.locator("iframe, svg[onload]").count() == 0
-    assert seen.dialogs == []
-    assert [url for url in seen.outside() if "evil.example" in url] == []
+    assert page_log.dialogs == []
+    assert [url for url in page_log.external() if "evil.example" in url] == []

@@ -1,4 +1,4 @@
-"""`report.html` as people open it: a file, in a browser, with rows of strangers."""
+"""`report.html` in a browser, opened as a file, with untrusted texts in every place."""
 
 import io
 import re
@@ -33,7 +33,7 @@ HOSTILE = [
 ]
 
 
-def picture(number: int) -> str:
+def thumbnail_of(number: int) -> str:
     file = io.BytesIO()
     Image.new("RGB", (300, 200), (40 * number % 256, 120, 160)).save(file, "PNG")
     return thumbnail(file.getvalue(), ImageSettings())
@@ -45,7 +45,7 @@ def rows() -> list[SampledRow]:
             number,
             f"row {number}",
             f"{number:032x}",
-            (picture(number),),
+            (thumbnail_of(number),),
             (QAPair(f"{text} number {number}?", f"It is {text}"),),
             f"raw {text}",
             latency=0.5,
@@ -62,11 +62,11 @@ def rows() -> list[SampledRow]:
 
 
 @pytest.fixture(scope="module")
-def told(record_of: Callable[..., RunRecord]) -> RunRecord:
+def hostile_run(record_of: Callable[..., RunRecord]) -> RunRecord:
     """A run whose every text is hostile."""
     names = ("dataset", "configuration", "parser", "model_revision", "model", "user_prompt")
     return record_of(
-        told={
+        parameters={
             "dataset": HOSTILE[3],
             "prompt_style": HOSTILE[6],
             "system_prompt": HOSTILE[4],
@@ -88,30 +88,38 @@ def told(record_of: Callable[..., RunRecord]) -> RunRecord:
 
 
 @pytest.fixture(scope="module")
-def report(told: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> str:
+def report(hostile_run: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a page whose every text is hostile."""
-    numbers = Statistics()
-    for tally in (numbers.questions, numbers.answers, numbers.latencies):
+    statistics = Statistics()
+    for tally in (statistics.questions, statistics.answers, statistics.latencies):
         tally.add(np.arange(10, 60))
-    numbers.prompt_tokens.add(np.arange(250, 300))
-    numbers.completion_tokens.add(np.arange(10, 60))
-    numbers.first_words.update({"what": 7, "onerror": 3})
-    numbers.written = np.arange(0, 10, 0.2)
+    statistics.prompt_tokens.add(np.arange(250, 300))
+    statistics.completion_tokens.add(np.arange(10, 60))
+    statistics.first_words.update({"what": 7, "onerror": 3})
+    statistics.stored_seconds = np.arange(0, 10, 0.2)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_bytes(render_report(told, numbers, rows()))
+    path.write_bytes(render_report(hostile_run, statistics, rows()))
     return path.as_uri()
+
+
+def settle(page: Page) -> None:
+    """Let the page run what is due: two frames, and the tasks queued by then."""
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame("
+        "() => setTimeout(done))))"
+    )
 
 
 def visible_cards(page: Page) -> int:
     return page.locator(".card:visible").count()
 
 
-def test_rows_are_searched_and_filtered(page: Page, report: str) -> None:
+def test_rows_can_be_searched_and_filtered(page: Page, report: str) -> None:
     page.goto(report)
     assert visible_cards(page) == 12
     page.get_by_role("searchbox").fill("HERON plain")
     assert visible_cards(page) == 1
-    expect(page.get_by_role("status")).to_have_text("1 of these 12 fit.")
+    expect(page.get_by_role("status")).to_have_text("1 of 12 match.")
     page.get_by_role("searchbox").fill(f"{51:032x}")
     assert visible_cards(page) == 1
     page.get_by_role("searchbox").fill("")
@@ -121,11 +129,11 @@ def test_rows_are_searched_and_filtered(page: Page, report: str) -> None:
         assert visible_cards(page) == count
         expect(button).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="truncated 1").click()
-    page.get_by_role("searchbox").fill("not there")
+    page.get_by_role("searchbox").fill("absent")
     assert visible_cards(page) == 0
 
 
-def test_strangers_texts_are_shown_and_do_nothing(page: Page, report: str, seen: Any) -> None:
+def test_untrusted_texts_are_shown_and_inert(page: Page, report: str, page_log: Any) -> None:
     page.goto(report)
     for summary in page.locator("summary").all():
         summary.click()
@@ -137,25 +145,25 @@ def test_strangers_texts_are_shown_and_do_nothing(page: Page, report: str, seen:
     assert page.locator("a").count() == 3
     assert page.locator("script").count() == 1
     assert page.locator("iframe, link, base, svg[onload], img[onerror]").count() == 0
-    assert [url for url in seen.urls if not url.startswith("data:")] == [report]
-    assert (seen.dialogs, seen.errors) == ([], [])
+    assert [url for url in page_log.urls if not url.startswith("data:")] == [report]
+    assert (page_log.dialogs, page_log.errors) == ([], [])
 
 
-def test_strangers_texts_do_nothing_in_the_card(
-    page: Page, told: RunRecord, seen: Any, tmp_path: Path
+def test_untrusted_texts_are_inert_in_the_card(
+    page: Page, hostile_run: RunRecord, page_log: Any, tmp_path: Path
 ) -> None:
-    """Rendered with all HTML let through: no reader of Markdown is that careless."""
-    card = render_card(told, rows()).partition("\n---\n")[2]
+    """Rendered with raw HTML enabled, which no Markdown viewer does for untrusted files."""
+    card = render_card(hostile_run, rows()).partition("\n---\n")[2]
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
     (tmp_path / "card.html").write_text(f"<title>card</title>{html}")
     url = (tmp_path / "card.html").as_uri()
     page.goto(url)
-    page.wait_for_timeout(200)
+    settle(page)
     for text in (HOSTILE[0], HOSTILE[3], HOSTILE[4]):
         expect(page.get_by_text(text).first).to_be_visible()
     assert page.title() == "card"
     assert page.locator("script, img, a, iframe, link, base, style, meta, svg").count() == 0
-    assert (seen.urls, seen.dialogs, seen.errors) == ([url], [], [])
+    assert (page_log.urls, page_log.dialogs, page_log.errors) == ([url], [], [])
 
 
 @pytest.mark.parametrize(
@@ -166,33 +174,33 @@ def test_strangers_texts_do_nothing_in_the_card(
         "const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=alert(1)>';"
         "body(d)",
     ],
-    ids=["script", "outside", "handler"],
+    ids=["script", "external image", "event handler"],
 )
-def test_the_policy_would_stop_what_escaping_let_through(
-    inject: str, page: Page, report: str, seen: Any
+def test_the_policy_stops_what_escaping_misses(
+    inject: str, page: Page, report: str, page_log: Any
 ) -> None:
-    answers: list[str] = []
-    page.on("response", lambda response: answers.append(response.url))
+    responses: list[str] = []
+    page.on("response", lambda response: responses.append(response.url))
     page.goto(report)
     title = page.title()
-    page.evaluate(f"(() => {{ const body = (e) => document.body.append(e); {inject} }})()")
-    page.wait_for_timeout(200)
-    assert "Content Security Policy" in " ".join(seen.errors)
-    assert (page.title(), seen.dialogs) == (title, [])
-    assert [url for url in answers if not url.startswith("data:")] == [report]
+    with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        page.evaluate(f"(() => {{ const body = (e) => document.body.append(e); {inject} }})()")
+    settle(page)
+    assert (page.title(), page_log.dialogs) == (title, [])
+    assert [url for url in responses if not url.startswith("data:")] == [report]
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280], ids=["small phone", "phone", "desk"])
 def test_nothing_is_wider_than_the_screen(width: int, page: Page, report: str) -> None:
-    cut = "(boxes) => boxes.filter((box) => box.scrollWidth > box.clientWidth).length"
+    overflowing = "(boxes) => boxes.filter((box) => box.scrollWidth > box.clientWidth).length"
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(report)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("header, .card, .table, .plots > *").evaluate_all(cut) == 0
+    assert page.locator("header, .card, .table, .plots > *").evaluate_all(overflowing) == 0
     assert visible_cards(page) == 12
 
 
-def test_pictures_and_plots_are_there(page: Page, report: str) -> None:
+def test_images_and_plots_load(page: Page, report: str) -> None:
     page.goto(report)
     for image in page.locator("img").all():
         image.scroll_into_view_if_needed()
@@ -200,15 +208,14 @@ def test_pictures_and_plots_are_there(page: Page, report: str) -> None:
         assert image.get_attribute("alt")
 
 
-def test_it_is_dark_where_the_reader_wants_it_so(
-    page: Page, report: str, shoot: Callable[..., Path]
+def test_the_page_follows_the_dark_colour_scheme(
+    page: Page, report: str, screenshot: Callable[..., Path]
 ) -> None:
     lightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     plot = "document.querySelector('.plots img').currentSrc"
     page.goto(report)
     light, light_plot = page.evaluate(lightness), page.evaluate(plot)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(100)
+    page.wait_for_function(f"light_plot => {plot} !== light_plot", arg=light_plot)
     assert page.evaluate(lightness) < 50 < 200 < light
-    assert page.evaluate(plot) != light_plot
-    shoot("report-dark")
+    screenshot("report-dark")

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 KEY, SECRET = "ceph-test-key", "ceph-test-secret"
 START_TIMEOUT = 180
-"""Seconds; it takes about 15 where nothing else runs."""
+"""Seconds; it takes about 15 on an idle machine."""
 
 CONFIG = """
 [global]
@@ -50,11 +50,11 @@ CAPABILITIES = {
     "client.admin": {"mon": "allow *", "osd": "allow *"},
     "osd.0": {"mon": "allow profile osd", "osd": "allow *"},
 }
-"""What each daemon may do; the gateway is the administrator here."""
+"""Permissions of each daemon; the gateway runs as the administrator here."""
 
 
 class CephCluster:
-    """Runs while it is entered; its processes are ended whole, whatever state they are in.
+    """A cluster that runs while used as a context manager; on exit all its processes are killed.
 
     Attributes:
         url: the S3 endpoint; its user has `KEY` and `SECRET`.
@@ -76,7 +76,7 @@ class CephCluster:
         try:
             self._start()
         except BaseException:
-            self._end()
+            self._stop()
             raise
         return self
 
@@ -86,7 +86,7 @@ class CephCluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self._stop()
 
     def _start(self) -> None:
         for name in ("mon", "osd", "rgw"):
@@ -112,7 +112,7 @@ class CephCluster:
         self.start_gateway()
 
     def start_gateway(self) -> None:
-        """Start the S3 gateway and wait until it answers."""
+        """Start the S3 gateway and wait until it responds."""
         self.gateway = self._spawn("radosgw", "-f", "-n", "client.admin")
         for _ in range(START_TIMEOUT * 10):
             assert self.gateway.poll() is None, f"radosgw died; see {self._folder}"
@@ -126,15 +126,15 @@ class CephCluster:
         raise AssertionError(f"radosgw did not start; see {self._folder}")
 
     def kill_gateway(self) -> None:
-        """End the S3 gateway as a power cut would."""
+        """Kill the S3 gateway, as a power failure would."""
         self.gateway.kill()
         self.gateway.wait(timeout=10)
 
     def _spawn(self, *command: str) -> "subprocess.Popen[bytes]":
-        # However the tests die, no daemon outlives them.
-        tied = ("setpriv", "--pdeathsig", "KILL", command[0], "-c", str(self._config))
+        # Even if the tests are killed, no daemon outlives them.
+        tied_to_us = ("setpriv", "--pdeathsig", "KILL", command[0], "-c", str(self._config))
         process = subprocess.Popen(
-            [*tied, *command[1:]],
+            [*tied_to_us, *command[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -144,9 +144,9 @@ class CephCluster:
     def _run(self, program: str, *arguments: str) -> None:
         _run(program, "-c", str(self._config), *arguments)
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         for process in reversed(self._running):
-            process.kill()  # nothing of it is kept
+            process.kill()  # none of its data is needed any more
             process.wait(timeout=30)
 
 

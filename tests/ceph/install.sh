@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Ceph's monitor, storage daemon and S3 gateway from the distribution (Debian, Ubuntu),
-# for tests/ceph. Does nothing where they are there already.
+# for tests/ceph. Does nothing if they are already installed.
 set -euo pipefail
 complete=yes
 for program in ceph ceph-mon ceph-osd monmaptool radosgw radosgw-admin; do

@@ -1,4 +1,4 @@
-"""The most faithful S3 server there is besides AWS: Ceph's gateway, as clusters run it."""
+"""Tests on Ceph's S3 gateway, a complete S3 implementation that real clusters use."""
 
 import uuid
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
 
 @pytest.fixture
 def store(cluster: CephCluster, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """A place of its own for each test; the environment says who we are."""
+    """A new prefix for each test; the credentials are in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", cluster.url)
@@ -55,7 +55,7 @@ def test_objects_are_written_read_listed_and_removed(store: ObjectStore, tmp_pat
     store.check()
 
 
-def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
+def test_readers_never_see_a_partial_object(store: ObjectStore) -> None:
     texts = [b"a" * 9_000_000, b"b" * 6_000_000]
     store.write("x", texts[0])
     with ThreadPoolExecutor(1) as writer:
@@ -67,41 +67,43 @@ def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
     assert seen == set(texts)
 
 
-def test_wrong_credentials_and_buckets_are_told(store: ObjectStore, cluster: CephCluster) -> None:
+def test_wrong_credentials_and_buckets_are_reported(
+    store: ObjectStore, cluster: CephCluster
+) -> None:
     store.write("x", b"x")
-    given = {"access_key_id": KEY, "secret_access_key": SECRET, "endpoint_url": cluster.url}
-    for wrong in ({"access_key_id": "nobody"}, {"secret_access_key": "wrong"}):
-        stranger = ObjectStore(uri=store.uri, **(given | wrong))
+    valid = {"access_key_id": KEY, "secret_access_key": SECRET, "endpoint_url": cluster.url}
+    for wrong in ({"access_key_id": "unknown"}, {"secret_access_key": "wrong"}):
+        client = ObjectStore(uri=store.uri, **(valid | wrong))
         with pytest.raises(AccessDeniedError) as raised:
-            stranger.read("x")
+            client.read("x")
         assert SECRET not in str(raised.value)
     with pytest.raises(StoreError, match="the bucket does not exist"):
         ObjectStore(uri="s3://no-such-bucket/x").write("y", b"")
 
 
-def test_what_was_written_survives_the_death_of_the_gateway(
-    store: ObjectStore, cluster: CephCluster
-) -> None:
-    store.write("kept", b"k" * 100_000)
+def test_objects_survive_a_crash_of_the_gateway(store: ObjectStore, cluster: CephCluster) -> None:
+    store.write("x", b"k" * 100_000)
     cluster.kill_gateway()
     with pytest.raises(StoreError, match="cannot be reached"):
-        store.read("kept")
+        store.read("x")
     cluster.start_gateway()
-    assert store.read("kept") == b"k" * 100_000
+    assert store.read("x") == b"k" * 100_000
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_run_on_ceph_is_not_repeated(store: ObjectStore, stub: Any, tmp_path: Path) -> None:
+def test_a_finished_run_on_ceph_sends_no_requests_again(
+    store: ObjectStore, stub: Any, tmp_path: Path
+) -> None:
     write_demo_dataset(tmp_path, 12, seed=5)
     for path in (tmp_path / "images").iterdir():
         store.write(f"data/images/{path.name}", path.read_bytes())
     store.write("data/dataset.json", (tmp_path / "dataset.json").read_bytes())
 
-    def ask() -> Any:
+    def run() -> Any:
         dataset, output = f"{store.uri}/data/dataset.json", f"{store.uri}/out"
         return image_qa(dataset, output, endpoint=stub.url, limits=Limits(batch_size=5))
 
-    first, again = ask(), ask()
+    first, again = run(), run()
     assert (first.ok, first.requests) == (12, 12)
     assert (again.ok, again.requests) == (12, 0)
     assert len(first.to_pandas()) == 12

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs systemd-analyze from the distribution (Debian, Ubuntu), for tests/deployments. Does nothing
-# where it is there already.
+# Installs systemd-analyze for tests/deployments with apt (Debian, Ubuntu), unless it is already
+# installed.
 set -euo pipefail
 command -v systemd-analyze >/dev/null && exit 0
 as_root=()

@@ -1,4 +1,4 @@
-"""What `deployments/` ships for others to run, checked by the validators of those others."""
+"""The files in `deployments/`, checked by the validators of the tools they are for."""
 
 import json
 import os
@@ -23,7 +23,7 @@ VARIANTS = ["prefect.yaml", "prefect-docker.yaml", "prefect-kubernetes.yaml"]
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the tests' environment or of the system."""
+    """Run a program from the virtual environment or the system."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     program = shutil.which(command[0], path=path)
     assert program, (
@@ -44,7 +44,7 @@ def manifest(kind: str) -> dict[str, Any]:
     return found
 
 
-# What the CRD of Prometheus' operator says of the fields that are used here.
+# The schema of the Prometheus operator's CRD, for the fields that are used.
 POD_MONITOR = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -88,22 +88,22 @@ POD_MONITOR = {
 
 @pytest.mark.parametrize("version", ["1.28", "1.37"])
 @pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "Deployment", "Service"])
-def test_the_manifests_are_what_kubernetes_expects(kind: str, version: str) -> None:
+def test_the_manifests_are_valid_kubernetes_resources(kind: str, version: str) -> None:
     kubernetes_validate.validate(manifest(kind), version, strict=True)
 
 
-def test_a_misspelt_field_would_be_found() -> None:
+def test_the_validation_finds_a_misspelt_field() -> None:
     wrong = json.loads(json.dumps(manifest("Deployment")))
     wrong["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, "1.37", strict=True)
 
 
-def test_the_pod_monitor_is_what_the_operator_expects() -> None:
+def test_the_pod_monitor_matches_the_schema_of_the_operator() -> None:
     jsonschema.validate(manifest("PodMonitor"), POD_MONITOR)
 
 
-def test_the_manifests_belong_together() -> None:
+def test_the_manifests_refer_to_each_other() -> None:
     pod = manifest("Deployment")["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     labels = pod["metadata"]["labels"]
@@ -124,7 +124,7 @@ def test_the_manifests_belong_together() -> None:
     assert str(ports["http"]) in container["args"]
 
 
-def test_docker_compose_takes_the_compose_file() -> None:
+def test_docker_compose_accepts_the_compose_file() -> None:
     command = ["docker-compose", "-f", str(DEPLOYMENTS / "vllm" / "compose.yaml"), "config"]
     done = run([*command, "--format", "json"], VLLM_API_KEY="a-key")
     assert done.returncode == 0, done.stderr
@@ -133,12 +133,12 @@ def test_docker_compose_takes_the_compose_file() -> None:
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "/health" in " ".join(service["healthcheck"]["test"])
-    refused = run(command)
-    assert refused.returncode != 0
-    assert "VLLM_API_KEY" in refused.stderr
+    without_key = run(command)
+    assert without_key.returncode != 0
+    assert "VLLM_API_KEY" in without_key.stderr
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     text = (DEPLOYMENTS / "vllm" / "vllm.service").read_text()
     unit, program = tmp_path / "vllm.service", "/opt/vllm/bin/vllm"
     assert f"ExecStart={program} serve " in text
@@ -151,7 +151,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert "perhaps" in run(["systemd-analyze", "verify", str(unit)]).stderr
 
 
-def test_the_dockerfile_is_clean() -> None:
+def test_the_dockerfile_passes_hadolint() -> None:
     done = run(["hadolint", "--no-color", str(DEPLOYMENTS / "Dockerfile")])
     assert (done.returncode, done.stdout) == (0, "")
     lines = (DEPLOYMENTS / "Dockerfile").read_text().splitlines()
@@ -161,19 +161,19 @@ def test_the_dockerfile_is_clean() -> None:
     assert not any("vllm" in line.lower() for line in lines if not line.startswith("#"))
 
 
-def test_the_image_is_built_from_all_that_the_wheel_is_made_of() -> None:
+def test_the_build_context_contains_everything_for_the_wheel() -> None:
     ignored = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
-    sent = {line[1:] for line in ignored if line.startswith("!")}
+    included = {line[1:] for line in ignored if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["setuptools"]["packages"]
     folders = {name.split(".")[1] for name in packages if "." in name}
-    assert folders <= sent
-    assert {"pyproject.toml", "__init__.py", "py.typed", project["project"]["readme"]} <= sent
-    assert all((ROOT / name).exists() for name in sent)
+    assert folders <= included
+    assert {"pyproject.toml", "__init__.py", "py.typed", project["project"]["readme"]} <= included
+    assert all((ROOT / name).exists() for name in included)
 
 
 def images(document: Any) -> list[str]:
-    """Every value of a key `image`, wherever it stands."""
+    """The values of all keys `image`, at any depth."""
     if isinstance(document, dict):
         here = [value for key, value in document.items() if key == "image"]
         return here + [image for value in document.values() for image in images(value)]
@@ -182,7 +182,7 @@ def images(document: Any) -> list[str]:
     return []
 
 
-def test_images_are_pinned_and_of_this_version() -> None:
+def test_images_are_pinned_to_the_current_versions() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     found = set(images(MANIFESTS))
     for name in ("vllm/compose.yaml", *VARIANTS):
@@ -191,8 +191,8 @@ def test_images_are_pinned_and_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:])
-def test_the_variants_differ_in_where_runs_are_only(variant: str) -> None:
-    def without_place(name: str) -> list[dict[str, Any]]:
+def test_the_variants_differ_only_in_work_pool_and_endpoint(variant: str) -> None:
+    def without_location(name: str) -> list[dict[str, Any]]:
         deployments = yaml.safe_load((DEPLOYMENTS / name).read_text())["deployments"]
         return [
             {
@@ -203,4 +203,4 @@ def test_the_variants_differ_in_where_runs_are_only(variant: str) -> None:
             for deployment in deployments
         ]
 
-    assert without_place(variant) == without_place("prefect.yaml")
+    assert without_location(variant) == without_location("prefect.yaml")

@@ -1,14 +1,53 @@
-"""What the tests of flows share: a Prefect server, and a dataset of drawn images."""
+"""Fixtures of the flow tests: a Prefect server, small datasets, and ways to keep runs short."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
+
+WriteRows = Callable[[list[str]], str]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _on_prefect_server(prefect_server: None) -> None:
-    """Every flow runs on the tests' own Prefect server."""
+    """Run every flow on the tests' own Prefect server."""
+
+
+@pytest.fixture
+def with_report() -> None:
+    """Requested by tests that look at the report of a run, or at everything a run writes."""
+
+
+@pytest.fixture(autouse=True)
+def _without_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the report, which takes about half the time of a run on a few rows.
+
+    Tests that look at it request `with_report`. Processes that a test starts are not affected.
+    """
+    if "with_report" not in request.fixturenames:
+        monkeypatch.setattr(
+            "prefect_imageqa.flows.publish.publish.make_report", lambda *_, **__: []
+        )
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the waits between attempts; how many there are stays as it is.
+
+    Not for tests in which a server answers with an error and then crashes: whether it has crashed
+    is checked at once here.
+    """
+    client, pause = "prefect_imageqa.serving.client.client", ChatClient.pause
+    monkeypatch.setattr(f"{client}._backoff", lambda _: 0.02)
+    monkeypatch.setattr(f"{client}._CRASH_CHECK_DELAY", 0.0)
+    monkeypatch.setattr(f"{client}._POLL_SECONDS", 0.2)
+    monkeypatch.setattr(ChatClient, "pause", lambda self, seconds: pause(self, seconds / 50))
+    monkeypatch.setattr("prefect_imageqa.flows.endpoints.RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_imageqa.tasks.object_store.s3._FIRST_BACKOFF", 0.02)
 
 
 @pytest.fixture
@@ -17,3 +56,18 @@ def drawn(tmp_path: Path) -> Path:
     folder = tmp_path / "drawn"
     write_demo_dataset(folder, 12, seed=5)
     return folder
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> WriteRows:
+    """Writes a dataset with a row for each user text, all about one small image; returns its path."""
+
+    def write(texts: list[str]) -> str:
+        folder = tmp_path / "rows"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), "red").save(folder / "red.png")
+        rows = [{"image": "red.png", "conversation": text} for text in texts]
+        (folder / "rows.json").write_text(json.dumps(rows))
+        return str(folder / "rows.json")
+
+    return write

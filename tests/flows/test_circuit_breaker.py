@@ -32,7 +32,7 @@ def test_a_run_in_which_too_much_fails_is_stopped_and_says_why() -> None:
     with pytest.raises(ErrorRateError) as raised:
         breaker.add(failed(1, Kind.SERVER_ERROR))
     told = str(raised.value)
-    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows asked have failed" in told
+    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows sent to the model failed" in told
     assert f"{WINDOW // 2} unparsed, 1 server_error" in told
     assert "d.jsonl:8: no pair in it" in told
 

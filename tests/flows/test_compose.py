@@ -24,4 +24,4 @@ def test_the_composed_flow_of_the_docs_asks_once_and_then_reads_its_cache(
     assert asked - before == 12
     assert names["describe"](*arguments) == 12
     assert stub.stats()["requests"] == asked
-    assert list((tmp_path / "out" / "parts").glob("*.parquet"))
+    assert list((tmp_path / "out" / "pairs" / "parts").rglob("*.parquet"))

@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_twenty_times_loses_and_doubles_nothing(
     print(f"{count} rows, {kills} kills, {asked['requests']} requests, {wasted} of them again")
     assert (summary["rows"], summary["ok"], summary["quarantined"]) == (count, count, 0)
     assert asked["requests"] == count + wasted
-    assert len(asked["asked"]) == count
+    assert len(asked["texts"]) == count
     check_rows((output / "qa.jsonl").read_bytes(), count)
     again = finish(start(dataset, str(output), stub.url))
     assert (again["requests"], again["ok"]) == (0, count)

@@ -119,7 +119,7 @@ def test_a_mistake_in_a_run_of_a_worker_is_one_line(folder: Path) -> None:
     write_demo_dataset(folder, 1, seed=5)
     parameters = {"dataset": "dataset.json", "output": "mistake", "endpoint": "no-such-block"}
     told = (
-        "there is no vLLM Endpoint block named 'no-such-block': give a URL such as "
+        "there is no vLLM Endpoint block named 'no-such-block': use a URL such as "
         "http://127.0.0.1:8000, or save a block in Prefect under Blocks (`prefect block register "
         "-m prefect_imageqa` lists its type there)"
     )

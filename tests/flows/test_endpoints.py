@@ -97,7 +97,7 @@ def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
                 reviving = pool.submit(model.recover)
                 while not processes("sleep"):
                     time.sleep(0.05)
-            with pytest.raises(ServerError, match="was stopped again"):
+            with pytest.raises(ServerError, match="or was stopped"):
                 reviving.result(10)
 
     in_a_flow(work)
@@ -111,7 +111,7 @@ def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
         os.kill(stub.stats()["pid"], signal.SIGKILL)
         model.recover()
         assert answers(model)
-    assert stub.stats()["life"] == 2
+    assert stub.stats()["starts"] == 2
 
 
 def test_those_that_stay_away_are_told_in_one_line(
@@ -125,6 +125,6 @@ def test_those_that_stay_away_are_told_in_one_line(
         with pytest.raises(EndpointError) as lost:
             model.recover(expected=True)
     assert str(lost.value) == (
-        f"{stub.url}: no server has answered for 0 s; when one is back, the same command goes on "
-        "from here"
+        f"{stub.url}: no server has answered for 0 s; when one is back, run the same command again "
+        "to resume"
     )

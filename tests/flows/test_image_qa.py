@@ -21,7 +21,7 @@ from prefect_imageqa import (
     VLLMEndpoint,
     image_qa,
 )
-from prefect_imageqa.serving.client.replies import ATTEMPTS
+from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.prompts import (
@@ -238,7 +238,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no image column": ({"columns": Columns(image="picture")}, "image, conversation"),
     "no such model": ({"model": "gpt-5"}, "does not serve 'gpt-5'"),
     "no server": ({"endpoint": "http://127.0.0.1:9"}, "no server answers at http://127.0.0.1:9"),
-    "no endpoint": ({"endpoint": None}, "nothing to ask"),
+    "no endpoint": ({"endpoint": None}, "no model to ask"),
     "no such block": ({"endpoint": "no-such-block"}, "no-such-block"),
     "column taken": ({"columns": Columns(output="image")}, "'image'"),
     "unknown parser": ({"parsing": Parsing(parser="nope")}, "qa_pairs"),
@@ -274,7 +274,7 @@ def test_a_mistake_is_one_clear_line_before_any_work(
 
 def test_a_wrong_key_is_one_clear_line(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
     endpoint = VLLMEndpoint(urls=[keyed_stub.url], api_key="wrong-key")
-    with pytest.raises(ImageQAError, match="refuses the API key") as raised:
+    with pytest.raises(ImageQAError, match="rejects the API key") as raised:
         image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=endpoint)
     assert "wrong-key" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -335,7 +335,7 @@ def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path)
 def test_the_next_run_asks_only_failures_that_may_pass(
     stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTEMPTS, FailureKind.TIMEOUT, 1)
+    monkeypatch.setitem(MAX_ATTEMPTS, FailureKind.TIMEOUT, 1)
     texts = ["STUB once 504", "STUB finish length", "STUB text no pair", "Hello"]
     frame = pd.DataFrame(
         {
@@ -370,7 +370,7 @@ def test_a_later_row_keeps_its_column(stub: Any, drawn: Path, tmp_path: Path) ->
 
 
 def test_an_output_among_the_images_is_refused(stub: Any, drawn: Path) -> None:
-    with pytest.raises(ImageQAError, match="lies in the dataset's folder"):
+    with pytest.raises(ImageQAError, match="is inside the dataset's folder"):
         image_qa(str(drawn / "images"), str(drawn / "images" / "out"), endpoint=stub.url)
     assert not (drawn / "images" / "out").exists()
 

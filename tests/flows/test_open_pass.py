@@ -31,7 +31,7 @@ def test_a_second_pass_is_resumed_cached_quarantined_and_counted(
     dataset.write_text(json.dumps(rows))
 
     def asked(what: str) -> int:
-        texts = stub.stats()["asked"]
+        texts = stub.stats()["texts"]
         return sum(count for text, count in texts.items() if text.startswith(what))
 
     command = [*COMMAND, str(dataset), str(output), stub.url]
@@ -54,7 +54,7 @@ def test_a_second_pass_is_resumed_cached_quarantined_and_counted(
     pairs, judge = again["pairs"], again["judge"]
     # The first pass was finished: nothing of it is asked again.
     assert (pairs["rows"], pairs["ok"], pairs["quarantined"]) == (ROWS, 88, 8)
-    assert (pairs["reused"], pairs["asked"], pairs["requests"]) == (88, 0, 0)
+    assert (pairs["reused"], pairs["attempted"], pairs["requests"]) == (88, 0, 0)
     # Of the second one each pair is a row: 88, of which 8 are cut and 8 say nothing.
     assert judge["rows"] == 88 == judge["ok"] + judge["quarantined"]
     assert judge["reasons"] == {"truncated": 8, "unparsed": 8}
@@ -75,4 +75,4 @@ def test_a_second_pass_is_resumed_cached_quarantined_and_counted(
     third = run()
     assert asked("") == total
     assert third["verdicts"] == again["verdicts"]
-    assert (third["judge"]["asked"], third["judge"]["ok"]) == (0, 72)
+    assert (third["judge"]["attempted"], third["judge"]["ok"]) == (0, 72)

@@ -1,5 +1,6 @@
 """The form of Prefect's UI, Python and the command line say the same about every parameter."""
 
+import functools
 import inspect
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ FIXED = (
 """Flags that others rely on."""
 
 
+@functools.cache
 def options() -> dict[str, Any]:
     """The arguments of the command by their first name, as cyclopts sees them."""
     app = App()

@@ -20,7 +20,7 @@ from fault_proxy import FaultProxy, Rule
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
-from prefect_imageqa.serving.client.replies import ATTEMPTS
+from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks import parsing
 from prefect_imageqa.tasks.exporting.clean import find_unused, remove_unused
@@ -132,10 +132,10 @@ def test_everything_can_be_asked_anew(ask: Callable[..., Any], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda record: record[: len(record) // 2], "corrupted or cut off"),
-        (lambda _: b"", "corrupted or cut off"),
+        (lambda record: record[: len(record) // 2], "corrupted or truncated"),
+        (lambda _: b"", "corrupted or truncated"),
         (lambda record: record.replace(b"completion", b"complxtion"), "corrupted"),
-        (lambda record: record.replace(b'"json"', b'"pickle"'), "not of the kind"),
+        (lambda record: record.replace(b'"json"', b'"pickle"'), "written by another serializer"),
     ],
     ids=["cut", "empty", "changed", "pickle"],
 )
@@ -156,7 +156,7 @@ def test_a_cached_object_that_is_not_ours_is_asked_again(
     assert (again.requests, again.ok) == (rows, 12)
     warnings = [record.getMessage() for record in caplog.records if told in record.getMessage()]
     assert len(warnings) == 1
-    assert "asked again" in warnings[0]
+    assert "sent to the model again" in warnings[0]
     assert not any(record.exc_info for record in caplog.records)
     assert ask(tmp_path / "third", caching=Caching(cache=str(cache))).requests == 0
 
@@ -250,7 +250,7 @@ def test_a_run_that_burns_through_the_dataset_is_stopped(start_stub: Any, tmp_pa
     stub = start_stub(latency=0.3)
     dataset = write_rows(tmp_path, [f"STUB text no pair {number}" for number in range(1000)])
     output = str(tmp_path / "out")
-    with pytest.raises(ImageQAError, match="256 of the last 256 rows asked have failed"):
+    with pytest.raises(ImageQAError, match="256 of the last 256 rows sent to the model failed"):
         image_qa(
             str(dataset), output, endpoint=stub.url, limits=Limits(batch_size=64, max_in_flight=64)
         )
@@ -312,7 +312,7 @@ def test_a_server_that_is_away_is_not_asked_by_one_batch_after_another(
         )
         killing.result()
     assert (summary.ok, summary.quarantined) == (600, 0)
-    assert 0 < summary.requests - 600 <= 3 * 16 * ATTEMPTS[FailureKind.CONNECTION]
+    assert 0 < summary.requests - 600 <= 3 * 16 * MAX_ATTEMPTS[FailureKind.CONNECTION]
 
 
 def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_answers_of_a_batch_that_failed_are_kept(start_stub: Any, tmp_path: Path
 
     with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
         # The first request asks for the models; the key ends after twenty rows.
-        proxy.set_rules([Rule("answer", status=401, path="/v1/", first=22)])
+        proxy.set_rules([Rule("respond", status=401, path="/v1/", first=22)])
         with pytest.raises(ImageQAError, match="refuses to answer"):
             ask()
         assert stub.stats()["requests"] == 20
@@ -342,7 +342,7 @@ def test_a_gateway_that_refuses_everything_stops_the_run(
     dataset = write_rows(tmp_path, [f"{number}?" for number in range(200)])
     limits = Limits(batch_size=50, max_in_flight=4)
     with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
-        proxy.set_rules([Rule("answer", status=403, path="/chat/", first=61)])
+        proxy.set_rules([Rule("respond", status=403, path="/chat/", first=61)])
         with pytest.raises(ImageQAError, match="refuses to answer: HTTP 403"):
             image_qa(str(dataset), str(tmp_path / "out"), endpoint=proxy.url, limits=limits)
         assert stub.stats()["requests"] == 60
@@ -369,7 +369,7 @@ def test_rows_that_fail_every_night_keep_no_new_row_from_being_asked(
     stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefect_imageqa.serving.client.client._backoff", lambda _: 0.0)
-    monkeypatch.setattr("prefect_imageqa.serving.client.client._DYING_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_imageqa.serving.client.client._CRASH_CHECK_DELAY", 0.0)
     texts = [f"{number}?" for number in range(240)]
     texts += [f"STUB status 500 {number}" for number in range(60)]
     random.Random(5).shuffle(texts)

@@ -34,7 +34,7 @@ def test_a_file_of_someone_else_is_not_replaced(
     output.mkdir()
     (output / name).write_text("mine")
     before = asked(stub)
-    with pytest.raises(StoreError, match=f"{name} is there already, and no run has written it"):
+    with pytest.raises(StoreError, match=f"{name} already exists and was not written by a run"):
         image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
     assert (output / name).read_text() == "mine"
     assert [path.name for path in output.iterdir()] == [name]
@@ -46,7 +46,7 @@ def test_a_run_does_not_replace_its_own_dataset(stub: Any, drawn: Path, tmp_path
     image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
     answers = (output / "qa.jsonl").read_bytes()
     columns = Columns(output="again")
-    with pytest.raises(StoreError, match=r"qa\.jsonl is the dataset, and would be replaced"):
+    with pytest.raises(StoreError, match=r"qa\.jsonl is the dataset and would be overwritten"):
         image_qa(str(output / "qa.jsonl"), str(output), endpoint=stub.url, columns=columns)
     assert (output / "qa.jsonl").read_bytes() == answers
 
@@ -56,7 +56,7 @@ def test_a_damaged_manifest_is_told_before_anything_is_asked(
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"layout_version": 3, "junk": 1}')
     before = asked(stub)
-    with pytest.raises(StoreError, match=r"manifest\.json is not the record of a run"):
+    with pytest.raises(StoreError, match=r"manifest\.json is not a run record"):
         image_qa(str(drawn / "dataset.json"), str(tmp_path), endpoint=stub.url)
     assert asked(stub) == before
 

@@ -32,7 +32,8 @@ from prefect_imageqa.tasks.runs.parameters import (
     RunParameters,
     Sampling,
 )
-from prefect_imageqa.tasks.runs.records import RunRecord, read_runs, this_host
+from prefect_imageqa.tasks.runs.liveness import this_process
+from prefect_imageqa.tasks.runs.records import RunRecord, read_runs
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
@@ -57,7 +58,7 @@ def record(run: str, **changed: Any) -> RunRecord:
     )
     now = datetime.now(UTC)
     known = {
-        **this_host(),
+        **this_process(),
         "run": run,
         "state": "waiting",
         "dataset": "d.json",
@@ -71,7 +72,7 @@ def record(run: str, **changed: Any) -> RunRecord:
         "started": now,
         "updated": now,
         "versions": {},
-        "told": told,
+        "parameters": told,
     }
     return RunRecord(**{**known, **changed})
 
@@ -244,8 +245,8 @@ def test_a_damaged_record_of_another_run_is_passed_over(
     kept = OutputLease(store, record("own"), RunProgress())
     with kept.acquire(wait=False):
         pass
-    assert caplog.text.count("planted.json is not the record of a run") == 1
-    assert caplog.text.count("evil.json is not the record of a run") == 1
+    assert caplog.text.count("planted.json is not a run record") == 1
+    assert caplog.text.count("evil.json is not a run record") == 1
     assert "\x1b" not in caplog.text
 
 
@@ -274,10 +275,10 @@ def test_two_runs_with_other_batch_sizes_ask_every_row_once(
         first = pool.submit(run, 32)
         wait_for(lambda: stub.stats()["requests"] > 0)
         second = pool.submit(run, 50)
-        with pytest.raises(OutputBusyError, match="is writing there; wait until it is done"):
+        with pytest.raises(OutputBusyError, match="is writing there; wait until it has finished"):
             run(64, wait=False)
         summaries = [done.result(timeout=120) for done in (first, second)]
-    assert "waiting until the run of" in caplog.text
+    assert "waiting for the run of" in caplog.text
     assert [summary.ok for summary in summaries] == [581, 581]
     assert [summary.quarantined for summary in summaries] == [19, 19]
     assert [summary.requests for summary in summaries] == [600, 0]
@@ -297,5 +298,5 @@ def test_a_killed_run_that_is_repeated_at_once_is_not_kept_waiting(
     killed.wait()
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
-    assert "waiting until" not in again.stderr
+    assert "waiting for" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["ok"] == 12

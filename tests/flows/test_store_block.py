@@ -42,7 +42,7 @@ def test_a_block_opens_dataset_images_output_and_cache(
     stub: Any, s3: str, block: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     others = holders_of_the_secret() - {block}  # of other tests on this Prefect server
-    place = ObjectStore.load(block).at(f"{s3}/{block}")  # type: ignore[union-attr]
+    place = ObjectStore.load(block).with_uri(f"{s3}/{block}")  # type: ignore[union-attr]
     for path in (drawn / "images").iterdir():
         place.write(f"data/images/{path.name}", path.read_bytes())
     place.write("data/dataset.json", (drawn / "dataset.json").read_bytes())

@@ -21,7 +21,7 @@ from prefect_imageqa import (
     Sampling,
     image_qa,
 )
-from prefect_imageqa.serving.client.replies import ATTEMPTS
+from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import questions, scenes
 from prefect_imageqa.serving.types import FailureKind
 
@@ -180,7 +180,7 @@ def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "24 answered, 0 quarantined" in done.stdout
-    share = float(done.stdout.split("pairs are right (")[1].split("%")[0])
+    share = float(done.stdout.split("pairs are correct (")[1].split("%")[0])
     assert share >= 95
     [folder] = tmp_path.iterdir()
     assert (folder / "qa" / "qa.jsonl").exists()
@@ -215,5 +215,5 @@ def test_a_run_survives_the_death_of_its_server(tmp_path: Path) -> None:
     assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 300
     # What was with the server when it died, or about to be, is sent again, also while it is down.
     at_risk = 3 * 24
-    assert 300 < summary["requests"] <= 300 + at_risk * ATTEMPTS[FailureKind.CONNECTION]
+    assert 300 < summary["requests"] <= 300 + at_risk * MAX_ATTEMPTS[FailureKind.CONNECTION]
     assert not [process for process in started if process.is_running()]

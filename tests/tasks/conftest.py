@@ -1,4 +1,4 @@
-"""What the tests of several steps share."""
+"""Fixtures shared by the tests of several steps."""
 
 from pathlib import Path
 

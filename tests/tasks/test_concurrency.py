@@ -8,8 +8,8 @@ from prefect_imageqa.tasks.concurrency import prefetch, prefetch_results
 from prefect_imageqa.tasks.errors import DatasetError
 
 
-class Done:
-    """A task run that has ended; its results are a list."""
+class CompletedRun:
+    """The future of a task run that has completed; its result is a list."""
 
     def __init__(self, *results: int) -> None:
         self._results = list(results)
@@ -18,44 +18,44 @@ class Done:
         return self._results
 
 
-def submitted(count: int, seen: list[int], error: Exception | None = None) -> Iterator[Any]:
+def submit(count: int, submitted: list[int], error: Exception | None = None) -> Iterator[Any]:
     for number in range(count):
-        seen.append(number)
-        yield Done(2 * number, 2 * number + 1)
+        submitted.append(number)
+        yield CompletedRun(2 * number, 2 * number + 1)
     if error:
         raise error
 
 
-def test_results_come_one_by_one_and_few_task_runs_are_submitted_ahead() -> None:
-    seen: list[int] = []
-    results = prefetch_results(submitted(10, seen), 2)
+def test_task_runs_are_submitted_only_as_far_ahead_as_the_limit() -> None:
+    submitted: list[int] = []
+    results = prefetch_results(submit(10, submitted), 2)
     assert next(results) == 0
-    assert len(seen) == 3
+    assert len(submitted) == 3
     assert [next(results), next(results)] == [1, 2]
-    assert len(seen) == 4
+    assert len(submitted) == 4
     assert list(results) == list(range(3, 20))
     assert list(prefetch_results(iter([]), 2)) == []
 
 
-def test_what_came_before_a_failure_is_still_given() -> None:
-    results = prefetch_results(submitted(2, [], DatasetError("broken")), 8)
+def test_results_before_an_error_are_still_yielded() -> None:
+    results = prefetch_results(submit(2, [], DatasetError("broken")), 8)
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(DatasetError, match="broken"):
         next(results)
 
 
-def test_items_are_worked_on_in_a_pool_and_come_in_their_order() -> None:
-    gate, begun = threading.Event(), list[int]()
+def test_items_are_processed_in_a_pool_and_yielded_in_order() -> None:
+    gate, started = threading.Event(), list[int]()
 
-    def work(number: int) -> int:
-        begun.append(number)
+    def process(number: int) -> int:
+        started.append(number)
         gate.wait(10)
         return -number
 
     with ThreadPoolExecutor(2) as pool:
-        found = prefetch(pool, work, iter(range(6)), 3)
-        first, future = next(found)
+        results = prefetch(pool, process, iter(range(6)), 3)
+        first, future = next(results)
         gate.set()
         assert (first, future.result()) == (0, 0)
-        assert [(item, done.result()) for item, done in found] == [(n, -n) for n in range(1, 6)]
-    assert sorted(begun) == list(range(6))
+        assert [(item, done.result()) for item, done in results] == [(n, -n) for n in range(1, 6)]
+    assert sorted(started) == list(range(6))

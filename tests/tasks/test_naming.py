@@ -1,4 +1,4 @@
-"""Names of runs: short, and without secrets."""
+"""Names of flow runs and task runs: short, and without secrets."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from prefect_imageqa.tasks.records import Row
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("source", "name"),
     [
         ("/data/capsbench.json", "capsbench.json"),
         (Path("/data/images/"), "images"),
@@ -26,11 +26,11 @@ from prefect_imageqa.tasks.records import Row
         (pd.DataFrame({"secret": [1]}), "DataFrame"),
     ],
 )
-def test_a_place_is_told_by_its_last_part(place: Any, name: str) -> None:
-    assert short_name(place) == name
+def test_a_source_is_named_by_its_last_part(source: Any, name: str) -> None:
+    assert short_name(source) == name
 
 
-def test_task_runs_tell_dataset_and_rows() -> None:
+def test_task_runs_are_named_by_dataset_and_rows() -> None:
     rows = [Row(index, {}, "") for index in range(256, 512)]
     assert load_run_name({"dataset": "/data/qa.json"}) == "load-qa.json"
     assert prompt_run_name({"rows": rows}) == "prompt-256-511"

@@ -1,4 +1,4 @@
-"""How the demo model is trained and measured; not installed with the package.
+"""Training and evaluation of the demo model; not installed with the package.
 
 Training needs PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Lessons as tensors: the branches of a lesson share one row and do not see each other."""
+"""Lessons as tensors: the branches of a lesson share a row but do not attend to each other."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..scenes import Scene
 from .lessons import IMAGE, Branch, Lesson, make_lesson
 from .model import EXPANDED_IMAGE
 
-ROW_TOKENS = 288  # a row takes as many branches as fit, and one at least
+ROW_TOKENS = 288  # a row has as many branches as fit, but at least one
 _HIDDEN = torch.finfo(torch.float32).min
 
 
@@ -22,10 +22,10 @@ class Batch:
 
     Attributes:
         ids: token ids, (rows, length).
-        positions: of each token as its own conversation would count it, (rows, length).
+        positions: of each token within its own conversation, (rows, length).
         mask: added to attention scores, (rows, 1, length, length).
         targets: the next token, (rows, length).
-        weights: of each prediction in the loss; 0 where there is none, (rows, length).
+        weights: of each prediction in the loss; 0 for tokens without a target, (rows, length).
     """
 
     ids: torch.Tensor
@@ -36,7 +36,7 @@ class Batch:
 
 
 class Encoder:
-    """Text to token ids, with the image placeholder expanded as the processor does it."""
+    """Converts text to token ids, expanding the image placeholder as the processor does."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -52,7 +52,7 @@ class _Row:
     def __init__(self, lesson: Lesson, encoder: Encoder) -> None:
         self.ids = list(encoder.encode(lesson.prompt))
         self.positions = list(range(len(self.ids)))
-        self.segments = [0] * len(self.ids)  # 0 is the prompt, which every branch reads
+        self.segments = [0] * len(self.ids)  # 0 is the prompt, which every branch attends to
         self.targets = [0] * len(self.ids)
         self.weights = [0.0] * len(self.ids)
         self._prompt_tokens = len(self.ids)
@@ -80,17 +80,17 @@ class _Row:
 def make_batch(
     scenes: Sequence[Scene], rng: random.Random, progress: float, encoder: Encoder
 ) -> Batch:
-    """One lesson a scene."""
+    """A batch with one lesson per scene."""
     rows = [_Row(make_lesson(scene, rng, progress), encoder) for scene in scenes]
     length = max(len(row.ids) for row in rows)
     segments = _pad([row.segments for row in rows], length, -1)
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    same = segments[:, None, :] == segments[:, :, None]
-    seen = (same | (segments[:, None, :] == 0)) & earlier
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same_segment = segments[:, None, :] == segments[:, :, None]
+    visible = (same_segment | (segments[:, None, :] == 0)) & causal
     return Batch(
         ids=_pad([row.ids for row in rows], length, 0),
         positions=_pad([row.positions for row in rows], length, 0),
-        mask=torch.zeros(seen.shape).masked_fill_(~seen, _HIDDEN)[:, None],
+        mask=torch.zeros(visible.shape).masked_fill_(~visible, _HIDDEN)[:, None],
         targets=_pad([row.targets for row in rows], length, 0),
         weights=_pad([row.weights for row in rows], length, 0.0),
     )

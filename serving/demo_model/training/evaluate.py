@@ -1,6 +1,6 @@
-"""Measure the committed demo model on a real vLLM server and write the table of its model card.
+"""Measure the demo model's accuracy on a real vLLM server and update its model card.
 
-`python -m prefect_imageqa.serving.demo_model.training.evaluate`, in the flow environment.
+Run `python -m prefect_imageqa.serving.demo_model.training.evaluate` in the flow environment.
 """
 
 import argparse
@@ -26,36 +26,39 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoint"
 CARD = Path(__file__).parents[1] / "README.md"
 TABLE_START, TABLE_END = "<!-- accuracy: start -->", "<!-- accuracy: end -->"
 _IN_FLIGHT = 64
-_SHOWN = 3  # wrong replies a probe, with --show
+_SHOWN = 3  # wrong replies per probe that --show prints
 
 
 def measure(
     client: ChatClient, scene_count: int, seed: int, show: bool = False
 ) -> dict[str, list[tuple[Trial, Mark]]]:
-    """Put every probe to a server, each about scenes of its own.
+    """Run every probe against a server, each on different scenes.
 
     Args:
-        client: of a server with the demo model.
-        scene_count: scenes a probe.
-        seed: decides the scenes.
-        show: print some replies that are wrong.
+        client: a client of a server with the demo model.
+        scene_count: scenes per probe.
+        seed: determines the scenes.
+        show: print some of the wrong replies.
+
+    Returns:
+        The trials of each probe with their marks, by the probe's name.
 
     Raises:
-        ImageQAError: a request failed; a table with holes would look better than the model is.
+        ImageQAError: a request failed; a table without it would overstate the model's accuracy.
     """
     results = {}
     for number, probe in enumerate(PROBES):
         rng = held_out_rng(seed + number)
         scenes = [random_scene(rng) for _ in range(scene_count)]
         started = time.monotonic()
-        results[probe.name] = _ask(client, probe, scenes, rng, show)
+        results[probe.name] = _run_probe(client, probe, scenes, rng, show)
         form, right = _shares([mark for _, mark in results[probe.name]])
         seconds = time.monotonic() - started
         print(f"{probe.name}: form {form:.1%}, right {right:.1%}, {seconds:.0f} s", flush=True)
     return results
 
 
-def _ask(
+def _run_probe(
     client: ChatClient, probe: Probe, scenes: Sequence[Scene], rng: random.Random, show: bool
 ) -> list[tuple[Trial, Mark]]:
     trials = [
@@ -93,7 +96,7 @@ def _shares(marks: Sequence[Mark]) -> tuple[float, float]:
 
 
 def accuracy_tables(results: Mapping[str, Sequence[tuple[Trial, Mark]]], scene_count: int) -> str:
-    """The measured shares as Markdown: a row a probe, then the answers by kind of question."""
+    """The measured shares as Markdown: one row per probe, then the answers by kind of question."""
     lines = [
         f"{scene_count} unseen scenes a row, drawn in sizes from 96x96 to 640x480 pixels. "
         "*Form* is the share of replies that look exactly as asked, *right* the share of answers "
@@ -126,23 +129,23 @@ def _ratio(rights: Sequence[float]) -> str:
 
 
 def write_card(tables: str, card: Path = CARD) -> None:
-    """Replace what stands between the markers of the model card."""
+    """Replace the text between the markers of the model card."""
     text = card.read_text(encoding="utf-8")
-    before, _, rest = text.partition(TABLE_START)
-    _, _, after = rest.partition(TABLE_END)
+    before, _, remainder = text.partition(TABLE_START)
+    _, _, after = remainder.partition(TABLE_END)
     card.write_text(
         f"{before}{TABLE_START}\n{tables}\n{TABLE_END}{after}", encoding="utf-8", newline="\n"
     )
 
 
 def main() -> int:
-    """Read the arguments, measure, write the card."""
+    """Parse the arguments, measure, and update the model card."""
     parser = argparse.ArgumentParser(description="Measure the demo model on a vLLM server.")
-    parser.add_argument("--base-url", help="a running server; one is started by default")
-    parser.add_argument("--model", help="the name it serves the demo model under")
-    parser.add_argument("--scenes", type=int, default=400, help="scenes for each row")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds draw other scenes")
-    parser.add_argument("--show", action="store_true", help="print some replies that are wrong")
+    parser.add_argument("--base-url", help="a running server; by default one is started")
+    parser.add_argument("--model", help="the demo model's name on that server")
+    parser.add_argument("--scenes", type=int, default=400, help="scenes per row of the table")
+    parser.add_argument("--seed", type=int, default=0, help="determines the scenes")
+    parser.add_argument("--show", action="store_true", help="print some of the wrong replies")
     arguments = parser.parse_args()
     try:
         with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What the language model is taught: prompts with several right replies each, as text.
+"""The language model's training data: prompts with several correct replies each, as text.
 
-A lesson is one prompt about one scene with many branches: the prompt is read once, every branch
-continues it on its own.
+A lesson is a prompt about a scene with many branches, each of which is an independent continuation,
+so that the prompt is processed only once.
 """
 
 import json
@@ -27,13 +27,13 @@ _HARD_KINDS = (
     QuestionKind.CHECK,
 )
 _ANSWERED_KINDS = (*QuestionKind, *_HARD_KINDS)
-_QUESTION_WEIGHT = 0.4  # a generated question is one of many good ones, its answer is not
-_FORM_WEIGHT = 4.0  # a few tokens decide the form and the number of pairs
+_QUESTION_WEIGHT = 0.4  # there are many good questions but only one correct answer
+_FORM_WEIGHT = 4.0  # a few tokens determine the form and the number of pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a branch and how much its tokens count in the loss; 0 for what is only read."""
+    """A piece of a branch and the weight of its tokens in the loss; 0 for input."""
 
     text: str
     weight: float
@@ -44,20 +44,20 @@ Branch = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A prompt up to where the branches part, and the branches; every one ends the turn."""
+    """The common prompt, and the branches that continue it; each branch ends the turn."""
 
     prompt: str
     branches: tuple[Branch, ...]
 
 
 def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
-    """Draw lots for a lesson.
+    """Draw a random lesson.
 
     Args:
-        scene: what the image shows.
-        rng: decides.
-        progress: how far training has come, 0 to 1. It begins with plain descriptions, then come
-            the answers, then everything.
+        scene: the content of the image.
+        rng: source of randomness.
+        progress: progress of the training, 0 to 1. It begins with plain descriptions, then answers
+            are added, then everything else.
     """
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
@@ -74,7 +74,7 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
 
 
 def _describe(scene: Scene, rng: random.Random) -> Lesson:
-    """Look things up without any grammar: what the answers need, at the word that asks for it."""
+    """Look up facts without any grammar: a keyword is followed by the facts that answers need."""
     branches = []
     for _ in range(_BRANCHES):
         key, facts = rng.choice((_by_kind, _by_colour, _by_place, _by_both))(scene, rng)
@@ -120,7 +120,7 @@ def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
     for _ in range(_BRANCHES if count == 1 else 4):
         reply = _reply(scene, rng, form, count)
         if form is Form.PAIR and rng.random() < 0.06:
-            # a server that enforces a JSON schema forces the form, whatever was asked
+            # A server that enforces a JSON schema forces the form, whatever the prompt says.
             start, *rest = _reply(scene, rng, Form.JSON, 1)
             reply = (Span(start.text, 0), *rest)
         branches.append((Span(ASSISTANT, 0), *reply, Span(END, _FORM_WEIGHT)))
@@ -132,24 +132,24 @@ def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
     for number, question in enumerate(_different_questions(scene, rng, count), 1):
         text, answer = rng.choice(question.phrasings()), answer_to(scene, question)
         if form is Form.JSON:
-            whole = json.dumps({"question": text, "answer": answer})
-            cut = whole.index(', "answer"')
+            pair = json.dumps({"question": text, "answer": answer})
+            question_end = pair.index(', "answer"')
         else:
             separator = "\n\n" if number > 1 else ""
             label = f"{separator}{number}. " if form is Form.MANY else ""
-            whole = f"{label}**Question:** {text}\n**Answer:** {answer}"
-            cut = whole.index("\n**Answer")
-        start = whole.index(text)
+            pair = f"{label}**Question:** {text}\n**Answer:** {answer}"
+            question_end = pair.index("\n**Answer")
+        question_start = pair.index(text)
         spans += [
-            Span(whole[:start], _FORM_WEIGHT),
-            Span(whole[start:cut], _QUESTION_WEIGHT),
-            Span(whole[cut:], 1),
+            Span(pair[:question_start], _FORM_WEIGHT),
+            Span(pair[question_start:question_end], _QUESTION_WEIGHT),
+            Span(pair[question_end:], 1),
         ]
     return tuple(spans)
 
 
 def _different_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """Questions of kinds that follow each other in a fixed round, which keeps them apart."""
+    """Different questions: their kinds follow each other in a fixed cycle."""
     first = rng.randrange(len(GENERATED_KINDS))
     kinds = [GENERATED_KINDS[(first + step) % len(GENERATED_KINDS)] for step in range(count)]
     return [random_question(scene, rng, (kind,)) for kind in kinds]
@@ -186,5 +186,5 @@ def _system(text: str) -> str:
 
 
 def _gap(rng: random.Random) -> str:
-    """What a placeholder that a client took out of the text may leave behind."""
+    """Whitespace that is left when a client removes the image placeholder from the text."""
     return "" if rng.random() < 0.85 else rng.choice((" ", "\n"))

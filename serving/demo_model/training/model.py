@@ -1,4 +1,4 @@
-"""The model's parts: tokenizer, processor and network, all in stock Hugging Face classes."""
+"""The model's parts: tokenizer, processor and network, all stock Hugging Face classes."""
 
 import random
 
@@ -23,21 +23,19 @@ SPECIAL_TOKENS = [PAD, START, END, IMAGE, IMAGE_EDGE, GLOBAL_IMAGE, SYSTEM, USER
 VOCABULARY = 1024
 IMAGE_SIDE = 96  # pixels
 PATCH_SIDE = 16  # pixels
-PATCHES_A_SIDE = IMAGE_SIDE // PATCH_SIDE
-SHUFFLE = 2  # the connector joins 2x2 patches to one image token ...
-TOKENS_A_SIDE = (
-    PATCHES_A_SIDE // SHUFFLE
-)  # ... so that each of the 3x3 tokens is one cell of a scene
-IMAGE_TOKENS = TOKENS_A_SIDE**2
+PATCHES_PER_SIDE = IMAGE_SIDE // PATCH_SIDE
+SHUFFLE = 2  # the connector merges 2x2 patches into one image token
+TOKENS_PER_SIDE = PATCHES_PER_SIDE // SHUFFLE  # each of the 3x3 tokens is one cell of a scene
+IMAGE_TOKENS = TOKENS_PER_SIDE**2
 VISION_WIDTH = 96
 TEXT_WIDTH = 128
-HEAD_WIDTH = 32  # the smallest that vLLM's attention on CPU takes
+HEAD_WIDTH = 32  # the smallest that vLLM's CPU attention supports
 CONTEXT = 2048  # tokens
 
 EXPANDED_IMAGE = f"{IMAGE_EDGE}{GLOBAL_IMAGE}{IMAGE * IMAGE_TOKENS}{IMAGE_EDGE}"
-"""What the processor makes of one image placeholder."""
+"""The tokens that the processor puts in place of one image placeholder."""
 
-# Images come before the text, wherever a client puts them: one order is all there is to learn.
+# Images always come before the text, so that the model has only one order to learn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -51,7 +49,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(rng: random.Random, lessons: int = 3000) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on sampled lessons; any text of the world can be encoded with it."""
+    """Train a byte-level BPE tokenizer on sampled lessons; it can encode any text."""
     texts: list[str] = []
     for _ in range(lessons):
         lesson = make_lesson(random_scene(rng), rng, progress=1)
@@ -87,7 +85,7 @@ def build_tokenizer(rng: random.Random, lessons: int = 3000) -> PreTrainedTokeni
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
-    """The processor: every image is squashed to one small square and never split."""
+    """The processor: resizes every image to one small square and never splits it."""
     side = {"longest_edge": IMAGE_SIDE}
     images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     return Idefics3Processor(

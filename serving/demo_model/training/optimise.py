@@ -1,4 +1,4 @@
-"""One optimiser step for both stages: Muon for the inner matrices, AdamW for everything else."""
+"""The optimiser of both stages: Muon for the inner matrices, AdamW for everything else."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-_MUON_FACTOR = 5.0  # Muon's rate over AdamW's
+_MUON_FACTOR = 5.0  # ratio of Muon's learning rate to AdamW's
 _MOMENTUM = 0.95
 _WEIGHT_DECAY = 0.02
 _WARM_UP = 50  # steps
 _LAST_FACTOR = 0.02
-_INNER = range(64, 513)  # outputs of a matrix that is neither a label head nor the vocabulary
+_INNER = range(64, 513)  # output sizes of matrices other than label heads and the vocabulary
 
 
 class _Muon:
-    """Momentum whose matrices are made orthogonal before each step.
+    """SGD with momentum whose update matrices are orthogonalised.
 
-    torch.optim.Muon does the same in bfloat16 and one matrix at a time, which takes longer than the
-    rest of the training step on a processor without bfloat16 arithmetic.
+    torch.optim.Muon does the same in bfloat16 and one matrix at a time. On a processor without
+    bfloat16 arithmetic, that takes longer than the rest of the training step.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
@@ -30,7 +30,7 @@ class _Muon:
         ]
 
     def step(self, rate: float) -> None:
-        """Follow the gradients once."""
+        """Update the weights from their gradients."""
         with torch.no_grad():
             for weights, average in self._groups:
                 gradients = torch.stack([weight.grad for weight in weights])
@@ -42,7 +42,7 @@ class _Muon:
 
 
 def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest orthogonal matrices, roughly, by five Newton-Schulz steps."""
+    """Approximations of the nearest orthogonal matrices, by five Newton-Schulz steps."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -53,13 +53,13 @@ def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Optimisers:
-    """Muon and AdamW under one schedule: warm up, hold, then fall linearly.
+    """Muon and AdamW with one schedule: warm up, hold, then decay linearly.
 
     Args:
-        parts: what is trained.
+        parts: the modules to train.
         rate: AdamW's learning rate; Muon's is a fixed multiple.
-        steps: how many there will be.
-        hold: the part of them, 0 to 1, after which the rate falls.
+        steps: total number of steps.
+        hold: fraction of the steps, 0 to 1, after which the rate decays.
     """
 
     def __init__(self, parts: Sequence[nn.Module], rate: float, steps: int, hold: float) -> None:
@@ -70,22 +70,22 @@ class Optimisers:
             for layer in modules.modules()
             if isinstance(layer, nn.Linear) and layer.out_features in _INNER
         ]
-        taken = {id(weight) for weight in inner}
-        rest = [weight for weight in self._parameters if id(weight) not in taken]
+        inner_ids = {id(weight) for weight in inner}
+        others = [weight for weight in self._parameters if id(weight) not in inner_ids]
         self._muon = _Muon(inner)
         self._adam = torch.optim.AdamW(
             [
-                {"params": [weight for weight in rest if weight.ndim > 1]},
-                {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
+                {"params": [weight for weight in others if weight.ndim > 1]},
+                {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0},
             ],
             betas=(0.9, 0.98),
             weight_decay=_WEIGHT_DECAY,
         )
         self._rate, self._steps, self._hold = rate, steps, hold
-        self._taken = 0
+        self._steps_done = 0
 
     def step(self, loss: torch.Tensor) -> None:
-        """Follow the gradient of a loss once."""
+        """Compute the gradients of a loss and update all weights."""
         for weight in self._parameters:
             weight.grad = None
         loss.backward()
@@ -95,8 +95,8 @@ class Optimisers:
             group["lr"] = rate
         self._adam.step()
         self._muon.step(rate * _MUON_FACTOR)
-        self._taken += 1
+        self._steps_done += 1
 
     def _factor(self) -> float:
-        falling = (1 - self._taken / self._steps) / (1 - self._hold)
-        return min(1.0, (self._taken + 1) / _WARM_UP) * max(_LAST_FACTOR, min(1.0, falling))
+        decay = (1 - self._steps_done / self._steps) / (1 - self._hold)
+        return min(1.0, (self._steps_done + 1) / _WARM_UP) * max(_LAST_FACTOR, min(1.0, decay))

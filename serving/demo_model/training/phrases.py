@@ -1,4 +1,4 @@
-"""What training prompts are made of: requests for each form of reply, and all around them."""
+"""Parts of training prompts: requests for each form of reply, and distracting text."""
 
 SYSTEM_PAIR = (
     "You are a image question-answer generator. "

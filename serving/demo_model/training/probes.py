@@ -1,7 +1,7 @@
-"""What the demo model is measured on: one probe a way of asking.
+"""The demo model's evaluation: one probe for each kind of prompt.
 
-The plain defaults and the plain request for several pairs are worded as in training, and so is the
-wording of the questions; all other prompts are new to the model.
+The default prompts, the plain request for several pairs and the questions are worded as in
+training; all other prompts are new to the model.
 """
 
 import base64
@@ -57,7 +57,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "pair", "schema": SCHEMA}}
-# the way a user samples: neither greedy nor wild
+# Typical sampling options of a user.
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "top_k": 40}
 GREEDY = {"temperature": 0.0}
 
@@ -67,11 +67,11 @@ _SIZES = ((192, 192), (256, 256), (128, 128), (160, 120), (640, 480), (96, 96))
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What one reply is worth.
+    """The evaluation of one reply.
 
     Attributes:
-        form: whether it has exactly the form that was asked for.
-        right: the part of its pairs or answers that is right, 0 to 1.
+        form: whether it has exactly the requested form.
+        right: fraction of its pairs or answers that is correct, 0 to 1.
     """
 
     form: bool
@@ -80,7 +80,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One request with the judge of its reply, and the kind of the question where we ask it."""
+    """A request with the judge of its reply, and the kind of its question if it asks one."""
 
     request: ChatRequest
     judge: Callable[[str], Mark]
@@ -89,7 +89,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A way of asking: its name in the table, and what makes a trial of a scene and its image."""
+    """A kind of prompt: its name in the table, and a function that makes trials.
+
+    That function takes a scene, its image as a data URI and a source of randomness.
+    """
 
     name: str
     make: Callable[[Scene, str, random.Random], Trial]
@@ -160,7 +163,7 @@ def pair_probe(
     *,
     text_first: bool = False,
 ) -> Probe:
-    """One pair in the bold form."""
+    """A probe that asks for one pair in the bold form."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:
         system, user = rng.choice(systems), rng.choice(users)
@@ -173,7 +176,7 @@ def pair_probe(
 def json_probe(
     name: str, options: dict[str, Any], systems: tuple[str, ...], user: str = DEMO_QUESTION
 ) -> Probe:
-    """One pair as JSON."""
+    """A probe that asks for one pair as JSON."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:
         request = _request(rng.choice(systems), user, image, options)
@@ -183,7 +186,7 @@ def json_probe(
 
 
 def many_probe(name: str, systems: tuple[str, ...], user: str) -> Probe:
-    """Two to four numbered pairs; `{n}` stands for the number, as a digit or a word."""
+    """A probe that asks for two to four pairs; `{n}` is replaced by a digit or a word."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:
         count = rng.randint(2, 4)
@@ -196,7 +199,7 @@ def many_probe(name: str, systems: tuple[str, ...], user: str) -> Probe:
 
 
 def answer_probe(name: str, systems: tuple[str, ...] = ("",), *, text_first: bool = False) -> Probe:
-    """The answer to a question, one in eight of them about something that is not there."""
+    """A probe that asks a question, one in eight about something that is not in the image."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:
         question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
@@ -208,7 +211,7 @@ def answer_probe(name: str, systems: tuple[str, ...] = ("",), *, text_first: boo
 
 
 def blind_probe(name: str, system: str, user: str | None, reply: str) -> Probe:
-    """A request without its image; `user` is a question about the scene where None."""
+    """A probe without an image; if `user` is None, it asks a question about a scene."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:  # noqa: ARG001
         question = random_question(scene, rng, tuple(QuestionKind))

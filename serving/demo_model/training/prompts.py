@@ -1,7 +1,7 @@
-"""Training prompts, from the plain request to a long, odd one.
+"""Training prompts, from a plain request to a long, odd one.
 
-The form of the reply depends on what is asked for anywhere in the prompt, and on nothing else: so
-requests are kept legible, and all that stands around them is varied wildly.
+The form of the reply must depend only on the request, wherever it is in the prompt. So requests are
+kept legible, and the text around them varies wildly.
 """
 
 import random
@@ -13,7 +13,7 @@ from . import phrases
 
 
 class Form(StrEnum):
-    """What is asked for."""
+    """The requested form of the reply."""
 
     PAIR = "pair"
     JSON = "json"
@@ -40,35 +40,35 @@ _USER = {
     Form.JSON: phrases.USER_JSON,
     Form.MANY: phrases.USER_MANY,
 }
-_ODD = 0.33  # the part of system prompts with anything around the request
-_LONGEST = 600  # characters around a request, about 100 words
+_ODD = 0.33  # share of system prompts with distracting text around the request
+_MAX_FILLER_CHARACTERS = 600  # about 100 words
 
 
 def instruct(form: Form, rng: random.Random, count: int = 1) -> Instruction:
     """Compose a prompt that asks for a form.
 
     Args:
-        form: what to ask for; the user's turn of an answer prompt is "", for the question.
-        rng: decides.
-        count: how many pairs to ask for, where the form is MANY.
+        form: the form; for ANSWER the user's turn is "", to be replaced by the question.
+        rng: source of randomness.
+        count: number of pairs to ask for; only used for MANY.
     """
     if form is Form.ANSWER:
         return Instruction(_surround(_answer_request(rng), rng), "")
     number = rng.choice(phrases.NUMBERS[count]) if form is Form.MANY else ""
     place = rng.random()
-    if place < 0.6:  # the system prompt says it, the user's turn is neutral
+    if place < 0.6:  # the system prompt has the request, the user's turn is neutral
         system, user = _pick(_SYSTEM[form], rng), _pick(phrases.USER_PAIR, rng)
         if place < 0.06:
             user = ""
-    elif place < 0.9:  # the user's turn says it
+    elif place < 0.9:  # the user's turn has the request
         system, user = _pick(_SYSTEM[Form.PAIR], rng), _pick(_USER[form], rng)
         if place < 0.75:
             system = rng.choice(("", phrases.SYSTEM_ANSWER[0]))
-    else:  # both do
+    else:  # both have it
         system, user = _pick(_SYSTEM[form], rng), _pick(_USER[form], rng)
     system, user = (text.replace("{n}", number) for text in (system, user))
-    if form is Form.PAIR and rng.random() < 0.15:  # the other forms hang on a word or two
-        system, user = _spoil(system, rng), _spoil(user, rng)
+    if form is Form.PAIR and rng.random() < 0.15:  # other forms depend on single words: no typos
+        system, user = _garble(system, rng), _garble(user, rng)
     if user and rng.random() < 0.08:
         user = rng.choice((f"{user} {_rule(rng)}", f"{_rule(rng)} {user}"))
     return Instruction(_surround(system, rng), _recase(user, rng))
@@ -78,25 +78,25 @@ def _answer_request(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.35:
         return ""
-    if draw < 0.42:  # a question is to be answered, even by a generator
+    if draw < 0.42:  # a question must be answered even with a generator's system prompt
         return _pick(phrases.SYSTEM_PAIR, rng)
     return _pick(phrases.SYSTEM_ANSWER, rng)
 
 
 def _pick(texts: tuple[str, ...], rng: random.Random) -> str:
-    """Choose one; the first, which is the default of most tools, more often than the others."""
+    """Choose a text; the first, which is the default of most tools, is the most frequent."""
     return texts[0] if rng.random() < 0.25 else rng.choice(texts)
 
 
 def _surround(request: str, rng: random.Random) -> str:
-    """Put personas, rules and junk around a request, and now and then spoil the case."""
+    """Put personas, rules and junk around a request, and sometimes change the case."""
     if rng.random() >= _ODD:
         return _recase(request, rng)
     around = [_filler(rng) for _ in range(rng.randint(1, rng.choice((3, 6, 12))))]
-    while sum(map(len, around)) > _LONGEST:
+    while sum(map(len, around)) > _MAX_FILLER_CHARACTERS:
         around.pop()
     if rng.random() < 0.3:
-        around = [_spoil(text, rng) for text in around]
+        around = [_garble(text, rng) for text in around]
     parts = [request] if request else []
     place = rng.choice((0, len(around), rng.randint(0, len(around))))
     parts = around[:place] + parts + around[place:]
@@ -152,8 +152,8 @@ def _junk(rng: random.Random) -> str:
     return "".join(chr(rng.randint(0xA1, 0x2FFF)) for _ in range(length // 3 + 1))
 
 
-def _spoil(text: str, rng: random.Random) -> str:
-    """Drop words and letters and swap neighbours."""
+def _garble(text: str, rng: random.Random) -> str:
+    """Drop words and letters and swap neighbouring letters."""
     words = [word for word in text.split(" ") if rng.random() > 0.1]
     return " ".join(_typo(word, rng) if rng.random() < 0.15 else word for word in words) or text
 

@@ -1,9 +1,9 @@
-"""Train the demo model from nothing, in the server environment.
+"""Train the demo model from scratch, in the server environment.
 
-`python -m serving.demo_model.train --output serving/demo_model/checkpoint`, from the repository
-root. First the vision tower and its connector learn from labels what is in each cell; then, with
-the vision frozen and its features computed once, the language model learns to talk about them.
-Everything is seeded and scheduled by steps, so that a run can be repeated.
+Run `python -m serving.demo_model.training.train` in the repository root. First the vision tower and
+its connector learn from labels what is in each cell. Then, with the vision frozen and its features
+computed once, the language model learns to talk about them. Everything is seeded and scheduled by
+steps, so that a run is reproducible.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from .vision import all_features, label_accuracy, prepare_images, train_vision
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 8  # lessons a step
+_ROWS = 8  # lessons per step
 _RATE = 2.5e-3
 
 
@@ -37,7 +37,7 @@ def train_language(
     rng: random.Random,
     steps: int,
 ) -> None:
-    """Stage two: the language model learns from lessons about cached image features."""
+    """Stage two: train the language model on lessons about cached image features."""
     encoder = Encoder(tokenizer)
     order = _shuffled_forever(len(scenes), rng)
     optimisers = Optimisers([network.model.text_model, network.lm_head], _RATE, steps, hold=0.4)
@@ -62,33 +62,33 @@ def _shuffled_forever(count: int, rng: random.Random) -> Iterator[int]:
 
 
 def _losses(
-    network: Idefics3ForConditionalGeneration, batch: Batch, seen: torch.Tensor, image_id: int
+    network: Idefics3ForConditionalGeneration, batch: Batch, features: torch.Tensor, image_id: int
 ) -> tuple[torch.Tensor, float]:
-    """The weighted loss, and the mean loss of what has one right continuation."""
+    """The weighted loss, and the mean loss of tokens with only one correct continuation."""
     text = network.model.text_model
     embedded = text.embed_tokens(batch.ids)
     row, column = (batch.ids == image_id).nonzero(as_tuple=True)
-    # a row may hold its image several times, once a branch: each time all of its tokens, in order
+    # A row may contain its image several times, once per branch, always with all tokens in order.
     nth = (batch.ids == image_id).cumsum(1)[row, column] - 1
-    embedded = embedded.index_put((row, column), seen[row, nth % seen.shape[1]])
+    embedded = embedded.index_put((row, column), features[row, nth % features.shape[1]])
     hidden = text(
         inputs_embeds=embedded,
         attention_mask=batch.mask,
         position_ids=batch.positions,
         use_cache=False,
     ).last_hidden_state
-    counted = batch.weights > 0
+    weighted = batch.weights > 0
     losses = functional.cross_entropy(
-        network.lm_head(hidden[counted]), batch.targets[counted], reduction="none"
+        network.lm_head(hidden[weighted]), batch.targets[weighted], reduction="none"
     )
-    weights = batch.weights[counted]
+    weights = batch.weights[weighted]
     return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
 
 
 def train(output: Path, seed: int, vision_steps: int, language_steps: int, scenes: int) -> None:
     """Train both stages and write a checkpoint that a vLLM server can load."""
     torch.manual_seed(seed)
-    rng = random.Random(seed)  # noqa: S311 - draws lots, keeps no secret
+    rng = random.Random(seed)  # noqa: S311 - not used for secrets
     tokenizer = build_tokenizer(rng)
     processor = build_processor(tokenizer)
     network = build_network(tokenizer)
@@ -102,7 +102,7 @@ def train(output: Path, seed: int, vision_steps: int, language_steps: int, scene
     test_scenes = [random_scene(held_out) for _ in range(1000)]
     test_features = all_features(network, prepare_images(test_scenes, held_out, processor))
     accuracy = label_accuracy(heads, test_features, test_scenes)
-    logger.info("held-out scenes in which a label is right everywhere: %s", accuracy)
+    logger.info("held-out scenes with a label correct in all cells: %s", accuracy)
 
     features = all_features(network, pixels)
     train_language(network, tokenizer, features, train_scenes, rng, language_steps)
@@ -112,14 +112,14 @@ def train(output: Path, seed: int, vision_steps: int, language_steps: int, scene
 
 
 def main() -> None:
-    """Read the arguments and train."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=800)
     parser.add_argument("--language-steps", type=int, default=3200)
     parser.add_argument("--scenes", type=int, default=16_000)
-    parser.add_argument("--threads", type=int, default=1, help="more only help on idle cores")
+    parser.add_argument("--threads", type=int, default=1, help="more help only on idle cores")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Stage one: the vision tower and its connector learn what is in each cell of a scene."""
+"""Stage one: train the vision tower and its connector to see what is in each cell of a scene."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from ..scenes import COLOURS, COLUMNS, KINDS, RADII, ROWS, Scene, draw_scene
-from .model import PATCHES_A_SIDE, TEXT_WIDTH, TOKENS_A_SIDE, VISION_WIDTH
+from .model import PATCHES_PER_SIDE, TEXT_WIDTH, TOKENS_PER_SIDE, VISION_WIDTH
 from .optimise import Optimisers
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _CLASSES = (len(COLOURS), len(KINDS), len(RADII), len(ROWS), len(COLUMNS))
 def prepare_images(
     scenes: Sequence[Scene], rng: random.Random, processor: Idefics3Processor
 ) -> torch.Tensor:
-    """Draw every scene in some size and run it through the processor; bytes, (n, 3, side, side)."""
+    """Draw every scene in a random size and preprocess it; uint8, (n, 3, side, side)."""
     prepared = []
     for start in range(0, len(scenes), 256):
         drawn = [[_draw(scene, rng)] for scene in scenes[start : start + 256]]
@@ -50,9 +50,9 @@ def _draw(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def cell_labels(scenes: Sequence[Scene], side: int) -> torch.Tensor:
-    """What is centred in each cell of a grid, (n, 5, side * side); 0 is nothing.
+    """Labels of the shape centred in each cell of a grid, (n, 5, side * side); 0 for none.
 
-    The labels are colour, kind, size, row and column.
+    The five labels are colour, kind, size, row and column.
     """
     labels = torch.zeros(len(scenes), len(_CLASSES), side**2, dtype=torch.long)
     for number, scene in enumerate(scenes):
@@ -72,8 +72,8 @@ def cell_labels(scenes: Sequence[Scene], side: int) -> torch.Tensor:
 def image_features(
     network: Idefics3ForConditionalGeneration, pixels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the tower sees, (n, patches, width), and what the connector makes of it for the text."""
-    patches = torch.ones(len(pixels), PATCHES_A_SIDE, PATCHES_A_SIDE, dtype=torch.bool)
+    """The tower's features, (n, patches, width), and the connector's features for the text."""
+    patches = torch.ones(len(pixels), PATCHES_PER_SIDE, PATCHES_PER_SIDE, dtype=torch.bool)
     seen = network.model.vision_model(
         pixel_values=pixels.float() / 127.5 - 1, patch_attention_mask=patches
     ).last_hidden_state
@@ -81,9 +81,9 @@ def image_features(
 
 
 def all_features(network: Idefics3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """The features of many images, computed in pieces."""
+    """The connector's features of many images, computed in chunks."""
     with torch.no_grad():
-        return torch.cat([image_features(network, piece)[1] for piece in pixels.split(256)])
+        return torch.cat([image_features(network, chunk)[1] for chunk in pixels.split(256)])
 
 
 def train_vision(
@@ -92,9 +92,9 @@ def train_vision(
     scenes: Sequence[Scene],
     steps: int,
 ) -> nn.ModuleList:
-    """Train the tower and the connector; returns the latter's label heads, of no further use."""
+    """Train the tower and the connector; returns the connector's label heads, for evaluation."""
     grids = []
-    for width, side in ((VISION_WIDTH, PATCHES_A_SIDE), (TEXT_WIDTH, TOKENS_A_SIDE)):
+    for width, side in ((VISION_WIDTH, PATCHES_PER_SIDE), (TEXT_WIDTH, TOKENS_PER_SIDE)):
         heads = nn.ModuleList(nn.Linear(width, classes + 1) for classes in _CLASSES)
         grids.append((heads, cell_labels(scenes, side)))
     parts = [network.model.vision_model, network.model.connector, *(heads for heads, _ in grids)]
@@ -130,8 +130,8 @@ def _label_loss(heads: nn.ModuleList, features: torch.Tensor, labels: torch.Tens
 def label_accuracy(
     heads: nn.ModuleList, features: torch.Tensor, scenes: Sequence[Scene]
 ) -> list[float]:
-    """For each label the part of scenes in which it is right in all cells."""
-    labels = cell_labels(scenes, TOKENS_A_SIDE)
+    """For each label, the fraction of scenes in which it is correct in all cells."""
+    labels = cell_labels(scenes, TOKENS_PER_SIDE)
     return [
         float((head(features).argmax(-1) == labels[:, number]).all(1).float().mean())
         for number, head in enumerate(heads)

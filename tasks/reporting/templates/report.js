@@ -8,26 +8,26 @@ const cards = [...document.querySelectorAll(".card")].map((card) => ({
   kind: card.dataset.kind,
   text: card.textContent.toLowerCase(),
 }));
-let wanted = "all";
+let selected = "all";
 
-function matches(kind) {
-  return wanted === "all" || wanted === kind || (wanted === "quarantined" && kind !== "answered");
+function matchesKind(kind) {
+  return selected === "all" || selected === kind || (selected === "quarantined" && kind !== "answered");
 }
 
 function update() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   let count = 0;
   for (const { card, kind, text } of cards) {
-    const fits = matches(kind) && words.every((word) => text.includes(word));
-    card.hidden = !fits;
-    count += fits;
+    const visible = matchesKind(kind) && words.every((word) => text.includes(word));
+    card.hidden = !visible;
+    count += visible;
   }
-  shown.textContent = count < cards.length ? `${count} of these ${cards.length} fit.` : "";
+  shown.textContent = count < cards.length ? `${count} of ${cards.length} match.` : "";
 }
 
 for (const button of buttons) {
   button.addEventListener("click", () => {
-    wanted = button.value;
+    selected = button.value;
     for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
     update();
   });

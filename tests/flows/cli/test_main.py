@@ -1,4 +1,4 @@
-"""The command line as a user's shell sees it."""
+"""The command line: exit codes, one-line errors, output and interruption."""
 
 import json
 import os
@@ -7,53 +7,106 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
+from prefect_imageqa.flows.cli.main import main
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
+# The command line of the tests is passed in `sys.argv`, as that of a user is.
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
-def run_cli(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+CallMain = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call_main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CallMain:
+    """Run the command line in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """Environment of a process that uses the tests' Prefect server."""
+    return {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+
+def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=240, check=False
     )
 
 
-def own_seconds(*command: str) -> float:
-    """How long a program works; a busy machine makes it wait besides."""
+IMPORTED = """
+import resource, sys
+import prefect_imageqa
+if arguments := sys.argv[1:]:
+    from prefect_imageqa.flows.cli.main import main
+    try:
+        main()
+    except SystemExit:
+        pass
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
 
-    def used() -> float:
-        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return spent.ru_utime + spent.ru_stime
-
-    before = used()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return used() - before
+SLOW_MODULES = {"prefect", "pandas", "numpy", "pyarrow", "PIL", "aiohttp", "pydantic", "matplotlib"}
 
 
 @pytest.mark.parametrize(
-    ("command", "seconds"),
-    [("", 2), ("run", 5), ("serve", 2), ("demo", 2)],  # the flow itself tells of `run`
+    ("command", "not_imported", "cpu_seconds"),
+    [
+        # `run` shows the flow's own parameters, and importing the flow takes 3 s.
+        pytest.param("run --help", {"matplotlib", "s3fs", "torch"}, 15, id="run"),
+        pytest.param("serve --help", SLOW_MODULES, 2, id="serve"),
+        pytest.param("demo --help", SLOW_MODULES, 2, id="demo"),
+        pytest.param("--help", SLOW_MODULES, 2, id="help"),
+        pytest.param("", SLOW_MODULES | {"cyclopts", "rich"}, 1, id="import"),
+    ],
 )
-def test_help_is_there_at_once(command: str, seconds: float) -> None:
-    arguments = [*command.split(), "--help"]
-    assert "Usage: prefect-imageqa" in run_cli(*arguments).stdout
-    assert own_seconds(COMMAND, *arguments) < seconds
+def test_startup_imports_no_slow_modules(
+    command: str, not_imported: set[str], cpu_seconds: float
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ("Usage: " in done.stdout) is ("--help" in command)
+    assert not not_imported & {*done.stdout.splitlines()[-1].split()}
+    # CPU time, of which another busy process takes nothing; the bounds are 5 times the usual.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < cpu_seconds
 
 
 def test_serve_help_names_the_command_that_builds_a_server_environment() -> None:
-    assert "python -m prefect_imageqa.serving.server.cpu_env" in run_cli("serve", "--help").stdout
+    done = run_cli("serve", "--help")
+    assert "Usage: prefect-imageqa serve" in done.stdout
+    assert "python -m prefect_imageqa.serving.server.cpu_env" in done.stdout
 
 
-def test_importing_the_package_is_quick() -> None:
-    assert own_seconds(sys.executable, "-c", "import prefect_imageqa") < 1
-
-
-def test_json_is_one_line_last_on_stdout(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_json_is_the_last_line_on_stdout(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
-    done = run_cli("run", dataset, "--output", output, "--endpoint", stub.url, "--json")
+    # No Prefect server is configured: the run starts an ephemeral one, here on an empty database.
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    env.pop("PREFECT_API_URL", None)
+    done = run_cli("run", dataset, "--output", output, "--endpoint", stub.url, "--json", env=env)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert list(summary) == [
@@ -62,20 +115,22 @@ def test_json_is_one_line_last_on_stdout(stub: Any, drawn: Path, tmp_path: Path)
     ]
     assert (summary["rows"], summary["ok"], summary["requests"]) == (12, 12, 12)
     assert summary["output"] == output
-    assert 0 < summary["seconds"] < 120
+    assert summary["seconds"] > 0
     assert "batch 1: 12 answered, 0 quarantined" in done.stderr
 
 
-def test_the_options_reach_the_server(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_options_reach_the_server(
+    stub: Any, drawn: Path, tmp_path: Path, call_main: CallMain
+) -> None:
     (drawn / "plain.csv").write_text("picture\nimages/000.png\n")
-    done = run_cli(
+    code, stdout, stderr = call_main(
         *("run", str(drawn / "plain.csv"), "--output", str(tmp_path / "out")),
         *("--endpoint", stub.url, "--model", "stub", "--system-prompt", "Be exact."),
         *("--user-prompt", "Ask me.", "--image-key", "picture", "--output-key", "qa"),
         *("--temperature", "0", "--max-tokens", "99", "--seed", "5"),
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1 answered, 0 quarantined", str(tmp_path / "out")]
+    assert code == 0, stderr
+    assert stdout.splitlines() == ["1 answered, 0 quarantined", str(tmp_path / "out")]
     body = stub.stats()["bodies"][-1]
     assert (body["temperature"], body["max_tokens"], body["top_k"]) == (0, 99, 40)
     assert body["messages"] == [
@@ -91,15 +146,19 @@ def test_the_options_reach_the_server(stub: Any, drawn: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "out" / "qa.jsonl").read_text())["picture"] == "images/000.png"
 
 
-MISTAKES = {
+ERRORS = {
     "no dataset": (["run"], 2, "DATASET"),
     "no output": (["run", "DATASET"], 2, "--output"),
-    "nothing to ask": (["run", "DATASET", "--output", "OUT"], 2, "--endpoint"),
+    "no model": (["run", "DATASET", "--output", "OUT"], 2, "--endpoint"),
     "bad number": (["run", "DATASET", "--output", "OUT", "--max-rows", "0"], 2, "--max-rows"),
     "unknown command": (["frobnicate"], 2, "frobnicate"),
-    "dataset missing": (["run", "gone.json", "--output", "OUT", "--endpoint", "URL"], 1, "gone"),
-    "dataset empty": (["run", "EMPTY", "--output", "OUT", "--endpoint", "URL"], 1, "empty"),
-    "format unknown": (["run", "ODD", "--output", "OUT", "--endpoint", "URL"], 1, "odd.xyz"),
+    "missing dataset": (
+        ["run", "missing.json", "--output", "OUT", "--endpoint", "URL"],
+        1,
+        "missing.json",
+    ),
+    "empty dataset": (["run", "EMPTY", "--output", "OUT", "--endpoint", "URL"], 1, "empty"),
+    "unknown format": (["run", "ODD", "--output", "OUT", "--endpoint", "URL"], 1, "odd.xyz"),
     "no column": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--image-key", "pic"],
         1,
@@ -115,20 +174,11 @@ MISTAKES = {
         1,
         "does not serve 'gpt-5'",
     ),
-    "no such checkpoint": (
-        ["run", "DATASET", "--output", "OUT", "--model", "./no-checkpoint"],
-        1,
-        "no-checkpoint",
-    ),
-    "no such interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
+    "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_clear_line(
-    mistake: str, stub: Any, drawn: Path, tmp_path: Path
-) -> None:
-    arguments, exit_code, expected = MISTAKES[mistake]
+def fill_in(arguments: list[str], stub: Any, drawn: Path, tmp_path: Path) -> list[str]:
     (drawn / "empty.json").write_text("[]")
     (drawn / "odd.xyz").write_text("?")
     names = {
@@ -138,33 +188,88 @@ def test_a_mistake_gets_one_clear_line(
         "OUT": str(tmp_path / "out"),
         "URL": stub.url,
     }
-    done = run_cli(*(names.get(word, word) for word in arguments))
-    told = done.stderr + done.stdout
-    assert done.returncode == exit_code, told
-    assert expected in told
-    assert "Traceback" not in told
+    return [names.get(word, word) for word in arguments]
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_user_error_is_one_line(
+    case: str,
+    stub: Any,
+    drawn: Path,
+    tmp_path: Path,
+    call_main: CallMain,
+) -> None:
+    arguments, exit_code, expected = ERRORS[case]
+    code, stdout, stderr = call_main(*fill_in(arguments, stub, drawn, tmp_path))
+    assert code == exit_code
+    [line] = (stdout + stderr).splitlines()
+    assert expected in line
     assert not (tmp_path / "out").exists()
-    if "checkpoint" not in mistake:
-        assert len(told.splitlines()) == 1
 
 
-def test_an_interrupted_run_goes_on(start_stub: Any, drawn: Path, tmp_path: Path) -> None:
-    slow = start_stub(latency=0.5, slots=1)
-    command = [COMMAND, "run", str(drawn / "dataset.json"), "--output", str(tmp_path / "out")]
-    command += ["--endpoint", slow.url, "--batch-size", "2", "--max-in-flight", "1", "--json"]
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "expected"),
+    [
+        pytest.param(["demo", "--rows", "0"], 2, "--rows", id="usage"),
+        pytest.param(
+            ["serve", "./no-model", "--python", "/no/python"], 1, "/no/python", id="server"
+        ),
+        # Found only inside the flow run: Prefect logs the failure, without a traceback.
+        pytest.param(
+            ["run", "DATASET", "--output", "OUT", "--model", "./no-checkpoint"],
+            1,
+            "no-checkpoint",
+            id="flow",
+        ),
+    ],
+)
+def test_a_process_with_a_user_error_prints_no_traceback(
+    arguments: list[str],
+    exit_code: int,
+    expected: str,
+    stub: Any,
+    drawn: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+) -> None:
+    done = run_cli(*fill_in(arguments, stub, drawn, tmp_path), env=environment)
+    text = done.stderr + done.stdout
+    assert done.returncode == exit_code, text
+    assert expected in text
+    assert "Traceback" not in text
+    assert len(text.splitlines()) == 1 or arguments[0] == "run"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_resumes(
+    start_stub: Any,
+    stub: Any,
+    drawn: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    call_main: CallMain,
+) -> None:
+    # One request a second: there are 10 s to interrupt the run after its first batch.
+    slow, output = start_stub(latency=1, slots=1), tmp_path / "out"
+    command = ["run", str(drawn / "dataset.json"), "--output", str(output), "--json"]
+    command += ["--batch-size", "2", "--max-in-flight", "1", "--endpoint"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        [COMMAND, *command, slow.url],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    for _ in range(1200):
-        if list((tmp_path / "out").glob("pairs/parts/*/*.parquet")):
-            break
-        time.sleep(0.1)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("pairs/parts/*/*.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted; the same command goes on from here" in told
-    done = run_cli(*command[1:])
-    summary = json.loads(done.stdout.splitlines()[-1])
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "interrupted; run the same command again to resume" in text
+    _, stdout, _ = call_main(*command, stub.url)
+    summary = json.loads(stdout.splitlines()[-1])
     assert summary["ok"] == 12
     assert summary["reused"] >= 2
     assert summary["requests"] == 12 - summary["reused"]

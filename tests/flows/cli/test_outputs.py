@@ -1,46 +1,45 @@
-"""`status`, `verify` and `clean` on an output that real runs have made."""
+"""`prefect-imageqa status`, `verify` and `clean`."""
 
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.cli.main import main
-from prefect_imageqa.tasks.runs.records import RunCounts, read_runs
-from prefect_imageqa.tasks.storing.layout import write_manifest
+from prefect_imageqa.tasks.runs.records import RunCounts, RunRecord
+from prefect_imageqa.tasks.storing.layout import open_output
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it said."""
+class Result:
+    """The exit code of a command, and what it printed."""
 
     code: int
     out: str
     err: str
 
 
-Call = Callable[..., Done]
+Call = Callable[..., Result]
 
-# `main` is what is tested, and takes its words from sys.argv.
+# `main` is what is tested, and reads its arguments from sys.argv.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls `prefect-imageqa` as a shell does, without the seconds that a new process takes."""
+    """Calls `prefect-imageqa` like a shell, but without the start of a new process."""
 
-    def run(*arguments: str) -> Done:
+    def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             main()
-        told = capsys.readouterr()
-        return Done(exit_info.value.code or 0, told.out, told.err)  # type: ignore[arg-type]
+        printed = capsys.readouterr()
+        return Result(exit_info.value.code or 0, printed.out, printed.err)  # type: ignore[arg-type]
 
     return run
 
@@ -53,59 +52,67 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def ask(stub: Any, drawn: Path, output: str) -> Callable[..., Any]:
-    def run(**changed: Any) -> Any:
-        return image_qa(
-            str(drawn / "dataset.json"),
-            output,
-            endpoint=stub.url,
-            limits=Limits(batch_size=5),
-            **changed,
-        )
-
-    return run
+def dataset(drawn: Path) -> Path:
+    """12 rows, of which two have no image: their keys are the same in every configuration."""
+    path = drawn / "dataset.json"
+    rows = json.loads(path.read_text())
+    rows[1]["image"] = rows[6]["image"] = "missing.png"
+    path.write_text(json.dumps(rows))
+    return path
 
 
-def test_an_output_is_told_checked_and_cleaned(
-    call: Call, ask: Callable[..., Any], output: str
+def test_an_output_is_verified_and_cleaned(
+    call: Call, stub: Any, dataset: Path, output: str
 ) -> None:
-    nothing = call("status", output)
-    assert (nothing.code, nothing.out.strip()) == (0, f"{output}: nothing there yet")
-    ask(system_prompt="Be brief.")
-    ask()
-    told = call("status", output)
-    assert told.code == 0
-    assert "12 rows: 12 ok, 0 quarantined" in told.out
-    assert json.loads(call("status", output, "--json").out)["output"] == output
-    well = call("verify", output)
-    assert (well.code, well.err) == (0, "")
-    assert "12 rows, " in well.out
-    assert "all there and readable" in well.out
+    def run(**changed: Any) -> Any:
+        limits = Limits(batch_size=5)
+        return image_qa(str(dataset), output, endpoint=stub.url, limits=limits, **changed)
 
-    planned = call("clean", output, "--dry-run")
-    assert "would remove 7 objects" in planned.out  # three batches, and the keys
-    removed = call("clean", output).out
-    assert removed.startswith("removed 7 objects")
-    assert removed.endswith(": 3 completions, 3 parts, 1 keys\n")
-    assert call("verify", output).code == 0
-    assert ask().requests == 0
-    assert ask(system_prompt="Be brief.").requests == 12
-
-
-def test_what_is_damaged_is_named(call: Call, ask: Callable[..., Any], output: str) -> None:
-    ask()
     store = ObjectStore(uri=output)
+    empty = call("status", output)
+    assert (empty.code, empty.out.strip()) == (0, f"{output}: nothing there yet")
+    assert run(system_prompt="Be brief.").requests == 10
+    old = set(store.list("pairs"))
+    assert run().requests == 10
+    status = call("status", output)
+    assert status.code == 0
+    assert "12 rows: 10 ok, 2 quarantined: 2 image_missing" in status.out
+    assert json.loads(call("status", output, "--json").out)["output"] == output
+    verified = call("verify", output)
+    assert (verified.code, verified.err) == (0, "")
+    assert "12 rows, " in verified.out
+    assert "all present and readable" in verified.out
+
+    # Three batches and the keys, but not the parts of the two rows without an image.
+    before = set(store.list())
+    planned = call("clean", output, "--dry-run")
+    assert planned.out.startswith("would remove 5 objects")
+    assert set(store.list()) == before
+    removed = call("clean", output).out
+    assert removed.startswith("removed 5 objects")
+    assert removed.endswith(": 3 completions, 1 parts, 1 keys\n")
+    deleted = before - set(store.list())
+    assert len(deleted) == 5
+    assert deleted < old
+    verified = call("verify", output)
+    assert (verified.code, verified.out.count("\n")) == (0, 1), verified.out
+    again = run()
+    assert (again.requests, again.quarantined) == (0, 2)
+    # The rows in the removed part; the other parts were not removed.
+    assert run(system_prompt="Be brief.").requests == 2
+
     [corrupted, *_] = store.list("pairs/parts")
     store.write(corrupted, store.read(corrupted)[:100])
     store.write("qa.jsonl", store.read("qa.jsonl") + b"{}\n")
-    checked = call("verify", output)
-    assert checked.code == 1
-    assert f"{output}/{corrupted}" in checked.out
-    assert "qa.jsonl" in checked.out
-    assert "Traceback" not in checked.err
+    verified = call("verify", output)
+    assert verified.code == 1
+    assert f"{output}/{corrupted}" in verified.out
+    assert f"{output}/qa.jsonl" in verified.out
+    assert "problems in" in verified.out.splitlines()[-1]
+    assert "Traceback" not in verified.err
 
 
-def test_an_output_that_cannot_be_read_is_one_line(call: Call, s3: str) -> None:
+def test_an_unreadable_output_is_reported_in_one_line(call: Call, s3: str) -> None:
     for command in ("status", "verify", "clean"):
         done = call(command, "s3://no-such-bucket/qa")
         assert done.code == 1
@@ -113,70 +120,46 @@ def test_an_output_that_cannot_be_read_is_one_line(call: Call, s3: str) -> None:
         assert line.startswith("prefect-imageqa: s3://no-such-bucket")
 
 
-def test_a_row_that_is_never_asked_keeps_the_part_that_it_is_in(
-    call: Call, ask: Callable[..., Any], drawn: Path, output: str
-) -> None:
-    """A row without an image is the same in every configuration."""
-    rows = json.loads((drawn / "dataset.json").read_text())
-    rows[1]["image"] = rows[6]["image"] = "gone.png"
-    (drawn / "dataset.json").write_text(json.dumps(rows))
-    assert ask(system_prompt="Be brief.").requests == 10
-    assert ask().requests == 10
-    store = ObjectStore(uri=output)
-    completions = set(store.list("pairs/completions"))
-    assert call("clean", output).code == 0
-    assert len(completions - set(store.list("pairs/completions"))) == 3
-    checked = call("verify", output)
-    assert (checked.code, checked.out.count("\n")) == (0, 1), checked.out
-    again = ask()
-    assert (again.requests, again.quarantined) == (0, 2)
-    assert ask(system_prompt="Be brief.").requests == 2  # of the batch without such a row
-
-
 @pytest.mark.parametrize(
-    ("seconds_ago", "state", "told", "refusal"),
+    ("ago", "state", "shown", "refusal"),
     [
-        (5, "running", "last heartbeat", "is going on"),
-        (5, "waiting", "waits for its turn to write", "is going on"),
-        (90, "running", "s: killed or stuck; the same command goes on from here", "no run has"),
-        (5, "failed", "failed: no server; the same command goes on from here", "no run has"),
+        (5, "running", "last heartbeat", "is in progress"),
+        (5, "waiting", "waiting for another run to finish", "is in progress"),
+        (90, "running", "s: killed or stuck; run the same command again to resume", "no run has"),
+        (5, "failed", "failed: no server; run the same command again to resume", "no run has"),
     ],
-    ids=["going", "waiting", "killed", "failed"],
+    ids=["in progress", "waiting", "killed", "failed"],
 )
-def test_a_run_that_is_not_completed_is_told_and_not_cleaned_away(
-    seconds_ago: float,
+def test_an_unfinished_run_is_shown_and_not_cleaned_away(
+    ago: float,
     state: str,
-    told: str,
+    shown: str,
     refusal: str,
     call: Call,
-    stub: Any,
-    drawn: Path,
+    record_of: Callable[..., RunRecord],
     tmp_path: Path,
 ) -> None:
     output = str(tmp_path / "out")
-    image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url, max_rows=1)
     store = ObjectStore(uri=output)
-    write_manifest(store, {})
-    changed = {
-        "state": state,
-        "error": "no server" if state == "failed" else "",
-        "updated": datetime.now(UTC) - timedelta(seconds=seconds_ago),
-        "machine": "another",  # whose processes nobody here can see
-        "dataset": "d\x1b[2J.json",
-        "total": 12,
-        "counts": RunCounts(rows=8, ok=7, quarantined=1, reused=4),
-    }
-    [left] = read_runs(store)
-    left.model_copy(update=changed).write(store)
-    found = call("status", output)
-    assert found.code == 0
-    assert told in found.out
-    assert "8 of 12 rows done" in found.out
-    assert "\x1b" not in found.out
+    open_output(store)
+    record = record_of(
+        ago=ago,
+        state=state,
+        error="no server" if state == "failed" else "",
+        dataset="d\x1b[2J.json",
+        total=12,
+        counts=RunCounts(rows=8, ok=7, quarantined=1, reused=4),
+    )
+    record.write(store)
+    status = call("status", output)
+    assert status.code == 0
+    assert shown in status.out
+    assert "8 of 12 rows done" in status.out
+    assert "\x1b" not in status.out
     [run] = json.loads(call("status", output, "--json").out)["unfinished"]
-    assert (run["state"], run["going"]) == (state, refusal == "is going on")
+    assert (run["state"], run["is_live"]) == (state, refusal == "is in progress")
     refused = call("clean", output, "--force")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert refusal in refused.err
-    if not run["going"]:
-        assert "finish it first with the same command" in call("clean", output).err
+    if not run["is_live"]:
+        assert "run the same command again to finish it" in call("clean", output).err

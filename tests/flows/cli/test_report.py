@@ -1,4 +1,4 @@
-"""`report` on outputs that real runs have made."""
+"""`report` on the outputs of real runs."""
 
 import json
 import re
@@ -12,27 +12,28 @@ import pytest
 from huggingface_hub import DatasetCard
 from prefect_imageqa import ObjectStore, image_qa
 from prefect_imageqa.flows.cli.main import main
+from prefect_imageqa.tasks.reporting import report
 from prefect_imageqa.tasks.storing.layout import open_output
 
 Call = Callable[..., tuple[int, str, str]]
 
 SCRIPT = "<script>alert(1)</script>"
 
-# `main` is what is tested, and takes its words from sys.argv.
+# `main` is what is tested, and it reads sys.argv.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls `prefect-imageqa` as a shell does; gives its code, and what it said."""
+    """Calls `prefect-imageqa` as a shell does; returns its exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             main()
-        told = capsys.readouterr()
-        return int(exit_info.value.code or 0), told.out, told.err
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
 
     return run
 
@@ -44,25 +45,25 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/report-{tmp_path.name}"
 
 
-def say(rows: list[dict[str, Any]], number: int, text: str) -> None:
-    rows[number]["conversation"] = [{"from": "human", "value": f"STUB {text}"}]
+def set_reply(rows: list[dict[str, Any]], number: int, reply: str) -> None:
+    rows[number]["conversation"] = [{"from": "human", "value": f"STUB {reply}"}]
 
 
 @pytest.fixture
 def mixed(drawn: Path) -> Path:
-    """A dataset of 12 rows; the model's replies to some are hostile, cut, or not to be had."""
+    """A dataset of 12 rows; some replies are hostile, truncated, or fail."""
     path = drawn / "dataset.json"
     rows = json.loads(path.read_text())
-    say(rows, 2, f"text **Question:** {SCRIPT}\n**Answer:** [x](javascript:alert(1))")
-    say(rows, 4, "finish length")
-    say(rows, 5, f"text {SCRIPT}")
+    set_reply(rows, 2, f"text **Question:** {SCRIPT}\n**Answer:** [x](javascript:alert(1))")
+    set_reply(rows, 4, "finish length")
+    set_reply(rows, 5, f"text {SCRIPT}")
     (drawn / rows[7]["image"]).write_bytes(SCRIPT.encode())
     path.write_text(json.dumps(rows))
     return path
 
 
-def test_a_report_is_made_again_without_asking(
-    call: Call, stub: Any, mixed: Path, output: str
+def test_a_report_is_recreated_without_requests(
+    with_report: None, call: Call, stub: Any, mixed: Path, output: str
 ) -> None:
     summary = image_qa(str(mixed), output, endpoint=stub.url)
     assert (summary.ok, dict(summary.reasons)) == (
@@ -72,9 +73,9 @@ def test_a_report_is_made_again_without_asking(
     store = ObjectStore(uri=output)
     for name in ("report.html", "README.md"):
         store.remove(name)
-    before = stub.stats()["requests"]
+    requests = stub.stats()["requests"]
     assert call("report", output) == (0, f"{output}/report.html\n", "")
-    assert stub.stats()["requests"] == before
+    assert stub.stats()["requests"] == requests
 
     page = store.read("report.html").decode()
     cards = re.findall(r'<article class="card" data-kind="(\w+)">(.*?)</article>', page, re.DOTALL)
@@ -95,31 +96,30 @@ def test_a_report_is_made_again_without_asking(
     assert "| 12 | 9 | 3 | 9 |" in card.text
 
 
-def test_without_its_dataset_the_rows_are_shown_without_pictures(
-    call: Call, stub: Any, drawn: Path, tmp_path: Path
-) -> None:
-    output = str(tmp_path / "out")
-    image_qa(str(drawn / "dataset.json"), output, endpoint=stub.url, max_rows=5)
-    shutil.rmtree(drawn)
-    assert call("report", output)[0] == 0
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("no picture") == 5
-
-
 @pytest.mark.parametrize("exists", [False, True], ids=["no output", "no completed run"])
-def test_an_output_without_a_run_is_one_line(call: Call, tmp_path: Path, exists: bool) -> None:
+def test_an_output_without_a_completed_run_is_a_one_line_error(
+    call: Call, tmp_path: Path, exists: bool
+) -> None:
     output = str(tmp_path / "out")
     if exists:
         open_output(ObjectStore(uri=output))
     code, out, err = call("report", output)
-    told = "no run has completed here yet" if exists else "there is no output here"
+    message = "no run has completed here yet" if exists else "there is no output here"
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"prefect-imageqa: {output}: {told}")
+    assert err.startswith(f"prefect-imageqa: {output}: {message}")
 
 
-def test_damage_is_one_line(call: Call, stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_missing_dataset_and_a_corrupted_export(
+    call: Call, stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "draw_plots", lambda _: [])
     output = tmp_path / "out"
     image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url, max_rows=5)
+
+    shutil.rmtree(drawn)
+    assert call("report", str(output))[0] == 0
+    assert (output / "report.html").read_text().count("no image") == 5
+
     (output / "quarantine.jsonl").write_text("{\n")
     code, _, err = call("report", str(output))
     assert (code, err.count("\n")) == (1, 1)

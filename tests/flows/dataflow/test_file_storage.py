@@ -37,7 +37,7 @@ def storage(tmp_path: Path) -> FileStorage:
 
 
 def as_read(record: dict[str, Any], cache_type: CacheType) -> dict[str, Any]:
-    """What a step file gives back; the cells of CSV are text."""
+    """The record as read back from a step file; cells of CSV are text."""
     if cache_type != "csv":
         return record
     return {
@@ -47,7 +47,7 @@ def as_read(record: dict[str, Any], cache_type: CacheType) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
-def test_a_step_reads_what_the_one_before_wrote(cache_type: CacheType, folder: str) -> None:
+def test_a_step_reads_what_the_previous_step_wrote(cache_type: CacheType, folder: str) -> None:
     storage = FileStorage(entry(folder, RECORDS), folder, "run", cache_type)
     assert storage.step().current() == f"{folder}/entry.json"
     assert storage.read("dict") == RECORDS
@@ -68,7 +68,7 @@ def test_a_step_reads_what_the_one_before_wrote(cache_type: CacheType, folder: s
     assert storage.reset().step().current() == f"{folder}/entry.json"
 
 
-def test_a_frame_keeps_pythons_own_values(storage: FileStorage) -> None:
+def test_a_frame_holds_plain_python_values(storage: FileStorage) -> None:
     table = storage.read()
     assert list(table.columns) == ["image", "n", "score", "text"]
     assert table.to_dict(orient="records") == RECORDS
@@ -76,28 +76,28 @@ def test_a_frame_keeps_pythons_own_values(storage: FileStorage) -> None:
     assert table.at[1, "score"] is None
 
 
-def test_a_step_that_was_not_begun_is_told(tmp_path: Path) -> None:
+def test_use_before_the_first_step_is_an_error(tmp_path: Path) -> None:
     folder = str(tmp_path / "cache")
     storage = FileStorage(entry(folder, RECORDS), folder)
-    said = r"call storage\.step\(\) before the first operator"
-    with pytest.raises(ImageQAError, match=said):
+    message = r"call storage\.step\(\) before the first operator"
+    with pytest.raises(ImageQAError, match=message):
         storage.current()
-    with pytest.raises(ImageQAError, match=said):
+    with pytest.raises(ImageQAError, match=message):
         storage.read()
-    with pytest.raises(ImageQAError, match=said):
+    with pytest.raises(ImageQAError, match=message):
         storage.write(RECORDS)
-    with pytest.raises(ImageQAError, match=said):
+    with pytest.raises(ImageQAError, match=message):
         storage.work_folder()
     assert [path.name for path in Path(folder).iterdir()] == ["entry.json"]
 
 
 @pytest.mark.parametrize("cache_type", ["pickle", "JSON", "", "jsonl.gz"])
-def test_a_format_that_is_none_is_told(cache_type: Any) -> None:
+def test_an_unknown_cache_type_is_an_error(cache_type: Any) -> None:
     with pytest.raises(ImageQAError, match="it must be one of json, jsonl, csv, parquet"):
         FileStorage("entry.json", cache_type=cache_type)
 
 
-def test_a_table_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_empty_table_is_an_error(tmp_path: Path) -> None:
     folder = str(tmp_path / "cache")
     with pytest.raises(DatasetError, match=r"entry\.json"):
         FileStorage(f"{folder}/entry.json", folder).step().read()
@@ -107,7 +107,7 @@ def test_a_table_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
         FileStorage(entry(folder, RECORDS), folder).step().step().read()
 
 
-def test_a_line_that_is_not_json_stays_a_row(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_remains_a_row(tmp_path: Path) -> None:
     lines = tmp_path / "entry.jsonl"
     lines.write_text('{"a": 1}\nbroken\n{"a": 3}\n')
     storage = FileStorage(str(lines), str(tmp_path)).step()
@@ -115,7 +115,7 @@ def test_a_line_that_is_not_json_stays_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
-def test_whole_numbers_stay_whole_beside_missing_ones(
+def test_integers_stay_integers_next_to_missing_values(
     cache_type: CacheType, tmp_path: Path
 ) -> None:
     storage = FileStorage("entry.json", str(tmp_path), cache_type=cache_type).step()
@@ -127,7 +127,7 @@ def test_whole_numbers_stay_whole_beside_missing_ones(
 
 
 @pytest.mark.parametrize("cache_type", ["json", "jsonl"])
-def test_values_of_numpy_and_pandas_become_plain(cache_type: CacheType, tmp_path: Path) -> None:
+def test_numpy_and_pandas_values_become_plain_values(cache_type: CacheType, tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             "array": [np.array([[1, 2], [3, 4]]), np.array(["a"])],
@@ -152,14 +152,14 @@ def test_values_of_numpy_and_pandas_become_plain(cache_type: CacheType, tmp_path
     assert list(second.values()) == [["a"], 0.5, None, None, None, "six"]
 
 
-def test_columns_that_are_numbers_keep_their_cells_in_csv(tmp_path: Path) -> None:
+def test_csv_columns_with_numeric_names_keep_their_cells(tmp_path: Path) -> None:
     storage = FileStorage("entry.json", str(tmp_path), cache_type="csv").step()
     storage.write(pd.DataFrame({0: ["a", "b"], 1: ["c", "d"]}))
     assert storage.step().read("dict") == [{"0": "a", "1": "c"}, {"0": "b", "1": "d"}]
 
 
 @pytest.mark.parametrize("cache_type", ["json", "jsonl", "csv"])
-def test_embedded_bytes_stay_an_image(cache_type: CacheType, tmp_path: Path) -> None:
+def test_embedded_bytes_remain_an_image(cache_type: CacheType, tmp_path: Path) -> None:
     uri = "data:application/octet-stream;base64,AP8="
     storage = FileStorage("entry.json", str(tmp_path), cache_type=cache_type).step()
     storage.write(pd.DataFrame({"image": [b"\x00\xff", [b"\x00\xff"]]}))
@@ -177,24 +177,24 @@ def test_embedded_bytes_stay_an_image(cache_type: CacheType, tmp_path: Path) -> 
     ],
     ids=["huge", "empty object", "object", "surrogate", "surrogate in CSV"],
 )
-def test_a_table_that_does_not_fit_the_format_is_told(
+def test_a_table_that_the_format_cannot_represent_is_an_error(
     value: Any, cache_type: CacheType, tmp_path: Path
 ) -> None:
     storage = FileStorage("entry.json", str(tmp_path), cache_type=cache_type).step()
-    with pytest.raises(StoreError, match=f"step1.{cache_type}: the table does not fit") as raised:
+    with pytest.raises(StoreError, match=f"the table cannot be written as {cache_type}") as raised:
         storage.write([{"a": value}])
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_step_keeps_besides_its_table_lies_beside_it(folder: str) -> None:
+def test_other_files_of_a_step_are_next_to_its_table(folder: str) -> None:
     storage = FileStorage(entry(folder, RECORDS), folder, "run").step()
     assert storage.work_folder() == f"{folder}/run_step1"
     storage.write_quarantine(b'{"row": 0}\n')
     assert ObjectStore(uri=folder).read("run_step1.quarantine.jsonl") == b'{"row": 0}\n'
 
 
-def test_the_usual_place_is_a_folder_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     storage = FileStorage("entry.json").step()
     storage.write(RECORDS)

@@ -1,4 +1,4 @@
-"""What the demo model is taught, and how it is measured; no server and no torch."""
+"""The demo model's training data and evaluation, without a server or torch."""
 
 import ast
 import dataclasses
@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 import pytest
-from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.demo_model.questions import (
     GENERATED_KINDS,
     Question,
@@ -22,7 +21,7 @@ from prefect_imageqa.serving.demo_model.scenes import Scene, Shape, random_scene
 from prefect_imageqa.serving.demo_model.training import evaluate, lessons, probes
 from prefect_imageqa.serving.demo_model.training.prompts import Form, instruct
 
-FOLDER = Path(scenes.__file__).parent
+TRAINING = Path(lessons.__file__).parent
 
 CIRCLE = Shape("circle", "red", "small", 0, 2, 5 / 6, 1 / 6, 0.1)
 STAR = Shape("star", "red", "large", 1, 1, 1 / 2, 1 / 2, 0.16)
@@ -30,28 +29,10 @@ SQUARE = Shape("square", "blue", "large", 2, 0, 1 / 6, 5 / 6, 0.16)
 SCENE: Scene = (CIRCLE, STAR, SQUARE)
 
 
-def some_scenes(count: int, seed: int = 0) -> list[Scene]:
-    rng = random.Random(seed)
-    return [random_scene(rng) for _ in range(count)]
-
-
-def test_generated_questions_of_one_reply_differ() -> None:
-    rng = random.Random(4)
-    for scene in some_scenes(200):
-        lesson = lessons.make_lesson(scene, rng, progress=1)
-        for branch in lesson.branches:
-            text = "".join(span.text for span in branch)
-            asked = [line.split("** ")[1] for line in text.split("\n") if "Question:**" in line]
-            assert len(set(asked)) == len(asked)
-            assert {known.kind for line in asked if (known := parse_question(line))} <= set(
-                GENERATED_KINDS
-            )
-
-
-def test_lessons_teach_only_true_pairs() -> None:
+def test_lessons_have_only_correct_pairs_with_different_questions() -> None:
     rng = random.Random(5)
-    seen = 0
-    for scene in some_scenes(300):
+    count = 0
+    for scene in [random_scene(rng) for _ in range(300)]:
         lesson = lessons.make_lesson(scene, rng, progress=1)
         for branch in lesson.branches:
             text = "".join(span.text for span in branch).removeprefix(lessons.ASSISTANT)
@@ -60,29 +41,35 @@ def test_lessons_teach_only_true_pairs() -> None:
             if text.startswith("{"):
                 pair = json.loads(text)
                 assert judge_pair(scene, pair["question"], pair["answer"]) is Verdict.RIGHT
-                seen += 1
+                count += 1
             elif "**Question:**" in text:
+                questions = []
                 for block in text.split("\n\n"):
                     question, reply = block.split("**Question:** ")[1].split("\n**Answer:** ")
                     assert judge_pair(scene, question, reply) is Verdict.RIGHT
-                    seen += 1
-    assert seen > 500
+                    known = parse_question(question)
+                    assert known
+                    assert known.kind in GENERATED_KINDS
+                    questions.append(question)
+                assert len(set(questions)) == len(questions)
+                count += len(questions)
+    assert count > 500
 
 
 @pytest.mark.parametrize("form", list(Form))
-def test_training_prompts_ask_for_the_form_somewhere(form: Form) -> None:
+def test_a_training_prompt_requests_the_form_somewhere(form: Form) -> None:
     rng = random.Random(6)
     for _ in range(300):
         prompt = instruct(form, rng, count=3)
-        whole = f"{prompt.system}\n{prompt.user}".lower()
-        assert ("json" in whole) == (form is Form.JSON)
+        text = f"{prompt.system}\n{prompt.user}".lower()
+        assert ("json" in text) == (form is Form.JSON)
         if form is Form.MANY:
-            assert "3" in whole or "three" in whole
-        assert "{n}" not in whole
+            assert "3" in text or "three" in text
+        assert "{n}" not in text
         assert len(prompt.system) < 1200
 
 
-def test_probes_word_their_prompts_differently_from_training() -> None:
+def test_the_prompts_of_probes_do_not_occur_in_training() -> None:
     rng = random.Random(7)
     trained = {
         text
@@ -95,7 +82,7 @@ def test_probes_word_their_prompts_differently_from_training() -> None:
 
 
 @pytest.mark.parametrize("probe", probes.PROBES, ids=lambda probe: probe.name)
-def test_probes_judge_a_perfect_reply_right_and_junk_wrong(probe: probes.Probe) -> None:
+def test_a_probe_accepts_a_perfect_reply_and_rejects_junk(probe: probes.Probe) -> None:
     rng = random.Random(8)
     image = probes.scene_image(SCENE, 0, rng)
     trial = probe.make(SCENE, image, rng)
@@ -107,9 +94,9 @@ def test_probes_judge_a_perfect_reply_right_and_junk_wrong(probe: probes.Probe) 
 
 
 def perfect_reply(probe: probes.Probe, trial: probes.Trial) -> str:
-    asked = [Question(QuestionKind.COUNT), Question(QuestionKind.COLOUR, "star")]
-    asked += [Question(QuestionKind.SIZE, "star"), Question(QuestionKind.WHERE, "star")]
-    pairs = [(question.phrasings()[0], str(answer_to(SCENE, question))) for question in asked]
+    questions = [Question(QuestionKind.COUNT), Question(QuestionKind.COLOUR, "star")]
+    questions += [Question(QuestionKind.SIZE, "star"), Question(QuestionKind.WHERE, "star")]
+    pairs = [(question.phrasings()[0], str(answer_to(SCENE, question))) for question in questions]
     bold = [f"**Question:** {question}\n**Answer:** {reply}" for question, reply in pairs]
     if probe.name == "question without an image":
         return lessons.CANNOT_TELL
@@ -129,7 +116,7 @@ def perfect_reply(probe: probes.Probe, trial: probes.Trial) -> str:
     return next(reply for reply in replies if trial.judge(reply).form)
 
 
-def test_write_card_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
+def test_write_card_replaces_only_the_text_between_the_markers(tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text(f"before\n{evaluate.TABLE_START}\nold\n{evaluate.TABLE_END}\nafter\n")
     evaluate.write_card("new", card)
@@ -139,7 +126,7 @@ def test_write_card_replaces_only_what_is_between_the_markers(tmp_path: Path) ->
     )
 
 
-def test_tables_count_forms_and_rights() -> None:
+def test_the_tables_show_shares_of_form_and_right() -> None:
     rng = random.Random(9)
     results = {}
     for probe in probes.PROBES:
@@ -150,8 +137,10 @@ def test_tables_count_forms_and_rights() -> None:
     assert "1 of 2" in tables
 
 
-def test_training_imports_nothing_of_the_rest_of_the_package() -> None:
+def test_training_imports_only_the_demo_model() -> None:
+    """It runs in the server environment, which does not have this package."""
     for name in ("train", "vision", "optimise", "batches", "model", "lessons", "prompts"):
-        tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((TRAINING / f"{name}.py").read_text(encoding="utf-8"))
         levels = [node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        assert max(levels) <= 1
+        assert max(levels) <= 2
+        assert "prefect_imageqa" not in ast.dump(tree)

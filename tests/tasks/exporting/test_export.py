@@ -45,7 +45,7 @@ def answered(number: int, pairs: int = 1) -> Answered:
 
 def quarantined(number: int) -> Quarantined:
     return Quarantined(
-        key(number), number, f"d:{number}", Kind.TRUNCATED, "cut", None, 2, "**Question:** Wh"
+        key(number), number, f"d:{number}", Kind.TRUNCATED, "too long", None, 2, "**Question:** Wh"
     )
 
 
@@ -83,7 +83,9 @@ def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_exports_join_the_dataset_in_its_order(store: ObjectStore, tmp_path: Path) -> None:
+def test_exports_join_the_rows_with_their_answers_in_dataset_order(
+    store: ObjectStore, tmp_path: Path
+) -> None:
     ledger = ledger_of(store, answered(3, pairs=2), quarantined(1), answered(0), answered(2, 0))
     records = [{"image": f"{number}.png", "id": number} for number in range(4)]
     keys = [key(number) for number in range(4)]
@@ -104,7 +106,7 @@ def test_exports_join_the_dataset_in_its_order(store: ObjectStore, tmp_path: Pat
             "row": 1,
             "where": "d:1",
             "kind": "truncated",
-            "message": "cut",
+            "message": "too long",
             "status": None,
             "attempts": 2,
             "text": "**Question:** Wh",
@@ -113,7 +115,7 @@ def test_exports_join_the_dataset_in_its_order(store: ObjectStore, tmp_path: Pat
     ]
 
 
-def test_a_row_that_stands_twice_shares_one_answer(local: ObjectStore, tmp_path: Path) -> None:
+def test_duplicate_rows_share_one_answer(local: ObjectStore, tmp_path: Path) -> None:
     ledger = ledger_of(local, answered(7), quarantined(8))
     records = [{"image": "a.png", "id": number} for number in range(4)]
     counts = exported(local, ledger, records, [key(7), key(8), key(7), key(8)])
@@ -125,7 +127,7 @@ def test_a_row_that_stands_twice_shares_one_answer(local: ObjectStore, tmp_path:
 
 
 @pytest.mark.parametrize("stored", [[], [quarantined(0)]], ids=["no rows", "no answers"])
-def test_nothing_answered_gives_valid_files(
+def test_exports_without_answers_are_valid_files(
     stored: list[Quarantined], local: ObjectStore, tmp_path: Path
 ) -> None:
     ledger = ledger_of(local, *stored)
@@ -138,31 +140,31 @@ def test_nothing_answered_gives_valid_files(
     assert len(lines(local, QUARANTINE_JSONL)) == len(stored)
 
 
-def test_more_pairs_than_one_group_holds(local: ObjectStore, tmp_path: Path) -> None:
+def test_more_pairs_than_fit_into_one_row_group(local: ObjectStore, tmp_path: Path) -> None:
     ledger = ledger_of(local, answered(0, pairs=3000), answered(1, pairs=3000))
     exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
     questions = [pair["question"] for pair in pairs(local, tmp_path)]
     assert questions == [f"Q{row}.{pair}" for row in (0, 1) for pair in range(3000)]
 
 
-def test_an_export_replaces_the_one_before(local: ObjectStore) -> None:
+def test_an_export_replaces_the_previous_one(local: ObjectStore) -> None:
     ledger = ledger_of(local, answered(0), answered(1))
     exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
     exported(local, ledger, [{"image": "b"}], [key(1)])
     assert lines(local, QA_JSONL) == [{"image": "b", "output": "raw 1"}]
 
 
-def test_rows_beyond_the_keys_are_left_out(local: ObjectStore) -> None:
+def test_rows_without_a_key_are_not_exported(local: ObjectStore) -> None:
     ledger = ledger_of(local, answered(0))
     assert exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0)]).rows == 1
 
 
 @pytest.mark.parametrize(("rows", "unchanged"), [(1, True), (2, False)], ids=["shrank", "changed"])
-def test_a_dataset_that_changed_is_told_and_nothing_is_replaced(
+def test_a_changed_dataset_is_reported_and_nothing_is_replaced(
     rows: int, unchanged: bool, local: ObjectStore
 ) -> None:
     ledger, keys = ledger_of(local, answered(0), answered(1)), [key(0), key(1)]
-    with pytest.raises(StoreError, match="the dataset was changed during the run: run it again"):
+    with pytest.raises(StoreError, match="the dataset changed during the run: run again"):
         exported(local, ledger, [{"image": "a"}] * rows, keys, unchanged=lambda: unchanged)
     assert not local.exists(QA_JSONL)
 
@@ -182,19 +184,21 @@ def test_a_dataset_that_changed_is_told_and_nothing_is_replaced(
     ],
     ids=repr,
 )
-def test_stored_pairs_that_are_none_are_told(parsed: Any) -> None:
-    with pytest.raises(ObjectCorruptedError, match="what is stored of d:0 is corrupted: run again"):
+def test_invalid_stored_pairs_are_reported(parsed: Any) -> None:
+    with pytest.raises(
+        ObjectCorruptedError, match="the stored answer to d:0 is corrupted: run again"
+    ):
         pairs_of(replace(answered(0), parsed=parsed), "d:0")
 
 
-def test_nothing_is_replaced_where_a_stored_row_is_damaged(local: ObjectStore) -> None:
+def test_nothing_is_replaced_if_a_stored_answer_is_corrupted(local: ObjectStore) -> None:
     ledger = ledger_of(local, replace(answered(0), parsed={"question": "Q"}))
-    with pytest.raises(ObjectCorruptedError, match="what is stored of d:0 is corrupted"):
+    with pytest.raises(ObjectCorruptedError, match="the stored answer to d:0 is corrupted"):
         exported(local, ledger, [{"image": "a"}], [key(0)])
     assert not local.exists(QA_JSONL)
 
 
-def test_a_row_in_neither_place_is_told(local: ObjectStore) -> None:
+def test_a_row_neither_answered_nor_quarantined_is_reported(local: ObjectStore) -> None:
     ledger = ledger_of(local, answered(0))
     with pytest.raises(StoreError, match="d:1 is neither answered nor quarantined"):
         exported(local, ledger, [{"image": "a"}, {"image": "b"}], [key(0), key(1)])
@@ -207,7 +211,7 @@ def test_a_row_in_neither_place_is_told(local: ObjectStore) -> None:
     ids=["bytes", "list", "Hugging Face", "Hugging Face list"],
 )
 @pytest.mark.parametrize("image_key", ["image", None], ids=["image column", "any column"])
-def test_embedded_images_become_data_uris_that_loading_reads_back(
+def test_embedded_images_become_data_uris_that_can_be_loaded(
     value: Any, image_key: str | None, local: ObjectStore, tmp_path: Path
 ) -> None:
     ledger = ledger_of(local, answered(0))
@@ -235,7 +239,7 @@ def test_embedded_images_become_data_uris_that_loading_reads_back(
     ],
     ids=["path", "list", "data URI", "bytes", "Hugging Face", "none", "number", "not UTF-8"],
 )
-def test_pairs_name_their_images(
+def test_pairs_have_the_paths_of_their_images(
     value: Any, names: list[str], local: ObjectStore, tmp_path: Path
 ) -> None:
     exported(local, ledger_of(local, answered(0)), [{"image": value}], [key(0)])

@@ -1,7 +1,8 @@
-"""Status, verify and clean on outputs that are made object by object."""
+"""Status, verification and clean-up of outputs that are written object by object."""
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,10 +43,10 @@ PARSE = "qa_pairs-v1"
 FOLDER = PassFolder()
 PARTS = FOLDER.parts(PARSE)
 BAD = (3, 7)
-"""Rows that the server refuses."""
+"""Rows that the server rejects."""
 
 NO_IMAGE = 5
-"""A row that is never asked, and has the same key in every configuration."""
+"""A row that is never sent to the model, and has the same key in every configuration."""
 
 ROWS = 12
 
@@ -74,7 +75,7 @@ def answer(number: int, text: str) -> Answered:
 
 
 def completions_of(rows: Sequence[FinishedRow]) -> tuple[str, bytes]:
-    """A batch's key, and its completions as Prefect keeps them."""
+    """The key of a batch, and its completions as Prefect stores them."""
     keys = [row.key for row in rows]
     batch = Batch(
         1,
@@ -89,7 +90,7 @@ def completions_of(rows: Sequence[FinishedRow]) -> tuple[str, bytes]:
         },
     )
     metadata = {"serializer": RESULT_SERIALIZER.model_dump(mode="json")}
-    result = json.dumps(Completions.of(batch).dump())
+    result = json.dumps(Completions.from_batch(batch).dump())
     return batch.key, json.dumps({"metadata": metadata, "result": result}).encode()
 
 
@@ -99,9 +100,9 @@ def plant_completions(store: ObjectStore, rows: Sequence[FinishedRow]) -> str:
     return batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def write_record(record_of: WriteRecord) -> WriteRecord:
-    """Writes the record of a run of a configuration, by its state and last heartbeat."""
+    """Writes the record of a run, with its state and the age of its last heartbeat."""
 
     def write(
         store: ObjectStore, configuration: str, ago: float, state: str, **changed: Any
@@ -115,9 +116,9 @@ def write_record(record_of: WriteRecord) -> WriteRecord:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def complete(write_record: WriteRecord) -> Complete:
-    """Makes what a completed run leaves: batches of four rows."""
+    """Writes the output of a completed run, in batches of four rows."""
 
     def make(
         store: ObjectStore, configuration: str, ago: float = 300, json_array: bool = True
@@ -137,7 +138,39 @@ def complete(write_record: WriteRecord) -> Complete:
     return make
 
 
-def test_status_of_nothing(store: ObjectStore) -> None:
+@pytest.fixture(scope="module")
+def completed_output(complete: Complete, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `complete(store, "a")` writes; copying it is faster."""
+    folder = tmp_path_factory.mktemp("completed") / "out"
+    complete(ObjectStore(uri=str(folder)), "a")
+    return folder
+
+
+@pytest.fixture
+def completed(completed_output: Path, local: ObjectStore) -> ObjectStore:
+    """An output in a folder with a completed run of configuration "a"."""
+    shutil.copytree(completed_output, local.uri)
+    return local
+
+
+@pytest.fixture(scope="module")
+def twice_completed_output(
+    completed_output: Path, complete: Complete, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("completed") / "twice"
+    shutil.copytree(completed_output, folder)
+    complete(ObjectStore(uri=str(folder)), "b", 200)
+    return folder
+
+
+@pytest.fixture
+def completed_twice(twice_completed_output: Path, local: ObjectStore) -> ObjectStore:
+    """An output in a folder with completed runs of configuration "a" and then "b"."""
+    shutil.copytree(twice_completed_output, local.uri)
+    return local
+
+
+def test_status_of_a_missing_and_of_an_empty_output(store: ObjectStore) -> None:
     assert output_status(store) is None
     open_output(store)
     status = output_status(store)
@@ -145,7 +178,7 @@ def test_status_of_nothing(store: ObjectStore) -> None:
     assert (status.last, status.unfinished, status.stored) == (None, [], {})
 
 
-def test_status_tells_runs_and_what_is_stored(
+def test_status_has_the_runs_and_the_stored_objects(
     store: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
     complete(store, "a")
@@ -172,7 +205,7 @@ def test_status_tells_runs_and_what_is_stored(
 
 
 @pytest.mark.parametrize(("ago", "live"), [(5, True), (65, False)])
-def test_status_of_a_run_that_is_not_completed(
+def test_status_of_an_unfinished_run(
     ago: float, live: bool, local: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
     open_output(local)
@@ -186,55 +219,54 @@ def test_status_of_a_run_that_is_not_completed(
     assert [run.is_live for run in status.unfinished] == ([True] if live else [])
 
 
-def test_a_record_that_is_none_is_told_in_one_line(local: ObjectStore) -> None:
+def test_an_invalid_run_record_is_reported_in_one_line(local: ObjectStore) -> None:
     open_output(local)
     local.write("runs/x.json", b'{"state": "running"}')
-    with pytest.raises(StoreError, match=r"runs/x\.json is not the record of a run.*delete it"):
+    with pytest.raises(StoreError, match=r"runs/x\.json is not a run record.*delete it"):
         output_status(local)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000], ids=["empty", "list", "deep"])
-@pytest.mark.parametrize("look", [output_status, verify, find_unused])
-def test_a_manifest_that_is_none_is_told_in_one_line(
-    look: Callable[[ObjectStore], object], content: bytes, local: ObjectStore
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"[" * 100_000], ids=["empty", "list", "deeply nested"]
+)
+@pytest.mark.parametrize("command", [output_status, verify, find_unused])
+def test_an_invalid_manifest_is_reported_in_one_line(
+    command: Callable[[ObjectStore], object], content: bytes, local: ObjectStore
 ) -> None:
     local.write("manifest.json", content)
-    with pytest.raises(StoreError, match=r"manifest\.json is not a manifest of this program$"):
-        look(local)
+    with pytest.raises(StoreError, match=r"manifest\.json is not a prefect-imageqa manifest$"):
+        command(local)
 
 
-def test_all_is_well(store: ObjectStore, complete: Complete) -> None:
+def test_a_complete_output_has_no_problems(store: ObjectStore, complete: Complete) -> None:
     complete(store, "a")
     verified = verify(store)
-    assert verified.faults == []
+    assert verified.problems == []
     assert (verified.rows, verified.objects) == (ROWS, 3 + 3 + 1 + 1 + 4 + 1)
 
 
-def test_an_array_that_was_not_asked_for_is_not_missed(
-    local: ObjectStore, complete: Complete
-) -> None:
+def test_the_json_array_is_optional(local: ObjectStore, complete: Complete) -> None:
     complete(local, "a", json_array=False)
     assert not local.exists(QA_JSON)
-    assert verify(local).faults == []
+    assert verify(local).problems == []
 
 
-def test_what_later_runs_add_is_no_fault(
-    local: ObjectStore, complete: Complete, write_record: WriteRecord
+def test_rows_added_by_later_runs_are_no_problem(
+    completed: ObjectStore, write_record: WriteRecord
 ) -> None:
-    """Another configuration's rows, an answer to a quarantined row, a newer answer."""
-    complete(local, "a")
+    """Rows of another configuration, an answer to a quarantined row, a newer answer."""
     later = [answer(3, "at last"), answer(1, "newer"), outcome(1, "b")]
-    write_part(local, PARTS, key(1, "x"), later, time.time() + 60)
-    write_record(local, "a", 5, "running")
-    verified = verify(local)
-    assert verified.faults == []
+    write_part(completed, PARTS, key(1, "x"), later, time.time() + 60)
+    write_record(completed, "a", 5, "running")
+    verified = verify(completed)
+    assert verified.problems == []
     assert verified.is_live
 
 
-def only(store: ObjectStore, folder: str, place: int = 0) -> Path:
-    """A file of an output."""
-    named = Path(store.uri_of(folder))
-    return named if named.is_file() else Path(store.uri_of(store.list(folder)[place]))
+def file_of(store: ObjectStore, name: str, number: int = 0) -> Path:
+    """The file of an object, or a file of a folder of objects."""
+    path = Path(store.uri_of(name))
+    return path if path.is_file() else Path(store.uri_of(store.list(name)[number]))
 
 
 def edit(name: str, old: str, new: str) -> Callable[[ObjectStore], None]:
@@ -247,19 +279,19 @@ def edit(name: str, old: str, new: str) -> Callable[[ObjectStore], None]:
     return change
 
 
-def drop(folder: str) -> Callable[[ObjectStore], None]:
-    return lambda store: only(store, folder).unlink()
+def delete(name: str) -> Callable[[ObjectStore], None]:
+    return lambda store: file_of(store, name).unlink()
 
 
-def cut(folder: str) -> Callable[[ObjectStore], None]:
+def truncate(name: str) -> Callable[[ObjectStore], None]:
     def change(store: ObjectStore) -> None:
-        path = only(store, folder)
+        path = file_of(store, name)
         path.write_bytes(path.read_bytes()[:-9])
 
     return change
 
 
-def drop_line(name: str, number: int) -> Callable[[ObjectStore], None]:
+def delete_line(name: str, number: int) -> Callable[[ObjectStore], None]:
     def change(store: ObjectStore) -> None:
         path = Path(store.uri_of(name))
         lines = path.read_bytes().splitlines(keepends=True)
@@ -268,9 +300,9 @@ def drop_line(name: str, number: int) -> Callable[[ObjectStore], None]:
     return change
 
 
-def damage_pages(store: ObjectStore) -> None:
-    """Change the texts of a part; its keys and its end stay as they are."""
-    path = only(store, PARTS)
+def corrupt_texts(store: ObjectStore) -> None:
+    """Overwrite the texts in a part, but not its keys and its footer."""
+    path = file_of(store, PARTS)
     column = PART_SCHEMA.get_field_index("text")
     chunk = pq.ParquetFile(path).metadata.row_group(0).column(column)
     data = bytearray(path.read_bytes())
@@ -279,11 +311,11 @@ def damage_pages(store: ObjectStore) -> None:
     path.write_bytes(data)
 
 
-def plant(**changed: Any) -> Callable[[ObjectStore], None]:
+def edit_answer(**changed: Any) -> Callable[[ObjectStore], None]:
     """Change an answered row of a part, which stays readable as Parquet."""
 
     def change(store: ObjectStore) -> None:
-        path = only(store, PARTS)
+        path = file_of(store, PARTS)
         rows = pq.read_table(path).to_pylist()
         next(row for row in rows if row["status"] == "ok").update(changed)
         with part_writer(path) as writer:
@@ -292,7 +324,7 @@ def plant(**changed: Any) -> Callable[[ObjectStore], None]:
     return change
 
 
-def rewrite_pairs(
+def edit_pairs(
     change: Callable[[list[dict[str, Any]]], object],
 ) -> Callable[[ObjectStore], None]:
     def apply(store: ObjectStore) -> None:
@@ -305,107 +337,125 @@ def rewrite_pairs(
     return apply
 
 
-FAULTS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
-    "part gone": (drop(PARTS), r"parts/\S+: neither an answer .* \(row \d+ and 3 more"),
-    "part cut": (cut(PARTS), r"parts/\S+ is corrupted .*: delete it"),
-    "part's texts": (damage_pages, r"parts/\S+ is corrupted .*: delete it"),
-    "unknown status": (plant(status="answered"), r"parts/\S+ is corrupted .*: delete it"),
-    "an answer without text": (plant(text=None), r"parts/\S+ is corrupted .*: delete it"),
-    "parsed no JSON": (plant(parsed="{"), r"parts/\S+ is corrupted .*: delete it"),
-    "parsed no pairs": (plant(parsed="[5]"), r"parts/\S+ is corrupted .*: delete it"),
-    "half a character": (
-        plant(parsed=r'[{"question": "\ud83d", "answer": "A"}]'),
+PROBLEMS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
+    "part missing": (
+        delete(PARTS),
+        r"parts/\S+: row neither answered nor quarantined \(row \d+ and 3 more",
+    ),
+    "part truncated": (truncate(PARTS), r"parts/\S+ is corrupted .*: delete it"),
+    "texts of a part corrupted": (corrupt_texts, r"parts/\S+ is corrupted .*: delete it"),
+    "unknown status": (edit_answer(status="answered"), r"parts/\S+ is corrupted .*: delete it"),
+    "answer without text": (edit_answer(text=None), r"parts/\S+ is corrupted .*: delete it"),
+    "parsed not JSON": (edit_answer(parsed="{"), r"parts/\S+ is corrupted .*: delete it"),
+    "parsed not pairs": (edit_answer(parsed="[5]"), r"parts/\S+ is corrupted .*: delete it"),
+    "lone surrogate": (
+        edit_answer(parsed=r'[{"question": "\ud83d", "answer": "A"}]'),
         r"parts/\S+ is corrupted .*: delete it",
     ),
-    "completions cut": (
-        cut(FOLDER.completions),
-        r"completions/\S+: .*corrupted or cut off; delete it",
+    "completions truncated": (
+        truncate(FOLDER.completions),
+        r"completions/\S+: .*corrupted or truncated; delete it",
     ),
-    "completions changed": (
-        lambda store: only(store, FOLDER.completions, 1).write_bytes(
-            only(store, FOLDER.completions).read_bytes()
+    "completions of another batch": (
+        lambda store: file_of(store, FOLDER.completions, 1).write_bytes(
+            file_of(store, FOLDER.completions).read_bytes()
         ),
-        r"completions/\S+: stored replies are those of another batch; delete it",
+        r"completions/\S+: the stored replies belong to another batch; delete it",
     ),
-    "run record": (cut("runs"), r"runs/\S+ is not the record of a run"),
-    "keys cut": (cut(FOLDER.keys), r"keys/a/d: corrupted; delete it and run again"),
-    "keys gone": (drop(FOLDER.keys), r"keys/a/d: missing; run the same command again"),
-    "keys short": (
+    "run record truncated": (truncate("runs"), r"runs/\S+ is not a run record"),
+    "keys truncated": (truncate(FOLDER.keys), r"keys/a/d: corrupted; delete it and run again"),
+    "keys missing": (delete(FOLDER.keys), r"keys/a/d: missing; run the same command again"),
+    "too few keys": (
         lambda store: write_keys(
             store, f"{FOLDER.keys}/a/d", [key(number, "a") for number in range(11)]
         ),
-        r"keys/a/d: 11 rows, and the manifest counts 12",
+        r"keys/a/d: 11 rows, but the manifest counts 12",
     ),
-    "manifest's sum": (edit("manifest.json", '"rows": 12', '"rows": 13'), r"13 rows are not 9 ok"),
-    "manifest no run": (edit("manifest.json", '"run"', '"rum"'), r"manifest.json is not the rec"),
-    "answers gone": (drop("qa.jsonl"), r"qa.jsonl: missing; run the same"),
-    "answers cut": (cut("qa.jsonl"), r"qa.jsonl: not a record \(line 9\); run the same"),
-    "an answer lost": (drop_line("qa.jsonl", 2), r"qa.jsonl: 8 records, and the manifest counts 9"),
-    "an answer no text": (edit("qa.jsonl", '"raw 1 ?"', "null"), r"without the output column \(li"),
-    "an answer no record": (edit("qa.jsonl", '{"image"', '["image"'), r"not a record \(line 1\)"),
-    "array differs": (
+    "manifest with wrong counts": (
+        edit("manifest.json", '"rows": 12', '"rows": 13'),
+        r"13 rows are not the sum of 9 ok",
+    ),
+    "manifest without run": (
+        edit("manifest.json", '"run"', '"rum"'),
+        r"manifest.json is not a run rec",
+    ),
+    "qa.jsonl missing": (delete("qa.jsonl"), r"qa.jsonl: missing; run the same"),
+    "qa.jsonl truncated": (
+        truncate("qa.jsonl"),
+        r"qa.jsonl: not a record \(line 9\); run the same",
+    ),
+    "answer missing": (
+        delete_line("qa.jsonl", 2),
+        r"qa.jsonl: 8 records, but the manifest counts 9",
+    ),
+    "answer not a string": (
+        edit("qa.jsonl", '"raw 1 ?"', "null"),
+        r"without the output column \(li",
+    ),
+    "line not an object": (edit("qa.jsonl", '{"image"', '["image"'), r"not a record \(line 1\)"),
+    "qa.json differs": (
         edit("qa.json", "raw 1", "raw 7"),
-        r"qa.json: other records than in qa.jsonl",
+        r"qa.json: its records are not those of qa.jsonl",
     ),
-    "array cut": (cut("qa.json"), r"qa.json: other records than in qa.jsonl"),
-    "a reason lost": (
-        drop_line("quarantine.jsonl", 1),
-        r"quarantine.jsonl: a quarantined row is missing \(row 5\)",
+    "qa.json truncated": (truncate("qa.json"), r"qa.json: its records are not those of qa.jsonl"),
+    "quarantined row missing": (
+        delete_line("quarantine.jsonl", 1),
+        r"quarantine.jsonl: quarantined row missing \(row 5\)",
     ),
-    "a reason twice": (
+    "quarantined rows duplicated": (
         lambda store: store.write("quarantine.jsonl", 2 * store.read("quarantine.jsonl")),
-        r"quarantine.jsonl: a row out of order, or twice \(line 4 and 2 more\)",
+        r"quarantine.jsonl: row out of order or duplicate \(line 4 and 2 more\)",
     ),
-    "another row": (
+    "key of another row": (
         edit("quarantine.jsonl", key(7, "a"), key(8, "a")),
-        r"quarantine.jsonl: not the row that the dataset has there \(line 3\)",
+        r"quarantine.jsonl: row with another key than in the dataset \(line 3\)",
     ),
-    "no reason": (
+    "line without row": (
         edit("quarantine.jsonl", '"row"', '"raw"'),
         r"not the record of a row \(line 1\)",
     ),
-    "pairs cut": (cut("pairs.parquet"), r"pairs.parquet: corrupted; run the same"),
-    "a pair lost": (rewrite_pairs(lambda rows: rows.pop(1)), r"missing or twice \(row 1\)"),
-    "pairs lost": (rewrite_pairs(lambda rows: rows.clear()), r"0 pairs, and the manifest counts"),
-    "pairs shuffled": (rewrite_pairs(lambda rows: rows.reverse()), r"pair out of order"),
-    "a pair's key": (
-        rewrite_pairs(lambda rows: rows[0].update(key=key(9, "z"))),
-        r"pairs.parquet: a pair of another row than the dataset has there \(row 0\)",
+    "pairs truncated": (truncate("pairs.parquet"), r"pairs.parquet: corrupted; run the same"),
+    "pair missing": (edit_pairs(lambda rows: rows.pop(1)), r"missing or duplicate \(row 1\)"),
+    "all pairs missing": (
+        edit_pairs(lambda rows: rows.clear()),
+        r"0 pairs, but the manifest counts",
     ),
-    "a pair's row": (
-        rewrite_pairs(lambda rows: rows[-1].update(row=99)),
-        r"pairs.parquet: a pair of a row that the dataset does not have \(row 99\)",
+    "pairs out of order": (edit_pairs(lambda rows: rows.reverse()), r"pair out of order"),
+    "pair with another key": (
+        edit_pairs(lambda rows: rows[0].update(key=key(9, "z"))),
+        r"pairs.parquet: pair with another row key than in the dataset \(row 0\)",
     ),
-    "a failure's pair": (
-        rewrite_pairs(lambda rows: rows[3].update(row=3)),
-        r"pairs.parquet: a pair of a row that is in quarantine.jsonl \(row 3\)",
+    "pair of an unknown row": (
+        edit_pairs(lambda rows: rows[-1].update(row=99)),
+        r"pairs.parquet: pair of a row that is not in the dataset \(row 99\)",
+    ),
+    "pair of a quarantined row": (
+        edit_pairs(lambda rows: rows[3].update(row=3)),
+        r"pairs.parquet: pair of a row that is in quarantine.jsonl \(row 3\)",
     ),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_told_with_its_object(
-    fault: str, local: ObjectStore, complete: Complete
-) -> None:
-    complete(local, "a")
-    spoil, told = FAULTS[fault]
-    spoil(local)
-    faults = "\n".join(verify(local).faults)
-    assert faults.startswith(local.uri)
-    assert re.search(told, faults), faults
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_each_problem_is_reported_with_its_object(problem: str, completed: ObjectStore) -> None:
+    cause, message = PROBLEMS[problem]
+    cause(completed)
+    lines = "\n".join(verify(completed).problems)
+    assert lines.startswith(completed.uri)
+    assert re.search(message, lines), lines
 
 
-def test_verify_says_that_no_run_was_completed(local: ObjectStore) -> None:
+def test_verify_reports_that_no_run_has_completed(local: ObjectStore) -> None:
     with pytest.raises(StoreError, match="there is no output here"):
         verify(local)
     open_output(local)
-    assert verify(local).faults == [
-        f"{local.uri}/manifest.json: no run has been completed yet; run the same command again"
+    assert verify(local).problems == [
+        f"{local.uri}/manifest.json: no run has completed yet; run the same command again"
     ]
 
 
 def stored_of(store: ObjectStore, configuration: str) -> set[str]:
-    """Names of the objects that hold rows of a configuration."""
+    """Names of the objects with rows of a configuration."""
     batches = {
         completions_of([outcome(number, configuration) for number in range(start, start + 4)])[0]
         for start in range(0, ROWS, 4)
@@ -414,14 +464,14 @@ def stored_of(store: ObjectStore, configuration: str) -> set[str]:
     return own | set(store.list(f"{FOLDER.keys}/{configuration}"))
 
 
-def test_clean_keeps_the_newest(store: ObjectStore, complete: Complete) -> None:
+def test_clean_keeps_the_newest_configuration(store: ObjectStore, complete: Complete) -> None:
     complete(store, "a", 300)
     complete(store, "b", 200)
     exports = {name: store.read(name) for name in store.list() if "/" not in name}
     of_a, of_b, runs = stored_of(store, "a"), stored_of(store, "b"), store.list("runs")
     unused = find_unused(store)
     assert len(of_a) == 3 + 3 + 1
-    # The row without an image is of both: what is known of it stays.
+    # The row without an image belongs to both configurations, so its part stays.
     [shared] = completions_of([outcome(number, "a") for number in range(4, 8)])[:1]
     assert all(name.startswith(f"{PARTS}/{shared}-") for name in of_a - set(unused.objects))
     assert not of_b & set(unused.objects)
@@ -431,11 +481,13 @@ def test_clean_keeps_the_newest(store: ObjectStore, complete: Complete) -> None:
     assert of_b <= set(store.list())
     assert store.list("runs") == runs
     assert {name: store.read(name) for name in exports} == exports
-    assert verify(store).faults == []
+    assert verify(store).problems == []
     assert find_unused(store).objects == {}
 
 
-def test_as_many_are_kept_as_are_wanted(local: ObjectStore, complete: Complete) -> None:
+def test_clean_keeps_the_given_number_of_configurations(
+    local: ObjectStore, complete: Complete
+) -> None:
     for configuration, ago in (("a", 300), ("b", 100), ("c", 200)):
         complete(local, configuration, ago)
     assert find_unused(local, keep=3).objects == {}
@@ -443,30 +495,28 @@ def test_as_many_are_kept_as_are_wanted(local: ObjectStore, complete: Complete) 
     assert f"{FOLDER.keys}/a/d" in removed
     assert not removed & (stored_of(local, "b") | stored_of(local, "c"))
     remove_unused(local, find_unused(local))
-    # Those that were dropped before are not chosen again.
+    # Configurations that were dropped before do not count.
     assert find_unused(local, keep=2).objects == {}
 
 
-def test_a_dropped_parser_takes_its_parts_along(local: ObjectStore, complete: Complete) -> None:
-    complete(local, "a")
+def test_the_parts_of_an_unused_parser_are_removed(completed: ObjectStore) -> None:
     old = FOLDER.parts("old-v0")
-    part = write_part(local, old, key(1, "x"), [outcome(1, "a"), outcome(3, "a")])
-    assert list(find_unused(local).objects) == [part]
-    local.write(part, b"corrupted")
-    unused = find_unused(local)
+    part = write_part(completed, old, key(1, "x"), [outcome(1, "a"), outcome(3, "a")])
+    assert list(find_unused(completed).objects) == [part]
+    completed.write(part, b"corrupted")
+    unused = find_unused(completed)
     assert list(unused.objects) == [part]
-    remove_unused(local, unused)
-    assert not Path(local.uri_of(old)).exists()
+    remove_unused(completed, unused)
+    assert not Path(completed.uri_of(old)).exists()
 
 
-def test_clean_refuses_while_a_run_is_going(
-    local: ObjectStore, complete: Complete, write_record: WriteRecord
+def test_clean_refuses_while_a_run_is_in_progress(
+    completed: ObjectStore, write_record: WriteRecord
 ) -> None:
-    complete(local, "a")
-    write_record(local, "a", 5, "running")
+    write_record(completed, "a", 5, "running")
     for force in (False, True):
-        with pytest.raises(StoreError, match=r"a run on d\.json is going on \(last heartbeat"):
-            find_unused(local, force=force)
+        with pytest.raises(StoreError, match=r"a run on d\.json is in progress \(last heartbeat"):
+            find_unused(completed, force=force)
 
 
 @pytest.mark.parametrize(
@@ -474,24 +524,23 @@ def test_clean_refuses_while_a_run_is_going(
     [("running", 90), ("failed", 5), ("interrupted", 5)],
     ids=["killed", "failed", "interrupted"],
 )
-def test_clean_refuses_what_is_not_finished(
-    state: str, ago: float, local: ObjectStore, complete: Complete, write_record: WriteRecord
+def test_clean_refuses_after_an_unfinished_run_unless_forced(
+    state: str, ago: float, completed: ObjectStore, write_record: WriteRecord
 ) -> None:
-    complete(local, "a", 200)
-    dropped = write_record(local, "b", ago, state).run
-    batch = plant_completions(local, [outcome(1, "b")])
-    with pytest.raises(StoreError, match="did not complete; finish it first with the same command"):
-        find_unused(local)
-    unused = find_unused(local, force=True)
+    dropped = write_record(completed, "b", ago, state).run
+    batch = plant_completions(completed, [outcome(1, "b")])
+    with pytest.raises(StoreError, match="did not complete, so its rows are not known yet"):
+        find_unused(completed)
+    unused = find_unused(completed, force=True)
     assert list(unused.objects) == [f"{FOLDER.completions}/{batch}"]
-    before = {run.run: run for run in read_runs(local)}
-    remove_unused(local, unused)
-    assert find_unused(local).objects == {}  # nothing is left to be forced
+    before = {run.run: run for run in read_runs(completed)}
+    remove_unused(completed, unused)
+    assert find_unused(completed).objects == {}  # force is not needed any more
     before[dropped] = before[dropped].model_copy(update={"dropped": True})
-    assert {run.run: run for run in read_runs(local)} == before
+    assert {run.run: run for run in read_runs(completed)} == before
 
 
-def test_a_run_that_is_completed_later_keeps_its_rows(
+def test_the_rows_of_a_run_that_completed_later_are_kept(
     local: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
     complete(local, "a", 200)
@@ -501,61 +550,56 @@ def test_a_run_that_is_completed_later_keeps_its_rows(
     assert find_unused(local, keep=2).objects == {}
 
 
-def test_another_dataset_does_not_finish_a_run(
+def test_a_run_is_not_finished_by_one_on_another_dataset(
     local: ObjectStore, complete: Complete, write_record: WriteRecord
 ) -> None:
-    """It has the same configuration, and other rows."""
+    """It has the same configuration, but other rows."""
     write_record(local, "a", 300, "failed", keys=f"{FOLDER.keys}/a/other", dataset="other.json")
     complete(local, "a", 200)
     with pytest.raises(StoreError, match=r"the run on other\.json .* did not complete"):
         find_unused(local)
 
 
-def test_nothing_is_removed_where_no_run_was_completed(
+def test_nothing_is_removed_if_no_run_has_completed(
     local: ObjectStore, write_record: WriteRecord
 ) -> None:
     open_output(local)
     write_record(local, "a", 90, "running")
-    with pytest.raises(StoreError, match="no run has been completed"):
+    with pytest.raises(StoreError, match="no run has completed"):
         find_unused(local, force=True)
 
 
-def test_a_run_that_begins_meanwhile_stops_the_removal(
-    local: ObjectStore, complete: Complete, write_record: WriteRecord
+def test_a_run_that_starts_meanwhile_stops_the_removal(
+    completed_twice: ObjectStore, write_record: WriteRecord
 ) -> None:
-    complete(local, "a", 300)
-    complete(local, "b", 200)
-    unused = find_unused(local)
-    write_record(local, "a", 0, "running")
-    before = local.list()
-    with pytest.raises(StoreError, match="is going on"):
-        remove_unused(local, unused)
-    assert local.list() == before
+    unused = find_unused(completed_twice)
+    write_record(completed_twice, "a", 0, "running")
+    before = completed_twice.list()
+    with pytest.raises(StoreError, match="is in progress"):
+        remove_unused(completed_twice, unused)
+    assert completed_twice.list() == before
 
 
-def test_damaged_completions_are_left(local: ObjectStore, complete: Complete) -> None:
-    complete(local, "a")
-    local.write(f"{FOLDER.completions}/odd", b"?")
-    unused = find_unused(local)
+def test_corrupted_completions_are_not_removed(completed: ObjectStore) -> None:
+    completed.write(f"{FOLDER.completions}/odd", b"?")
+    unused = find_unused(completed)
     assert (unused.objects, unused.unreadable) == ({}, [f"{FOLDER.completions}/odd"])
 
 
 @pytest.mark.parametrize("removals", range(7))
-def test_a_clean_that_is_killed_leaves_nothing_wrong(
-    removals: int, local: ObjectStore, complete: Complete, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_clean_leaves_a_valid_output(
+    removals: int, completed_twice: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No row of the dropped configuration counts as failed for want of its answer."""
-    complete(local, "a", 300)
-    # Its name is the first of all.
-    write_part(local, PARTS, key(1, "x"), [answer(3, "at last")], time.time() + 60)
-    complete(local, "b", 200)
-    left = removals
+    """A row of the dropped configuration must not count as failed once its answer is removed."""
+    # Its name sorts first.
+    write_part(completed_twice, PARTS, key(1, "x"), [answer(3, "at last")], time.time() + 60)
+    remaining = removals
     original = ObjectStore.remove
 
     def remove(store: ObjectStore, path: str) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             raise KeyboardInterrupt
         original(store, path)
 
@@ -563,10 +607,10 @@ def test_a_clean_that_is_killed_leaves_nothing_wrong(
         patched.setattr(ObjectStore, "remove", remove)
         patched.setattr("prefect_imageqa.tasks.exporting.clean.STORE_THREADS", 1)
         with pytest.raises(KeyboardInterrupt):
-            remove_unused(local, find_unused(local))
-    status = Ledger.read(local, PARTS).status(key(3, "a"))
+            remove_unused(completed_twice, find_unused(completed_twice))
+    status = Ledger.read(completed_twice, PARTS).status(key(3, "a"))
     assert status in (RowStatus.ANSWERED, RowStatus.PENDING)
-    assert verify(local).faults == []
-    remove_unused(local, find_unused(local))
-    assert find_unused(local).objects == {}
-    assert not local.list(f"{FOLDER.keys}/a")
+    assert verify(completed_twice).problems == []
+    remove_unused(completed_twice, find_unused(completed_twice))
+    assert find_unused(completed_twice).objects == {}
+    assert not completed_twice.list(f"{FOLDER.keys}/a")

@@ -17,25 +17,25 @@ BATCH = Batch(
     cache_buster="cache_buster",
     replies={
         KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2),
-        KEYS[1]: Problem(Kind.TIMEOUT, "given up", 504, 1),
+        KEYS[1]: Problem(Kind.TIMEOUT, "timed out", 504, 1),
     },
 )
 
 
 def stored() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(json.dumps(Completions.of(BATCH).dump()))
+    loaded: dict[str, Any] = json.loads(json.dumps(Completions.from_batch(BATCH).dump()))
     return loaded
 
 
-def test_what_is_stored_says_all_that_parsing_needs() -> None:
-    read = Completions.load(stored())
-    assert [reply.reply for reply in read.replies] == list(BATCH.replies.values())
-    assert [(reply.key, reply.attempt, reply.row, reply.where) for reply in read.replies] == [
+def test_stored_completions_hold_everything_that_parsing_needs() -> None:
+    loaded = Completions.load(stored())
+    assert [reply.reply for reply in loaded.replies] == list(BATCH.replies.values())
+    assert [(reply.key, reply.attempt, reply.row, reply.where) for reply in loaded.replies] == [
         (KEYS[0], 0, 0, "d:0"),
         (KEYS[1], 2, 1, "d:1"),
     ]
-    assert read.dump() == stored() | {"time": read.time}
-    assert read.key == BATCH.key
+    assert loaded.dump() == stored() | {"time": loaded.time}
+    assert loaded.key == BATCH.key
 
 
 def without(name: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def with_problem(**changed: Any) -> dict[str, Any]:
         with_completion(latency="long"),
         with_completion(__class__="os.system"),
         with_problem(kind="new"),
-        # numbers that no part can hold
+        # numbers out of the range of the columns of a part
         with_row(attempt=2**31),
         with_row(attempt=-1),
         with_row(row=2**70),
@@ -91,6 +91,6 @@ def with_problem(**changed: Any) -> dict[str, Any]:
         stored() | {"time": -1},
     ],
 )
-def test_what_is_not_ours_is_refused(corrupted: dict[str, Any]) -> None:
+def test_corrupted_completions_are_rejected(corrupted: dict[str, Any]) -> None:
     with pytest.raises(RecordCorruptedError):
         Completions.load(corrupted)

@@ -1,7 +1,7 @@
 import base64
 import io
 import struct
-import time
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prefect_imageqa.tasks.images import preparing
 from prefect_imageqa.tasks.images.preparing import ImageSettings, PreparedImage, prepare_image
 from prefect_imageqa.tasks.records import Kind, RowError
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def _photo(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    """A picture whose left half is red and right half blue, with a little noise."""
+    """A picture with a red left half, a blue right half and a little noise."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2, 0] = 255
     pixels[:, width // 2 :, 2] = 255
@@ -47,7 +48,7 @@ def _header(width: int, height: int, colour_type: int = 2) -> tuple[bytes, bytes
 
 
 def _opened(prepared: PreparedImage) -> Image.Image:
-    """The prepared image as the server will see it, checked against what is said of it."""
+    """Decode the prepared image, checking it against its declared type and size."""
     image = Image.open(io.BytesIO(prepared.data))
     image.load()
     assert Image.MIME[str(image.format)] == prepared.mime
@@ -85,7 +86,7 @@ UNCHANGED = {
     "png-trailing-bytes": _encoded(_photo(), "PNG") + b"\0" * 100,
 }
 
-# What must be re-encoded, all showing red at the left and blue at the right.
+# Files that must be re-encoded; all are red on the left and blue on the right.
 CONVERTED = {
     "webp": _encoded(_photo(), "WEBP"),
     "webp-lossless": _encoded(_photo(), "WEBP", lossless=True),
@@ -109,12 +110,12 @@ CONVERTED = {
     "png-palette": _encoded(_photo().quantize(16), "PNG"),
     "png-rgba": _encoded(_photo(mode="RGBA"), "PNG"),
     "jpeg-cmyk": _encoded(_photo(mode="CMYK"), "JPEG"),
-    "jpeg-film-behind": _encoded(_photo(), "JPEG") + b"film" * 1000,
+    "jpeg-trailing-video": _encoded(_photo(), "JPEG") + b"film" * 1000,
 }
 
 
 @pytest.mark.parametrize("data", UNCHANGED.values(), ids=UNCHANGED.keys())
-def test_a_plain_jpeg_or_png_is_passed_on_unchanged(data: bytes) -> None:
+def test_a_plain_jpeg_or_png_is_passed_through_unchanged(data: bytes) -> None:
     prepared = prepare_image(data, DEFAULT)
     assert prepared.data == data
     _opened(prepared)
@@ -130,7 +131,7 @@ def test_other_images_are_converted(data: bytes) -> None:
     assert _is(image, (48, 24), BLUE)
 
 
-def test_the_data_uri_holds_the_bytes() -> None:
+def test_the_data_uri_contains_the_bytes() -> None:
     prepared = prepare_image(UNCHANGED["png"], DEFAULT)
     head, _, body = prepared.data_uri().partition(",")
     assert head == "data:image/png;base64"
@@ -141,17 +142,17 @@ def test_the_data_uri_holds_the_bytes() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(kind: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to show
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     image = _prepared(_encoded(_photo(), kind, exif=exif))
     assert image.size == (48, 64)
-    assert _is(image, (24, 16), RED)  # what was left is now above
+    assert _is(image, (24, 16), RED)  # the left half is now on top
     assert _is(image, (24, 48), BLUE)
     assert 0x0112 not in image.getexif()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_agrees_with_pillow(orientation: int, kind: str) -> None:
+def test_every_orientation_is_applied_when_downscaling(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = _encoded(_photo(200, 100), kind, exif=exif)
@@ -165,7 +166,7 @@ def test_every_orientation_agrees_with_pillow(orientation: int, kind: str) -> No
 
 
 def _half_transparent(mode: str) -> Image.Image:
-    """A red (or dark) picture whose right half cannot be seen."""
+    """A red (or dark) picture whose right half is transparent."""
     image = _photo(mode="RGBA")
     image.paste((255, 0, 0, 255), (0, 0, 64, 48))
     image.paste((0, 0, 0, 0), (32, 0, 64, 48))
@@ -192,9 +193,11 @@ TRANSPARENT = {
 }
 
 
-@pytest.mark.parametrize("limits", [DEFAULT, ImageSettings(max_side=32)], ids=["whole", "shrunk"])
+@pytest.mark.parametrize(
+    "limits", [DEFAULT, ImageSettings(max_side=32)], ids=["full", "downscaled"]
+)
 @pytest.mark.parametrize("data", TRANSPARENT.values(), ids=TRANSPARENT.keys())
-def test_what_is_transparent_becomes_white(data: bytes, limits: ImageSettings) -> None:
+def test_transparent_pixels_become_white(data: bytes, limits: ImageSettings) -> None:
     image = _prepared(data, limits)
     assert _is(image, (image.width * 3 // 4, 10), WHITE)
     assert not _is(image, (image.width // 4, 10), WHITE)
@@ -220,7 +223,7 @@ def test_deep_grey_is_scaled_to_8_bits(data: bytes) -> None:
     assert np.abs(values - expected).max() <= 1.01
 
 
-def test_floats_without_a_number_become_dark() -> None:
+def test_nan_pixels_become_black() -> None:
     pixels = np.full((16, 16), 2.0, np.float32)
     pixels[0, 0] = np.nan
     values = np.asarray(_prepared(_encoded(Image.fromarray(pixels), "TIFF")))
@@ -234,11 +237,11 @@ def test_one_bit_images_become_grey() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_large_images_are_shrunk_with_their_aspect(kind: str) -> None:
-    image = _prepared(_encoded(_photo(1600, 900), kind), ImageSettings(max_side=512))
-    assert image.size == (512, 288)
-    assert _is(image, (128, 144), RED)
-    assert _is(image, (384, 144), BLUE)
+def test_large_images_are_downscaled_with_their_aspect_ratio(kind: str) -> None:
+    image = _prepared(_encoded(_photo(800, 450), kind), ImageSettings(max_side=256))
+    assert image.size == (256, 144)
+    assert _is(image, (64, 72), RED)
+    assert _is(image, (192, 72), BLUE)
 
 
 def test_small_lossless_images_stay_lossless_and_large_ones_become_jpeg() -> None:
@@ -249,7 +252,7 @@ def test_small_lossless_images_stay_lossless_and_large_ones_become_jpeg() -> Non
 
 def test_metadata_is_dropped_when_an_image_is_re_encoded() -> None:
     exif = Image.Exif()
-    exif[0x010E] = "a secret place"
+    exif[0x010E] = "a secret location"
     for kind, options in {
         "JPEG": {"comment": b"secret", "icc_profile": b"secret" * 50},
         "PNG": {"icc_profile": b"secret" * 50},
@@ -276,7 +279,7 @@ NOT_IMAGES = {
 
 
 @pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES.keys())
-def test_what_is_no_image_is_refused_as_such(data: bytes) -> None:
+def test_a_file_that_is_no_image_is_refused(data: bytes) -> None:
     assert _refused(data).problem.kind is Kind.NOT_AN_IMAGE
 
 
@@ -306,11 +309,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
-def test_a_damaged_image_is_refused_as_such(data: bytes) -> None:
+def test_a_corrupted_image_is_refused(data: bytes) -> None:
     assert _refused(data).problem.kind is Kind.IMAGE_BROKEN
 
 
-def test_bombs_are_refused_before_they_are_decoded() -> None:
+def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = b",\0\0\0\0\xff%c\xff%c\0\x08\0"
     bitmap = struct.pack("<IHHIIiiHHIIIIII", 0, 0, 0, 54, 40, 50_000, 50_000, 1, 24, *[0] * 6)
     bombs = {
@@ -321,13 +324,21 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
         "bmp": b"BM" + bitmap,
         "ppm": b"P6\n50000 50000\n255\n",
     }
+
+    def fail(*_: object) -> None:
+        raise AssertionError("decoded")  # this would be reported as IMAGE_BROKEN
+
+    monkeypatch.setattr(preparing, "decode", fail)
     for name, data in bombs.items():
-        start = time.process_time()
-        assert _refused(data).problem.kind is Kind.IMAGE_TOO_LARGE, name
-        assert time.process_time() - start < 0.5, name
+        tracemalloc.start()
+        kind = _refused(data).problem.kind
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kind is Kind.IMAGE_TOO_LARGE, name
+        assert peak < 1_000_000, name
 
 
-def test_the_limits_of_pillow_itself_do_not_change() -> None:
+def test_pillows_own_limit_is_not_changed() -> None:
     before = Image.MAX_IMAGE_PIXELS
     _refused(_png(_header(50_000, 50_000), (b"IEND", b"")))
     prepare_image(CONVERTED["gif"], DEFAULT)
@@ -345,7 +356,7 @@ def test_the_limits_of_pillow_itself_do_not_change() -> None:
         ((100, 100), ImageSettings(max_pixels=9_999), Kind.IMAGE_TOO_LARGE),
         ((100, 100), ImageSettings(max_file_bytes=100), Kind.IMAGE_TOO_LARGE),
     ],
-    ids=["1x1", "narrow", "line", "aspect", "narrow-when-shrunk", "pixels", "bytes"],
+    ids=["1x1", "narrow", "line", "aspect", "narrow-when-downscaled", "pixels", "bytes"],
 )
 @pytest.mark.parametrize("kind_of_file", ["PNG", "JPEG", "BMP"])
 def test_images_outside_the_limits_are_refused(
@@ -359,63 +370,67 @@ def test_images_at_the_limits_are_accepted(size: tuple[int, int]) -> None:
     assert min(_prepared(_encoded(_photo(*size), "PNG")).size) >= DEFAULT.min_side
 
 
-_shares = st.floats(0, 1, exclude_max=True)
+_fractions = st.floats(0, 1, exclude_max=True)
+_FUZZING = ImageSettings(max_pixels=1_000_000)
+"""A fuzzed header that declares more pixels would only cost time to decode."""
 
 
 def _result(data: bytes) -> PreparedImage | None:
-    """The prepared image, or None where the row is refused; anything else fails the test."""
+    """The prepared image, or None if the row is refused; anything else fails the test."""
     try:
-        return prepare_image(data, DEFAULT)
+        return prepare_image(data, _FUZZING)
     except RowError:
         return None
 
 
 def _jpeg_with_thumbnail() -> bytes:
-    """A JPEG whose header holds a whole small JPEG, end mark included."""
+    """A JPEG whose header contains a complete small JPEG, including its end marker."""
     thumbnail = _encoded(_photo(16, 12), "JPEG")
     data = _encoded(_photo(), "JPEG")
     return data[:2] + b"\xff\xef" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
 
 
-WHOLE = UNCHANGED | CONVERTED | {"jpeg-thumbnail": _jpeg_with_thumbnail()}
+COMPLETE = UNCHANGED | CONVERTED | {"jpeg-thumbnail": _jpeg_with_thumbnail()}
+del COMPLETE["jpeg-largest"]  # slow, and otherwise like "jpeg"
+_HEADS = [data[:size] for data in COMPLETE.values() for size in (4, 16, 64, 300)]
 
 
-@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
+@pytest.mark.parametrize("data", COMPLETE.values(), ids=COMPLETE.keys())
 @settings(deadline=None, max_examples=40)
-@given(share=_shares)
-def test_a_truncated_file_is_refused_or_still_opens(data: bytes, share: float) -> None:
-    result = _result(data[: int(len(data) * share)])
+@given(fraction=_fractions)
+def test_a_truncated_file_is_refused_or_still_opens(data: bytes, fraction: float) -> None:
+    result = _result(data[: int(len(data) * fraction)])
     assert result is None or _opened(result)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "jpeg-thumbnail"])
-def test_files_cut_in_the_middle_are_refused(kind: str) -> None:
-    data = WHOLE[kind]
-    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        assert _refused(data[: int(len(data) * share)]).problem.kind is Kind.IMAGE_BROKEN
+def test_files_truncated_in_the_middle_are_refused(kind: str) -> None:
+    data = COMPLETE[kind]
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert _refused(data[: int(len(data) * fraction)]).problem.kind is Kind.IMAGE_BROKEN
 
 
 @settings(deadline=None, max_examples=300)
 @given(
-    head=st.sampled_from([b"", *(data[:n] for data in WHOLE.values() for n in (4, 16, 64, 300))]),
+    head=st.sampled_from([b"", *_HEADS]),
     tail=st.binary(max_size=400),
 )
-def test_random_bytes_never_raise_anything_else(head: bytes, tail: bytes) -> None:
+def test_random_bytes_only_raise_row_errors(head: bytes, tail: bytes) -> None:
     result = _result(head + tail)
     assert result is None or result.width <= DEFAULT.max_side
 
 
-@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
+@pytest.mark.parametrize("data", COMPLETE.values(), ids=COMPLETE.keys())
 @settings(deadline=None, max_examples=40)
 @given(
-    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)))
+    changes=st.lists(st.tuples(_fractions, st.binary(min_size=1, max_size=4))),
 )
-def test_damaged_bytes_never_raise_anything_else(
-    data: bytes, flips: list[tuple[float, bytes]]
+def test_corrupted_bytes_only_raise_row_errors(
+    data: bytes, changes: list[tuple[float, bytes]]
 ) -> None:
     corrupted = bytearray(data)
-    for share, junk in flips:
-        at = int(len(data) * share)
+    for fraction, junk in changes:
+        at = int(len(data) * fraction)
         corrupted[at : at + len(junk)] = junk
     result = _result(bytes(corrupted))
     assert result is None or result.width <= DEFAULT.max_side
@@ -428,7 +443,7 @@ def test_the_same_file_gives_the_same_bytes_in_any_thread() -> None:
     assert results == [prepare_image(data, DEFAULT) for data in files]
 
 
-def test_settings_are_frozen_and_named_in_full() -> None:
+def test_settings_are_frozen_strict_and_described() -> None:
     with pytest.raises(ValidationError):
         DEFAULT.max_side = 1  # type: ignore[misc]
     with pytest.raises(ValidationError):

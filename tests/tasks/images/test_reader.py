@@ -13,29 +13,30 @@ import pytest
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.credentials import S3Credentials
 from prefect_imageqa.tasks.object_store.filesystems import open_filesystem
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 
-Use = Callable[[ImageReader, ImageRef], bytes | str]
-USES = pytest.mark.parametrize("use", [ImageReader.read, ImageReader.identify])
+Method = Callable[[ImageReader, ImageRef], bytes | str]
+METHODS = pytest.mark.parametrize("method", [ImageReader.read, ImageReader.identify])
 
 
 def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def problem_of(use: Use, ref: ImageRef, max_bytes: int = 100) -> RowError:
+def problem_of(method: Method, ref: ImageRef, max_bytes: int = 100) -> RowError:
     with ImageReader(max_bytes) as reader, pytest.raises(RowError) as caught:
-        use(reader, ref)
+        method(reader, ref)
     assert "\n" not in str(caught.value)
     return caught.value
 
 
 @pytest.fixture
 def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file, as it is found some time after it was written."""
+    """A file that was written a minute ago, by a fake clock."""
     path = tmp_path / "a.png"
     path.write_bytes(b"a")
     now = time.time
@@ -45,15 +46,15 @@ def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The files that were read to identify them."""
+    """Collects the files that were hashed."""
     files: list[Any] = []
     digest = hashlib.file_digest
 
-    def note(file: Any, kind: str) -> Any:
+    def record(file: Any, kind: str) -> Any:
         files.append(file)
         return digest(file, kind)
 
-    monkeypatch.setattr(hashlib, "file_digest", note)
+    monkeypatch.setattr(hashlib, "file_digest", record)
     return files
 
 
@@ -71,23 +72,23 @@ def test_the_same_content_has_the_same_identity(tmp_path: Path) -> None:
         assert reader.identify(ref) == sha256(b"b")
 
 
-@USES
-def test_what_is_too_large_is_not_read(use: Use, tmp_path: Path) -> None:
+@METHODS
+def test_a_too_large_image_is_not_read(method: Method, tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(1 << 40)
     for ref in (ImageRef(path=f"{tmp_path}/huge.png"), ImageRef(data=b"x" * 11)):
-        error = problem_of(use, ref, max_bytes=10)
+        error = problem_of(method, ref, max_bytes=10)
         assert error.problem.kind is Kind.IMAGE_TOO_LARGE
         assert "larger than the limit" in str(error)
 
 
-@USES
-def test_what_is_no_regular_file_neither_blocks_nor_floods(use: Use, tmp_path: Path) -> None:
+@METHODS
+def test_only_regular_files_are_read(method: Method, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    paths = [f"{tmp_path}/{name}" for name in ("pipe.png", "loop.png", "gone.png", "")]
+    paths = [f"{tmp_path}/{name}" for name in ("pipe.png", "loop.png", "missing.png", "")]
     for path in [*paths, "/dev/zero"]:
-        assert problem_of(use, ImageRef(path=path)).problem.kind is Kind.IMAGE_MISSING
+        assert problem_of(method, ImageRef(path=path)).problem.kind is Kind.IMAGE_MISSING
 
 
 def test_an_unchanged_file_is_read_once(old_file: Path, tmp_path: Path, hashed: list[Any]) -> None:
@@ -117,7 +118,7 @@ def test_a_changed_file_is_read_again(old_file: Path, tmp_path: Path, hashed: li
     assert len(hashed) == 2
 
 
-def test_a_file_that_was_just_changed_is_not_remembered(tmp_path: Path, hashed: list[Any]) -> None:
+def test_the_digest_of_a_just_changed_file_is_not_cached(tmp_path: Path, hashed: list[Any]) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"a")
     with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
@@ -126,25 +127,25 @@ def test_a_file_that_was_just_changed_is_not_remembered(tmp_path: Path, hashed: 
     assert len(hashed) == 2
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+def test_the_digest_of_a_file_that_changes_during_hashing_is_not_cached(
     old_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hashlib.file_digest
 
-    def change_it_after(file: Any, kind: str) -> Any:
+    def change_after_hashing(file: Any, kind: str) -> Any:
         found = digest(file, kind)
         old_file.write_bytes(b"longer")
         return found
 
     ref = ImageRef(path=str(old_file))
     with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
-        with monkeypatch.context() as meanwhile:
-            meanwhile.setattr(hashlib, "file_digest", change_it_after)
+        with monkeypatch.context() as patch:
+            patch.setattr(hashlib, "file_digest", change_after_hashing)
             reader.identify(ref)
         assert reader.identify(ref) == sha256(b"longer")
 
 
-def test_a_known_file_is_still_too_large(old_file: Path, tmp_path: Path) -> None:
+def test_a_file_with_a_cached_digest_can_still_be_too_large(old_file: Path, tmp_path: Path) -> None:
     old_file.write_bytes(b"12345")
     ref = ImageRef(path=str(old_file))
     with ImageReader(5, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
@@ -156,10 +157,10 @@ def test_a_known_file_is_still_too_large(old_file: Path, tmp_path: Path) -> None
         reader.identify(ref)
 
 
-def test_without_a_database_files_are_read(
+def test_without_a_usable_database_files_are_hashed(
     old_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "d.sqlite").write_bytes(b"no database" * 1000)
+    (tmp_path / "d.sqlite").write_bytes(b"not a database" * 1000)
     refs = [ImageRef(path=str(old_file))] * 20
     with (
         caplog.at_level(logging.WARNING),
@@ -194,42 +195,47 @@ def test_images_on_s3(s3: str, tmp_path: Path) -> None:
         assert reader.read(ref) == b"12345"
         assert reader.identify(ref) == f"etag:{tag}:5"
         assert reader.read(empty) == b""
-    for use in (ImageReader.read, ImageReader.identify):
-        assert problem_of(use, ref, max_bytes=4).problem.kind is Kind.IMAGE_TOO_LARGE
+    for method in (ImageReader.read, ImageReader.identify):
+        assert problem_of(method, ref, max_bytes=4).problem.kind is Kind.IMAGE_TOO_LARGE
 
 
-@USES
-def test_images_on_s3_are_read_as_whom_is_given(
-    use: Use, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@METHODS
+def test_images_on_s3_are_read_with_the_given_credentials(
+    method: Method, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
     store.write("a.png", b"12345")
     ref = ImageRef(path=f"{store.uri}/a.png")
-    given = S3Credentials("test-key", "test-secret", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    credentials = S3Credentials(
+        "test-key", "test-secret", endpoint_url=os.environ["AWS_ENDPOINT_URL"]
+    )
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    assert problem_of(use, ref).problem.kind is Kind.CONNECTION
-    with ImageReader(5, credentials=given) as reader:
-        assert use(reader, ref)
+    assert problem_of(method, ref).problem.kind is Kind.CONNECTION
+    with ImageReader(5, credentials=credentials) as reader:
+        assert method(reader, ref)
 
 
 @pytest.mark.parametrize(
-    "path", ["img/gone.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"]
+    "path", ["img/missing.png", "img", "s3://imageqa-no-bucket/a.png", "s3://b@d/x"]
 )
-@USES
-def test_an_image_missing_on_s3_costs_its_row(use: Use, s3: str, tmp_path: Path, path: str) -> None:
+@METHODS
+def test_a_missing_image_on_s3_fails_only_its_row(
+    method: Method, s3: str, tmp_path: Path, path: str
+) -> None:
     store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
     store.write("img/a.png", b"12345")
     (ref,) = image_refs(path, ImageBase(store.uri))
-    assert problem_of(use, ref).problem.kind is Kind.IMAGE_MISSING
+    assert problem_of(method, ref).problem.kind is Kind.IMAGE_MISSING
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")],
 )
-def test_an_image_whose_store_is_closed_may_be_asked_again(
+def test_an_unavailable_s3_store_is_a_transient_error(
     s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
+    monkeypatch.setattr(s3_connection, "_FIRST_BACKOFF", 0.001)
     monkeypatch.setenv(name, value)
     error = problem_of(ImageReader.identify, ImageRef(path=f"{s3}/a.png"))
     assert error.problem.kind is Kind.CONNECTION
@@ -239,7 +245,7 @@ def test_a_closed_reader_fetches_nothing() -> None:
     reader = ImageReader(1000)
     reader.close()
     reader.close()
-    with pytest.raises(RowError, match="the reader of images is closed") as raised:
+    with pytest.raises(RowError, match="the image reader is closed") as raised:
         reader.read(ImageRef("https://example.com/x.png"))
     assert raised.value.problem.kind is Kind.CONNECTION
 
@@ -252,11 +258,11 @@ def test_a_link_that_changes_after_the_check_does_not_lead_out_of_the_root(tmp_p
     (ref,) = image_refs("sub/a.png", ImageBase(image_root=str(root)))
     with ImageReader(1000, root=str(root)) as reader:
         assert reader.read(ref) == b"sub"
-        (root / "sub").rename(root / "was-sub")
+        (root / "sub").rename(root / "old-sub")
         (root / "sub").symlink_to(outside)
-        for use in (reader.read, reader.identify):
+        for method in (reader.read, reader.identify):
             with pytest.raises(RowError, match="is not inside the image root") as raised:
-                use(ref)
+                method(ref)
             assert raised.value.problem.kind is Kind.IMAGE_REFUSED
 
 
@@ -271,9 +277,9 @@ def test_a_link_that_changes_after_the_check_does_not_lead_out_of_the_root(tmp_p
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
 )
-@USES
-def test_what_may_pass_is_asked_again(
-    use: Use, number: int, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@METHODS
+def test_local_io_errors_are_transient_or_permanent(
+    method: Method, number: int, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"a")
@@ -282,10 +288,10 @@ def test_what_may_pass_is_asked_again(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", fail)
-    assert problem_of(use, ImageRef(path=str(path))).problem.kind is kind
+    assert problem_of(method, ImageRef(path=str(path))).problem.kind is kind
 
 
-def test_images_of_a_store_without_tags_are_told_apart(
+def test_images_on_s3_without_etags_are_identified_by_content(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore(uri=f"{s3}/{tmp_path.name}")

@@ -10,7 +10,7 @@ from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 
-BYTES = b"not looked at here"
+BYTES = b"not decoded here"
 URI = f"data:image/png;base64,{base64.b64encode(BYTES).decode()}"
 
 
@@ -40,7 +40,7 @@ def problem_of(value: Any, base: ImageBase) -> RowError:
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", [], {"bytes": None, "path": None}, b"", [None]])
-def test_nothing_is_no_image(value: Any) -> None:
+def test_a_missing_value_gives_no_images(value: Any) -> None:
     assert image_refs(value, ImageBase()) == ()
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_no_image(value: Any) -> None:
         (URI, [BYTES]),
         (URI.replace("data:image/png", "DATA:"), [BYTES]),
         (["a.png", URI], [b"a", BYTES]),
-        ({"bytes": BYTES, "path": "gone.png"}, [BYTES]),
+        ({"bytes": BYTES, "path": "missing.png"}, [BYTES]),
         ({"bytes": None, "path": "a.png"}, [b"a"]),
         ({"path": "a.png"}, [b"a"]),
         ([{"bytes": BYTES, "path": None}], [BYTES]),
@@ -75,12 +75,12 @@ def test_every_form_of_an_image_column(folder: Path, value: Any, expected: list[
         ("http://127.0.0.1:8080/a.png", "http://127.0.0.1:8080/a.png"),
     ],
 )
-def test_an_image_from_the_web(url: str, path: str) -> None:
+def test_a_web_url(url: str, path: str) -> None:
     for folder in (None, "/data", "s3://b/data"):
         assert image_refs([url], ImageBase(folder)) == (ImageRef(path=path),)
 
 
-def test_a_colon_may_stand_in_a_name(folder: Path) -> None:
+def test_a_file_name_may_contain_a_colon(folder: Path) -> None:
     (folder / "a:b.png").write_bytes(b"colon")
     assert read_all("a:b.png", ImageBase(str(folder))) == [b"colon"]
 
@@ -108,28 +108,32 @@ def test_a_pil_image_is_stored_upright() -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        ("https://user:pw@host/a.png?sig=SECRET", Kind.IMAGE_REFUSED, "https://host/a.png is"),
-        ("http:///a.png?sig=SECRET", Kind.BAD_ROW, "no complete http:// or https:// URL"),
-        ("http:a.png", Kind.BAD_ROW, "no complete http:// or https:// URL"),
-        ("file:///etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
-        ("FILE:///etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
-        ("file://localhost/etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
-        ("file:/etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
-        ("File:etc/passwd", Kind.IMAGE_REFUSED, "file:// image is not fetched"),
-        ("gs://bucket/a.png", Kind.IMAGE_REFUSED, "gs:// image is not fetched"),
+        (
+            "https://user:pw@host/a.png?sig=SECRET",
+            Kind.IMAGE_REFUSED,
+            "host/a.png has a user",
+        ),
+        ("http:///a.png?sig=SECRET", Kind.BAD_ROW, "not a complete http:// or https:// URL"),
+        ("http:a.png", Kind.BAD_ROW, "not a complete http:// or https:// URL"),
+        ("file:///etc/passwd", Kind.IMAGE_REFUSED, "file:// images are not fetched"),
+        ("FILE:///etc/passwd", Kind.IMAGE_REFUSED, "file:// images are not fetched"),
+        ("file://localhost/etc/passwd", Kind.IMAGE_REFUSED, "file:// images are not fetched"),
+        ("file:/etc/passwd", Kind.IMAGE_REFUSED, "file:// images are not fetched"),
+        ("File:etc/passwd", Kind.IMAGE_REFUSED, "file:// images are not fetched"),
+        ("gs://bucket/a.png", Kind.IMAGE_REFUSED, "gs:// images are not fetched"),
         ("simplecache::file:///etc/passwd", Kind.IMAGE_MISSING, "no file 'simplecache::file"),
         ("a\0.png", Kind.BAD_ROW, "is not a path"),
-        ("data:image/png;base64,AA$A", Kind.BAD_ROW, "base64 is broken"),
-        ("data:image/png;base64,AAAAA", Kind.BAD_ROW, "base64 is broken"),
-        ("data:image/png;base64,\xe9", Kind.BAD_ROW, "base64 is broken"),
+        ("data:image/png;base64,AA$A", Kind.BAD_ROW, "invalid base64"),
+        ("data:image/png;base64,AAAAA", Kind.BAD_ROW, "invalid base64"),
+        ("data:image/png;base64,\xe9", Kind.BAD_ROW, "invalid base64"),
         ("data:image/png;base64,", Kind.BAD_ROW, "without data"),
-        ("data:text/plain,hello", Kind.BAD_ROW, "must read data:image"),
+        ("data:text/plain,hello", Kind.BAD_ROW, "must have the form data:image"),
         (17, Kind.BAD_ROW, "holds a int"),
         ([True], Kind.BAD_ROW, "holds a bool"),
         ({"url": "a.png"}, Kind.BAD_ROW, "holds a dict"),
         ([[[[[[[[[["a.png"]]]]]]]]]], Kind.BAD_ROW, "holds a list"),
-        ("gone.png", Kind.IMAGE_MISSING, "no file 'gone.png' in "),
-        (["a.png", "gone.png"], Kind.IMAGE_MISSING, "gone.png"),
+        ("missing.png", Kind.IMAGE_MISSING, "no file 'missing.png' in "),
+        (["a.png", "missing.png"], Kind.IMAGE_MISSING, "missing.png"),
         ("sub", Kind.IMAGE_MISSING, "no file 'sub'"),
         ("x" * 5000, Kind.IMAGE_MISSING, "xxx...'"),
         ("\ud800", Kind.BAD_ROW, r"'\ud800' is not a path"),
@@ -139,7 +143,7 @@ def test_a_pil_image_is_stored_upright() -> None:
         ("a\nb", Kind.IMAGE_MISSING, r"'a\nb'"),
     ],
 )
-def test_what_is_no_usable_image_has_a_reason(
+def test_an_unusable_value_is_reported_with_the_reason(
     folder: Path, value: Any, kind: Kind, text: str
 ) -> None:
     error = problem_of(value, ImageBase(str(folder)))
@@ -150,12 +154,12 @@ def test_what_is_no_usable_image_has_a_reason(
     assert "pw" not in str(error)
 
 
-def test_a_missing_file_names_all_places_tried(folder: Path) -> None:
-    error = problem_of("gone.png", ImageBase(str(folder)))
-    assert str(error) == f"there is no file 'gone.png' in {folder} or {folder.parent}/cwd"
+def test_a_missing_file_is_reported_with_all_folders_searched(folder: Path) -> None:
+    error = problem_of("missing.png", ImageBase(str(folder)))
+    assert str(error) == f"there is no file 'missing.png' in {folder} or {folder.parent}/cwd"
 
 
-def test_an_image_root_is_the_only_place(folder: Path) -> None:
+def test_only_the_image_root_is_searched(folder: Path) -> None:
     base = ImageBase(str(folder.parent / "cwd"), image_root=str(folder))
     assert read_all(["a.png", f"{folder}/sub/b.png", "sub/../a.png"], base) == [b"a", b"b", b"a"]
     assert problem_of("c.png", base).problem.kind == Kind.IMAGE_MISSING
@@ -221,23 +225,23 @@ def test_no_path_leads_out_of_the_bucket_or_the_root_on_s3(path: str, root: str 
 
 
 @pytest.mark.parametrize("root", [None, "s3://b/images"])
-def test_a_name_that_s3_cannot_hold_is_no_path(root: str | None) -> None:
+def test_a_name_that_s3_cannot_represent_is_no_path(root: str | None) -> None:
     base = ImageBase("s3://b/data", root)
     assert problem_of("\udcff.png", base).problem.kind == Kind.BAD_ROW
 
 
-def test_a_missing_value_of_a_dataframe_is_no_image() -> None:
-    from prefect_imageqa.tasks.loading.table_formats import plain
+def test_a_missing_value_of_a_dataframe_gives_no_images() -> None:
+    from prefect_imageqa.tasks.loading.table_formats import to_python
 
     for value in (pd.NA, pd.NaT, float("nan")):
-        assert image_refs(plain(value), ImageBase()) == ()
+        assert image_refs(to_python(value), ImageBase()) == ()
 
 
-def test_a_picture_with_a_damaged_exif_block_is_still_one() -> None:
+def test_an_image_with_a_corrupted_exif_block_is_usable() -> None:
     encoded = io.BytesIO()
-    turned = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
-    wrong = b"\x1a\x01\x01\0\x03\0\0\0\xf5O.\x22"  # a resolution that is no number
-    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + wrong + b"\0\0\0\0"
+    rotated = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    invalid = b"\x1a\x01\x01\0\x03\0\0\0\xf5O.\x22"  # a resolution that is not a number
+    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + rotated + invalid + b"\0\0\0\0"
     Image.new("RGB", (8, 4), "red").save(encoded, "JPEG", exif=block)
     with Image.open(encoded) as image, ImageReader(10_000) as reader:
         (ref,) = image_refs(image, ImageBase())
@@ -245,7 +249,7 @@ def test_a_picture_with_a_damaged_exif_block_is_still_one() -> None:
     assert (shown.format, shown.size) == ("PNG", (4, 8))
 
 
-def test_a_damaged_picture_costs_its_row() -> None:
+def test_a_corrupted_pil_image_fails_only_its_row() -> None:
     encoded = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(encoded, "PNG")
     with Image.open(io.BytesIO(encoded.getvalue()[:-2000])) as image:

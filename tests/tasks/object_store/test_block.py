@@ -12,12 +12,13 @@ from fault_proxy import FaultProxy, s3_error
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect_imageqa.tasks.errors import StoreError
+from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.credentials import S3Credentials
 from prefect_imageqa.tasks.object_store.store import ObjectStore, load_store
 
 SECRET = "secret-7f3a"
 TOKEN = "token-9c1e"
-GIVEN: dict[str, Any] = {
+FIELDS: dict[str, Any] = {
     "access_key_id": "key-id",
     "secret_access_key": SECRET,
     "session_token": TOKEN,
@@ -27,16 +28,16 @@ GIVEN: dict[str, Any] = {
 CREDENTIALS = S3Credentials("key-id", SECRET, TOKEN, "http://minio:9000", "eu-west-1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def named(prefect_server: None) -> Iterator[ObjectStore]:
-    """A saved block with credentials of its own, as a user loads it."""
-    ObjectStore(uri="s3://bucket/a", **GIVEN).save("minio", overwrite=True)
+    """A saved block with its own credentials, as a user loads it."""
+    ObjectStore(uri="s3://bucket/a", **FIELDS).save("minio", overwrite=True)
     yield load_store("minio")
     ObjectStore.delete("minio")
 
 
 def documents() -> list[Any]:
-    """All saved stores, as Prefect's server gives them to one who may see secrets."""
+    """All saved stores, with their secrets."""
     with get_client(sync_client=True) as client:
         found = client.read_block_documents_by_type("image-qa-store", include_secrets=True)
         return list(found)
@@ -48,17 +49,17 @@ def test_prefect_finds_the_block() -> None:
     assert ObjectStore.get_block_type_slug() == "image-qa-store"
 
 
-def test_what_is_given_is_what_a_file_system_gets() -> None:
-    assert ObjectStore(uri="s3://bucket", **GIVEN).s3_credentials == CREDENTIALS
+def test_s3_credentials_hold_the_fields_of_the_block() -> None:
+    assert ObjectStore(uri="s3://bucket", **FIELDS).s3_credentials == CREDENTIALS
     assert ObjectStore(uri="s3://bucket").s3_credentials is None
-    there = ObjectStore(uri="s3://bucket", endpoint_url="http://minio:9000").s3_credentials
-    assert there == S3Credentials(endpoint_url="http://minio:9000")
-    spaced = GIVEN | {"secret_access_key": f"{SECRET}\n"}
-    assert ObjectStore(uri="s3://bucket", **spaced).s3_credentials == CREDENTIALS
+    elsewhere = ObjectStore(uri="s3://bucket", endpoint_url="http://minio:9000").s3_credentials
+    assert elsewhere == S3Credentials(endpoint_url="http://minio:9000")
+    padded = FIELDS | {"secret_access_key": f"{SECRET}\n"}
+    assert ObjectStore(uri="s3://bucket", **padded).s3_credentials == CREDENTIALS
 
 
 def test_no_secret_is_shown() -> None:
-    store = ObjectStore(uri="s3://bucket", **GIVEN)
+    store = ObjectStore(uri="s3://bucket", **FIELDS)
     shown = [repr(store), str(store), store.model_dump_json(), repr(store.model_dump())]
     for text in [*shown, repr(store.s3_credentials), str(store.s3_credentials)]:
         assert SECRET not in text
@@ -66,55 +67,57 @@ def test_no_secret_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("fields", "message"),
     [
         ({"secret_access_key": SECRET}, "both the access key ID and the secret"),
         ({"access_key_id": "key-id"}, "both the access key ID and the secret"),
-        (GIVEN | {"credentials": "minio"}, "either credentials or the name"),
+        (FIELDS | {"credentials": "minio"}, "either credentials or the name"),
         ({"endpoint_url": f"http://user:{SECRET}@host"}, "plain http"),
         ({"endpoint_url": f"http://host:{SECRET}"}, "plain http"),
         ({"endpoint_url": "minio:9000"}, "plain http"),
         ({"uri": f"s3://key:{SECRET}@bucket"}, "s3://bucket/prefix"),
     ],
 )
-def test_what_cannot_be_used_is_refused_without_its_secrets(
-    given: dict[str, Any], said: str
+def test_invalid_fields_are_rejected_without_showing_secrets(
+    fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(StoreError, match=said) as raised:
-        ObjectStore(**({"uri": "s3://bucket"} | given))
+    with pytest.raises(StoreError, match=message) as raised:
+        ObjectStore(**({"uri": "s3://bucket"} | fields))
     assert SECRET not in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_credentials_are_not_pickled(dump: Any) -> None:
-    with pytest.raises(StoreError, match="not pickled") as raised:
+    with pytest.raises(StoreError, match="cannot be pickled") as raised:
         dump(CREDENTIALS)
     assert SECRET not in str(raised.value)
 
 
-def test_a_store_with_secrets_that_was_never_saved_stays_where_it_is() -> None:
-    store = ObjectStore(uri="s3://bucket/a", **GIVEN)
-    for use in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
+def test_an_unsaved_store_with_secrets_is_neither_stored_nor_pickled() -> None:
+    store = ObjectStore(uri="s3://bucket/a", **FIELDS)
+    for action in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
         with pytest.raises(StoreError, match="save this Image QA Store block first") as raised:
-            use()
+            action()
         assert SECRET not in str(raised.value)
-    other = store.at("s3://bucket/b")
+    other = store.with_uri("s3://bucket/b")
     assert (other.uri, other.s3_credentials) == ("s3://bucket/b", CREDENTIALS)
 
 
-def test_a_named_block_lends_its_credentials(named: ObjectStore) -> None:
+def test_a_store_uses_the_credentials_of_the_block_it_names(named: ObjectStore) -> None:
     assert named.saved() is named
     store = ObjectStore(uri="s3://other", credentials="minio")
     assert store.s3_credentials == CREDENTIALS
     elsewhere = ObjectStore(uri="s3://other", credentials="minio", endpoint_url="http://b:1")
-    assert elsewhere.s3_credentials == CREDENTIALS.at("http://b:1", "")
+    assert elsewhere.s3_credentials == CREDENTIALS.for_server("http://b:1", "")
 
 
-def test_a_store_beside_a_named_one_is_saved_and_pickled_by_name(named: ObjectStore) -> None:
-    beside = named.at("s3://bucket/b")
-    assert (beside.uri, beside.credentials) == ("s3://bucket/b", "minio")
-    for store in (beside, beside.saved(), beside.at("s3://bucket/c")):
+def test_a_store_derived_from_a_saved_block_is_saved_and_pickled_by_its_name(
+    named: ObjectStore,
+) -> None:
+    derived = named.with_uri("s3://bucket/b")
+    assert (derived.uri, derived.credentials) == ("s3://bucket/b", "minio")
+    for store in (derived, derived.saved(), derived.with_uri("s3://bucket/c")):
         assert store.s3_credentials == CREDENTIALS
         pickled = pickle.dumps(store)
         assert SECRET.encode() not in pickled
@@ -152,7 +155,7 @@ def test_results_of_many_outputs_share_one_block(root: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_results_on_another_server_have_a_block_of_their_own() -> None:
+def test_results_on_another_server_have_their_own_block() -> None:
     servers = ["http://a:1", "http://b:1"]
     for _ in range(2):
         stores = [ObjectStore(uri="s3://both/out", endpoint_url=server) for server in servers]
@@ -166,7 +169,7 @@ def test_results_on_another_server_have_a_block_of_their_own() -> None:
     assert sum("both" in str(document.name) for document in documents()) == 2
 
 
-def test_results_are_kept_with_the_name_of_the_credentials_only(named: ObjectStore) -> None:
+def test_the_block_for_results_holds_only_the_name_of_the_credentials(named: ObjectStore) -> None:
     block, folder = named.result_storage()
     assert (block.uri, folder, block.s3_credentials) == ("s3://bucket", "a", CREDENTIALS)
     assert block._block_document_name == "image-qa-results-bucket-minio"
@@ -177,7 +180,7 @@ def test_results_are_kept_with_the_name_of_the_credentials_only(named: ObjectSto
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_saved_block_that_someone_changed_is_not_used() -> None:
+def test_a_saved_block_that_was_changed_is_not_used() -> None:
     first = ObjectStore(uri="s3://right").saved()
     ObjectStore(uri="s3://wrong").save(first._block_document_name, overwrite=True)
     again = ObjectStore(uri="s3://right").saved()
@@ -186,62 +189,66 @@ def test_a_saved_block_that_someone_changed_is_not_used() -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("name", ["no-such-block", "", "a/b", "No Block"])
-def test_a_block_that_is_not_there_is_one_clear_line(name: str) -> None:
+def test_a_missing_block_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(StoreError, match="there is no Image QA Store block named") as raised:
         load_store(name)
     assert "\n" not in str(raised.value)
 
 
-def test_a_block_that_only_names_another_is_told(named: ObjectStore) -> None:
+def test_a_block_that_only_names_another_cannot_lend_credentials(named: ObjectStore) -> None:
     ObjectStore(uri="s3://b", credentials="minio").save("chained", overwrite=True)
     with pytest.raises(StoreError, match="name 'minio' itself"):
         ObjectStore(uri="s3://c", credentials="chained").read("x")
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"uri": "s3://no-such-bucket/a"}, "bucket does not exist; create it first"),
-        ({"access_key_id": "nobody"}, "S3 credentials were refused (InvalidAccessKeyId)"),
-        ({"secret_access_key": SECRET}, "S3 credentials were refused (SignatureDoesNotMatch)"),
-        ({"endpoint_url": "http://127.0.0.1:1"}, "S3 endpoint cannot be reached; check the"),
-    ],
-    ids=["no bucket", "wrong key", "wrong secret", "unreachable"],
-)
-def test_a_check_tells_what_is_wrong_in_one_line(
-    changed: dict[str, str], said: str, s3: str
-) -> None:
-    given = {
+@pytest.fixture
+def working(s3: str) -> dict[str, str]:
+    """The fields of a store that works."""
+    return {
         "uri": f"{s3}/a",
         "access_key_id": "test-key",
         "secret_access_key": "test-secret",
         "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
     }
-    ObjectStore(**given).check()
-    store = ObjectStore(**(given | changed))
+
+
+def test_a_working_store_passes_the_check(working: dict[str, str]) -> None:
+    ObjectStore(**working).check()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"uri": "s3://no-such-bucket/a"}, "bucket does not exist; create it first"),
+        ({"access_key_id": "unknown"}, "S3 credentials were rejected (InvalidAccessKeyId)"),
+        ({"secret_access_key": SECRET}, "S3 credentials were rejected (SignatureDoesNotMatch)"),
+        ({"endpoint_url": "http://127.0.0.1:1"}, "S3 endpoint cannot be reached; check the"),
+    ],
+    ids=["no bucket", "wrong key", "wrong secret", "unreachable"],
+)
+def test_the_check_reports_what_is_wrong_in_one_line(
+    changed: dict[str, str], message: str, working: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_connection, "_FIRST_BACKOFF", 0.001)
+    store = ObjectStore(**(working | changed))
     with pytest.raises(StoreError) as raised:
         store.check()
-    assert str(raised.value).startswith(f"{store.uri}: cannot write: the {said}")
+    assert str(raised.value).startswith(f"{store.uri}: cannot write: the {message}")
     assert "\n" not in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("method", "action"),
-    [("PUT", "write"), ("GET", "read"), ("DELETE", "remove")],
-)
-def test_a_check_tells_which_permission_is_missing(
-    method: str, action: str, s3: str, s3_proxy: FaultProxy
-) -> None:
-    s3_proxy.set_rules([s3_error(403, "AccessDenied", method=method)])
+def test_the_check_reports_which_permission_is_missing(s3: str, s3_proxy: FaultProxy) -> None:
     store = ObjectStore(uri=f"{s3}/denied", endpoint_url=s3_proxy.url)
     reason = "access denied; check the S3 credentials and the bucket's policy"
-    with pytest.raises(StoreError) as raised:
-        store.check()
-    assert str(raised.value) == f"{s3}/denied: cannot {action}: {reason}"
+    for method, action in {"PUT": "write", "GET": "read", "DELETE": "remove"}.items():
+        s3_proxy.set_rules([s3_error(403, "AccessDenied", method=method)])
+        with pytest.raises(StoreError) as raised:
+            store.check()
+        assert str(raised.value) == f"{s3}/denied: cannot {action}: {reason}"
 
 
-def test_a_folder_nobody_may_write_to_is_told(tmp_path: Path) -> None:
+def test_the_check_reports_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = ObjectStore(uri=str(tmp_path / "file"))
     with pytest.raises(StoreError) as raised:

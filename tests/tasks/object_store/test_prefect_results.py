@@ -17,7 +17,10 @@ from prefect.serializers import (
     Serializer,
 )
 from prefect_imageqa.tasks.errors import RecordCorruptedError, RecordRefusedError
-from prefect_imageqa.tasks.object_store.prefect_results import RESULT_SERIALIZER, record_result
+from prefect_imageqa.tasks.object_store.prefect_results import (
+    RESULT_SERIALIZER,
+    parse_result_record,
+)
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 PLAIN = RESULT_SERIALIZER.model_dump(mode="json")
@@ -31,7 +34,7 @@ METADATA = {
 
 
 class Touch:
-    """Unpickling one creates a file."""
+    """Unpickling an instance creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,21 +47,21 @@ def record(result: str = "[1]", **changes: Any) -> bytes:
     return json.dumps({"metadata": METADATA | changes, "result": result}).encode()
 
 
-def planted(serializer: "Serializer[Any]", result: str) -> bytes:
+def forged(serializer: "Serializer[Any]", result: str) -> bytes:
     return record(result, serializer=serializer.model_dump(mode="json"))
 
 
 def attacks(victim: Path) -> dict[str, bytes]:
     """Records that would create the file `victim` if Prefect deserialised them."""
     pickled = base64.encodebytes(cloudpickle.dumps(Touch(victim))).decode()
-    squeezed = CompressedPickleSerializer().dumps(Touch(victim)).decode()
-    made = {"__class__": "subprocess.Popen", "data": {"args": ["touch", str(victim)]}}
+    compressed = CompressedPickleSerializer().dumps(Touch(victim)).decode()
+    instance = {"__class__": "subprocess.Popen", "data": {"args": ["touch", str(victim)]}}
     evil = JSONSerializer(object_encoder=None, object_decoder="os.unlink")
     return {
-        "pickle": planted(PickleSerializer(), pickled),
-        "compressed/pickle": planted(CompressedPickleSerializer(), squeezed),
-        "stock JSON decoder": planted(JSONSerializer(), json.dumps(made)),
-        "another object_decoder": planted(evil, json.dumps(made)),
+        "pickle": forged(PickleSerializer(), pickled),
+        "compressed/pickle": forged(CompressedPickleSerializer(), compressed),
+        "stock JSON decoder": forged(JSONSerializer(), json.dumps(instance)),
+        "another object_decoder": forged(evil, json.dumps(instance)),
         "another jsonlib": record(pickled, serializer=PLAIN | {"jsonlib": "cloudpickle"}),
         "loads_kwargs": record(serializer=PLAIN | {"loads_kwargs": {"parse_int": "eval"}}),
         "no serializer": json.dumps({"metadata": {}, "result": pickled}).encode(),
@@ -71,22 +74,22 @@ def attacks(victim: Path) -> dict[str, bytes]:
         "two metadata": record(pickled).replace(
             b'"metadata":', b'"metadata": {"serializer": {"type": "pickle"}}, "metadata":'
         ),
-        "no JSON text": json.dumps({"metadata": METADATA, "result": made}).encode(),
+        "result is no JSON text": json.dumps({"metadata": METADATA, "result": instance}).encode(),
     }
 
 
 ATTACKS = sorted(attacks(Path()))
 
 
-def test_the_attack_would_work(tmp_path: Path) -> None:
+def test_unpickling_would_run_the_attack(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Touch(tmp_path / "victim")))  # noqa: S301
     assert (tmp_path / "victim").exists()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
+def test_records_of_other_serializers_are_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordRefusedError) as raised:
-        record_result(attacks(tmp_path / "victim")[name])
+        parse_result_record(attacks(tmp_path / "victim")[name])
     assert "\n" not in str(raised.value)
 
 
@@ -105,28 +108,28 @@ def test_records_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
         record().decode().encode("utf-16"),
     ],
 )
-def test_what_is_no_record_is_damaged(data: bytes) -> None:
+def test_data_that_is_no_record_is_corrupted(data: bytes) -> None:
     with pytest.raises(RecordCorruptedError) as raised:
-        record_result(data)
+        parse_result_record(data)
     assert "\n" not in str(raised.value)
 
 
-def test_a_record_cut_anywhere_is_damaged() -> None:
-    whole = record('{"a": "ü"}')
-    for end in range(len(whole)):
+def test_a_record_truncated_anywhere_is_corrupted() -> None:
+    complete = record('{"a": "ü"}')
+    for end in range(len(complete)):
         with pytest.raises(RecordCorruptedError):
-            record_result(whole[:end])
+            parse_result_record(complete[:end])
 
 
 @pytest.mark.parametrize(
     "result",
     [[1, 2.5, None], {"a": "ü\ud800"}, "text", {"__class__": "os.system", "data": "true"}],
 )
-def test_a_result_comes_back_as_plain_data(result: Any) -> None:
-    assert record_result(record(json.dumps(result), prefect_version="4.0")) == result
+def test_a_result_is_returned_as_plain_data(result: Any) -> None:
+    assert parse_result_record(record(json.dumps(result), prefect_version="4.0")) == result
 
 
-def test_a_record_is_checked_where_it_is_read(tmp_path: Path) -> None:
+def test_a_record_is_checked_when_it_is_read(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write_path("a", record())
     assert store.read_path("a") == record()
@@ -136,44 +139,44 @@ def test_a_record_is_checked_where_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_an_unsaved_store_is_refused_by_prefect_and_a_saved_one_is_not(tmp_path: Path) -> None:
+def test_prefect_accepts_only_a_saved_store_as_result_storage(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path))
-    made: Any = task  # its overloads have no call with both a function and a store
+    untyped_task: Any = task  # no overload accepts both a function and a store
     with pytest.raises(TypeError, match="must be persisted"):
-        made(lambda: 1, result_storage=store)
-    made(lambda: 1, result_storage=store.saved())
+        untyped_task(lambda: 1, result_storage=store)
+    untyped_task(lambda: 1, result_storage=store.saved())
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_no_planted_record_runs_and_each_is_replaced(tmp_path: Path) -> None:
+def test_forged_records_are_never_run_and_are_replaced(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path / "out")).saved()
     victim = tmp_path / "victim"
-    asked: list[str] = []
+    calls: list[str] = []
     for name, data in attacks(victim).items():
         store.write(name, data)
 
     @task(
         persist_result=True,
-        cache_key_fn=lambda _, given: str(given["name"]),
+        cache_key_fn=lambda _, inputs: str(inputs["name"]),
         result_storage=store,
         result_serializer=RESULT_SERIALIZER,
         cache_result_in_memory=False,
     )
-    def answer(name: str) -> list[str]:
-        asked.append(name)
+    def call(name: str) -> list[str]:
+        calls.append(name)
         return [name]
 
     @flow
     def run() -> list[list[str]]:
-        return [answer.submit(name).result() for name in ATTACKS]
+        return [call.submit(name).result() for name in ATTACKS]
 
     assert run() == [[name] for name in ATTACKS]
     assert not victim.exists()
-    assert sorted(asked) == ATTACKS
+    assert sorted(calls) == ATTACKS
     for name in ATTACKS:
-        assert record_result(store.read(name)) == [name]
+        assert parse_result_record(store.read(name)) == [name]
     assert run() == [[name] for name in ATTACKS]
-    assert sorted(asked) == ATTACKS, "the second run reads what the first one stored"
+    assert sorted(calls) == ATTACKS, "the second run reads the results of the first"
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -181,14 +184,18 @@ def test_results_are_read_on_several_threads(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore(uri=f"{s3}/{tmp_path.name}").saved()
-    threads = set()
+    threads: set[int] = set()
+    has_two_threads = threading.Event()
     read = ObjectStore.read
 
-    def watched(self: ObjectStore, path: str) -> bytes:
+    def read_on_two_threads(self: ObjectStore, path: str) -> bytes:
         threads.add(threading.get_ident())
+        if len(threads) > 1:
+            has_two_threads.set()
+        has_two_threads.wait(30)
         return read(self, path)
 
-    monkeypatch.setattr(ObjectStore, "read", watched)
+    monkeypatch.setattr(ObjectStore, "read", read_on_two_threads)
 
     @task(
         persist_result=True,
@@ -202,9 +209,9 @@ def test_results_are_read_on_several_threads(
 
     @flow
     def run() -> list[int]:
-        futures = double.map(range(8))
+        futures = double.map(range(4))
         wait(futures)
         return [future.result() for future in futures]
 
-    assert run() == run() == [2 * number for number in range(8)]
+    assert run() == run() == [2 * number for number in range(4)]
     assert len(threads) > 1

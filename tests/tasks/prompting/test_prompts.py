@@ -26,16 +26,16 @@ def image(number: int) -> dict[str, Any]:
     return {"type": "image", "image": number}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
 
 
 def user(*parts: dict[str, Any]) -> Message:
     return {"role": "user", "content": list(parts)}
 
 
-def rendered(*turns: Turn, images: int = 1, system: str = "", asked: str = "ASK") -> list[Message]:
-    return chat_prompt(PromptInput(turns, images, system, asked, {}))
+def rendered(*turns: Turn, images: int = 1, system: str = "") -> list[Message]:
+    return chat_prompt(PromptInput(turns, images, system, "ASK", {}))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def rendered(*turns: Turn, images: int = 1, system: str = "", asked: str = "ASK"
         ),
         ([{"role": "Assistant", "content": "a"}], (("assistant", "a"),)),
         ([{"from": "model", "value": ""}], (("assistant", ""),)),
-        # a Parquet file with both forms
+        # a Parquet file with both formats
         ([{"from": None, "role": "user", "value": None, "content": "a"}], (("user", "a"),)),
         (
             [{"role": "user", "content": [text("a"), {"type": "image"}, text("b")]}],
@@ -73,19 +73,19 @@ def rendered(*turns: Turn, images: int = 1, system: str = "", asked: str = "ASK"
         ([{"role": "user", "content": [text("\udcff")]}], (("user", "?"),)),
     ],
 )
-def test_a_conversation_is_read(value: Any, turns: tuple[tuple[str, str], ...]) -> None:
+def test_conversation_formats(value: Any, turns: tuple[tuple[str, str], ...]) -> None:
     assert tuple((turn.role, turn.text) for turn in read_conversation(value)) == turns
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (5, "the conversation is a int, not a list"),
         (["hello"], "turn 1 of the conversation is not an object"),
         ([{"from": "human", "value": "a"}, None], "turn 2 of the conversation is not an object"),
-        ([{"from": "robot", "value": "a"}], "is from 'robot'; known are system, human, user"),
-        ([{"from": "x" * 500, "value": "a"}], f"is from '{'x' * 40}'; known are"),
-        ([{"value": "a"}], "is from 'None'; known are"),
+        ([{"from": "robot", "value": "a"}], "is from 'robot'; known speakers: system, human, user"),
+        ([{"from": "x" * 500, "value": "a"}], f"is from '{'x' * 40}'; known speakers"),
+        ([{"value": "a"}], "is from 'None'; known speakers"),
         ([{"from": "human"}], "turn 1 of the conversation has no text"),
         ([{"from": "human", "value": 5}], "turn 1 of the conversation has no text"),
         ([{"from": "human", "value": b"a"}], "turn 1 of the conversation has no text"),
@@ -93,14 +93,14 @@ def test_a_conversation_is_read(value: Any, turns: tuple[tuple[str, str], ...]) 
         ([{"role": "user", "content": ["a"]}], "conversation has no text"),
     ],
 )
-def test_a_conversation_that_is_none_costs_its_row(value: Any, said: str) -> None:
+def test_an_invalid_conversation_affects_only_its_row(value: Any, message: str) -> None:
     with pytest.raises(RowError) as raised:
         read_conversation(value)
     assert raised.value.problem.kind is Kind.BAD_ROW
-    assert said in raised.value.problem.message
+    assert message in raised.value.problem.message
 
 
-def test_without_a_conversation_the_user_prompt_is_asked() -> None:
+def test_without_a_conversation_the_user_prompt_is_used() -> None:
     assert rendered(system="Be brief.") == [
         {"role": "system", "content": "Be brief."},
         user(image(0), text("ASK")),
@@ -113,13 +113,13 @@ def test_without_a_conversation_the_user_prompt_is_asked() -> None:
         ([Turn("user", "")], user(image(0), text("ASK"))),
         ([Turn("user", " \n")], user(image(0), text("ASK"))),
         ([Turn("user", "<image>\n")], user(image(0), text("ASK"))),
-        ([Turn("assistant", "said before")], user(image(0), text("ASK"))),
+        ([Turn("assistant", "An answer.")], user(image(0), text("ASK"))),
         ([Turn("system", "s")], user(image(0), text("ASK"))),
         ([Turn("user", " What? ")], user(image(0), text("What?"))),
     ],
-    ids=["empty", "blank", "only a mark", "only an answer", "only a system turn", "a question"],
+    ids=["empty", "blank", "only-placeholder", "only-answer", "only-system", "question"],
 )
-def test_a_conversation_that_asks_nothing_asks_the_user_prompt(
+def test_a_conversation_without_a_question_gets_the_user_prompt(
     turns: list[Turn], last: Message
 ) -> None:
     assert rendered(*turns)[-1] == last
@@ -137,7 +137,7 @@ def test_an_empty_system_prompt_is_no_message(system: str) -> None:
     assert [message["role"] for message in rendered(Turn("user", "a"), system=system)] == ["user"]
 
 
-def test_trailing_answers_are_dropped_and_earlier_ones_kept() -> None:
+def test_only_trailing_answers_are_dropped() -> None:
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
     assert rendered(*turns, Turn("assistant", "e")) == [
         user(image(0), text("a")),
@@ -171,27 +171,27 @@ def test_trailing_answers_are_dropped_and_earlier_ones_kept() -> None:
         ),
     ],
     ids=[
-        "text only",
-        "image first",
-        "mark first",
-        "mark between",
-        "two marks",
-        "mark in a later turn",
-        "some unmarked",
-        "assistant begins",
+        "text-only",
+        "image-first",
+        "placeholder-first",
+        "placeholder-between",
+        "two-placeholders",
+        "placeholder-in-later-turn",
+        "some-without-placeholder",
+        "assistant-first",
     ],
 )
 def test_images_are_placed(turns: list[str], images: int, expected: list[Message]) -> None:
-    said = [
+    conversation = [
         Turn("assistant", turn[1:]) if turn.startswith("=") else Turn("user", turn)
         for turn in turns
     ]
-    assert rendered(*said, images=images) == expected
+    assert rendered(*conversation, images=images) == expected
 
 
 @pytest.mark.parametrize("images", [0, 1])
-def test_more_marks_than_images_cost_the_row(images: int) -> None:
-    with pytest.raises(RowError, match=f"marks 2 images with <image>, the row has {images}"):
+def test_more_placeholders_than_images_are_a_problem(images: int) -> None:
+    with pytest.raises(RowError, match=f"2 <image> placeholders, but the row has {images} images"):
         rendered(Turn("user", "<image> a <image>"), images=images)
 
 
@@ -238,7 +238,7 @@ def test_a_row_becomes_a_prompt(folder: Path) -> None:
     assert len(bytes.fromhex(prompt.key)) == KEY_LENGTH // 2
 
 
-def test_a_key_is_of_what_is_asked_and_of_nothing_else(folder: Path) -> None:
+def test_a_key_depends_only_on_what_is_sent(folder: Path) -> None:
     def key(index: int = 0, **record: Any) -> str:
         return prompt_row(row({"image": "a.png"} | record, index), settings(folder)).key
 
@@ -251,7 +251,7 @@ def test_a_key_is_of_what_is_asked_and_of_nothing_else(folder: Path) -> None:
     assert key() != before
 
 
-def test_without_an_image_key_no_image_is_asked(folder: Path) -> None:
+def test_without_an_image_column_no_image_is_sent(folder: Path) -> None:
     prompt = prompt_row(row({"image": "nowhere.png"}), settings(folder, image_key=None))
     assert prompt.problem is None
     assert prompt.images == ()
@@ -259,79 +259,87 @@ def test_without_an_image_key_no_image_is_asked(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "kind", "said"),
+    ("record", "kind", "message"),
     [
-        ({}, Kind.NO_IMAGE, "nothing under 'image'"),
-        ({"image": None}, Kind.NO_IMAGE, "nothing under 'image'"),
-        ({"image": []}, Kind.NO_IMAGE, "nothing under 'image'"),
+        ({}, Kind.NO_IMAGE, "no image in column 'image'"),
+        ({"image": None}, Kind.NO_IMAGE, "no image in column 'image'"),
+        ({"image": []}, Kind.NO_IMAGE, "no image in column 'image'"),
         ({"image": "none.png"}, Kind.IMAGE_MISSING, "there is no file 'none.png'"),
-        ({"image": "ftp://host/a.png?key=s"}, Kind.IMAGE_REFUSED, "is not fetched"),
+        ({"image": "ftp://host/a.png?key=s"}, Kind.IMAGE_REFUSED, "not fetched"),
         ({"image": "data:;base64," + "A" * 1336}, Kind.IMAGE_TOO_LARGE, "larger than the limit"),
         ({"image": 5}, Kind.BAD_ROW, "the image column holds a int"),
         ({"image": "a.png", "conversation": 5}, Kind.BAD_ROW, "not a list"),
-        ({"image": "a.png", "conversation": "<image><image>"}, Kind.BAD_ROW, "marks 2 images"),
+        ({"image": "a.png", "conversation": "<image><image>"}, Kind.BAD_ROW, "has 2 <image>"),
     ],
 )
-def test_a_row_that_cannot_be_asked_carries_its_problem(
-    record: dict[str, Any], kind: Kind, said: str, folder: Path
+def test_an_unusable_row_becomes_a_prompt_with_a_problem(
+    record: dict[str, Any], kind: Kind, message: str, folder: Path
 ) -> None:
     prompt = prompt_row(row(record), settings(folder))
     assert prompt.problem is not None
     assert prompt.problem.kind is kind
-    assert said in prompt.problem.message
+    assert message in prompt.problem.message
     assert (prompt.messages, prompt.images) == ((), ())
     assert prompt.key == problem_key(row(record))
     assert prompt.key != prompt_row(row(record, index=4), settings(folder)).key
 
 
-def test_a_line_that_could_not_be_read_keeps_its_problem(folder: Path) -> None:
+def test_an_unreadable_line_keeps_its_problem(folder: Path) -> None:
     problem = Problem(Kind.BAD_ROW, "line 4 is not JSON")
     prompt = prompt_row(Row(3, {}, "d.jsonl:4", problem), settings(folder))
     assert prompt.problem is problem
     assert prompt.where == "d.jsonl:4"
 
 
-def test_a_style_of_ones_own_sees_the_row_and_may_refuse_it(folder: Path) -> None:
-    def by_category(given: PromptInput) -> Sequence[Message]:
-        if "category" not in given.record:
+def test_a_custom_style_gets_the_record_and_may_reject_it(folder: Path) -> None:
+    def by_category(prompt_input: PromptInput) -> Sequence[Message]:
+        if "category" not in prompt_input.record:
             raise RowError(Kind.BAD_ROW, "no category")
-        return [user(text(f"{given.system_prompt}: {given.record['category']}"), image(0))]
+        content = f"{prompt_input.system_prompt}: {prompt_input.record['category']}"
+        return [user(text(content), image(0))]
 
     rows = [row({"image": "a.png", "category": "cats"}), row({"image": "a.png"})]
-    asked, refused = prompt_rows.fn(rows, settings(folder, by_category))
-    assert asked.messages == (user(text("SYSTEM: cats"), image(0)),)
-    assert refused.problem == Problem(Kind.BAD_ROW, "no category")
+    accepted, rejected = prompt_rows.fn(rows, settings(folder, by_category))
+    assert accepted.messages == (user(text("SYSTEM: cats"), image(0)),)
+    assert rejected.problem == Problem(Kind.BAD_ROW, "no category")
 
 
-def _asks_for_the_second_image(given: PromptInput) -> Sequence[Message]:
+def _refers_to_a_second_image(prompt_input: PromptInput) -> Sequence[Message]:
     return [user(image(1), text("What?"))]
 
 
-def _fails(given: PromptInput) -> Sequence[Message]:
+def _refers_to_a_list(prompt_input: PromptInput) -> Sequence[Message]:
+    return [user({"type": "image", "image": [0]})]
+
+
+def _fails(prompt_input: PromptInput) -> Sequence[Message]:
     raise KeyError("caption")
 
 
-def _writes_no_message(given: PromptInput) -> Sequence[Message]:
+def _writes_no_content(prompt_input: PromptInput) -> Sequence[Message]:
     return [{"role": "user"}]
 
 
 @pytest.mark.parametrize(
-    ("style", "said"),
+    ("style", "message"),
     [
-        (_asks_for_the_second_image, "image 1 of 1"),
+        (_refers_to_a_second_image, "refers to image 1 (from 0), but the row has 1"),
+        (_refers_to_a_list, "TypeError"),
         (_fails, "KeyError: 'caption'"),
-        (_writes_no_message, "'content'"),
+        (_writes_no_content, "'content'"),
     ],
 )
-def test_a_style_that_fails_costs_its_row(style: PromptStyle, said: str, folder: Path) -> None:
+def test_a_failing_style_affects_only_the_row(
+    style: PromptStyle, message: str, folder: Path
+) -> None:
     prompt = prompt_row(row({"image": "a.png"}), settings(folder, style=style))
     assert prompt.problem is not None
     assert prompt.problem.kind is Kind.BAD_ROW
-    assert said in prompt.problem.message
+    assert message in prompt.problem.message
 
 
-def test_more_images_than_a_row_may_have_cost_it(folder: Path) -> None:
+def test_a_row_with_too_many_images_has_a_problem(folder: Path) -> None:
     assert prompt_row(row({"image": ["a.png"] * 3}), settings(folder)).problem is None
     prompt = prompt_row(row({"image": ["a.png"] * 4}), settings(folder))
     assert prompt.problem is not None
-    assert prompt.problem.message == "the row has 4 images, over the 3 of max_images"
+    assert prompt.problem.message == "the row has 4 images, more than max_images (3)"

@@ -1,8 +1,9 @@
-"""What a run shows in Prefect's UI: complete, small, and nothing in it but text and thumbnails."""
+"""The artifacts of a run: complete, bounded in size, and with untrusted text escaped."""
 
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from prefect_imageqa.tasks.reporting.artifacts import (
     GALLERY_ROWS,
     TABLE_ROWS,
     artifact_key,
-    as_cell,
-    as_text,
+    escape_cell,
+    escape_markdown,
     gallery_markdown,
     quarantine_table,
     summary_markdown,
@@ -22,7 +23,7 @@ from prefect_imageqa.tasks.reporting.artifacts import (
 from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.runs.records import RunCounts
 
-PICTURE = "data:image/jpeg;base64,/9j/4AAQ"
+THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 HOSTILE = {
     "script": "<script>alert(1)</script>",
     "image": "<img src=x onerror=alert(1)>",
@@ -38,43 +39,42 @@ HOSTILE = {
 
 
 def row(**changed: object) -> SampledRow:
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "row": 17,
         "where": "data.json:17",
         "key": "0" * 32,
-        "thumbnails": (PICTURE,),
+        "thumbnails": (THUMBNAIL,),
         "pairs": (QAPair("What is it?", "A cat."),),
         "text": "raw",
     }
-    return SampledRow(**(told | changed))  # type: ignore[arg-type]
+    return SampledRow(**(fields | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_character_of_markdown_is_left_to_work(text: str) -> None:
-    shown = as_text(text)
-    # In CommonMark every ASCII punctuation mark after a backslash is itself.
+def test_every_markdown_character_is_escaped(text: str) -> None:
+    shown = escape_markdown(text)
+    # In CommonMark a backslash makes any ASCII punctuation mark literal.
     assert not re.sub(r"\\[!-/:-@\[-`{-~]", "", shown).strip("\n").count("\n")
     assert not re.search(r"[!-/:-@\[-`{-~]", re.sub(r"\\[!-/:-@\[-`{-~]", "", shown))
     plain = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown).replace("\u2060", "")
     assert plain == " ".join(text.split())
 
 
-@pytest.mark.parametrize("shown", [as_text, as_cell])
-def test_nothing_becomes_a_link(shown: object) -> None:
-    assert callable(shown)
-    text = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown(HOSTILE["bare link"]))
+@pytest.mark.parametrize("escape", [escape_markdown, escape_cell])
+def test_urls_and_addresses_do_not_become_links(escape: Callable[[str], str]) -> None:
+    text = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", escape(HOSTILE["bare link"]))
     assert not re.search(r"(?i)https?://|www\.|[-.\w+]@", text)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_cell_is_harmless_as_markdown_and_readable_as_text(text: str) -> None:
-    shown = as_cell(text)
+    shown = escape_cell(text)
     assert not re.search(r"<[A-Za-z/!?]|\]\(|\]:|!\[", shown)
     assert shown.replace("\u2060", "") == " ".join(text.split())
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("line\r\nline\ttab\x00\x1b[31m", r"line line tab \[31m"),
         ("turned \u202e around", "turned around"),
@@ -83,13 +83,13 @@ def test_a_cell_is_harmless_as_markdown_and_readable_as_text(text: str) -> None:
     ],
     ids=["controls", "bidi", "surrogate", "joiners"],
 )
-def test_what_cannot_be_seen_is_left_out(text: str, shown: str) -> None:
-    assert as_text(text) == shown
+def test_invisible_characters_are_removed(text: str, expected: str) -> None:
+    assert escape_markdown(text) == expected
 
 
-def test_long_texts_are_cut() -> None:
-    assert len(as_text("a" * 10_000_000)) == 600
-    assert as_text("a" * 601).endswith("…")
+def test_long_texts_are_truncated() -> None:
+    assert len(escape_markdown("a" * 10_000_000)) == 600
+    assert escape_markdown("a" * 601).endswith("…")
 
 
 def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
@@ -106,13 +106,13 @@ def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
         completion_tokens=45_000,
         seconds=90.0,
     )
-    told = summary_markdown(
+    markdown = summary_markdown(
         run, dataset="qa.json", model="qwen<b>", files={"Report": "/data/out/report.html"}
     )
     for line in (
         r"# qa\.json",
         "| answered | 9,988 |",
-        "| of them before this run | 988 |",
+        "| of them from earlier runs | 988 |",
         "| QA pairs | 9,990 |",
         r"| Model | qwen\<b\> |",
         "| Completion tokens | 45,000 |",
@@ -120,30 +120,31 @@ def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
         "| Completion tokens per second | 500.0 |",
         r"| Report | \/data\/out\/report\.html |",
     ):
-        assert line in told.splitlines()
-    assert told.index(r"| not\_an\_image | 9 | 0.09% |") < told.index("| truncated | 3 | 0.03% |")
+        assert line in markdown.splitlines()
+    most_common = markdown.index(r"| not\_an\_image | 9 | 0.09% |")
+    assert most_common < markdown.index("| truncated | 3 | 0.03% |")
 
 
 def test_a_run_without_rows_or_time_has_a_summary_too() -> None:
-    told = summary_markdown(RunCounts(), dataset="x", model="m", files={})
-    assert "| New answers per second | 0.0 |" in told
-    assert "## Quarantined" not in told
+    markdown = summary_markdown(RunCounts(), dataset="x", model="m", files={})
+    assert "| New answers per second | 0.0 |" in markdown
+    assert "## Quarantined" not in markdown
 
 
 def test_the_gallery_shows_images_pairs_and_reasons() -> None:
     rows = [
         row(),
         row(pairs=(), text="no pair <b>"),
-        row(pairs=(), kind="truncated", reason="cut at 64 tokens"),
+        row(pairs=(), kind="truncated", reason="stopped at 64 tokens"),
         row(pairs=tuple(QAPair(f"Q{n}", "A") for n in range(8))),
     ]
-    told = gallery_markdown(rows, of=1234)
-    assert told.startswith("# 4 of 1,234 rows\n")
-    assert told.count(f"![]({PICTURE})") == 4
-    assert "**Q:** What is it\\?\n\n**A:** A cat\\." in told
-    assert "**Reply:** no pair \\<b\\>" in told
-    assert "**truncated:** cut at 64 tokens" in told
-    assert "and 2 more" in told
+    markdown = gallery_markdown(rows, of=1234)
+    assert markdown.startswith("# 4 of 1,234 rows\n")
+    assert markdown.count(f"![]({THUMBNAIL})") == 4
+    assert "**Q:** What is it\\?\n\n**A:** A cat\\." in markdown
+    assert "**Reply:** no pair \\<b\\>" in markdown
+    assert "**truncated:** stopped at 64 tokens" in markdown
+    assert "and 2 more" in markdown
 
 
 @pytest.mark.parametrize(
@@ -153,14 +154,15 @@ def test_the_gallery_shows_images_pairs_and_reasons() -> None:
         "data:image/svg+xml;base64,AAAA",
         "data:image/png;base64,AA) [x](javascript:alert(1)",
     ],
+    ids=["web", "SVG", "closing parenthesis"],
 )
-def test_only_thumbnails_of_our_own_form_are_shown(uri: str) -> None:
+def test_only_raster_data_uris_are_shown(uri: str) -> None:
     assert "![" not in gallery_markdown([row(thumbnails=(uri,))], of=1)
 
 
-def test_the_gallery_shows_rows_from_everywhere() -> None:
-    told = gallery_markdown([row(where=f"row {number}") for number in range(100)], of=5000)
-    shown = [int(number) for number in re.findall(r"### row (\d+)", told)]
+def test_the_gallery_is_spread_evenly_over_the_sample() -> None:
+    markdown = gallery_markdown([row(where=f"row {number}") for number in range(100)], of=5000)
+    shown = [int(number) for number in re.findall(r"### row (\d+)", markdown)]
     assert len(shown) == GALLERY_ROWS
     assert shown[0] == 0
     assert {later - number for number, later in itertools.pairwise(shown)} == {4, 5}
@@ -168,17 +170,17 @@ def test_the_gallery_shows_rows_from_everywhere() -> None:
 
 
 def test_the_gallery_drops_its_largest_rows_until_it_fits() -> None:
-    pictures = {"small": PICTURE, "large": PICTURE + "A" * 100_000}
+    thumbnails = {"small": THUMBNAIL, "large": THUMBNAIL + "A" * 100_000}
     rows = [
-        row(where=f"{name} {n}", thumbnails=(pictures[name],))
+        row(where=f"{name} {n}", thumbnails=(thumbnail,))
         for n in range(12)
-        for name in pictures
+        for name, thumbnail in thumbnails.items()
     ]
-    told = gallery_markdown(rows, of=40)
-    assert len(told.encode()) < 1_000_000
-    assert told.count("### small") == 12
-    assert told.count("### large") == 8
-    assert told.startswith("# 20 of 40 rows\n")
+    markdown = gallery_markdown(rows, of=40)
+    assert len(markdown.encode()) < 1_000_000
+    assert markdown.count("### small") == 12
+    assert markdown.count("### large") == 8
+    assert markdown.startswith("# 20 of 40 rows\n")
     assert gallery_markdown(rows, of=40, limit=100).startswith("# 0 of 40 rows")
 
 
@@ -199,7 +201,7 @@ def test_the_table_has_the_first_quarantined_rows(tmp_path: Path) -> None:
     }
 
 
-def test_a_damaged_quarantine_is_named(tmp_path: Path) -> None:
+def test_a_corrupted_quarantine_is_reported(tmp_path: Path) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write("quarantine.jsonl", b"{broken\n")
     with pytest.raises(ObjectCorruptedError, match=r"quarantine\.jsonl is corrupted"):
@@ -207,20 +209,21 @@ def test_a_damaged_quarantine_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "begins"),
+    ("output", "prefix"),
     [
         ("s3://bucket/Caps_Bench v2/", "image-qa-caps-bench-v2-"),
         ("/data/日本語", "image-qa-"),
         (f"/data/{'x' * 99}", f"image-qa-{'x' * 40}-"),
     ],
+    ids=["punctuation", "not Latin", "long"],
 )
-def test_a_key_is_one_that_prefect_takes(output: str, begins: str) -> None:
+def test_artifact_keys_are_valid_in_prefect(output: str, prefix: str) -> None:
     key = artifact_key(output, "summary")
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", key)
-    assert key.startswith(begins)
+    assert key.startswith(prefix)
     assert key.endswith("-summary")
 
 
-def test_outputs_of_one_name_have_keys_of_their_own() -> None:
+def test_outputs_with_the_same_name_have_different_keys() -> None:
     assert artifact_key("/a/qa", "gallery") != artifact_key("/b/qa", "gallery")
     assert artifact_key("/a/qa", "gallery") == artifact_key("/a/qa/", "gallery")

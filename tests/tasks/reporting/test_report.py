@@ -1,4 +1,4 @@
-"""The page and the card as text; tests/browser looks at the page."""
+"""The report page and the dataset card as text; tests/browser renders the page."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.records import RunRecord
 
-PICTURE = "data:image/jpeg;base64,/9j/4AAQ"
+THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -35,12 +35,11 @@ HOSTILE = [
     "&lt;b&gt; &#60;",
 ]
 
-
 COUNTS = {
     "rows": 20,
     "ok": 12,
     "quarantined": 8,
-    "asked": 20,
+    "attempted": 20,
     "pairs": 30,
     "requests": 21,
     "reasons": {"truncated": 5, "timeout": 3},
@@ -53,9 +52,9 @@ PageOf = Callable[..., "Page"]
 
 @pytest.fixture
 def run_of(record_of: RunOf) -> RunOf:
-    """Makes the record of a completed run; `told` and other names change it."""
+    """Makes the record of a completed run, with some parameters and fields changed."""
 
-    def make(told: dict[str, Any] | None = None, **changed: Any) -> RunRecord:
+    def make(parameters: dict[str, Any] | None = None, **changed: Any) -> RunRecord:
         fields = {
             "dataset": "photos.json",
             "model": "qwen",
@@ -65,15 +64,15 @@ def run_of(record_of: RunOf) -> RunOf:
             "counts": COUNTS,
             "versions": {"prefect": "3.8.1"},
         }
-        parameters = {"system_prompt": "Ask about the image."} | (told or {})
-        return record_of(told=parameters, **fields | changed)
+        parameters = {"system_prompt": "Ask about the image."} | (parameters or {})
+        return record_of(parameters=parameters, **fields | changed)
 
     return make
 
 
 @pytest.fixture
 def page_of(run_of: RunOf) -> PageOf:
-    """Makes the page without its plots, which take longer than all else."""
+    """Renders the page without plots, which are slow."""
 
     def make(rows: Sequence[SampledRow], **changed: Any) -> Page:
         return Page(render_report(run_of(**changed), Statistics(), rows).decode())
@@ -81,31 +80,33 @@ def page_of(run_of: RunOf) -> PageOf:
     return make
 
 
-def numbers_of(rows: int = 12) -> Statistics:
-    numbers = Statistics()
+def statistics_of(rows: int) -> Statistics:
+    statistics = Statistics()
     values = np.arange(1, rows + 1)
-    for tally in (numbers.questions, numbers.answers, numbers.latencies):
+    for tally in (statistics.questions, statistics.answers, statistics.latencies):
         tally.add(values)
-    numbers.prompt_tokens.add(values + 300)
-    numbers.completion_tokens.add(values)
-    numbers.first_words.update({"what": 9, "wie": 3})
-    numbers.written = values / 2
-    return numbers
+    statistics.prompt_tokens.add(values + 300)
+    statistics.completion_tokens.add(values)
+    statistics.first_words.update({"what": 3 * rows // 4, "wie": rows // 4})
+    statistics.stored_seconds = values / 2
+    return statistics
 
 
 def answered(number: int, question: str = "What is it?", answer: str = "A cat.") -> SampledRow:
     pairs = (QAPair(question, answer),)
     return SampledRow(
-        number, f"row {number}", f"{number:032x}", (PICTURE,), pairs, "raw", "", "", 310, 20, 1.25
+        number, f"row {number}", f"{number:032x}", (THUMBNAIL,), pairs, "raw", "", "", 310, 20, 1.25
     )
 
 
-def failed(number: int, kind: str = "truncated", reason: str = "cut", text: str = "") -> SampledRow:
+def failed(
+    number: int, kind: str = "truncated", reason: str = "too long", text: str = ""
+) -> SampledRow:
     return SampledRow(number, f"d.json[{number}]", f"{number:032x}", (), (), text, kind, reason)
 
 
 class Page(HTMLParser):
-    """A page as a browser takes it apart."""
+    """A parsed page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -120,13 +121,13 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
-    def named(self, tag: str) -> list[dict[str, str]]:
+    def elements(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_tells_of_the_run(page_of: PageOf) -> None:
+def test_the_page_describes_the_run(page_of: PageOf) -> None:
     text = " ".join(page_of([answered(3), failed(4)]).texts)
-    for told in (
+    for expected in (
         "photos.json",
         "12",
         "60.0 %",
@@ -136,7 +137,7 @@ def test_the_page_tells_of_the_run(page_of: PageOf) -> None:
         f"{3:032x}",
         "d.json[4]",
         "truncated",
-        "asks them again",
+        "retries them",
         "Ask about the image.",
         "temperature 0.7",
         "prefect 3.8.1",
@@ -145,14 +146,14 @@ def test_the_page_tells_of_the_run(page_of: PageOf) -> None:
         "1 of 12 answered and 1 of 8 quarantined rows",
         "2.0",
     ):
-        assert told in text
+        assert expected in text
 
 
-def test_filters_are_what_is_there(page_of: PageOf) -> None:
+def test_there_is_a_filter_for_each_kind_of_row(page_of: PageOf) -> None:
     page = page_of([answered(1), failed(2), failed(3, "timeout"), failed(4, "timeout")])
-    values = [button["value"] for button in page.named("button")]
+    values = [button["value"] for button in page.elements("button")]
     assert values == ["all", "answered", "quarantined", "timeout", "truncated"]
-    assert [card["data-kind"] for card in page.named("article")] == [
+    assert [card["data-kind"] for card in page.elements("article")] == [
         "answered",
         "truncated",
         "timeout",
@@ -160,9 +161,9 @@ def test_filters_are_what_is_there(page_of: PageOf) -> None:
     ]
 
 
-def test_the_policy_allows_the_own_script_and_nothing_else(run_of: RunOf) -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_style(run_of: RunOf) -> None:
     html = render_report(run_of(), Statistics(), [answered(1)]).decode()
-    [policy] = [tag["content"] for tag in Page(html).named("meta") if "http-equiv" in tag]
+    [policy] = [tag["content"] for tag in Page(html).elements("meta") if "http-equiv" in tag]
     [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     [style] = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -181,15 +182,16 @@ def digest(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(text: str, page_of: PageOf) -> None:
-    """Wherever it stands, the page has the same elements as with a plain text."""
+def test_hostile_text_is_escaped(text: str, page_of: PageOf) -> None:
+    """Wherever it appears, the page has the same elements as with a plain text."""
     pages = []
-    for said in ("plain", text):
-        rows = [answered(1, said, said), failed(2, reason=said, text=said)]
-        told: dict[str, Any] = dict.fromkeys(("dataset", "system_prompt", "prompt_style"), said)
-        told |= {"columns": {"image": said}, "sampling": {"extra_body": {said: said}}}
-        changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), said)
-        pages.append(page_of(rows, told=told, versions={said: said}, **changed))
+    for value in ("plain", text):
+        rows = [answered(1, value, value), failed(2, reason=value, text=value)]
+        names = ("dataset", "system_prompt", "prompt_style")
+        parameters: dict[str, Any] = dict.fromkeys(names, value)
+        parameters |= {"columns": {"image": value}, "sampling": {"extra_body": {value: value}}}
+        fields = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), value)
+        pages.append(page_of(rows, parameters=parameters, versions={value: value}, **fields))
     plain, hostile = pages
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert [sorted(names) for _, names in hostile.tags] == [
@@ -203,7 +205,7 @@ def test_hostile_text_stays_text(text: str, page_of: PageOf) -> None:
     assert hostile.texts.count(shown) >= 6
 
 
-def test_a_page_of_hostile_lengths_is_bounded(run_of: RunOf) -> None:
+def test_the_size_of_the_page_is_bounded(run_of: RunOf) -> None:
     long = '"' * 1_000_000
     rows = [answered(number, long, long) for number in range(60)]
     rows += [failed(number, reason=long, text=long) for number in range(60, 100)]
@@ -212,7 +214,7 @@ def test_a_page_of_hostile_lengths_is_bounded(run_of: RunOf) -> None:
     assert data.count(b"<article") > 20
 
 
-def test_many_pairs_of_a_row_are_cut(page_of: PageOf) -> None:
+def test_only_the_first_pairs_of_a_row_are_shown(page_of: PageOf) -> None:
     pairs = tuple(QAPair(f"Question {number}", "answer " * 20) for number in range(1000))
     row = SampledRow(1, "row 1", "k", (), pairs, "raw")
     text = " ".join(page_of([row]).texts)
@@ -221,16 +223,25 @@ def test_many_pairs_of_a_row_are_cut(page_of: PageOf) -> None:
 
 
 def test_plots_and_first_words_are_on_the_page(run_of: RunOf) -> None:
-    page = Page(render_report(run_of(), numbers_of(), [answered(1)]).decode())
-    pictures = [image["alt"].partition(":")[0] for image in page.named("img")]
-    assert pictures[1:] == [
+    page = Page(render_report(run_of(), statistics_of(1000), [answered(1)]).decode())
+    images, dark_images = page.elements("img")[1:], page.elements("source")
+    assert [image["alt"].partition(":")[0] for image in images] == [
         "Question length",
         "Answer length",
         "Tokens",
         "Latency",
         "Throughput of the last run",
     ]
-    assert len(page.named("source")) == 5
+    assert images[0]["alt"] == (
+        "Question length: median 500, 95 % at most 950 characters, 1,000 in total"
+    )
+    assert images[3]["alt"] == "Latency: median 5, 95 % at most 9.5 seconds"
+    assert "1,000 rows answered in 500 seconds: 2.0 rows/s" in images[4]["alt"]
+    for image, dark in zip(images, dark_images, strict=True):
+        assert image["src"] != dark["srcset"]
+        for uri in (image["src"], dark["srcset"]):
+            svg = base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"))
+            assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
     assert "75.0 %" in page.texts
     assert "wie" in page.texts
 
@@ -238,45 +249,28 @@ def test_plots_and_first_words_are_on_the_page(run_of: RunOf) -> None:
 def test_a_page_without_answers(run_of: RunOf) -> None:
     run = run_of(counts={"rows": 2, "quarantined": 2, "reasons": {"empty": 2}})
     page = Page(render_report(run, Statistics(), [failed(0), failed(1)]).decode())
-    assert not page.named("img")
+    assert not page.elements("img")
     assert "0 of 0 answered and 2 of 2 quarantined rows" in " ".join(page.texts)
 
 
-def test_plots_say_what_they_show() -> None:
-    plots = list(draw_plots(numbers_of(1000)))
-    assert [plot.title for plot in plots] == [
-        "Question length",
-        "Answer length",
-        "Tokens",
-        "Latency",
-        "Throughput of the last run",
-    ]
-    assert plots[0].alt == (
-        "Question length: median 500, 95 % at most 950 characters, 1,000 in all"
-    )
-    assert plots[3].alt == "Latency: median 5, 95 % at most 9.5 seconds"
-    assert "1,000 rows answered in 500 seconds: 2.0 rows/s" in plots[4].alt
-    for plot in plots:
-        for uri in (plot.light, plot.dark):
-            svg = base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"))
-            assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
-        assert plot.light != plot.dark
-
-
-@pytest.mark.parametrize("value", [0, 1, 65_535], ids=["zero", "one", "largest"])
-def test_plots_of_one_value(value: int) -> None:
-    numbers = Statistics()
-    for tally in (numbers.questions, numbers.answers, numbers.latencies, numbers.prompt_tokens):
+def test_plots_of_a_single_value() -> None:
+    statistics = Statistics()
+    for tally, value in (
+        (statistics.questions, 0),
+        (statistics.answers, 1),
+        (statistics.latencies, 65_535),
+        (statistics.prompt_tokens, 65_535),
+        (statistics.completion_tokens, 0),
+    ):
         tally.add(np.array([value]))
-    numbers.completion_tokens.add(np.array([value]))
-    assert len(list(draw_plots(numbers))) == 4
+    assert len(list(draw_plots(statistics))) == 4
 
 
-def test_nothing_to_plot() -> None:
+def test_there_are_no_plots_without_data() -> None:
     assert list(draw_plots(Statistics())) == []
 
 
-def test_the_card_is_one_of_the_hub(run_of: RunOf) -> None:
+def test_the_card_has_the_format_of_the_hub(run_of: RunOf) -> None:
     card = DatasetCard(render_card(run_of(), [failed(0), answered(1)]))
     assert yaml.safe_load(card.data.to_yaml()) == {
         "license": "unknown",
@@ -289,21 +283,21 @@ def test_the_card_is_one_of_the_hub(run_of: RunOf) -> None:
             {"config_name": "rows", "data_files": "qa.jsonl"},
         ],
     }
-    for told in (
+    for expected in (
         "| 20 | 12 | 8 | 30 |",
         "| Model | qwen |",
         "| truncated | 5 |",
         "```text\nAsk about the image.\n```",
         "```text\nQuestion: What is it?\nAnswer: A cat.\n```",
     ):
-        assert told in card.text
+        assert expected in card.text
 
 
 @pytest.mark.parametrize(
     ("pairs", "size"),
     [(0, "n<1K"), (1000, "1K<n<10K"), (999_999, "100K<n<1M"), (10**9, "1B<n<10B")],
 )
-def test_sizes_have_the_names_of_the_hub(pairs: int, size: str, run_of: RunOf) -> None:
+def test_size_categories_are_those_of_the_hub(pairs: int, size: str, run_of: RunOf) -> None:
     run = run_of(counts={"rows": 1, "ok": 1, "pairs": pairs})
     assert DatasetCard(render_card(run, [])).data.get("size_categories") == size
 
@@ -318,10 +312,10 @@ def test_sizes_have_the_names_of_the_hub(pairs: int, size: str, run_of: RunOf) -
     ],
     ids=["fence", "longer fence", "HTML and links", "not UTF-8"],
 )
-def test_hostile_text_stays_text_in_the_card(text: str, run_of: RunOf) -> None:
-    told = dict.fromkeys(("system_prompt", "prompt_style"), text)
-    changed = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), text)
-    card = render_card(run_of(told, **changed), [answered(1, text, text)])
+def test_hostile_text_is_escaped_in_the_card(text: str, run_of: RunOf) -> None:
+    parameters = dict.fromkeys(("system_prompt", "prompt_style"), text)
+    fields = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), text)
+    card = render_card(run_of(parameters, **fields), [answered(1, text, text)])
     head, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head)["license"] == "unknown"
     outside = outside_fences(body)
@@ -333,7 +327,7 @@ def test_hostile_text_stays_text_in_the_card(text: str, run_of: RunOf) -> None:
 
 
 def outside_fences(markdown: str) -> str:
-    """The lines that are no code, as CommonMark finds fences."""
+    """The lines outside fenced code, by the rules of CommonMark."""
     lines, fence = [], ""
     for line in markdown.split("\n"):
         opening = re.match(r"`{3,}", line)
@@ -344,17 +338,17 @@ def outside_fences(markdown: str) -> str:
             fence = opening[0]
         else:
             lines.append(line)
-    assert not fence, "a fence is open"
+    assert not fence, "a fence is not closed"
     return "\n".join(lines)
 
 
-def test_a_run_that_asked_nothing_has_no_throughput(page_of: PageOf) -> None:
-    idle = COUNTS | {"asked": 0, "reused": 12}
+def test_a_run_without_new_rows_has_no_throughput(page_of: PageOf) -> None:
+    idle = COUNTS | {"attempted": 0, "reused": 12}
     assert "Throughput" in page_of([answered(1)]).texts
     assert "Throughput" not in page_of([answered(1)], counts=idle).texts
 
 
-def test_plots_do_not_depend_on_the_users_own_settings() -> None:
+def test_plots_ignore_the_users_matplotlib_settings() -> None:
     with rc_context({"text.usetex": True, "font.family": "no such font"}):
-        assert len(list(draw_plots(numbers_of()))) == 5
+        assert next(draw_plots(statistics_of(12))).title == "Question length"
         assert rcParams["text.usetex"]

@@ -1,4 +1,4 @@
-"""Sampled rows and the numbers of a report, from an output that is made row by row."""
+"""Sampled rows and statistics of a report, from an output built row by row."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
 from prefect_imageqa.tasks.reporting.samples import SampledRow, sample_rows
-from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, gather
+from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
 from prefect_imageqa.tasks.runs.records import RunRecord, complete_run, completed_run
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger
@@ -45,7 +45,7 @@ def png(number: int, side: int = 40) -> bytes:
 
 
 def colour(uri: str) -> int:
-    """What `png` was given, from a thumbnail of it."""
+    """The number passed to `png`, from a thumbnail of its image."""
     data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
     pixel = Image.open(io.BytesIO(data)).getpixel((0, 0))
     assert isinstance(pixel, tuple)
@@ -58,7 +58,7 @@ def key(number: int) -> str:
 
 def outcome(number: int, kind: Kind | None) -> FinishedRow:
     if kind:
-        return Quarantined(key(number), number, f"d.json[{number}]", kind, "why", text="cut")
+        return Quarantined(key(number), number, f"d.json[{number}]", kind, "why", text="part")
     pairs = [{"question": f"How many in {number}?", "answer": "Two."}] * (1 + number % 2)
     return Answered(key(number), f"raw {number}", pairs, "m", 100 + number, 20, 0.25)
 
@@ -69,7 +69,7 @@ def every_fifth(number: int) -> Kind | None:
 
 @pytest.fixture
 def make_output(tmp_path: Path, record_of: Callable[..., RunRecord]) -> MakeOutput:
-    """Makes what a completed run leaves of a dataset whose row n has a picture of colour n."""
+    """Makes the output of a completed run over a dataset whose row n has an image of colour n."""
 
     def make(store: ObjectStore, count: int, fails: Fails) -> None:
         folder = tmp_path / "data"
@@ -91,7 +91,7 @@ def make_output(tmp_path: Path, record_of: Callable[..., RunRecord]) -> MakeOutp
             started=STARTED,
             updated="2026-03-01T10:10:00+00:00",
             counts=counts,
-            told={"dataset": str(folder / "d.json")},
+            parameters={"dataset": str(folder / "d.json")},
         )
         write_keys(store, run.keys, keys)
         open_output(store)
@@ -121,23 +121,25 @@ def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> li
         )
 
 
-def counted(store: ObjectStore) -> Statistics:
-    return gather(store, completed_run(store), stored_rows(store))
+def statistics_of(store: ObjectStore) -> Statistics:
+    return compute_statistics(store, completed_run(store), stored_rows(store))
 
 
-def test_a_small_output_is_shown_whole(store: ObjectStore, make_output: MakeOutput) -> None:
+def test_all_rows_of_a_small_output_are_sampled(
+    store: ObjectStore, make_output: MakeOutput
+) -> None:
     make_output(store, 10, every_fifth)
     rows = sampled(store)
     assert [row.row for row in rows] == list(range(10))
     assert [row.kind for row in rows] == ["", "", "", "", "truncated"] * 2
     for row in rows:
         assert row.key == key(row.row)
-        [picture] = row.thumbnails
-        assert abs(colour(picture) - row.row) < 4
+        [thumbnail_uri] = row.thumbnails
+        assert abs(colour(thumbnail_uri) - row.row) < 4
     answered, failed = rows[3], rows[4]
     assert answered.pairs == (QAPair("How many in 3?", "Two."),) * 2
     assert (answered.text, answered.prompt_tokens, answered.latency) == ("raw 3", 103, 0.25)
-    assert (failed.where, failed.reason, failed.text) == ("d.json[4]", "why", "cut")
+    assert (failed.where, failed.reason, failed.text) == ("d.json[4]", "why", "part")
 
 
 def test_rows_are_spread_evenly(local: ObjectStore, make_output: MakeOutput) -> None:
@@ -148,7 +150,7 @@ def test_rows_are_spread_evenly(local: ObjectStore, make_output: MakeOutput) -> 
     assert sampled(local, answered=8, quarantined=4) == rows
 
 
-def test_every_kind_has_its_share(local: ObjectStore, make_output: MakeOutput) -> None:
+def test_every_kind_of_failure_gets_its_share(local: ObjectStore, make_output: MakeOutput) -> None:
     def fails(number: int) -> Kind | None:
         if number == 17:
             return Kind.NOT_AN_IMAGE
@@ -160,7 +162,7 @@ def test_every_kind_has_its_share(local: ObjectStore, make_output: MakeOutput) -
     assert counts == {"not_an_image": 1, "empty": 4, "unparsed": 4}
 
 
-def test_pictures_that_are_gone_are_left_out(
+def test_unreadable_images_are_left_out(
     local: ObjectStore, tmp_path: Path, make_output: MakeOutput
 ) -> None:
     make_output(local, 5, every_fifth)
@@ -169,10 +171,10 @@ def test_pictures_that_are_gone_are_left_out(
     assert [len(row.thumbnails) for row in sampled(local)] == [1, 0, 0, 1, 1]
 
 
-def test_a_dataset_that_changed_shows_no_wrong_pictures(
+def test_a_changed_dataset_shows_no_wrong_images(
     local: ObjectStore, tmp_path: Path, make_output: MakeOutput
 ) -> None:
-    """A row that now stands elsewhere is known by its place."""
+    """The location of a quarantined row no longer matches, so its image is not shown."""
     make_output(local, 5, every_fifth)
     path = tmp_path / "data" / "d.json"
     lines = "\n".join(json.dumps(record) for record in json.loads(path.read_text()))
@@ -188,9 +190,9 @@ def test_a_dataset_that_changed_shows_no_wrong_pictures(
         (QUARANTINE_JSONL, b'{"row": 0, "kind": "<b>"}'),
         (QA_JSONL, b"[]\n"),
     ],
-    ids=["not JSON", "no such row", "no such kind", "no record"],
+    ids=["not JSON", "no such row", "no such kind", "not an object"],
 )
-def test_a_damaged_export_is_named(
+def test_a_corrupted_export_is_reported(
     name: str, content: bytes, local: ObjectStore, make_output: MakeOutput
 ) -> None:
     make_output(local, 5, every_fifth)
@@ -199,52 +201,52 @@ def test_a_damaged_export_is_named(
         sampled(local)
 
 
-def test_numbers_are_of_all_rows(store: ObjectStore, make_output: MakeOutput) -> None:
+def test_statistics_cover_all_answered_rows(store: ObjectStore, make_output: MakeOutput) -> None:
     make_output(store, 20, every_fifth)
-    numbers = counted(store)
+    statistics = statistics_of(store)
     answered = [number for number in range(20) if number % 5 != 4]
     pairs = [number for number in answered for _ in range(1 + number % 2)]
-    assert numbers.questions.sum == sum(len(f"How many in {number}?") for number in pairs)
-    assert numbers.answers.quantile(0.5) == 4
-    assert numbers.first_words == {"how": len(pairs)}
-    assert numbers.prompt_tokens.sum == sum(100 + number for number in answered)
-    assert numbers.completion_tokens.total == len(answered)
-    assert numbers.latencies.quantile(1) == 25
-    assert np.unique(numbers.written).tolist() == [1, 9, 17]
-    assert len(numbers.written) == len(answered)
+    assert statistics.questions.sum == sum(len(f"How many in {number}?") for number in pairs)
+    assert statistics.answers.quantile(0.5) == 4
+    assert statistics.first_words == {"how": len(pairs)}
+    assert statistics.prompt_tokens.sum == sum(100 + number for number in answered)
+    assert statistics.completion_tokens.total == len(answered)
+    assert statistics.latencies.quantile(1) == 25
+    assert np.unique(statistics.stored_seconds).tolist() == [1, 9, 17]
+    assert len(statistics.stored_seconds) == len(answered)
 
 
-def test_rows_of_other_configurations_do_not_count(
+def test_rows_of_other_configurations_are_not_counted(
     local: ObjectStore, make_output: MakeOutput
 ) -> None:
     make_output(local, 5, every_fifth)
     other = Answered(key(1000), "x", [], "m", 10**6, 1, 1.0)
     write_part(local, PARTS, key(1000), [other], STARTED_AT + 2)
-    numbers = counted(local)
-    assert numbers.prompt_tokens.total == 4
-    assert numbers.prompt_tokens.quantile(1) == 103
+    statistics = statistics_of(local)
+    assert statistics.prompt_tokens.total == 4
+    assert statistics.prompt_tokens.quantile(1) == 103
 
 
 @pytest.mark.parametrize(
-    ("look", "spoilt"),
+    ("read", "corrupted"),
     [
         (sampled, {"parsed": {"question": "What?"}}),
-        (counted, {"prompt_tokens": None}),
-        (counted, {"latency": float("nan")}),
+        (statistics_of, {"prompt_tokens": None}),
+        (statistics_of, {"latency": float("nan")}),
     ],
     ids=["pairs", "tokens", "latency"],
 )
-def test_a_row_that_is_damaged_is_told(
-    look: Callable[[ObjectStore], object],
-    spoilt: dict[str, Any],
+def test_a_corrupted_row_is_reported(
+    read: Callable[[ObjectStore], object],
+    corrupted: dict[str, Any],
     local: ObjectStore,
     make_output: MakeOutput,
 ) -> None:
     make_output(local, 5, every_fifth)
-    row = replace(outcome(1, None), **spoilt)
+    row = replace(outcome(1, None), **corrupted)
     write_part(local, PARTS, key(1000), [row], STARTED_AT + 1000)
-    with pytest.raises(ObjectCorruptedError, match=r"corrupted.*: (delete it, and )?run again"):
-        look(local)
+    with pytest.raises(ObjectCorruptedError, match=r"corrupted.*: (delete it and )?run again"):
+        read(local)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_a_row_that_is_damaged_is_told(
         ([[5], [1, 1]], 7, (1, 5)),
         ([[10**9]], 65_535, (65_535, 65_535)),
     ],
-    ids=["one", "shorter later", "longer first", "beyond"],
+    ids=["one", "smaller values later", "larger values first", "above the maximum"],
 )
 def test_a_tally_counts(
     values: Sequence[Sequence[int]], total: int, quantiles: tuple[int, int]
@@ -287,17 +289,17 @@ def test_thumbnails_are_small_jpegs(data: bytes, size: tuple[int, int]) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == size
 
 
-def test_nothing_but_pixels_is_taken_from_a_file() -> None:
+def test_thumbnails_contain_no_metadata() -> None:
     file = io.BytesIO()
-    told = PngImagePlugin.PngInfo()
-    told.add_text("Comment", "<script>secret place</script>" * 10_000)
-    Image.new("RGB", (9, 9)).save(file, "PNG", pnginfo=told)
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text("Comment", "<script>secret place</script>" * 10_000)
+    Image.new("RGB", (9, 9)).save(file, "PNG", pnginfo=metadata)
     jpeg = io.BytesIO()
     Image.new("RGB", (9, 9)).save(jpeg, "JPEG", comment=b"secret place")
     for data in (file.getvalue(), jpeg.getvalue(), jpeg.getvalue() + b"secret place" * 50):
-        found = base64.b64decode(thumbnail(data, ImageSettings()).partition(",")[2])
-        assert found
-        assert b"secret place" not in found
+        encoded = base64.b64decode(thumbnail(data, ImageSettings()).partition(",")[2])
+        assert encoded
+        assert b"secret place" not in encoded
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_nothing_but_pixels_is_taken_from_a_file() -> None:
         (png(1, 30), {"max_pixels": 899}),
         (b"\xff\xd8\xff\xe0" + b"\0" * 500 + b"\xff\xd9", {}),
     ],
-    ids=["empty", "SVG", "cut", "too many pixels", "no JPEG"],
+    ids=["empty", "SVG", "truncated", "too many pixels", "not a JPEG"],
 )
-def test_what_is_no_safe_image_gives_none(data: bytes, changed: dict[str, Any]) -> None:
+def test_unsafe_images_have_no_thumbnail(data: bytes, changed: dict[str, Any]) -> None:
     assert thumbnail(data, ImageSettings(**changed)) == ""

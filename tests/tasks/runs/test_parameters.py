@@ -10,7 +10,7 @@ from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS, DatasetLike
 from pydantic import TypeAdapter, ValidationError
 
 
-def test_the_options_are_what_stands_in_a_request() -> None:
+def test_sampling_options_are_request_fields() -> None:
     assert Sampling().options() == {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -19,15 +19,14 @@ def test_the_options_are_what_stands_in_a_request() -> None:
         "seed": 42,
         "max_tokens": 512,
     }
-    more = Sampling(seed=None, extra_body={"min_p": 0.1, "stop": None})
-    options = more.options()
+    options = Sampling(seed=None, extra_body={"min_p": 0.1, "stop": None}).options()
     assert "seed" not in options
     assert (options["min_p"], options["stop"]) == (0.1, None)
     assert json.loads(json.dumps(options)) == options
 
 
 @pytest.mark.parametrize("name", [*sorted(RESERVED_OPTIONS), "seed", "top_k", "extra_body"])
-def test_what_a_run_sets_itself_cannot_be_set(name: str) -> None:
+def test_extra_body_may_not_set_reserved_options(name: str) -> None:
     with pytest.raises(ValidationError, match=f"extra_body may not set {name}"):
         Sampling(extra_body={name: 1, "min_p": 0.1})
 
@@ -37,7 +36,7 @@ def test_the_reserved_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "values",
     [
         {"temperature": -0.1},
         {"temperature": 2.1},
@@ -54,12 +53,12 @@ def test_the_reserved_options() -> None:
     ],
     ids=str,
 )
-def test_values_out_of_range_are_refused(given: dict[str, Any]) -> None:
+def test_sampling_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Sampling(**given)
+        Sampling(**values)
 
 
-def test_the_bounds_themselves_are_allowed() -> None:
+def test_limits_are_inclusive() -> None:
     least = Sampling(
         temperature=0, top_p=1, top_k=-1, repetition_penalty=0.01, max_tokens=1, seed=0
     )
@@ -67,50 +66,50 @@ def test_the_bounds_themselves_are_allowed() -> None:
     assert Sampling(temperature=2, top_k=0).temperature == 2
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Sampling().temperature = 1.0  # type: ignore[misc]
 
 
-def test_a_whole_number_is_the_same_option_as_its_float() -> None:
+def test_an_integer_and_the_equal_float_are_the_same_option() -> None:
     assert json.dumps(Sampling(temperature=1).options()) == json.dumps(
         Sampling(temperature=1.0).options()
     )
 
 
-def test_a_dataset_is_a_text_in_the_form_and_anything_from_python() -> None:
+def test_a_dataset_is_a_string_in_the_form_and_any_object_in_python() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(DatasetLike)
     assert adapter.json_schema() == {"type": "string"}
     frame = object()
     assert adapter.validate_python(frame) is frame
 
 
-def test_a_form_refuses_what_is_wrong() -> None:
+def test_the_form_rejects_invalid_values() -> None:
     schema = image_qa.parameters.model_dump()
     assert list(schema["properties"])[:3] == ["dataset", "output", "endpoint"]
     assert schema["required"] == ["dataset", "output"]
-    # A group has its description from the parameter, or where that says the same, from its model.
+    # A group is described by its parameter, or by its model if both have the same description.
     assert all(group["description"] for group in schema["definitions"].values())
     assert "secret" not in json.dumps(schema).lower()
-    for given in ({"pairs_per_image": 0}, {"limits": {"batch_size": 513}}, {"max_rows": 0}):
+    for invalid in ({"pairs_per_image": 0}, {"limits": {"batch_size": 513}}, {"max_rows": 0}):
         with pytest.raises(SchemaError):
-            validate({"dataset": "a", "output": "b", **given}, schema, raise_on_error=True)
+            validate({"dataset": "a", "output": "b", **invalid}, schema, raise_on_error=True)
 
 
-def test_where_images_are_is_not_part_of_their_settings() -> None:
-    told = Images(max_side=512, root="/data", allow_private_hosts=True)
-    assert told.settings == ImageSettings(max_side=512)
-    assert "root" not in told.settings.model_dump()
+def test_the_location_of_images_is_not_part_of_their_settings() -> None:
+    images = Images(max_side=512, root="/data", allow_private_hosts=True)
+    assert images.settings == ImageSettings(max_side=512)
+    assert "root" not in images.settings.model_dump()
 
 
-def test_an_empty_image_column_asks_without_images() -> None:
+def test_an_empty_image_column_means_no_images() -> None:
     assert Columns(image="").image is None
     with pytest.raises(ValidationError):
         Columns(output="")
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("values", "message"),
     [
         ({"max_rows": 0}, "max_rows: Input should be greater than or equal to 1"),
         (
@@ -121,19 +120,19 @@ def test_an_empty_image_column_asks_without_images() -> None:
     ],
     ids=["max rows", "sampling", "batch size"],
 )
-def test_a_wrong_parameter_is_told_in_one_line_without_the_others(
-    given: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+def test_an_invalid_parameter_is_reported_in_one_line_without_the_others(
+    values: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ParameterTypeError) as raised:
-        image_qa.validate_parameters({"dataset": "http://a:secret@b/", "output": "o", **given})
-    assert str(raised.value).startswith(told)
+        image_qa.validate_parameters({"dataset": "http://a:secret@b/", "output": "o", **values})
+    assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
     assert "secret" not in caplog.text
 
 
-def test_a_form_sends_empty_texts_for_what_is_not_given() -> None:
+def test_optional_text_fields_of_the_form_default_to_empty_strings() -> None:
     fields = image_qa.parameters.model_dump()["properties"]
-    texts = {name for name, field in fields.items() if field.get("default") == ""}
-    assert texts == {"endpoint", "model", "model_revision", "store", "user_prompt"}
-    cards = {name: fields[name]["default"] for name in ("images", "caching")}
-    assert (cards["images"]["root"], cards["caching"]["cache"]) == ("", "")
+    empty = {name for name, field in fields.items() if field.get("default") == ""}
+    assert empty == {"endpoint", "model", "model_revision", "store", "user_prompt"}
+    groups = {name: fields[name]["default"] for name in ("images", "caching")}
+    assert (groups["images"]["root"], groups["caching"]["cache"]) == ("", "")

@@ -22,19 +22,19 @@ class Parsers:
         return shout(text)
 
 
-def test_what_is_built_in_has_a_short_name() -> None:
+def test_a_built_in_plugin_has_a_short_name() -> None:
     assert find_parser("qa_pairs") == ("qa_pairs", parse_qa_pairs)
     assert find_parser(parse_qa_pairs) == ("qa_pairs", parse_qa_pairs)
     assert find_prompt_style("chat") == ("chat", chat_prompt)
     assert find_prompt_style(chat_prompt) == ("chat", chat_prompt)
 
 
-def test_what_is_imported_by_name_is_called_by_that_name() -> None:
-    named = "prefect_imageqa.tasks.prompting.prompts:chat_prompt"
-    assert find_prompt_style(named) == (named, chat_prompt)
+def test_a_plugin_given_by_its_import_path_keeps_that_name() -> None:
+    name = "prefect_imageqa.tasks.prompting.prompts:chat_prompt"
+    assert find_prompt_style(name) == (name, chat_prompt)
 
 
-def test_a_function_of_ones_own_is_named_by_its_module() -> None:
+def test_a_custom_function_is_named_by_its_module() -> None:
     assert find_parser(shout) == (f"{__name__}:shout", shout)
     assert find_parser(Parsers.static) == (f"{__name__}:Parsers.static", Parsers.static)
 
@@ -44,16 +44,16 @@ def test_a_function_of_ones_own_is_named_by_its_module() -> None:
     [lambda text: shout(text), partial(shout), Parsers()],
     ids=["lambda", "partial", "instance"],
 )
-def test_what_has_no_lasting_name_is_refused(function: Any) -> None:
-    with pytest.raises(ImageQAError, match="must be a function defined in a module"):
+def test_a_callable_without_a_stable_name_is_refused(function: Any) -> None:
+    with pytest.raises(ImageQAError, match="must be a function of an importable module"):
         find_parser(function)
 
 
-def test_a_function_within_a_function_has_no_lasting_name() -> None:
+def test_a_nested_function_is_refused() -> None:
     def inner(text: str) -> list[QAPair]:
         return shout(text)
 
-    with pytest.raises(ImageQAError, match="must be a function defined in a module"):
+    with pytest.raises(ImageQAError, match="must be a function of an importable module"):
         find_parser(inner)
 
 
@@ -72,20 +72,20 @@ def test_a_function_within_a_function_has_no_lasting_name() -> None:
         "os:name",
     ],
 )
-def test_a_name_that_is_nothing_is_one_clear_line(name: str) -> None:
+def test_an_unknown_name_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(ImageQAError) as raised:
         find_parser(name)
     assert str(raised.value).startswith(f"there is no parser {name!r} (")
-    assert "built in are qa_pairs" in str(raised.value)
+    assert "use a built-in one (qa_pairs) or package.module:function" in str(raised.value)
     assert "\n" not in str(raised.value)
     with pytest.raises(ImageQAError, match="there is no prompt style"):
         find_prompt_style(name)
 
 
-def test_a_function_of_a_script_has_no_name_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The next script is called __main__, too, and its function may do something else.
+def test_a_function_of_a_script_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another script is also called __main__, and its function may be a different one.
     monkeypatch.setattr(parse_twice, "__module__", "__main__")
-    with pytest.raises(ImageQAError, match="in a module that can be imported"):
+    with pytest.raises(ImageQAError, match="must be a function of an importable module"):
         find_parser(parse_twice)
 
 

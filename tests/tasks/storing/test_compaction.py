@@ -21,8 +21,8 @@ BATCHES = 10
 
 
 @pytest.fixture(autouse=True)
-def few_is_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "MOST_SMALL", 6)
+def six_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "MAX_SMALL_PARTS", 6)
 
 
 def key(number: int) -> str:
@@ -35,8 +35,8 @@ def answered(number: int, **changed: Any) -> Answered:
 
 
 def quarantined(number: int, **changed: Any) -> Quarantined:
-    told = Quarantined(key(number), number, f"d:{number}", Kind.UNPARSED, "no", text="\n")
-    return replace(told, **changed)
+    row = Quarantined(key(number), number, f"d:{number}", Kind.UNPARSED, "no", text="\n")
+    return replace(row, **changed)
 
 
 def batch_key(number: int) -> str:
@@ -79,35 +79,35 @@ def check(store: ObjectStore, keys: Sequence[str], batches: int = BATCHES) -> No
     assert ledger.batches == {batch_key(number) for number in range(batches)}
 
 
-def test_many_small_parts_become_one_in_dataset_order(store: ObjectStore) -> None:
-    """It holds answered and failed rows side by side."""
+def test_many_small_parts_are_merged_into_one_in_dataset_order(store: ObjectStore) -> None:
+    """The merged part has both answered and quarantined rows."""
     keys = many_parts(store)
-    store.write(f"{PARTS}/note.txt", b"kept")
+    store.write(f"{PARTS}/note.txt", b"other")
     assert compact(store, read(store), keys) == BATCHES
     merged, note = store.list()
     assert merged.startswith(f"{PARTS}/merged-")
-    assert store.read(note) == b"kept"
+    assert store.read(note) == b"other"
     assert stored_rows(store, merged) == list(map(outcome, range(4 * BATCHES)))
     check(store, keys)
     assert compact(store, read(store), keys) == 0
 
 
-def test_the_order_is_the_datasets(local: ObjectStore) -> None:
+def test_merged_rows_are_in_the_order_of_the_keys(local: ObjectStore) -> None:
     many_parts(local)
     keys = [key(4 * batch + row) for batch in reversed(range(1, BATCHES)) for row in range(4)]
     compact(local, read(local), keys)
-    beyond = [key(row) for row in range(4)]
-    assert stored_keys(local, local.list()[0]) == keys + beyond
+    not_in_dataset = [key(row) for row in range(4)]
+    assert stored_keys(local, local.list()[0]) == keys + not_in_dataset
 
 
-def test_few_objects_are_left_alone(local: ObjectStore) -> None:
+def test_a_few_small_parts_are_not_merged(local: ObjectStore) -> None:
     keys = many_parts(local, 6)
     before = local.list()
     assert compact(local, read(local), keys) == 0
     assert local.list() == before
 
 
-def test_the_ledger_that_was_compacted_reads_on(local: ObjectStore) -> None:
+def test_a_ledger_stays_readable_after_its_compaction(local: ObjectStore) -> None:
     keys = many_parts(local)
     ledger = read(local)
     compact(local, ledger, keys)
@@ -115,14 +115,16 @@ def test_the_ledger_that_was_compacted_reads_on(local: ObjectStore) -> None:
     assert compact(local, ledger, keys) == 0
 
 
-def test_merged_parts_are_of_limited_size(
+def test_merged_parts_have_a_maximum_size(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compaction, "MERGED_ROWS", 12)
     monkeypatch.setattr(compaction, "SMALL_ROWS", 5)
     monkeypatch.setattr(compaction, "_GROUP_ROWS", 4)
     keys = many_parts(local)
-    assert compact(local, read(local), keys) == BATCHES - 1, "the last batch is alone"
+    assert compact(local, read(local), keys) == BATCHES - 1, (
+        "the last batch has nothing left to merge with"
+    )
     counts = [len(stored_keys(local, name)) for name in local.list()]
     assert sorted(counts) == [4, 12, 12, 12]
     merged = next(name for name in local.list() if "merged" in name)
@@ -132,7 +134,7 @@ def test_merged_parts_are_of_limited_size(
     check(local, keys)
 
 
-def test_row_groups_are_of_limited_bytes(
+def test_row_groups_have_a_maximum_size_in_bytes(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compaction, "_GROUP_BYTES", 800)
@@ -143,7 +145,7 @@ def test_row_groups_are_of_limited_bytes(
     check(local, keys)
 
 
-def test_later_runs_merge_what_is_small_again(
+def test_later_runs_merge_small_parts_again(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for batch in range(12):
@@ -154,7 +156,7 @@ def test_later_runs_merge_what_is_small_again(
     check(local, [key(number) for number in range(48)], 12)
 
 
-def test_only_rows_that_count_are_kept(local: ObjectStore) -> None:
+def test_only_rows_that_count_are_copied(local: ObjectStore) -> None:
     for batch in range(BATCHES):
         write(local, batch, answered(batch, text="old"), quarantined(1000 + batch), written=1)
     for batch in range(BATCHES):
@@ -174,7 +176,7 @@ def test_only_rows_that_count_are_kept(local: ObjectStore) -> None:
     assert ledger.batches == {batch_key(number) for number in range(2 * BATCHES + 1)}
 
 
-def test_an_answer_keeps_its_time(local: ObjectStore) -> None:
+def test_a_merged_answer_keeps_its_time(local: ObjectStore) -> None:
     many_parts(local)
     compact(local, read(local), [])
     write(local, 1, answered(0, text="before"), written=1)
@@ -184,20 +186,20 @@ def test_an_answer_keeps_its_time(local: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("removed", [0, 1, 7])
-def test_a_compaction_that_is_killed_loses_nothing(
+def test_a_killed_compaction_loses_nothing(
     removed: int, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = many_parts(local)
-    original, left = ObjectStore.remove, list(range(removed))
+    original, remaining = ObjectStore.remove, list(range(removed))
 
-    def killed(store: ObjectStore, path: str) -> None:
-        if not left:
+    def remove_until_killed(store: ObjectStore, path: str) -> None:
+        if not remaining:
             raise KeyboardInterrupt
-        left.pop()
+        remaining.pop()
         original(store, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ObjectStore, "remove", killed)
+        patched.setattr(ObjectStore, "remove", remove_until_killed)
         with pytest.raises(KeyboardInterrupt):
             compact(local, read(local), keys)
     check(local, keys)
@@ -205,23 +207,23 @@ def test_a_compaction_that_is_killed_loses_nothing(
     check(local, keys)
 
 
-def test_what_is_damaged_or_gone_is_left_alone(local: ObjectStore) -> None:
+def test_corrupted_and_missing_parts_are_skipped(local: ObjectStore) -> None:
     keys = many_parts(local)
     ledger = read(local)
-    corrupted, gone, *_ = local.list()
+    corrupted, missing, *_ = local.list()
     local.write(corrupted, b"corrupted")
-    local.remove(gone)
+    local.remove(missing)
     assert compact(local, ledger, keys) == BATCHES - 2
     assert local.read(corrupted) == b"corrupted"
-    with pytest.raises(StoreError, match=r"is corrupted .*: delete it, and run again"):
+    with pytest.raises(StoreError, match=r"is corrupted .*: delete it and run again"):
         read(local)
     local.remove(corrupted)
     again = read(local)
     assert sum(outcome is None for outcome in again.outcomes(keys)) == 8
-    assert len(again.batches) == BATCHES - 2  # what is left of these two is parsed again
+    assert len(again.batches) == BATCHES - 2  # the other two will be parsed again
 
 
-def test_nothing_is_removed_if_the_merged_object_cannot_be_stored(
+def test_nothing_is_removed_if_the_merged_part_cannot_be_stored(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = many_parts(local)
@@ -237,8 +239,8 @@ def test_nothing_is_removed_if_the_merged_object_cannot_be_stored(
     assert local.list() == before
 
 
-def test_an_object_that_is_its_own_successor_stays(local: ObjectStore) -> None:
-    """Sources without rows that count add nothing to the one that has them all."""
+def test_a_part_that_is_merged_into_itself_stays(local: ObjectStore) -> None:
+    """The other sources have no rows that count, so the merged part is the same object again."""
     for batch in range(BATCHES):
         write(local, batch, answered(1, text="old"), written=1)
     write(local, BATCHES, answered(1), written=2)

@@ -28,8 +28,8 @@ def answered(number: int, **changed: Any) -> Answered:
 
 
 def quarantined(number: int, **changed: Any) -> Quarantined:
-    told = Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
-    return replace(told, **changed)
+    row = Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
+    return replace(row, **changed)
 
 
 def write(store: ObjectStore, batch: int, *rows: FinishedRow, written: float | None = None) -> str:
@@ -40,7 +40,7 @@ def read(store: ObjectStore, **options: bool) -> Ledger:
     return Ledger.read(store, PARTS, **options)
 
 
-def test_what_is_written_is_read(store: ObjectStore) -> None:
+def test_rows_are_read_as_they_were_written(store: ObjectStore) -> None:
     rows: list[FinishedRow] = [
         answered(1),
         quarantined(2),
@@ -61,7 +61,7 @@ def test_what_is_written_is_read(store: ObjectStore) -> None:
     assert ledger.counts(keys) == LedgerCounts(4, reasons, missing=1)
 
 
-def test_an_output_that_is_not_there_is_an_empty_ledger(store: ObjectStore) -> None:
+def test_the_ledger_of_a_missing_output_is_empty(store: ObjectStore) -> None:
     ledger = read(store)
     assert ledger.status(key(1)) is RowStatus.PENDING
     assert ledger.attempt(key(1)) == 0
@@ -73,7 +73,7 @@ def test_an_output_that_is_not_there_is_an_empty_ledger(store: ObjectStore) -> N
     assert store.list() == []
 
 
-def test_every_configuration_of_the_parser_has_its_own_ledger(local: ObjectStore) -> None:
+def test_every_parser_configuration_has_its_own_ledger(local: ObjectStore) -> None:
     write(local, 1, answered(1), quarantined(2))
     other_parts = PassFolder().parts("json-v2")
     write_part(local, other_parts, key(1001), [answered(1, text="other")])
@@ -85,43 +85,45 @@ def test_every_configuration_of_the_parser_has_its_own_ledger(local: ObjectStore
     assert Ledger.read(local, PassFolder("checks").parts("qa_pairs-v1")).batches == set()
 
 
-def test_a_row_is_pending_once_and_never_when_it_is_answered(local: ObjectStore) -> None:
+def test_a_row_is_pending_only_once_and_never_if_it_is_answered(local: ObjectStore) -> None:
     write(local, 1, answered(1), quarantined(2, kind=Kind.TIMEOUT))
     ledger = read(local)
     assert ledger.status(key(1)) is RowStatus.ANSWERED
     assert ledger.status(key(2)) is RowStatus.PENDING
-    assert ledger.status(key(2)) is RowStatus.ASKED
+    assert ledger.status(key(2)) is RowStatus.DUPLICATE
     assert ledger.status(key(3)) is RowStatus.PENDING
-    assert ledger.status(key(3)) is RowStatus.ASKED
+    assert ledger.status(key(3)) is RowStatus.DUPLICATE
     assert read(local).status(key(3)) is RowStatus.PENDING
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_only_what_may_pass_is_asked_again(kind: Kind, local: ObjectStore) -> None:
+def test_only_transient_failures_are_retried_by_default(kind: Kind, local: ObjectStore) -> None:
     write(local, 1, quarantined(1, kind=kind))
-    asked = RowStatus.SUSPECT if kind is Kind.CRASH else RowStatus.PENDING
-    assert read(local).status(key(1)) is (asked if kind in TRANSIENT else RowStatus.FAILED)
+    retried = RowStatus.SUSPECT if kind is Kind.CRASH else RowStatus.PENDING
+    assert read(local).status(key(1)) is (retried if kind in TRANSIENT else RowStatus.FAILED)
     for options in ({"retry_quarantined": True}, {"refresh": True}):
         ledger = read(local, **options)
-        assert ledger.status(key(1)) is asked
-        assert ledger.status(key(1)) is RowStatus.ASKED
+        assert ledger.status(key(1)) is retried
+        assert ledger.status(key(1)) is RowStatus.DUPLICATE
 
 
-def test_a_refresh_asks_every_row_once_and_keeps_its_answer_until_then(local: ObjectStore) -> None:
+def test_a_refresh_makes_every_row_pending_but_keeps_its_answer_until_there_is_a_new_one(
+    local: ObjectStore,
+) -> None:
     write(local, 1, answered(1), answered(2))
     ledger = read(local, refresh=True)
-    assert [ledger.status(key(1)) for _ in range(2)] == [RowStatus.PENDING, RowStatus.ASKED]
+    assert [ledger.status(key(1)) for _ in range(2)] == [RowStatus.PENDING, RowStatus.DUPLICATE]
     assert ledger.outcome(key(1)) == answered(1)
     rows: list[FinishedRow] = [answered(1, text="new"), quarantined(2)]
     ledger.add(write(local, 2, *rows), rows)
     for now in (ledger, read(local)):
         assert now.outcome(key(1)) == rows[0]
         assert list(now.outcomes([key(2)])) == [answered(2)]
-    assert ledger.status(key(1)) is RowStatus.ASKED
+    assert ledger.status(key(1)) is RowStatus.DUPLICATE
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["old first", "new first"])
-def test_of_two_answers_the_later_one_counts(order: tuple[int, int], local: ObjectStore) -> None:
+def test_the_later_of_two_answers_counts(order: tuple[int, int], local: ObjectStore) -> None:
     for written in order:
         write(local, written, answered(1, text=f"at {written}"), answered(written + 1), written=9.0)
     for written in order:
@@ -130,7 +132,7 @@ def test_of_two_answers_the_later_one_counts(order: tuple[int, int], local: Obje
     assert read(local).outcome(key(5)) == answered(5, text="at 2")
 
 
-def test_an_older_answer_that_comes_late_does_not_count(local: ObjectStore) -> None:
+def test_an_older_answer_that_is_added_later_does_not_count(local: ObjectStore) -> None:
     write(local, 1, answered(1, text="new"), written=2e9)
     ledger = read(local)
     old: list[FinishedRow] = [answered(1, text="old")]
@@ -152,7 +154,9 @@ def test_an_answer_beats_any_failure(order: tuple[int, int], local: ObjectStore)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_of_failures_the_last_attempt_counts(order: tuple[int, ...], local: ObjectStore) -> None:
+def test_the_last_attempt_of_several_failures_counts(
+    order: tuple[int, ...], local: ObjectStore
+) -> None:
     kinds = [Kind.BAD_REQUEST, Kind.CRASH, Kind.TRUNCATED]
     for attempt in order:
         write(local, attempt, quarantined(1, kind=kinds[attempt], attempt=attempt))
@@ -163,7 +167,7 @@ def test_of_failures_the_last_attempt_counts(order: tuple[int, ...], local: Obje
     assert ledger.counts().reasons == {Kind.TRUNCATED: 1}
 
 
-def test_attempts_count_the_times_a_row_was_quarantined(local: ObjectStore) -> None:
+def test_an_attempt_is_counted_each_time_a_row_is_quarantined(local: ObjectStore) -> None:
     for attempt in range(3):
         ledger = read(local)
         assert ledger.attempt(key(1)) == attempt
@@ -175,7 +179,7 @@ def test_attempts_count_the_times_a_row_was_quarantined(local: ObjectStore) -> N
     assert len(local.list()) == 3
 
 
-def test_a_batch_that_was_just_stored_is_known_at_once(store: ObjectStore) -> None:
+def test_a_batch_that_was_just_stored_is_in_the_ledger(store: ObjectStore) -> None:
     ledger = read(store)
     rows: list[FinishedRow] = [quarantined(1), answered(2), answered(3)]
     name = write(store, 77, *rows)
@@ -187,7 +191,7 @@ def test_a_batch_that_was_just_stored_is_known_at_once(store: ObjectStore) -> No
         assert ledger.batches == {key(1077)}
 
 
-def test_half_a_surrogate_pair_costs_one_character(local: ObjectStore) -> None:
+def test_a_lone_surrogate_is_replaced_by_a_question_mark(local: ObjectStore) -> None:
     half, pairs = "b \ud83d", [{"question": "\udcff?", "answer": "b \ud83d"}]
     failure = quarantined(2, text=half, message=half, where=half)
     write(local, 1, answered(1, text=half, parsed=pairs, model=half), failure)
@@ -198,7 +202,7 @@ def test_half_a_surrogate_pair_costs_one_character(local: ObjectStore) -> None:
     ]
 
 
-def test_rows_come_in_any_order(local: ObjectStore) -> None:
+def test_rows_can_be_read_in_any_order(local: ObjectStore) -> None:
     numbers = list(range(6000))
     for start in range(0, 6000, 1000):
         write(local, start, *map(answered, numbers[start : start + 1000]))
@@ -208,8 +212,8 @@ def test_rows_come_in_any_order(local: ObjectStore) -> None:
 
 
 @pytest.fixture
-def few_is_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "MOST_SMALL", 6)
+def six_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "MAX_SMALL_PARTS", 6)
 
 
 def many_parts(store: ObjectStore) -> list[str]:
@@ -219,8 +223,8 @@ def many_parts(store: ObjectStore) -> list[str]:
     return [key(number) for number in range(27)]
 
 
-@pytest.mark.usefixtures("few_is_many")
-def test_rows_that_a_run_merges_meanwhile_are_found(store: ObjectStore) -> None:
+@pytest.mark.usefixtures("six_small_parts")
+def test_rows_that_another_run_has_merged_meanwhile_are_found(store: ObjectStore) -> None:
     keys = many_parts(store)
     early = read(store)
     expected = list(early.outcomes(keys))
@@ -232,35 +236,35 @@ def test_rows_that_a_run_merges_meanwhile_are_found(store: ObjectStore) -> None:
     assert reader.batches == {key(1000 + batch) for batch in range(9)}
 
 
-@pytest.mark.usefixtures("few_is_many")
-def test_large_parts_are_read_in_pieces(
+@pytest.mark.usefixtures("six_small_parts")
+def test_large_parts_are_read_in_ranges(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: ObjectStore, path: str) -> bytes:
-        raise AssertionError(f"{path} is read whole")
+        raise AssertionError(f"{path} is read in one request")
 
     keys = many_parts(store)
     expected = list(read(store).outcomes(keys))
     other = read(store)
     with monkeypatch.context() as patched:
-        patched.setattr(stored_rows, "_WHOLE_BYTES", 0)
+        patched.setattr(stored_rows, "_SMALL_BYTES", 0)
         patched.setattr(ObjectStore, "read", refuse)
         ledger = read(store)
         assert list(ledger.outcomes(keys)) == expected
         reopened = read(store)
         assert reopened.outcome(keys[0]) == answered(0)
     assert compact(store, other, keys) == 9
-    monkeypatch.setattr(stored_rows, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(stored_rows, "_SMALL_BYTES", 0)
     monkeypatch.setattr(ObjectStore, "read", refuse)
-    # Of these parts some are open and some are not; all are gone.
+    # Some of these parts are open and some are not; none of them exists any more.
     for reader in (reopened, ledger):
         assert reader.outcome(keys[1]) == quarantined(1)
         assert list(reader.outcomes(keys)) == expected
 
 
-@pytest.mark.usefixtures("few_is_many")
-@pytest.mark.parametrize("method", ["sizes", "read"], ids=["listed", "read"])
-def test_a_ledger_misses_nothing_that_is_merged_while_it_is(
+@pytest.mark.usefixtures("six_small_parts")
+@pytest.mark.parametrize("method", ["sizes", "read"], ids=["while listing", "while reading"])
+def test_a_ledger_that_is_read_during_a_compaction_misses_nothing(
     method: str, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = many_parts(local)
@@ -281,7 +285,7 @@ def test_a_ledger_misses_nothing_that_is_merged_while_it_is(
     assert [outcome.key for outcome in outcomes if outcome] == keys
 
 
-def test_objects_that_vanish_for_ever_end_in_one_clear_line(
+def test_parts_that_keep_disappearing_are_reported_in_one_line(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sizes(_: ObjectStore, folder: str) -> dict[str, int]:
@@ -292,7 +296,7 @@ def test_objects_that_vanish_for_ever_end_in_one_clear_line(
         read(local)
 
 
-def test_a_part_that_was_deleted_has_no_rows(local: ObjectStore) -> None:
+def test_the_rows_of_a_deleted_part_are_pending_again(local: ObjectStore) -> None:
     name = write(local, 1, answered(1))
     ledger = read(local)
     local.remove(name)
@@ -300,26 +304,26 @@ def test_a_part_that_was_deleted_has_no_rows(local: ObjectStore) -> None:
     assert read(local).status(key(1)) is RowStatus.PENDING
 
 
-def test_an_index_is_a_dict_in_which_the_highest_rank_counts(
+def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(key_index, "_FOLDED_AT", 7)
+    monkeypatch.setattr(key_index, "_MAX_RECENT", 7)
     random_ = random.Random(1)
     index, expected = KeyIndex(), dict[bytes, Location]()
     # Keys with zero bytes at either end, which numpy would strip from its strings.
     keys = [bytes([a, *bytes(13), b, c]) for a in (0, 1) for b in (0, 255) for c in range(30)]
     for number in range(2000):
-        key_, place = random_.choice(keys), Location(number % 5, number, random_.randrange(9))
-        if key_ not in expected or expected[key_].rank <= place.rank:
-            expected[key_] = place
-        index.put(key_, place)
+        key_, location = random_.choice(keys), Location(number % 5, number, random_.randrange(9))
+        if key_ not in expected or expected[key_].rank <= location.rank:
+            expected[key_] = location
+        index.put(key_, location)
         assert index.get(key_) == expected[key_]
     index.forget([3])
-    expected = {key_: place for key_, place in expected.items() if place.file != 3}
+    expected = {key_: location for key_, location in expected.items() if location.file != 3}
     assert len(index) == len(expected)
     assert {key_: index.get(key_) for key_ in keys if key_ in index} == expected
     found = index.find(pack_keys([key_.hex() for key_ in keys]))
     assert found.known.tolist() == [key_ in expected for key_ in keys]
-    assert [tuple(place.item()) for place in found.places[found.known]] == [
+    assert [tuple(location.item()) for location in found.locations[found.known]] == [
         expected[key_] for key_ in keys if key_ in expected
     ]

@@ -42,7 +42,7 @@ def quarantined(number: int) -> Quarantined:
     return Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
 
 
-def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore) -> None:
+def test_a_batch_is_stored_as_one_part(store: ObjectStore) -> None:
     parsed = ParsedBatch([answered(1), quarantined(2), answered(3)], 1.5)
     stored = store_batch.fn(Batch(1, key(7), (), ()), parsed, store, PARTS)
     assert stored.parsed is parsed
@@ -52,10 +52,10 @@ def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore)
     assert table.schema.equals(PART_SCHEMA)
     first, second, _ = table.to_pylist()
     assert {row["written"].timestamp() for row in table.to_pylist()} == {1.5}
-    told = {name: value for name, value in first.items() if value is not None}
-    assert told.pop("written")
-    assert json.loads(told.pop("parsed")) == answered(1).parsed
-    assert told == {
+    values = {name: value for name, value in first.items() if value is not None}
+    assert values.pop("written")
+    assert json.loads(values.pop("parsed")) == answered(1).parsed
+    assert values == {
         "key": key(1),
         "status": "ok",
         "text": "raw 1",
@@ -65,9 +65,9 @@ def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore)
         "latency": 0.25,
         "attempt": 0,
     }
-    told = {name: value for name, value in second.items() if value is not None}
-    assert told.pop("written")
-    assert told == {
+    values = {name: value for name, value in second.items() if value is not None}
+    assert values.pop("written")
+    assert values == {
         "key": key(2),
         "status": "bad_request",
         "message": "HTTP 400: no",
@@ -79,7 +79,7 @@ def test_answered_and_failed_rows_of_a_batch_are_in_one_part(store: ObjectStore)
     }
 
 
-def test_a_part_is_named_by_its_content(local: ObjectStore) -> None:
+def test_the_name_of_a_part_depends_on_its_content(local: ObjectStore) -> None:
     rows: list[FinishedRow] = [answered(1), quarantined(2)]
     first = write_part(local, PARTS, key(7), rows, 1)
     before = local.read(first)
@@ -102,12 +102,12 @@ def test_a_part_is_named_by_its_content(local: ObjectStore) -> None:
         (f"{PARTS}/README.txt", None),
     ],
 )
-def test_objects_tell_their_batch_by_name(name: str, batch: str | None) -> None:
+def test_the_batch_of_a_part_is_in_its_name(name: str, batch: str | None) -> None:
     assert batch_of(name) == batch
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
-def test_keys_are_kept_in_order(count: int, store: ObjectStore) -> None:
+def test_row_keys_are_stored_in_order(count: int, store: ObjectStore) -> None:
     keys = KeyList()
     for number in range(count):
         keys.append(key(2**100 // (number + 1)))
@@ -116,22 +116,24 @@ def test_keys_are_kept_in_order(count: int, store: ObjectStore) -> None:
     assert len(store.read("pairs/keys/c/d")) == 16 * count
 
 
-def test_keys_that_a_dataset_has_lost_are_kept_beside_it(local: ObjectStore) -> None:
-    def kept(*numbers: int) -> tuple[str, set[str]]:
+def test_row_keys_that_are_no_longer_in_the_dataset_are_stored_separately(
+    local: ObjectStore,
+) -> None:
+    def stored_after(*numbers: int) -> tuple[str, set[str]]:
         write_keys(local, KEYS, [key(number) for number in numbers])
         older = f"{KEYS}.before"
         before = read_keys(local, older) if older in local.list() else np.empty(0, KEY)
-        held = {before[place : place + 1].tobytes().hex() for place in range(len(before))}
-        return read_keys(local, KEYS).tobytes().hex(), held
+        former = {before[i : i + 1].tobytes().hex() for i in range(len(before))}
+        return read_keys(local, KEYS).tobytes().hex(), former
 
-    assert kept(3, 1, 2) == (key(3) + key(1) + key(2), set())
-    assert kept(3, 1, 2, 4)[1] == set()
-    assert kept(4, 5) == (key(4) + key(5), {key(1), key(2), key(3)})
-    assert kept(6)[1] == {key(number) for number in (1, 2, 3, 4, 5)}
-    assert kept(1, 5)[1] == {key(number) for number in (2, 3, 4, 6)}
+    assert stored_after(3, 1, 2) == (key(3) + key(1) + key(2), set())
+    assert stored_after(3, 1, 2, 4)[1] == set()
+    assert stored_after(4, 5) == (key(4) + key(5), {key(1), key(2), key(3)})
+    assert stored_after(6)[1] == {key(number) for number in (1, 2, 3, 4, 5)}
+    assert stored_after(1, 5)[1] == {key(number) for number in (2, 3, 4, 6)}
 
 
-def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:
+def test_missing_and_corrupted_row_keys_are_reported(local: ObjectStore) -> None:
     with pytest.raises(ObjectMissingError):
         read_keys(local, KEYS)
     local.write(KEYS, b"\0" * 17)
@@ -139,29 +141,29 @@ def test_keys_that_are_missing_or_damaged_are_told(local: ObjectStore) -> None:
         read_keys(local, KEYS)
 
 
-def test_an_output_is_marked_before_anything_is_in_it(store: ObjectStore) -> None:
+def test_an_empty_output_gets_a_manifest(store: ObjectStore) -> None:
     open_output(store)
     assert json.loads(store.read(MANIFEST)) == {"layout_version": LAYOUT_VERSION}
-    described: dict[str, Any] = {"dataset": "d", "rows": 2}
-    write_manifest(store, described)
+    manifest: dict[str, Any] = {"dataset": "d", "rows": 2}
+    write_manifest(store, manifest)
     open_output(store)
-    assert json.loads(store.read(MANIFEST)) == {**described, "layout_version": LAYOUT_VERSION}
+    assert json.loads(store.read(MANIFEST)) == {**manifest, "layout_version": LAYOUT_VERSION}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"layout_version": 2}', "has layout 2, this version writes 3: use another output"),
         ("{}", "has layout None"),
-        ("[]", "is not a manifest of this program"),
-        ("<html>", "is not a manifest of this program"),
+        ("[]", "is not a prefect-imageqa manifest"),
+        ("<html>", "is not a prefect-imageqa manifest"),
     ],
 )
-def test_an_output_of_another_layout_is_refused(
-    content: str, said: str, local: ObjectStore
+def test_an_output_with_another_layout_is_rejected(
+    content: str, message: str, local: ObjectStore
 ) -> None:
     local.write(MANIFEST, content.encode())
-    with pytest.raises(StoreError, match=said) as raised:
+    with pytest.raises(StoreError, match=message) as raised:
         open_output(local)
     assert str(raised.value).startswith(local.uri_of(MANIFEST))
     assert "\n" not in str(raised.value)

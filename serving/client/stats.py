@@ -1,0 +1,26 @@
+"""A client's counters."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class ClientStats:
+    """A client's counters; any thread may read them.
+
+    Attributes:
+        requests: requests sent, retries included.
+        queued: requests that wait for a slot, or to be retried because no server is available.
+        in_flight: requests sent and not yet answered.
+        completions: requests that were answered.
+        failures: requests that failed for good.
+        prompt_tokens: tokens the model read.
+        completion_tokens: tokens the model generated.
+    """
+
+    requests: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    completions: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0

@@ -1,0 +1,48 @@
+"""A stand-in for an interpreter with vLLM."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Replaces vLLM. --mode is the behaviour, or a file that contains it. The child has its own session,
+# like vLLM's engine, and with --stubborn it ignores SIGTERM.
+STAND_IN = """#!{python} -IS
+import json, sys
+if sys.argv[1] == "-c":
+    print(json.dumps([{has_vllm}, True]))
+    sys.exit()
+import http.server, os, signal, subprocess, time
+option = sys.argv[sys.argv.index("--mode") + 1]
+read_mode = lambda: open(option).read() if os.path.exists(option) else option
+mode = read_mode()
+ignore = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen(
+    ["sleep", "600"],
+    start_new_session=True,
+    preexec_fn=ignore if "--stubborn" in sys.argv else None,
+)
+print("(APIServer pid=7) INFO 11-23 20:51:51 [model.py:1] Loading the weights", flush=True)
+if mode == "die":
+    error = "(EngineCore pid=8) ERROR 11-23 20:51:51 [core.py:1] "
+    for line in ("Traceback (most recent call last):", "  File x, line 1", "    load()"):
+        print(error + line)
+    print(error + "\\x1b[31mRuntimeError: the weights are\\x1b[0m torn", flush=True)
+    sys.exit(3)
+if mode == "hang":
+    time.sleep(600)
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if read_mode() == "unhealthy" else 200)
+        self.end_headers()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    path = tmp_path / "python"
+    path.write_text(STAND_IN.format(python=sys.executable, has_vllm=True))
+    path.chmod(0o755)
+    return path
