@@ -6,7 +6,7 @@ SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
 # Two workers; tests of one group, such as those of the model server, stay on one of them.
 PARALLEL := -n 2 --dist loadgroup
 
-# Nothing is told to anyone, and a slow first start of Prefect's own server is no failure.
+# No telemetry.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
@@ -42,11 +42,11 @@ check: $(FLOW_ENV) ## Lint, type-check, and hold imports to the layers
 	$(BIN)/mypy --explicit-package-bases tests benchmarks
 	PYTHONPATH=build/typing $(BIN)/lint-imports --no-cache
 
-format: $(FLOW_ENV) ## Format and mend what ruff can
+format: $(FLOW_ENV) ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-model: $(SERVER_ENV) ## Train the demo model anew (about 15 minutes on 2 idle cores)
+demo-model: $(SERVER_ENV) ## Train the demo model again (about 15 minutes on 2 idle cores)
 	.venv-vllm/bin/python -m serving.demo_model.training.train --threads 2
 
 demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card

@@ -1,15 +1,21 @@
 """The flow `image_qa`: takes each row from the dataset to the exports.
 
-1. `load_dataset` opens the table; `prompt_rows` renders each row as a prompt, with a row key.
-2. `OpenPass.batches` skips rows that are finished according to the ledger, and batches the others.
-3. `run_batches` keeps the servers busy: generate_batch -> parse_batch -> store_batch -> ledger.
-4. `export_rows` reads the table again and joins it with the stored rows.
+1. `load_dataset` opens the table. `prompt_rows` renders a row's prompt and gives it a row key, which
+   digests its images and everything else that decides its answer.
+2. `OpenPass.batches` skips rows that the ledger knows as finished, and batches the pending ones.
+3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
+   `OpenPass.record` enters its rows in the ledger.
+4. Rows that were with a server when it died, twice, come last: one batch at a time, in isolation.
+5. `export_rows` reads the table again and joins it with the stored rows.
 
-A row that fails at any step is quarantined: stored and exported with the reason. Retries are up to
-- the client (`should_retry`), for a single request whose failure may be transient;
-- `generate_batch`, a Prefect task with retries, for a batch whose server is lost: it sends only the
-  rows without a reply, and isolates rows that crash the server;
-- the next run, for a quarantined row: `Ledger.status` makes transient failures pending again.
+A row that fails (no such image, a broken image, a truncated reply) is stored and exported too, as
+quarantined with the reason. Four places retry:
+
+- a request: the client, up to 5 attempts, depending on the failure (`serving/client/retry_policy.py`);
+- a batch whose server is down: Prefect, 3 times (`generate_batch`), only its rows without a reply;
+- a quarantined row: the next run, if the failure was transient (`Ledger.status`), or any row with
+  `caching.retry_quarantined`;
+- the flow: as often as Prefect is told to (`image_qa.with_options(retries=...)`); each retry resumes.
 """
 
 from collections.abc import Iterator
@@ -19,11 +25,10 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ..tasks.concurrency import chunks, opaque, prefetch_results, quote
-from ..tasks.exporting.export import export_rows
-from ..tasks.loading.columns import Columns
-from ..tasks.loading.dataset import load_dataset
-from ..tasks.parsing.parse import parse_batch
-from ..tasks.prompting.prompts import DEFAULT_SYSTEM_PROMPT, prompt_rows
+from ..tasks.exporting import export_rows
+from ..tasks.loading import Columns, load_dataset
+from ..tasks.parsing import parse_batch
+from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
 from ..tasks.runs.parameters import (
     Caching,
@@ -42,7 +47,7 @@ from ..tasks.runs.parameters import (
     StoreLike,
 )
 from ..tasks.runs.passes import pairs_pass
-from ..tasks.storing.store import StoredBatch, store_batch
+from ..tasks.storing import StoredBatch, store_batch
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
 from .open_pass import OpenPass
 from .prefect_flow import deployable_flow, run_name
@@ -54,10 +59,11 @@ from .summary import RunSummary
 @deployable_flow(
     name="image-qa",
     flow_run_name=run_name,
-    description="Question-answer pairs about the images of a table, from a running vLLM server.",
-    # Each batch in flight may hold three threads: it is generated, parsed and stored.
+    description="Question-answer pairs about the images in a table, from a running vLLM server.",
+    # A batch in flight holds up to three threads (parsing and storing wait in theirs for their
+    # input), a chunk that is being prompted one, and the export one.
     task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_CHUNKS + 1),
-    persist_result=False,  # the summary would be pickled
+    persist_result=False,  # Prefect would pickle it, and reading a pickle runs code
 )
 def image_qa(
     dataset: DatasetLike,
@@ -79,11 +85,11 @@ def image_qa(
     images: Images = Images(),  # noqa: B008
     exports: Exports = Exports(),  # noqa: B008
 ) -> RunSummary:
-    """Ask a vLLM server for question-answer pairs about the images of every row.
+    """Ask a vLLM server for question-answer pairs about the images in every row.
 
-    Call it again with the same arguments at any time to finish what is missing: rows that already
-    have an answer under `output` are not sent again. A row that cannot be answered is quarantined
-    with the reason.
+    Call it again with the same arguments at any time to finish what is missing: rows that are
+    answered or permanently failed under `output` are not sent again. A row that cannot be answered
+    is quarantined with the reason.
 
     Args:
         dataset: Table with images (JSON, JSON Lines or CSV, optionally compressed; Parquet), or a
@@ -94,16 +100,16 @@ def image_qa(
             saved vLLM Endpoint block. Without it, a server is started for the model given below.
         prompt_style: How a row is turned into messages.
         pairs_per_image: QA pairs to ask for if neither the row nor the user prompt says how many.
-        max_rows: Process only the first rows, for a quick preview.
+        max_rows: Process at most this many rows from the top, for a quick preview.
         system_prompt: System message of every conversation.
         user_prompt: User message of rows without a conversation; asks for the pairs by default.
-        model: Name the model is served under, if the server has several; without an endpoint, the
+        model: Name the model is served under, if the server serves several; without an endpoint, the
             path or Hub name of the model to serve.
         model_revision: Distinguishes versions of a model that are served under the same name.
-        store: Name of a saved Image QA Store block whose credentials (nothing else of it) are used
-            for every s3:// URI; by default the AWS environment, profile or role.
-        sampling: How the model samples.
-        limits: How much runs concurrently, and when to stop.
+        store: Name of a saved Image QA Store block; only its credentials are used, for every
+            s3:// URI. By default the AWS environment, profile or role.
+        sampling: Sampling settings of the model.
+        limits: Concurrency limits, and when to stop.
         columns: Which columns of the dataset are read and written.
         parsing: How the model's replies are parsed.
         caching: What is reused from earlier runs.
@@ -111,49 +117,52 @@ def image_qa(
         exports: Which additional files are written.
 
     Raises:
-        DatasetError: the dataset cannot be used.
+        DatasetError: the dataset is missing, unreadable or malformed.
         EndpointError: a server is unreachable, rejects the key or does not serve the model.
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
-    parameters = RunParameters(**locals())
-    definition = pairs_pass(parameters)
+    parameters = RunParameters(**locals())  # the first statement: locals are the arguments only
     with open_run(parameters) as run:
+        # `quote` and `opaque` keep Prefect from searching a value, or a future's, for futures.
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
-        # Wait for the output, check or start the server, and read which rows are finished.
-        pairs = run.start(table, definition)
-        answer_rows(run, pairs, table.rows())
+        # Waits until no other run writes to the output, checks or starts the server, and reads the
+        # ledger.
+        main_pass = run.start(table, pairs_pass(parameters))
+        answer_rows(run, main_pass, table.rows())
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,
-            quote(pairs.ledger),
+            quote(main_pass.ledger),
             quote(table.rows()),  # read again: rows are never all in memory
-            quote(pairs.keys),
+            quote(main_pass.row_keys),
             columns,
-            unchanged=run.dataset_unchanged,
+            unchanged=run.dataset_unchanged,  # else the answers would be joined with other rows
             json_array=exports.json_array,
         )
-        summary = run.complete(pairs, counts)
-        publish(summary, run.output, table, pairs, model=run.model)
+        summary = run.complete(main_pass, counts)
+        publish(summary, run.output, table, main_pass, model=run.model)
     return summary
 
 
-def answer_rows(run: Run, current: OpenPass, rows: Iterator[Row]) -> None:
-    """One pass over rows: prompt them, batch the pending ones, generate, parse and store."""
-    # `quote` and `opaque` keep Prefect from searching a task's rows and images for futures.
+def answer_rows(run: Run, open_pass: OpenPass, rows: Iterator[Row]) -> None:
+    """Make one pass over rows: render prompts, batch the pending ones, generate, parse, store."""
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
-        return current.generate.submit(quote(batch), quote(run.client), quote(current.generation))
+        settings = open_pass.generation_settings
+        return open_pass.generate_batch.submit(quote(batch), quote(run.client), quote(settings))
 
-    def store(batch: Batch, replies: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
-        parsed = parse_batch.submit(quote(batch), opaque(replies), quote(current.parsing))
-        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), current.parts)
+    def store(batch: Batch, completions: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
+        settings, folder = open_pass.parse_settings, open_pass.parts_folder
+        parsed = parse_batch.submit(quote(batch), opaque(completions), quote(settings))
+        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
 
-    row_chunks = chunks(rows, current.batch_size)
-    prompting = (prompt_rows.submit(quote(some), quote(current.prompting)) for some in row_chunks)
-    batches = current.batches(prefetch_results(prompting, PREFETCHED_CHUNKS))
-    run_batches(batches, generate, store, current, run)
-    # Rows that may crash the server come last, so that a crash disturbs no other requests.
-    run_batches(current.suspect_batches(), generate, store, current, run, max_batches=1)
+    prompting = quote(open_pass.prompt_settings)
+    row_chunks = chunks(rows, open_pass.batch_size)
+    prompts = (prompt_rows.submit(quote(chunk), prompting) for chunk in row_chunks)
+    batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS))
+    run_batches(batches, generate, store, open_pass, run)
+    # Rows that may crash the server come last, so that a crash takes no other requests with it.
+    run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)

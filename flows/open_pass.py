@@ -15,7 +15,7 @@ from ..tasks.parsing.parse import ParseSettings
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.records import Batch, FinishedRow, Kind, Prompt, Quarantined
-from ..tasks.runs.records import RunCounts
+from ..tasks.runs.run_record import RunCounts
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.store import StoredBatch
 from .progress import RunProgress
@@ -26,31 +26,31 @@ class OpenPass:
     """The settings of each step of a pass, and the state of its rows.
 
     Attributes:
-        generate: the task `generate_batch`, with its cache.
-        prompting: how rows are turned into prompts.
-        generation: how prompts are sent.
-        parsing: how replies are parsed.
+        generate_batch: the task of that name, with the cache of this output.
+        prompt_settings: how rows are turned into prompts.
+        generation_settings: how prompts are sent.
+        parse_settings: how replies are parsed.
         ledger: which rows are finished.
         progress: counts of the pass.
         batch_size: rows per batch.
         cache_buster: goes into all batch keys; if empty, stored completions are reused.
-        keys: keys of the rows read so far, in the order of the table.
+        row_keys: keys of the rows read so far, in the order of the table.
         suspects: rows that may have crashed the server.
     """
 
-    generate: Task[..., Any]
-    prompting: PromptSettings
-    generation: GenerationSettings
-    parsing: ParseSettings
+    generate_batch: Task[..., Any]
+    prompt_settings: PromptSettings
+    generation_settings: GenerationSettings
+    parse_settings: ParseSettings
     ledger: Ledger
     progress: RunProgress
     batch_size: int
     cache_buster: str = ""
-    keys: KeyList = field(default_factory=KeyList)
+    row_keys: KeyList = field(default_factory=KeyList)
     suspects: list[Prompt] = field(default_factory=list)
 
     @property
-    def parts(self) -> str:
+    def parts_folder(self) -> str:
         """Folder of the stored batches."""
         return self.ledger.folder
 
@@ -103,14 +103,14 @@ class OpenPass:
         Raises:
             StoreError: some rows are neither answered nor quarantined.
         """
-        stored = self.ledger.counts(self.keys)
+        stored = self.ledger.counts(self.row_keys)
         if stored.missing:
             raise StoreError(
-                f"{stored.missing} of {len(self.keys)} rows are neither answered nor quarantined: "
+                f"{stored.missing} of {len(self.row_keys)} rows are neither answered nor quarantined: "
                 "run again to finish them"
             )
         results = {
-            "rows": len(self.keys),
+            "rows": len(self.row_keys),
             "ok": stored.answered,
             "quarantined": stored.quarantined,
             "reasons": {kind.value: count for kind, count in stored.reasons.items()},
@@ -120,7 +120,7 @@ class OpenPass:
     def _pending(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """The rows that are not finished yet; a duplicate of a row is skipped."""
         for prompt in prompts:
-            self.keys.append(prompt.key)
+            self.row_keys.append(prompt.key)
             match status := self.ledger.status(prompt.key):
                 case RowStatus.PENDING:
                     yield prompt

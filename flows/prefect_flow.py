@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
 from ..tasks.errors import ImageQAError
-from ..tasks.naming import short_name
+from ..tasks.run_names import short_name
 from .prefect_server import check_server
 
 EPHEMERAL_STARTUP_SECONDS = 120

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..serving.client.stats import ClientStats
 from ..tasks.errors import DatasetError
 from ..tasks.loading.dataset import Dataset
-from ..tasks.runs.records import RunCounts
+from ..tasks.runs.run_record import RunCounts
 from ..tasks.storing.ledger import RowStatus
 
 COUNTING_SECONDS = 60

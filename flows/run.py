@@ -12,7 +12,7 @@ from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
-from ..tasks.exporting.status import EXPORTS
+from ..tasks.exporting.output_status import EXPORTS
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
 from ..tasks.generating.requests import GenerationSettings
@@ -28,19 +28,19 @@ from ..tasks.reporting.dataset_card import CARD
 from ..tasks.reporting.report import REPORT
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
-from ..tasks.runs.records import RunCounts, last_completed
+from ..tasks.runs.run_record import RunCounts, last_completed
 from ..tasks.storing.compaction import compact
 from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
 from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .circuit_breaker import CircuitBreaker
-from .endpoints import RunModel, open_model, resolve_endpoint
 from .open_pass import OpenPass
+from .output_lease import OutputLease, new_record
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
-from .run_record import OutputLease, new_record
+from .run_model import RunModel, open_model, resolve_endpoint
 from .summary import RunSummary
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)
@@ -186,8 +186,8 @@ class Run:
             )
             get_run_logger().info("parsed %s cached batches that had not been parsed", parsed)
         return OpenPass(
-            generate=generate_batch.with_options(**batch_cache(completions)),
-            prompting=PromptSettings(
+            generate_batch=generate_batch.with_options(**batch_cache(completions)),
+            prompt_settings=PromptSettings(
                 base,
                 self.reader,
                 self._spec(definition),
@@ -198,10 +198,10 @@ class Run:
                 conversation_key=definition.conversation_key,
                 limits=images,
             ),
-            generation=GenerationSettings(
+            generation_settings=GenerationSettings(
                 self.reader, definition.sampling, images, self._model.recover
             ),
-            parsing=definition.parsing,
+            parse_settings=definition.parsing,
             ledger=ledger,
             progress=progress,
             batch_size=parameters.limits.batch_size,
@@ -214,8 +214,8 @@ class Run:
         Raises:
             StoreError: the output cannot be written.
         """
-        compact(self.output, main.ledger, main.keys)
-        write_keys(self.output, self._keys_name, main.keys)
+        compact(self.output, main.ledger, main.row_keys)
+        write_keys(self.output, self._keys_name, main.row_keys)
         counts = main.counts()
         if (counts.ok, counts.quarantined) != (exported.ok, exported.quarantined):
             raise StoreError(

@@ -3,9 +3,9 @@
 import json
 from typing import TYPE_CHECKING
 
-from ..tasks.exporting.export import QA_JSONL
+from ..tasks.exporting.qa_json import QA_JSONL
 from ..tasks.object_store.store import ObjectStore, load_store
-from ..tasks.runs.records import RunCounts
+from ..tasks.runs.run_record import RunCounts
 
 if TYPE_CHECKING:
     import pandas as pd

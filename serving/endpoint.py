@@ -19,9 +19,10 @@ class VLLMEndpoint(Block):
         ```python
         from prefect_imageqa import ChatClient, VLLMEndpoint, image_qa
 
-        with ChatClient(VLLMEndpoint.load("BLOCK_NAME")) as client:
+        endpoint = VLLMEndpoint.load("BLOCK_NAME")
+        with ChatClient(endpoint) as client:
             print("the model is", client.check())
-        image_qa("qas.json", "s3://bucket/qa", endpoint="BLOCK_NAME")
+        image_qa("qas.json", "s3://bucket/qa", endpoint=endpoint)
         ```
     """
 

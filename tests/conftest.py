@@ -23,7 +23,9 @@ from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
 
 if TYPE_CHECKING:
-    from prefect_imageqa.tasks.runs.records import RunRecord
+    from prefect_imageqa.tasks.runs.run_record import RunRecord
+
+os.environ.update(PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1")
 
 BUCKET = "imageqa-tests"
 
@@ -183,7 +185,7 @@ def record_of() -> "Callable[..., RunRecord]":
         RunParameters,
         Sampling,
     )
-    from prefect_imageqa.tasks.runs.records import RunRecord
+    from prefect_imageqa.tasks.runs.run_record import RunRecord
 
     def make(
         ago: float = 300, parameters: dict[str, Any] | None = None, **changed: Any

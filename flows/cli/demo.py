@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ...serving.demo_model.questions import Verdict, judge_pair
 from ...serving.demo_model.scenes import write_demo_dataset
-from ...tasks.exporting.export import PAIRS
+from ...tasks.exporting.pairs_parquet import PAIRS
 from ...tasks.reporting.report import REPORT
 from .terminal import run_in_terminal
 

@@ -11,9 +11,9 @@ from cyclopts import App
 from .options import Count, Flag, Output, Store
 
 if TYPE_CHECKING:
-    from ...tasks.exporting.status import OutputStatus
+    from ...tasks.exporting.output_status import OutputStatus
     from ...tasks.object_store.store import ObjectStore
-    from ...tasks.runs.records import RunRecord
+    from ...tasks.runs.run_record import RunRecord
 
 outputs = App()
 """Commands that `main` adds to its own."""
@@ -32,7 +32,7 @@ def status(output: Output, /, *, store: Store = None, json: Flag = False) -> int
     json:
         Print one line of JSON.
     """
-    from ...tasks.exporting.status import output_status
+    from ...tasks.exporting.output_status import output_status
 
     output_store = _open(output, store)
     state = output_status(output_store)
@@ -54,7 +54,7 @@ def verify(output: Output, /, *, store: Store = None) -> int:
     what is wrong, what to do. Exit code 1 if there is a problem, or the output cannot be read.
 
     """
-    from ...tasks.exporting.verify import verify as verify_output
+    from ...tasks.exporting.verify_output import verify as verify_output
 
     output_store = _open(output, store)
     with _busy(f"reading {output_store.uri}"):
@@ -97,7 +97,7 @@ def clean(
     force:
         Continue even if a run did not complete: rows that only such runs have are removed, too.
     """
-    from ...tasks.exporting.clean import find_unused, remove_unused
+    from ...tasks.exporting.clean_output import find_unused, remove_unused
 
     output_store = _open(output, store)
     with _busy(f"reading {output_store.uri}"):

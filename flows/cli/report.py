@@ -9,7 +9,7 @@ from .options import Flag, Output, Store
 if TYPE_CHECKING:
     from ...tasks.images.references import ImageBase
     from ...tasks.object_store.store import ObjectStore
-    from ...tasks.runs.records import RunRecord
+    from ...tasks.runs.run_record import RunRecord
 
 reports = App()
 """Commands that the main app includes."""
@@ -32,7 +32,7 @@ def report(output: Output, /, *, store: Store = None, allow_private_hosts: Flag 
     """
     from ...tasks.images.reader import ImageReader
     from ...tasks.reporting.report import REPORT, make_report
-    from ...tasks.runs.records import completed_run
+    from ...tasks.runs.run_record import completed_run
     from ..run import open_store
 
     output_store = open_store(output, store)

@@ -11,7 +11,8 @@ import pandas as pd
 
 from ...serving.endpoint import VLLMEndpoint
 from ...tasks.errors import ImageQAError
-from ...tasks.exporting.export import QA_JSONL, QUARANTINE_JSONL
+from ...tasks.exporting.qa_json import QA_JSONL
+from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ...tasks.loading.columns import Columns
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.runs.parameters import Exports, Parsing

@@ -21,7 +21,7 @@ from prefect.artifacts import (
 
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
-from ...tasks.reporting.artifacts import (
+from ...tasks.reporting.markdown import (
     artifact_key,
     escape_markdown,
     gallery_markdown,

@@ -9,13 +9,15 @@ from prefect.tasks import Task
 
 from ...tasks.concurrency import TASK_OPTIONS
 from ...tasks.errors import StoreError
-from ...tasks.exporting.export import PAIRS, QA_JSONL, QUARANTINE_JSONL
+from ...tasks.exporting.pairs_parquet import PAIRS
+from ...tasks.exporting.qa_json import QA_JSONL
+from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.reporting.dataset_card import CARD
 from ...tasks.reporting.report import REPORT, make_report
 from ...tasks.reporting.samples import SampledRow
-from ...tasks.runs.records import RunCounts
+from ...tasks.runs.run_record import RunCounts
 from ..open_pass import OpenPass
 from ..summary import RunSummary
 from .artifacts import show_results
@@ -78,8 +80,8 @@ def publish(
     try:
         samples = make_report(
             output,
-            reader=main_pass.generation.reader,
-            images=main_pass.generation.images,
+            reader=main_pass.generation_settings.reader,
+            images=main_pass.generation_settings.images,
             base=dataset.base,
             stored=main_pass.ledger.rows,
         )

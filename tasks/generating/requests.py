@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...serving.types import ChatRequest, Message
-from ..images.preparing import ImageSettings, prepare_image
+from ..images.prepare import ImageSettings, prepare_image
 from ..images.reader import ImageReader
 from ..records import Prompt, RowError
 

@@ -5,7 +5,7 @@ Out: an identity for the row key, and a JPEG, PNG or WebP that can be sent to th
 `RowError` that says what is wrong with that image.
 """
 
-from .preparing import ImageSettings, PreparedImage, prepare_image
+from .prepare import ImageSettings, PreparedImage, prepare_image
 from .reader import ImageReader
 from .references import ImageBase, image_refs
 

@@ -24,7 +24,7 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem, store_errors
 from ..records import ImageRef, Kind, RowError
 from .file_digests import FileDigests, file_version, is_settled
-from .preparing import ImageSettings
+from .prepare import ImageSettings
 from .web import WebImages
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..object_store.filesystems import is_encodable
 from ..records import ImageRef, Kind, RowError
-from .pixels import upright
+from .decoding import upright
 from .web_addresses import display_url, parse_image_url
 
 # A file's name may contain a colon; but file:/etc/passwd is a URL too.

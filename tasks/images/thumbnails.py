@@ -5,8 +5,9 @@ import io
 
 from PIL import Image
 
-from .pixels import decode
-from .preparing import ImageSettings, prepare_image, sniff
+from .decoding import decode
+from .formats import sniff
+from .prepare import ImageSettings, prepare_image
 
 SIDE = 320
 """Longest side in pixels of a row's only image: a gallery card on a high-density phone screen."""

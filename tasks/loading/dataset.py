@@ -14,10 +14,10 @@ from prefect import task
 from ..concurrency import TASK_OPTIONS
 from ..errors import DatasetError, StoreError
 from ..images.references import ImageBase
-from ..naming import short_name
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem
 from ..records import Kind, Problem, Row
+from ..run_names import short_name
 from .columns import Columns
 from .files import DatasetFiles, file_version, find_files
 from .json_formats import LocatedRecord

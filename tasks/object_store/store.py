@@ -37,7 +37,7 @@ class ObjectStore(StoreBlock):
 
         store = ObjectStore.load("BLOCK_NAME")
         store.check()
-        image_qa("s3://bucket/qas.json", "s3://bucket/qa", "http://gpu-1:8000", store="BLOCK_NAME")
+        image_qa("s3://bucket/qas.json", "s3://bucket/qa", "http://gpu-1:8000", store=store)
         ```
     """
 

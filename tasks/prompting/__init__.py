@@ -5,6 +5,13 @@ references and its row key; a row that cannot be used becomes a prompt with a pr
 """
 
 from .keys import RequestSpec
-from .prompts import PromptInput, PromptSettings, chat_prompt, prompt_rows
+from .prompts import DEFAULT_SYSTEM_PROMPT, PromptInput, PromptSettings, chat_prompt, prompt_rows
 
-__all__ = ["PromptInput", "PromptSettings", "RequestSpec", "chat_prompt", "prompt_rows"]
+__all__ = [
+    "DEFAULT_SYSTEM_PROMPT",
+    "PromptInput",
+    "PromptSettings",
+    "RequestSpec",
+    "chat_prompt",
+    "prompt_rows",
+]

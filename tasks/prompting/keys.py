@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from ...serving.types import Message
-from ..images.preparing import ImageSettings
+from ..images.prepare import ImageSettings
 from ..records import Row
 
 KEY_VERSION = 2

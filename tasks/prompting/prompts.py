@@ -12,7 +12,7 @@ from prefect import task
 
 from ...serving.types import Message
 from ..concurrency import STORE_THREADS, TASK_OPTIONS
-from ..images.preparing import ImageSettings
+from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
 from ..records import ImageRef, Kind, Prompt, Record, Row, RowError

@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..exporting.export import PAIRS, QA_JSONL
-from ..runs.records import RunRecord
+from ..exporting.pairs_parquet import PAIRS
+from ..exporting.qa_json import QA_JSONL
+from ..runs.run_record import RunRecord
 from .facts import load_template, provenance, reasons, strip_invisible
 from .samples import SampledRow
 

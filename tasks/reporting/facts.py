@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..records import TRANSIENT, QAPair
-from ..runs.records import RunRecord
+from ..runs.run_record import RunRecord
 from .samples import SampledRow
 from .statistics import Statistics, Tally
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..images.preparing import ImageSettings
+from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase
 from ..object_store.store import ObjectStore
-from ..runs.records import RunRecord, completed_run, read_runs
+from ..runs.run_record import RunRecord, completed_run, read_runs
 from ..storing.layout import PassFolder
 from ..storing.stored_rows import StoredRows
 from .dataset_card import CARD, render_card

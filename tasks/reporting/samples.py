@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
-from ..exporting.export import QA_JSONL, QUARANTINE_JSONL, REWRITE_REMEDY, pairs_of
-from ..images.preparing import ImageSettings
+from ..exporting.export import REWRITE_REMEDY
+from ..exporting.pairs_parquet import pairs_of
+from ..exporting.qa_json import QA_JSONL
+from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
+from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
 from ..images.thumbnails import SIDE, SMALL_SIDE, thumbnail
@@ -25,7 +28,7 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.store import ObjectStore
 from ..records import Answered, Kind, QAPair, RowError
 from ..runs.parameters import RunParameters
-from ..runs.records import RunRecord
+from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
 from ..storing.parts import reported_corruption
 from ..storing.row_keys import read_keys

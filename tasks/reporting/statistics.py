@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..concurrency import prefetch
-from ..exporting.export import PAIRS, REWRITE_REMEDY
+from ..exporting.export import REWRITE_REMEDY
+from ..exporting.pairs_parquet import PAIRS
 from ..object_store.store import ObjectStore
-from ..runs.records import RunRecord
+from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
 from ..storing.parts import ANSWERED_NUMBER, answered_at, open_part, reported_corruption
 from ..storing.row_keys import read_keys

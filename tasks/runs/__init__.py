@@ -6,6 +6,6 @@ progress of the run and its last heartbeat.
 
 from .parameters import RunParameters
 from .passes import Pass, pairs_pass
-from .records import RunCounts, RunRecord
+from .run_record import RunCounts, RunRecord
 
 __all__ = ["Pass", "RunCounts", "RunParameters", "RunRecord", "pairs_pass"]

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..errors import StoreError
-from ..images.preparing import ImageSettings
+from ..images.prepare import ImageSettings
 from ..loading.columns import Columns
 from ..object_store.filesystems import split_uri
 from .plugins import PARSERS, PROMPT_STYLES, plugin_name

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.reporting.artifacts import gallery_markdown, quarantine_table
+from prefect_imageqa.tasks.reporting.markdown import gallery_markdown, quarantine_table
 from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.runs.plugins import PARSERS, PROMPT_STYLES
 

@@ -18,7 +18,7 @@ from prefect_imageqa.tasks.reporting.dataset_card import render_card
 from prefect_imageqa.tasks.reporting.report import render_report
 from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
-from prefect_imageqa.tasks.runs.records import RunRecord
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 HOSTILE = [
     "<script>document.title = 'owned'; alert(1)</script>",

@@ -1,9 +1,9 @@
-"""A flow of two passes, for tests: pairs about images, and then a verdict about each pair.
+"""A flow of two passes, for tests: QA pairs about images, then a verdict about each pair.
 
     python judging.py DATASET OUTPUT URL
 
-What is particular to the second pass is its style, its parser and its rows; the rest is that of
-every pass.
+Only the style, the parser and the rows of the second pass are written for it; everything else is
+what every pass has.
 """
 
 import inspect
@@ -27,15 +27,15 @@ from prefect_imageqa.tasks.runs.parameters import RunParameters
 from prefect_imageqa.tasks.runs.passes import Pass, pairs_pass
 
 
-def judge_style(given: PromptInput) -> list[dict[str, Any]]:
-    """Shows the image with the pair; a row may say itself what the stub is to do with it."""
-    told = given.record["judge"] or f"Is it right? {given.record['pair']}"
-    parts = [{"type": "image", "image": 0}, {"type": "text", "text": told}]
+def judge_style(row: PromptInput) -> list[dict[str, Any]]:
+    """Show the image and the row's own instruction to the stub, or by default the pair."""
+    text = row.record["judge"] or f"Is it right? {row.record['pair']}"
+    parts = [{"type": "image", "image": 0}, {"type": "text", "text": text}]
     return [{"role": "user", "content": parts}]
 
 
 def read_verdict(text: str) -> dict[str, Any]:
-    """A verdict in a word; the stub's other replies are none."""
+    """Parse a verdict of one word; the stub's other replies are not verdicts."""
     return {"verdict": "yes"} if text.strip() == "yes" else {}
 
 
@@ -52,14 +52,14 @@ JUDGE = Pass(
 )
 
 
-def pair_rows(asked: OpenPass, table: Dataset) -> Iterator[Row]:
-    """The pairs of a pass, as rows of the next one."""
+def pair_rows(first: OpenPass, table: Dataset) -> Iterator[Row]:
+    """The pairs of the first pass, as rows of the second."""
     number = 0
-    outcomes = asked.ledger.outcomes(asked.keys)
+    outcomes = first.ledger.outcomes(first.row_keys)
     for row, outcome in zip(table.rows(), outcomes, strict=True):
         for pair in outcome.pairs if isinstance(outcome, Answered) else ():
-            told = {"image": row.record["image"], "judge": row.record["judge"]}
-            yield Row(number, told | {"pair": f"{row.index} {pair.question}"}, row.where)
+            columns = {"image": row.record["image"], "judge": row.record["judge"]}
+            yield Row(number, columns | {"pair": f"{row.index} {pair.question}"}, row.where)
             number += 1
 
 
@@ -67,22 +67,24 @@ def pair_rows(asked: OpenPass, table: Dataset) -> Iterator[Row]:
     name="judged", task_runner=ThreadPoolTaskRunner(max_workers=200), persist_result=False
 )
 def judged(dataset: str, output: str, endpoint: str) -> dict[str, Any]:
-    """Ask for pairs, and judge each of them."""
-    given = inspect.signature(image_qa.fn).bind(
+    """Generate pairs, and judge each of them."""
+    arguments = inspect.signature(image_qa.fn).bind(
         dataset, output, endpoint, limits=Limits(batch_size=8, max_in_flight=8)
     )
-    given.apply_defaults()
-    told = RunParameters(**given.arguments)
-    with open_run(told) as run:
+    arguments.apply_defaults()
+    parameters = RunParameters(**arguments.arguments)
+    with open_run(parameters) as run:
         table = load_dataset(dataset, Columns())
-        pairs = run.start(table, pairs_pass(told))
+        pairs = run.start(table, pairs_pass(parameters))
         answer_rows(run, pairs, table.rows())
         judge = run.open_pass(JUDGE, table.base)
         answer_rows(run, judge, pair_rows(pairs, table))
-        found = [getattr(row, "parsed", None) for row in judge.ledger.outcomes(judge.keys)]
-        counts = {"pairs": pairs.counts(), "judge": judge.counts()}
-        told_counts = {name: told.model_dump(mode="json") for name, told in counts.items()}
-        return told_counts | {"verdicts": found}
+        outcomes = judge.ledger.outcomes(judge.row_keys)
+        return {
+            "pairs": pairs.counts().model_dump(mode="json"),
+            "judge": judge.counts().model_dump(mode="json"),
+            "verdicts": [getattr(outcome, "parsed", None) for outcome in outcomes],
+        }
 
 
 if __name__ == "__main__":

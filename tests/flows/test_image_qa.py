@@ -293,7 +293,7 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     conversations[8] = say("STUB die")
     frame = pd.DataFrame({"image": [str(path) for path in images], "conversation": conversations})
     mortal = start_stub()
-    monkeypatch.setattr("prefect_imageqa.flows.endpoints.RECONNECT_SECONDS", 3.0)
+    monkeypatch.setattr("prefect_imageqa.flows.run_model.RECONNECT_SECONDS", 3.0)
     with pytest.raises(ImageQAError, match="no server has answered for 3 s"):
         image_qa(
             frame,

@@ -22,9 +22,9 @@ from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
 from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
-from prefect_imageqa.tasks import parsing
-from prefect_imageqa.tasks.exporting.clean import find_unused, remove_unused
+from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.parsing import parse as parsing
 
 
 def stored(output: Path, kind: str) -> list[Path]:
@@ -284,7 +284,7 @@ def test_a_row_that_kills_the_server_is_found_and_the_others_are_answered(
     assert (summary.ok, summary.reasons) == (59, {"crash": 1})
     failed = lines(tmp_path / "out" / "quarantine.jsonl")
     assert [row["row"] for row in failed] == [23]
-    assert "alone" in failed[0]["message"]
+    assert "on its own" in failed[0]["message"]
     assert len(lines(tmp_path / "out" / "qa.jsonl")) == 59
 
 

@@ -19,7 +19,7 @@ from prefect_imageqa import (
     StoreError,
     image_qa,
 )
-from prefect_imageqa.tasks.runs.records import read_runs, unfinished_runs
+from prefect_imageqa.tasks.runs.run_record import read_runs, unfinished_runs
 
 
 def asked(stub: Any) -> int:

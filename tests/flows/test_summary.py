@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.flows.summary import RunSummary
-from prefect_imageqa.tasks.exporting.export import QA_JSONL, dump_record
+from prefect_imageqa.tasks.exporting.qa_json import QA_JSONL, dump_record
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.cli.main import main
-from prefect_imageqa.tasks.runs.records import RunCounts, RunRecord
+from prefect_imageqa.tasks.runs.run_record import RunCounts, RunRecord
 from prefect_imageqa.tasks.storing.layout import open_output
 
 

@@ -35,7 +35,7 @@ from prefect_imageqa.flows.summary import RunSummary
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.reporting import report
-from prefect_imageqa.tasks.reporting.artifacts import artifact_key
+from prefect_imageqa.tasks.reporting.markdown import artifact_key
 
 API_KEY = "stub-api-key-5f2c"
 S3_SECRET = "test-secret"

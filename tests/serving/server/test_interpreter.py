@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect_imageqa.serving.errors import ServerError
-from prefect_imageqa.serving.server.interpreter import VLLMPython, find_vllm_python
+from prefect_imageqa.serving.server.interpreter import VLLMPython, find_vllm_python, has_gpu
 
 
 def test_a_named_interpreter_takes_precedence(
@@ -65,6 +65,6 @@ def test_an_unusable_interpreter_is_rejected_with_advice(
 @pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
 def test_a_hidden_gpu_is_no_gpu(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "exists", lambda _self: True)
-    assert interpreter.has_gpu()
+    assert has_gpu()
     monkeypatch.setenv(variable, "")
-    assert not interpreter.has_gpu()
+    assert not has_gpu()

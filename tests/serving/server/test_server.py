@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -101,7 +101,8 @@ def assert_ended(processes: list[psutil.Process], seconds: float) -> None:
 def kill_processes(supervisor: int) -> None:
     """Kill the server's processes, but not their supervisor."""
     for process in tree(supervisor)[1:]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # the supervisor may have ended it already
+            process.kill()
 
 
 def kill(server: VLLMServer) -> None:

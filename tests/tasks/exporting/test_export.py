@@ -8,23 +8,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
-from prefect_imageqa.tasks.exporting.export import (
-    PAIRS,
-    PAIRS_SCHEMA,
-    QA_JSON,
-    QA_JSONL,
-    QUARANTINE_JSONL,
-    dump_record,
-    export_rows,
-    pairs_of,
-)
+from prefect_imageqa.tasks.exporting.export import export_rows
+from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, pairs_of
+from prefect_imageqa.tasks.exporting.qa_json import QA_JSON, QA_JSONL, dump_record
+from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
-from prefect_imageqa.tasks.runs.records import RunCounts
+from prefect_imageqa.tasks.runs.run_record import RunCounts
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.store import write_part

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.errors import StoreError
-from prefect_imageqa.tasks.exporting.clean import find_unused, remove_unused
-from prefect_imageqa.tasks.exporting.export import QA_JSON, export_rows
-from prefect_imageqa.tasks.exporting.status import Objects, output_status
-from prefect_imageqa.tasks.exporting.verify import verify
+from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unused
+from prefect_imageqa.tasks.exporting.export import export_rows
+from prefect_imageqa.tasks.exporting.output_status import Objects, output_status
+from prefect_imageqa.tasks.exporting.qa_json import QA_JSON
+from prefect_imageqa.tasks.exporting.verify_output import verify
 from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.prefect_results import RESULT_SERIALIZER
@@ -32,7 +33,7 @@ from prefect_imageqa.tasks.records import (
     Quarantined,
     Row,
 )
-from prefect_imageqa.tasks.runs.records import RunRecord, complete_run, read_runs
+from prefect_imageqa.tasks.runs.run_record import RunRecord, complete_run, read_runs
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger, RowStatus
 from prefect_imageqa.tasks.storing.parts import PART_SCHEMA, part_writer
@@ -605,7 +606,7 @@ def test_a_killed_clean_leaves_a_valid_output(
 
     with monkeypatch.context() as patched:
         patched.setattr(ObjectStore, "remove", remove)
-        patched.setattr("prefect_imageqa.tasks.exporting.clean.STORE_THREADS", 1)
+        patched.setattr("prefect_imageqa.tasks.exporting.clean_output.STORE_THREADS", 1)
         with pytest.raises(KeyboardInterrupt):
             remove_unused(completed_twice, find_unused(completed_twice))
     status = Ledger.read(completed_twice, PARTS).status(key(3, "a"))

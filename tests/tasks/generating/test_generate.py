@@ -24,7 +24,7 @@ from prefect_imageqa.tasks.generating.generate import (
     reply_of,
 )
 from prefect_imageqa.tasks.generating.requests import GenerationSettings, build_request
-from prefect_imageqa.tasks.images.preparing import ImageSettings
+from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply, RowError
 

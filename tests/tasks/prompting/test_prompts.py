@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.serving.types import Message
-from prefect_imageqa.tasks.images.preparing import ImageSettings
+from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key

@@ -19,7 +19,7 @@ from prefect_imageqa.tasks.reporting.plots import draw_plots
 from prefect_imageqa.tasks.reporting.report import MAX_BYTES, render_report
 from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
-from prefect_imageqa.tasks.runs.records import RunRecord
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from prefect_imageqa.tasks.errors import ObjectCorruptedError
-from prefect_imageqa.tasks.exporting.export import QA_JSONL, QUARANTINE_JSONL, export_rows
-from prefect_imageqa.tasks.images.preparing import ImageSettings
+from prefect_imageqa.tasks.exporting.export import export_rows
+from prefect_imageqa.tasks.exporting.qa_json import QA_JSONL
+from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
+from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.thumbnails import thumbnail
 from prefect_imageqa.tasks.loading.columns import Columns
@@ -23,7 +25,7 @@ from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
 from prefect_imageqa.tasks.reporting.samples import SampledRow, sample_rows
 from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
-from prefect_imageqa.tasks.runs.records import RunRecord, complete_run, completed_run
+from prefect_imageqa.tasks.runs.run_record import RunRecord, complete_run, completed_run
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.row_keys import write_keys

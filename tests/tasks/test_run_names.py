@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from prefect_imageqa.tasks.loading.dataset import load_run_name
-from prefect_imageqa.tasks.naming import short_name
 from prefect_imageqa.tasks.prompting.prompts import prompt_run_name
 from prefect_imageqa.tasks.records import Row
+from prefect_imageqa.tasks.run_names import short_name
 
 
 @pytest.mark.parametrize(

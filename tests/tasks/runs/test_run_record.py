@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
-from prefect_imageqa.tasks.runs import records as run_records
-from prefect_imageqa.tasks.runs.liveness import this_process
-from prefect_imageqa.tasks.runs.records import (
+from prefect_imageqa.tasks.runs import run_record as run_records
+from prefect_imageqa.tasks.runs.heartbeat import this_process
+from prefect_imageqa.tasks.runs.run_record import (
     RunCounts,
     RunRecord,
     complete_run,

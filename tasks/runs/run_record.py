@@ -16,7 +16,7 @@ from ..concurrency import STORE_THREADS
 from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..storing.layout import MANIFEST, RUNS, read_manifest, run_name, write_manifest
-from .liveness import is_alive
+from .heartbeat import is_alive
 from .parameters import RunParameters
 
 

@@ -10,7 +10,7 @@ import pytest
 from prefect_imageqa.tasks.errors import ObjectCorruptedError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.reporting.artifacts import (
+from prefect_imageqa.tasks.reporting.markdown import (
     GALLERY_ROWS,
     TABLE_ROWS,
     artifact_key,
@@ -21,7 +21,7 @@ from prefect_imageqa.tasks.reporting.artifacts import (
     summary_markdown,
 )
 from prefect_imageqa.tasks.reporting.samples import SampledRow
-from prefect_imageqa.tasks.runs.records import RunCounts
+from prefect_imageqa.tasks.runs.run_record import RunCounts
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 HOSTILE = {

@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 from prefect_imageqa import ImageQAError, Limits, OutputBusyError, VLLMEndpoint, image_qa
-from prefect_imageqa.flows import run_record
+from prefect_imageqa.flows import output_lease
+from prefect_imageqa.flows.output_lease import OutputLease
 from prefect_imageqa.flows.progress import RunProgress
-from prefect_imageqa.flows.run_record import OutputLease
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.runs.heartbeat import this_process
 from prefect_imageqa.tasks.runs.parameters import (
     Caching,
     Exports,
@@ -32,8 +33,7 @@ from prefect_imageqa.tasks.runs.parameters import (
     RunParameters,
     Sampling,
 )
-from prefect_imageqa.tasks.runs.liveness import this_process
-from prefect_imageqa.tasks.runs.records import RunRecord, read_runs
+from prefect_imageqa.tasks.runs.run_record import RunRecord, read_runs
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
@@ -79,13 +79,13 @@ def record(run: str, **changed: Any) -> RunRecord:
 
 @pytest.fixture
 def _own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_record, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(output_lease, "get_run_logger", lambda: logging.getLogger("test"))
 
 
 def test_a_run_has_a_heartbeat_while_a_batch_takes_long(
     start_stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.2)
     written: list[RunRecord] = []
     write = RunRecord.write
 
@@ -124,7 +124,7 @@ def test_a_run_that_fails_says_why(keyed_stub: Any, drawn: Path, tmp_path: Path)
 def test_of_runs_that_begin_at_once_one_writes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(output_lease, "POLL_SECONDS", 0.01)
     chance = random.Random(4)
     write = RunRecord.write
 
@@ -218,7 +218,7 @@ def test_the_same_run_in_two_processes_writes_once(tmp_path: Path) -> None:
 def test_a_heart_goes_on_beating_whatever_a_write_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.02)
     store, write, written = ObjectStore(uri=str(tmp_path)), RunRecord.write, [0]
 
     def fail_once(self: RunRecord, store: ObjectStore) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.runs import liveness
-from prefect_imageqa.tasks.runs.liveness import this_process
-from prefect_imageqa.tasks.runs.records import RunRecord
+from prefect_imageqa.tasks.runs import heartbeat
+from prefect_imageqa.tasks.runs.heartbeat import this_process
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 RecordOf = Callable[..., RunRecord]
 
@@ -46,7 +46,7 @@ def test_a_run_on_this_machine_needs_a_process_as_well(
     own = this_process()
     # A run of this process that failed, and could not record that, is not alive.
     assert not record_of(**running, **own).is_live
-    monkeypatch.setattr(liveness, "ACTIVE_RUNS", {record_of(**running).run})
+    monkeypatch.setattr(heartbeat, "ACTIVE_RUNS", {record_of(**running).run})
     assert record_of(**running, **own).is_live
     with subprocess.Popen(["sleep", "60"]) as other:
         run = record_of(**running, **process_of(other.pid, monkeypatch))

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow
-from prefect_imageqa.flows import endpoints
-from prefect_imageqa.flows.endpoints import RunModel, open_model
+from prefect_imageqa.flows import run_model
+from prefect_imageqa.flows.run_model import RunModel, open_model
 from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.types import ChatRequest, Completion
@@ -117,7 +117,7 @@ def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
 def test_those_that_stay_away_are_told_in_one_line(
     start_stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "RECONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(run_model, "RECONNECT_SECONDS", 0.5)
     stub = start_stub()
     with open_model([stub.url], "stub", 4) as model:
         stub.process.kill()

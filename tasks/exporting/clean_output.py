@@ -16,15 +16,15 @@ from ..errors import ObjectCorruptedError, RecordCorruptedError, RecordRefusedEr
 from ..generating.cache import check_completions
 from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
-from ..runs.liveness import HEARTBEAT_TIMEOUT_SECONDS
-from ..runs.records import RunRecord, last_completed, read_run, read_runs, unfinished_runs
+from ..runs.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
+from ..runs.run_record import RunRecord, last_completed, read_run, read_runs, unfinished_runs
 from ..storing.key_index import LOCATION, Array, KeyIndex, pack_keys
 from ..storing.layout import PassFolder, batch_of, parser_labels, run_name
 from ..storing.ledger import Ledger
 from ..storing.parts import ANSWERED_NUMBER
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
-from .status import in_folder
+from .output_status import in_folder
 
 
 @dataclass(frozen=True)

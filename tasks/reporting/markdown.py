@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ..exporting.export import QUARANTINE_JSONL
+from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ..object_store.store import ObjectStore
-from ..runs.records import RunCounts
+from ..runs.run_record import RunCounts
 from ..storing.parts import reported_corruption
 from .samples import SampledRow
 

@@ -14,7 +14,9 @@ from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array, pack_keys
 from ..storing.parts import reported_corruption
-from .export import PAIRS, PAIRS_SCHEMA, QA_JSON, QA_JSONL, QUARANTINE_JSONL
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA
+from .qa_json import QA_JSON, QA_JSONL
+from .quarantine_jsonl import QUARANTINE_JSONL
 
 RUN_AGAIN = "run the same command again"
 

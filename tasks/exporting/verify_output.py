@@ -17,7 +17,7 @@ from ..errors import (
 from ..generating.cache import check_completions
 from ..object_store.store import ObjectStore
 from ..records import Answered
-from ..runs.records import RunRecord, last_completed, read_run
+from ..runs.run_record import RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
 from ..storing.layout import MANIFEST, RUNS, PassFolder, batch_of
 from ..storing.parts import (
@@ -30,9 +30,11 @@ from ..storing.parts import (
 )
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import part_source
-from .checks import RUN_AGAIN, Findings, check_answers, check_failures, check_pairs
-from .export import ALWAYS_EXPORTED, PAIRS, QUARANTINE_JSONL
-from .status import EXPORTS, in_folder
+from .export import ALWAYS_EXPORTED
+from .output_status import EXPORTS, in_folder
+from .pairs_parquet import PAIRS
+from .quarantine_jsonl import QUARANTINE_JSONL
+from .verify_exports import RUN_AGAIN, Findings, check_answers, check_failures, check_pairs
 
 _FOLDER = PassFolder()
 

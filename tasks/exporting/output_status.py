@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..object_store.store import ObjectStore
-from ..runs.records import RunRecord, last_completed, read_runs, unfinished_runs
+from ..runs.run_record import RunRecord, last_completed, read_runs, unfinished_runs
 from ..storing.layout import COMPLETIONS, KEYS, PARTS, RUNS, PassFolder, read_manifest
 from ..storing.ledger import Ledger, LedgerCounts
-from .export import ALWAYS_EXPORTED, QA_JSON
+from .export import ALWAYS_EXPORTED
+from .qa_json import QA_JSON
 
 EXPORTS = (*ALWAYS_EXPORTED, QA_JSON)
 

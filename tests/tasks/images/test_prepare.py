@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from prefect_imageqa.tasks.images import preparing
-from prefect_imageqa.tasks.images.preparing import ImageSettings, PreparedImage, prepare_image
+from prefect_imageqa.tasks.images import prepare
+from prefect_imageqa.tasks.images.prepare import ImageSettings, PreparedImage, prepare_image
 from prefect_imageqa.tasks.records import Kind, RowError
 from pydantic import ValidationError
 
@@ -328,7 +328,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise AssertionError("decoded")  # this would be reported as IMAGE_BROKEN
 
-    monkeypatch.setattr(preparing, "decode", fail)
+    monkeypatch.setattr(prepare, "decode", fail)
     for name, data in bombs.items():
         tracemalloc.start()
         kind = _refused(data).problem.kind

@@ -14,13 +14,13 @@ from typing import Any
 from prefect import get_run_logger
 
 from ..tasks.errors import ObjectCorruptedError, ObjectMissingError, OutputBusyError
-from ..tasks.exporting.export import QA_JSON
+from ..tasks.exporting.qa_json import QA_JSON
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec, configuration_key
-from ..tasks.runs.liveness import ACTIVE_RUNS, this_process
+from ..tasks.runs.heartbeat import ACTIVE_RUNS, this_process
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
-from ..tasks.runs.records import (
+from ..tasks.runs.run_record import (
     RunCounts,
     RunRecord,
     complete_run,

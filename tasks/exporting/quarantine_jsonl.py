@@ -1,0 +1,30 @@
+"""`quarantine.jsonl`: every row that could not be answered, with the reason."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..records import Quarantined, Row
+
+QUARANTINE_JSONL = "quarantine.jsonl"
+
+
+class QuarantineWriter:
+    """Writes quarantined rows to `quarantine.jsonl` in a folder; `stack` closes the file."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._lines = stack.enter_context((folder / QUARANTINE_JSONL).open("wb"))
+
+    def add(self, row: Row, failure: Quarantined) -> None:
+        """Write a row that could not be answered."""
+        record = {
+            "row": row.index,
+            "where": row.where,
+            "kind": failure.kind,
+            "message": failure.message,
+            "status": failure.status,
+            "attempts": failure.attempts,
+            "text": failure.text,
+            "key": failure.key,
+        }
+        self._lines.write(json.dumps(record).encode() + b"\n")
