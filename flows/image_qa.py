@@ -1,7 +1,7 @@
 """The flow `image_qa`: takes each row from the dataset to the exports.
 
-1. `load_dataset` opens the table. `prompt_rows` renders a row's prompt and gives it a row key, which
-   digests its images and everything else that decides its answer.
+1. `load_dataset` opens the table. `prompt_rows` renders a row's prompt and gives it a row key: a
+   digest of its images and everything else that decides its answer.
 2. `OpenPass.batches` skips rows that the ledger knows as finished, and batches the pending ones.
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
    `OpenPass.record` enters its rows in the ledger.
@@ -11,11 +11,11 @@
 A row that fails (no such image, a broken image, a truncated reply) is stored and exported too, as
 quarantined with the reason. Four places retry:
 
-- a request: the client, up to 5 attempts, depending on the failure (`serving/client/retry_policy.py`);
+- a request: the client, up to 5 attempts by failure kind (`serving/client/retry_policy.py`);
 - a batch whose server is down: Prefect, 3 times (`generate_batch`), only its rows without a reply;
 - a quarantined row: the next run, if the failure was transient (`Ledger.status`), or any row with
   `caching.retry_quarantined`;
-- the flow: as often as Prefect is told to (`image_qa.with_options(retries=...)`); each retry resumes.
+- the flow: Prefect, as configured (`image_qa.with_options(retries=...)`); each retry resumes.
 """
 
 from collections.abc import Iterator
@@ -103,8 +103,8 @@ def image_qa(
         max_rows: Process at most this many rows from the top, for a quick preview.
         system_prompt: System message of every conversation.
         user_prompt: User message of rows without a conversation; asks for the pairs by default.
-        model: Name the model is served under, if the server serves several; without an endpoint, the
-            path or Hub name of the model to serve.
+        model: Name the model is served under, if the server serves several; without an endpoint,
+            the path or Hub name of the model to serve.
         model_revision: Distinguishes versions of a model that are served under the same name.
         store: Name of a saved Image QA Store block; only its credentials are used, for every
             s3:// URI. By default the AWS environment, profile or role.

@@ -106,8 +106,8 @@ class OpenPass:
         stored = self.ledger.counts(self.row_keys)
         if stored.missing:
             raise StoreError(
-                f"{stored.missing} of {len(self.row_keys)} rows are neither answered nor quarantined: "
-                "run again to finish them"
+                f"{stored.missing} of {len(self.row_keys)} rows are neither answered nor "
+                "quarantined: run again to finish them"
             )
         results = {
             "rows": len(self.row_keys),

@@ -7,7 +7,7 @@ from uuid import uuid4
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 
-from ..serving.background import BackgroundLoop
+from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote

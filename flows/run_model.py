@@ -10,7 +10,7 @@ from typing import Protocol
 from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 
-from ..serving.background import BackgroundLoop
+from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint, load_endpoint, safe_url
 from ..serving.server.checkpoint import checkpoint_digest

@@ -12,11 +12,12 @@ from typing import Any, Self, TypeVar
 
 import orjson
 
-from ..background import BackgroundLoop, CoroutineGroup, GroupEndedError
+from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
 from ..endpoint import VLLMEndpoint, safe_url
 from ..errors import EndpointError
 from ..types import ChatRequest, Completion, Failure, FailureKind, Outcome
-from .replies import GATEWAY_STATUSES, failure, should_retry
+from .responses import GATEWAY_STATUSES, failure
+from .retry_policy import should_retry
 from .stats import ClientStats
 from .transport import Transport
 

@@ -9,7 +9,7 @@ import orjson
 from ..endpoint import VLLMEndpoint, safe_url
 from ..errors import EndpointError
 from ..types import FailureKind, Outcome
-from .replies import failure, is_disconnect, read_reply, reason
+from .responses import failure, is_disconnect, read_reply, reason
 
 _COOLDOWN_SECONDS = 5.0
 """How long a server that could not be reached gets no requests."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ServerError
-from .interpreter import VLLMPython, has_gpu
+from .vllm_python import VLLMPython, has_gpu
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

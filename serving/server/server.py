@@ -7,7 +7,6 @@ import time
 from typing import Self
 
 from ..errors import ServerError
-from .interpreter import find_vllm_python
 from .launch import (
     ServerOptions,
     check_port_free,
@@ -18,6 +17,7 @@ from .launch import (
     serve_environment,
 )
 from .process import OwnedProcess
+from .vllm_python import find_vllm_python
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
 _POLL_SECONDS = 0.25

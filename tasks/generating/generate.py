@@ -11,7 +11,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from ...serving.client.client import ChatClient
-from ...serving.client.replies import GATEWAY_STATUSES
+from ...serving.client.responses import GATEWAY_STATUSES
 from ...serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from ..concurrency import STORE_THREADS, prefetch
 from ..errors import EndpointError, EndpointLostError

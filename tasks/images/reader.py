@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 
 import fsspec
 
-from ...serving.background import BackgroundLoop
+from ...serving.background_loop import BackgroundLoop
 from ..errors import AccessDeniedError, StoreError, StoreUnavailableError
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem, store_errors

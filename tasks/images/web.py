@@ -19,8 +19,8 @@ import aiohttp
 import tenacity
 from yarl import URL
 
-from ...serving.background import BackgroundLoop, CoroutineGroup, GroupEndedError
-from ...serving.client.replies import reason
+from ...serving.background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
+from ...serving.client.responses import reason
 from ..records import Kind, RowError
 from .web_addresses import (
     CheckedResolver,

@@ -1,10 +1,12 @@
-"""The shipped deployments, deployed and run by a real worker on a real Prefect server."""
+"""The shipped deployments, deployed to a real Prefect server and run by a real worker."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,7 +14,7 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -23,6 +25,7 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments import run_deployment
 from prefect.settings import (
     PREFECT_API_URL,
@@ -39,13 +42,16 @@ from prefect_imageqa.tasks.errors import PrefectServerError
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 
 
+pytestmark = pytest.mark.timeout(600)
+
+
 def prefect(folder: Path, *arguments: str) -> str:
-    """Run Prefect's command line in a folder, against the tests' server."""
+    """Run Prefect's command line in a folder, on the tests' server."""
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments]
-    told = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PWD": str(folder)}
+    settings = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PWD": str(folder)}
     done = subprocess.run(
         command,
-        env={**os.environ, **told},
+        env={**os.environ, **settings},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -57,37 +63,29 @@ def prefect(folder: Path, *arguments: str) -> str:
 
 
 def on_server() -> dict[str, dict[str, Any]]:
-    """The deployments as the server has them, without ids and times."""
+    """The deployments as the server has them, by name and without ids and times."""
     tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["image-qa"]))
     with get_client(sync_client=True) as client:
         found = client.read_deployments(deployment_filter=tagged)
-    unlike = {"id", "created", "updated", "deployment_id", "last_polled", "status"}
-    told = {deployment.name: deployment.model_dump(mode="json") for deployment in found}
-    for deployment in told.values():
+    varying = {"id", "created", "updated", "deployment_id", "last_polled", "status"}
+    deployments = {deployment.name: deployment.model_dump(mode="json") for deployment in found}
+    for deployment in deployments.values():
         deployment["schedules"].sort(key=lambda schedule: schedule["schedule"]["cron"])
         for part in (deployment, *deployment["schedules"]):
-            for name in unlike & part.keys():
+            for name in varying & part.keys():
                 del part[name]
         if limit := deployment["global_concurrency_limit"]:
             deployment["global_concurrency_limit"] = limit["limit"]
-    return told
+    return deployments
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the deployments were deployed from, with the documented commands."""
+    """The folder in which the documented commands were run to deploy."""
     folder = tmp_path_factory.mktemp("deployed")
     prefect(folder, "work-pool", "create", "default", "--type", "process", "--overwrite")
-    told = prefect(folder, "block", "register", "-m", "prefect_imageqa")
-    assert "vLLM Endpoint" in told
-    assert "Image QA Store" in told
     prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
     return folder
-
-
-def work(folder: Path) -> None:
-    """Let a worker do what is scheduled."""
-    prefect(folder, "worker", "start", "--pool", "default", "--run-once")
 
 
 def states_of(run: UUID) -> list[str]:
@@ -99,92 +97,126 @@ def states_of(run: UUID) -> list[str]:
     ]
 
 
-@pytest.mark.timeout(600)
-def test_a_night_asks_about_the_new_images_only(stub: Any, folder: Path) -> None:
+def schedule(deployment: str, **options: Any) -> UUID:
+    """Create a run of a deployment, which the next worker picks up."""
+    with get_client(sync_client=True) as client:
+        read = client.read_deployment_by_name(f"image-qa/{deployment}")
+        return client.create_flow_run_from_deployment(read.id, **options).id
+
+
+@dataclass(frozen=True)
+class WorkerRuns:
+    """Runs executed by a worker that was started twice.
+
+    Attributes:
+        folder: where the deployments were deployed from; dataset and output paths are relative.
+        stub: the model server of all runs.
+        mistake: a run whose endpoint does not exist.
+        preview: a run created with `run_deployment`.
+        retried: a run that fails and is retried, first by Prefect, then as in Prefect's UI.
+        first_states: the states of `retried` before it was retried as in the UI.
+    """
+
+    folder: Path
+    stub: Any
+    mistake: UUID
+    preview: UUID
+    retried: UUID
+    first_states: list[str]
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, start_stub: Any) -> WorkerRuns:
+    """What a worker makes of runs of every deployment."""
+    stub = start_stub()
     write_demo_dataset(folder, 22, seed=5)
     rows = json.loads((folder / "dataset.json").read_text())
-    parameters = {"dataset": "dataset.json", "output": "nightly", "endpoint": stub.url}
-    asked = []
-    for count in (12, 22):
-        (folder / "dataset.json").write_text(json.dumps(rows[:count]))
-        before = stub.stats()["requests"]
-        prefect(folder, "deployment", "run", "image-qa/nightly", "--params", json.dumps(parameters))
-        work(folder)
-        asked.append(stub.stats()["requests"] - before)
-        assert len((folder / "nightly" / "qa.jsonl").read_text().splitlines()) == count
-    assert asked == [12, 10]
+    (folder / "dataset.json").write_text(json.dumps(rows[:12]))
+    nightly = {"dataset": "dataset.json", "output": "nightly", "endpoint": stub.url}
+    schedule("nightly", parameters=nightly)
+    mistake = schedule(
+        "on-demand", parameters={**nightly, "output": "mistake", "endpoint": "no-such-block"}
+    )
+    preview: Any = run_deployment(
+        "image-qa/preview",
+        parameters={
+            **nightly,
+            "output": "preview",
+            "max_rows": 3,
+            "sampling": {"max_tokens": 64},
+        },
+        timeout=0,
+    )
+    retried = schedule(
+        "on-demand",
+        parameters={**nightly, "dataset": "late/dataset.json", "output": "retried"},
+        job_variables={"env": {"PREFECT_FLOWS_DEFAULT_RETRIES": "1"}},
+    )
+    worker = ("worker", "start", "--pool", "default", "--run-once")
+    prefect(folder, *worker)
+    first_states = states_of(retried)
+
+    (folder / "dataset.json").write_text(json.dumps(rows))
+    schedule("nightly", parameters=nightly)
+    write_demo_dataset(folder / "late", 4, seed=5)
+    with get_client(sync_client=True) as client:
+        # This is what "Retry" in the UI does.
+        client.set_flow_run_state(retried, Scheduled(name="AwaitingRetry"), force=True)
+    prefect(folder, *worker)
+    return WorkerRuns(folder, stub, mistake, preview.id, retried, first_states)
 
 
-def test_a_mistake_in_a_run_of_a_worker_is_one_line(folder: Path) -> None:
-    write_demo_dataset(folder, 1, seed=5)
-    parameters = {"dataset": "dataset.json", "output": "mistake", "endpoint": "no-such-block"}
-    told = (
-        "there is no vLLM Endpoint block named 'no-such-block': use a URL such as "
+def answered(runs: WorkerRuns, output: str) -> int:
+    """Number of rows in an export."""
+    return len((runs.folder / output / "qa.jsonl").read_text().splitlines())
+
+
+def test_nightly_runs_process_only_the_new_images(runs: WorkerRuns) -> None:
+    records = [
+        json.loads(path.read_text()) for path in (runs.folder / "nightly" / "runs").iterdir()
+    ]
+    records.sort(key=lambda record: str(record["started"]))
+    assert [record["counts"]["requests"] for record in records] == [12, 10]
+    assert answered(runs, "nightly") == 22
+
+
+def test_a_mistake_in_a_parameter_is_reported_in_one_line(runs: WorkerRuns) -> None:
+    message = (
+        "there is no vLLM Endpoint block named 'no-such-block': give a URL such as "
         "http://127.0.0.1:8000, or save a block in Prefect under Blocks (`prefect block register "
         "-m prefect_imageqa` lists its type there)"
     )
-    with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("image-qa/on-demand")
-        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-    work(folder)
-    chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[runs.mistake]))
     deadline = time.monotonic() + 60
     with get_client(sync_client=True) as client:
-        state = client.read_flow_run(run.id).state
+        state = client.read_flow_run(runs.mistake).state
         while True:
-            logs = [log.message for log in client.read_logs(chosen, limit=200)]
-            if told in logs:
+            logs = [log.message for log in client.read_logs(of_run, limit=200)]
+            if message in logs:
                 break
-            assert time.monotonic() < deadline, "\n".join(logs)  # they come to the API later
+            assert time.monotonic() < deadline, "\n".join(logs)  # they reach the API later
             time.sleep(0.5)
     assert state
     assert state.name == "Failed"
-    assert told in str(state.message)
+    assert message in str(state.message)
     assert not [log for log in logs if "Traceback" in log]
 
 
-@pytest.mark.timeout(600)
-def test_a_worker_retries_a_run_and_so_does_the_button_of_the_ui(
-    stub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_FLOWS_DEFAULT_RETRIES", "1")
-    parameters = {"dataset": "late/dataset.json", "output": "retried", "endpoint": stub.url}
-    with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("image-qa/on-demand")
-        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-    work(folder)
-    states = states_of(run.id)
-    assert states[-4:] == ["Running", "AwaitingRetry", "Running", "Failed"]
-    write_demo_dataset(folder / "late", 4, seed=5)
-    with get_client(sync_client=True) as client:
-        # What the button does.
-        client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"), force=True)
-    work(folder)
-    later = states_of(run.id)[len(states) :]
+def test_a_run_is_retried_by_prefect_and_from_the_ui(runs: WorkerRuns) -> None:
+    assert runs.first_states[-4:] == ["Running", "AwaitingRetry", "Running", "Failed"]
+    later = states_of(runs.retried)[len(runs.first_states) :]
     assert (later[0], later[-2:]) == ("AwaitingRetry", ["Running", "Completed"])
-    assert len((folder / "retried" / "qa.jsonl").read_text().splitlines()) == 4
+    assert answered(runs, "retried") == 4
 
 
-def test_run_deployment_asks_with_the_parameters_given(
-    stub: Any, folder: Path, drawn: Path
-) -> None:
-    sampling = {"max_tokens": 64}
-    parameters = {"dataset": str(drawn / "dataset.json"), "output": "preview", "max_rows": 3}
-    run: Any = run_deployment(
-        "image-qa/preview",
-        parameters={**parameters, "endpoint": stub.url, "sampling": sampling},
-        timeout=0,
-    )
-    work(folder)
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(run.id).state
-    assert state
-    assert state.name == "Completed", state.message
-    assert len((folder / "preview" / "qa.jsonl").read_text().splitlines()) == 3
-    assert stub.stats()["bodies"][-1]["max_tokens"] == 64
+def test_run_deployment_passes_its_parameters_on(runs: WorkerRuns) -> None:
+    assert states_of(runs.preview)[-1] == "Completed"
+    assert answered(runs, "preview") == 3
+    limits = [body["max_tokens"] for body in runs.stub.stats()["bodies"]]
+    assert limits.count(64) == 3
 
 
-def test_image_qa_is_a_subflow_of_a_flow(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_image_qa_as_a_subflow(stub: Any, drawn: Path, tmp_path: Path) -> None:
     @flow(name="weekly")
     def weekly() -> RunSummary:
         return image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), stub.url)
@@ -193,7 +225,7 @@ def test_image_qa_is_a_subflow_of_a_flow(stub: Any, drawn: Path, tmp_path: Path)
     assert summary.ok == 12
 
 
-def test_deploy_does_what_the_documented_commands_do(
+def test_deploy_does_the_same_as_the_documented_commands(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_commands = on_server()
@@ -203,101 +235,120 @@ def test_deploy_does_what_the_documented_commands_do(
     assert sorted(deployed.pages) == ["image-qa/nightly", "image-qa/on-demand", "image-qa/preview"]
     assert not deployed.created_pool
     assert set(by_commands) == {"on-demand", "nightly", "preview"}
-    assert all("](https://" in told["description"] for told in by_commands.values())
+    assert all("](https://" in shown["description"] for shown in by_commands.values())
     assert by_commands["preview"]["parameters"]["max_rows"] == 20
     nightly = by_commands["nightly"]
     assert [schedule["active"] for schedule in nightly["schedules"]] == [False]
     assert nightly["global_concurrency_limit"] == 1
 
 
-def switch_schedule(*, on: bool) -> None:
-    """What the switch of the nightly schedule does in the UI."""
+def read_nightly() -> Any:
     with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("image-qa/nightly")
+        return client.read_deployment_by_name("image-qa/nightly")
+
+
+@pytest.fixture
+def _restored(folder: Path) -> Iterator[None]:
+    """Undo what the test changes in the deployments."""
+    with get_client(sync_client=True) as client:
+        names = [f"image-qa/{name}" for name in ("on-demand", "nightly", "preview")]
+        before = [client.read_deployment_by_name(name) for name in names]
+        yield
+        for deployment in before:
+            fields = ("parameters", "parameter_openapi_schema", "work_pool_name", "job_variables")
+            kept = {name: getattr(deployment, name) for name in fields}
+            client.update_deployment(deployment.id, DeploymentUpdate(**kept))
+            for current in client.read_deployment(deployment.id).schedules:
+                client.delete_deployment_schedule(deployment.id, current.id)
+            for old in deployment.schedules:
+                create = DeploymentScheduleCreate(schedule=old.schedule, active=old.active)
+                client.create_deployment_schedules(deployment.id, [create])
+
+
+def switch_schedule(*, on: bool) -> None:
+    """Do what the switch of the nightly schedule does in the UI."""
+    nightly = read_nightly()
+    with get_client(sync_client=True) as client:
         client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=on)
 
 
-def test_deploying_again_keeps_what_was_set_in_the_ui_and_takes_new_defaults(
+@pytest.mark.usefixtures("_restored")
+def test_deploying_again_keeps_what_was_set_in_the_ui_and_sets_new_defaults(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     switch_schedule(on=True)
+    nightly = read_nightly()
+    prompt = "Ask about {{ place }}, in {{ $LANG }}."  # `prefect deploy` would fill that in
+    mine = {"dataset": "mine.json", "system_prompt": prompt, "sampling": {"temperature": 0.2}}
+    set_in_ui = {**nightly.parameters, **mine}
+    more = CronSchedule(cron="30 4 * * *", timezone="Europe/Berlin")
     with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("image-qa/nightly")
-        prompt = "Ask about {{ place }}, in {{ $LANG }}."  # `prefect deploy` would fill that in
-        mine = {"dataset": "mine.json", "system_prompt": prompt, "sampling": {"temperature": 0.2}}
-        set_in_ui = {**nightly.parameters, **mine}
         client.update_deployment(nightly.id, DeploymentUpdate(parameters=set_in_ui))
-    more = ["--cron", "30 4 * * *", "--timezone", "Europe/Berlin"]
-    prefect(folder, "deployment", "schedule", "create", "image-qa/nightly", *more)
+        client.create_deployment_schedules(
+            nightly.id, [DeploymentScheduleCreate(schedule=more, active=True)]
+        )
     deploy("default", {"output": "s3://bucket/qa"})
-    told = on_server()
-    assert told["nightly"]["parameters"] == {**set_in_ui, "output": "s3://bucket/qa"}
+    deployed = on_server()
+    assert deployed["nightly"]["parameters"] == {**set_in_ui, "output": "s3://bucket/qa"}
     schedules = {
         schedule["schedule"]["cron"]: schedule["active"]
-        for schedule in told["nightly"]["schedules"]
+        for schedule in deployed["nightly"]["schedules"]
     }
     assert schedules == {"0 2 * * *": True, "30 4 * * *": True}
-    assert told["preview"]["parameters"] == {
+    assert deployed["preview"]["parameters"] == {
         "endpoint": "http://127.0.0.1:8000",
         "max_rows": 20,
         "output": "s3://bucket/qa",
     }
-    deploy("default", {})
-    assert on_server() == told
-    with get_client(sync_client=True) as client:
-        for schedule in client.read_deployment_by_name("image-qa/nightly").schedules:
-            client.delete_deployment_schedule(nightly.id, schedule.id)
-    prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
 
 
-def test_a_parameter_that_no_longer_fits_is_named_and_nothing_of_it_is_shown_or_lost(
+@pytest.mark.usefixtures("_restored")
+def test_a_parameter_that_no_longer_fits_is_named_and_neither_shown_nor_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    of_old = {"dataset": "mine.json", "output": {"uri": "hunter2"}}
+    old = {"dataset": "mine.json", "output": {"uri": "hunter2"}}
+    nightly = read_nightly()
     with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("image-qa/nightly")
-        of_old_flow = DeploymentUpdate(
-            parameters=of_old, parameter_openapi_schema={"type": "object"}
-        )
+        of_old_flow = DeploymentUpdate(parameters=old, parameter_openapi_schema={"type": "object"})
         client.update_deployment(nightly.id, of_old_flow)
-        with pytest.raises(PrefectServerError) as caught:
-            deploy("default", {})
-        assert client.read_deployment(nightly.id).parameters == of_old
-    told = str(caught.value)
-    assert "field 'output'" in told
-    assert "\n" not in told
-    assert "hunter2" not in f"{told}{capfd.readouterr()}"
-    prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"), "--all")
+    with pytest.raises(PrefectServerError) as caught:
+        deploy("default", {})
+    assert read_nightly().parameters == old
+    message = str(caught.value)
+    assert "field 'output'" in message
+    assert "\n" not in message
+    assert "hunter2" not in f"{message}{capfd.readouterr()}"
 
 
-def test_a_schedule_that_is_on_makes_runs(folder: Path) -> None:
+@pytest.mark.usefixtures("_restored")
+def test_an_active_schedule_creates_runs(folder: Path) -> None:
     switch_schedule(on=True)
+    nightly = read_nightly()
     with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("image-qa/nightly")
-        # What the server does every minute, and cannot do with every release of SQLAlchemy.
+        # The server does this every minute, but not with every release of SQLAlchemy.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 3}):
             client.request(
                 "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={}
             )
-        runs = client.read_flow_runs(
+        scheduled = client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled"]))
             ),
         )
-        switch_schedule(on=False)
-    assert runs
-    assert {run.expected_start_time.hour for run in runs if run.expected_start_time} == {2}
+    assert scheduled
+    assert {run.expected_start_time.hour for run in scheduled if run.expected_start_time} == {2}
 
 
-def test_a_second_night_is_cancelled_while_one_is_going(folder: Path) -> None:
+def test_a_nightly_run_is_cancelled_while_another_one_is_active(folder: Path) -> None:
+    nightly = read_nightly()
     with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("image-qa/nightly")
-        parameters = {"dataset": "d.json", "output": "out"}
         runs = [
-            client.create_flow_run_from_deployment(nightly.id, parameters=parameters)
+            client.create_flow_run_from_deployment(
+                nightly.id, parameters={"dataset": "d.json", "output": "out"}
+            )
             for _ in range(2)
         ]
         answers: list[Any] = [client.set_flow_run_state(run.id, Pending()) for run in runs]
@@ -307,14 +358,15 @@ def test_a_second_night_is_cancelled_while_one_is_going(folder: Path) -> None:
     assert [state and state.name for state in states] == ["Pending", "Cancelled"], answers
 
 
+@pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_the_other_work_pools_take_the_same_deployments(kind: str, folder: Path) -> None:
+def test_other_work_pools_get_the_same_deployments(kind: str, folder: Path) -> None:
     process = on_server()
     prefect(folder, "work-pool", "create", kind, "--type", kind, "--overwrite")
     prefect(folder, "deploy", "--prefect-file", str(DEPLOYMENTS / f"prefect-{kind}.yaml"), "--all")
-    told = on_server()
-    assert told.keys() == process.keys()
-    for name, deployment in told.items():
+    deployed = on_server()
+    assert deployed.keys() == process.keys()
+    for name, deployment in deployed.items():
         assert deployment["work_pool_name"] == kind
         assert deployment["job_variables"]["image"].startswith("prefect-imageqa:")
         for same in ("entrypoint", "tags", "description", "schedules", "concurrency_options"):

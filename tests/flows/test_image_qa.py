@@ -21,7 +21,7 @@ from prefect_imageqa import (
     VLLMEndpoint,
     image_qa,
 )
-from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
+from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.prompts import (

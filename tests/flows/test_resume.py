@@ -20,7 +20,7 @@ from fault_proxy import FaultProxy, Rule
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
-from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
+from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store.store import ObjectStore

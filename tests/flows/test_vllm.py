@@ -21,7 +21,7 @@ from prefect_imageqa import (
     Sampling,
     image_qa,
 )
-from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
+from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import questions, scenes
 from prefect_imageqa.serving.types import FailureKind
 

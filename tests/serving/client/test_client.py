@@ -12,7 +12,7 @@ from aiohttp import web
 from prefect_imageqa.serving.client import client as client_module
 from prefect_imageqa.serving.client import transport
 from prefect_imageqa.serving.client.client import ChatClient
-from prefect_imageqa.serving.client.replies import MAX_ATTEMPTS
+from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome

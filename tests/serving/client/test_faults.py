@@ -20,7 +20,7 @@ import pytest
 from prefect_imageqa.serving.client import client as client_module
 from prefect_imageqa.serving.client import transport
 from prefect_imageqa.serving.client.client import ChatClient
-from prefect_imageqa.serving.client.replies import is_disconnect
+from prefect_imageqa.serving.client.responses import is_disconnect
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome

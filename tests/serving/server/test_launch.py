@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from prefect_imageqa.serving import demo_model
 from prefect_imageqa.serving.errors import ServerError
-from prefect_imageqa.serving.server.interpreter import VLLMPython
 from prefect_imageqa.serving.server.launch import (
     ServerOptions,
     local_checkpoint,
@@ -14,6 +13,7 @@ from prefect_imageqa.serving.server.launch import (
     serve_environment,
 )
 from prefect_imageqa.serving.server.server import VLLMServer
+from prefect_imageqa.serving.server.vllm_python import VLLMPython
 
 DEMO_MODEL = Path(demo_model.__file__).parent / "checkpoint"
 

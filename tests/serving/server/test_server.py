@@ -21,11 +21,11 @@ from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import ServerError
 from prefect_imageqa.serving.server import recovery as recovery_module
 from prefect_imageqa.serving.server import server as server_module
-from prefect_imageqa.serving.server.interpreter import find_vllm_python
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.process import terminate_on_signals
 from prefect_imageqa.serving.server.recovery import Recovery
 from prefect_imageqa.serving.server.server import VLLMServer
+from prefect_imageqa.serving.server.vllm_python import find_vllm_python
 from prefect_imageqa.serving.types import ChatRequest, Completion, FailureKind
 
 DEMO_MODEL = Path(demo_model.__file__).parent / "checkpoint"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect_imageqa.serving.errors import ServerError
-from prefect_imageqa.serving.server.interpreter import VLLMPython, find_vllm_python, has_gpu
+from prefect_imageqa.serving.server.vllm_python import VLLMPython, find_vllm_python, has_gpu
 
 
 def test_a_named_interpreter_takes_precedence(

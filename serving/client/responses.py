@@ -1,38 +1,17 @@
 """Turns HTTP replies and connection errors into outcomes: pure functions, no network."""
 
-from typing import TypeGuard
-
 import aiohttp
 import orjson
 
 from ..types import Completion, Failure, FailureKind, Outcome
+from .retry_policy import MAX_ATTEMPTS
 
 MAX_MESSAGE_CHARACTERS = 300
 """Longer error messages of a server are truncated."""
 
-MAX_ATTEMPTS = {
-    FailureKind.CONNECTION: 4,
-    FailureKind.UNAVAILABLE: 5,
-    # vLLM always answers certain bad images with 500: try a few times, then blame the row.
-    FailureKind.SERVER_ERROR: 3,
-    FailureKind.TIMEOUT: 2,  # each may take minutes
-}
-"""Attempts per failure kind; a kind that is not listed is permanent and is never retried."""
-
-MAX_DISCONNECTS = 2
-"""Disconnects after which a request is not retried: it may be what crashes the server."""
 
 GATEWAY_STATUSES = {502, *range(520, 524)}
 """A gateway's statuses for a server that is down or sent an invalid response."""
-
-
-def should_retry(outcome: Outcome) -> TypeGuard[Failure]:
-    """Whether to send the request again."""
-    return (
-        isinstance(outcome, Failure)
-        and outcome.attempts < MAX_ATTEMPTS.get(outcome.kind, 1)
-        and outcome.disconnects < MAX_DISCONNECTS
-    )
 
 
 def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcome:

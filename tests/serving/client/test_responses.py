@@ -1,7 +1,7 @@
 """HTTP replies as outcomes."""
 
 import pytest
-from prefect_imageqa.serving.client.replies import MAX_MESSAGE_CHARACTERS, read_reply
+from prefect_imageqa.serving.client.responses import MAX_MESSAGE_CHARACTERS, read_reply
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 
 
