@@ -46,7 +46,6 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{client}._CRASH_CHECK_DELAY", 0.0)
     monkeypatch.setattr(f"{client}._POLL_SECONDS", 0.2)
     monkeypatch.setattr(ChatClient, "pause", lambda self, seconds: pause(self, seconds / 50))
-    monkeypatch.setattr("prefect_imageqa.flows.run_model.RECONNECT_SECONDS", 1.0)
     monkeypatch.setattr("prefect_imageqa.tasks.object_store.s3._FIRST_BACKOFF", 0.02)
 
 
