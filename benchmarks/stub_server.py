@@ -11,6 +11,7 @@ A user text that starts with `STUB` controls the reply to that request:
     STUB once CODE          answer with that HTTP status the first time
     STUB raw BODY           send BODY instead of JSON
     STUB slow SECONDS       answer after that time
+    STUB until PATH         answer once there is a file at that path
     STUB hang               never answer
     STUB die                exit immediately, with all requests in flight; an image that contains
                             the marker of `--poison` has the same effect
@@ -133,6 +134,9 @@ class Stub:
             return error(500, "the stub is dying")
         if verb == "slow":
             await asyncio.sleep(float(rest.split()[0]))
+        if verb == "until":
+            while not Path(rest.split()[0]).exists():
+                await asyncio.sleep(0.02)
         if verb == "hang":
             await asyncio.sleep(3600)
         return self.reply(DEFAULT_TEXT, "stop")

@@ -17,7 +17,7 @@ class VLLMEndpoint(Block):
 
     Example:
         ```python
-        from prefect_imageqa import ChatClient, VLLMEndpoint, image_qa
+        from prefect_imageqa import VLLMEndpoint, ChatClient, image_qa
 
         endpoint = VLLMEndpoint.load("BLOCK_NAME")
         with ChatClient(endpoint) as client:

@@ -1,11 +1,12 @@
 """Fixtures of the flow tests: a Prefect server, small datasets, and ways to keep runs short."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 
@@ -13,8 +14,14 @@ WriteRows = Callable[[list[str]], str]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _on_prefect_server(prefect_server: None) -> None:
-    """Run every flow on the tests' own Prefect server."""
+def _on_prefect_server(prefect_server: None) -> Iterator[None]:
+    """Run every flow on the tests' own Prefect server.
+
+    Without Prefect's heartbeats of flow runs: each run would wait up to 1 s for the end of their
+    thread.
+    """
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 @pytest.fixture

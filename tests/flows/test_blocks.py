@@ -1,4 +1,4 @@
-"""The blocks as Prefect and its users see them: listed, described, their secrets kept."""
+"""The blocks in Prefect: registered, documented, and their secrets hidden."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STANDARDS: list[Callable[..., None]] = [
     BlockStandardTestSuite.test_all_fields_have_a_description,
     BlockStandardTestSuite.test_has_a_valid_code_example,
 ]
-"""Prefect's own, less the one that wants a logo."""
+"""Prefect's standards for blocks, except that they have a logo."""
 
 
 def prefect(*arguments: str) -> str:
@@ -42,8 +42,8 @@ def prefect(*arguments: str) -> str:
     return done.stdout
 
 
-def ask_api(path: str, body: Any = None) -> str:
-    """What Prefect's API answers one who does not ask for secrets."""
+def call_api(path: str, body: Any = None) -> str:
+    """The reply of Prefect's API to a client that does not request secrets."""
     request = Request(  # noqa: S310
         f"{PREFECT_API_URL.value()}{path}",
         None if body is None else json.dumps(body).encode(),
@@ -56,14 +56,14 @@ def ask_api(path: str, body: Any = None) -> str:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["endpoint", "store"])
 @pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.__name__)
-def test_the_blocks_keep_prefects_standards(
+def test_blocks_meet_prefects_standards(
     block: type[Block], standard: Callable[..., None]
 ) -> None:
     standard(None, block)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["endpoint", "store"])
-def test_the_example_of_a_block_can_be_run(block: type[Block]) -> None:
+def test_the_example_of_a_block_is_valid(block: type[Block]) -> None:
     fenced = block.get_code_example() or ""
     code = re.sub(r"^```.*$", "", fenced, flags=re.MULTILINE)
     names = compile(code, "example", "exec").co_names
@@ -73,25 +73,25 @@ def test_the_example_of_a_block_can_be_run(block: type[Block]) -> None:
 
 
 @pytest.mark.parametrize("module", ["prefect_imageqa", "prefect_imageqa.flows.blocks"])
-def test_the_catalog_has_two_more_types_once_they_are_registered(module: str) -> None:
-    told = prefect("block", "register", "-m", module)
-    assert "Successfully registered 2 blocks" in told
-    # Prefect's own types have a logo: the rest is of this package, or what its runs left there.
-    catalog = json.loads(ask_api("/block_types/filter", {}))
+def test_registering_adds_two_block_types(module: str) -> None:
+    printed = prefect("block", "register", "-m", module)
+    assert "Successfully registered 2 blocks" in printed
+    # Prefect's own types have a logo: those without are of this package, or were created by its runs.
+    catalog = json.loads(call_api("/block_types/filter", {}))
     ours = {shown["slug"]: shown for shown in catalog if not shown["logo_url"]}
     assert {slug: shown["name"] for slug, shown in ours.items()} == {
         "vllm-endpoint": "vLLM Endpoint",
         "image-qa-store": "Image QA Store",
     }
     for block in BLOCKS:
-        assert block.get_block_type_name() in told
+        assert block.get_block_type_name() in printed
         shown = ours[block.get_block_type_slug()]
         assert shown["description"] == block.get_description()
         assert shown["documentation_url"] == str(block._documentation_url)
         assert "BLOCK_NAME" in shown["code_example"]
 
 
-def test_the_api_gives_no_secret_of_a_block() -> None:
+def test_the_api_does_not_reveal_secrets_of_blocks() -> None:
     endpoint: Any = VLLMEndpoint(
         urls=["http://gpu-1:8000"],
         api_key=SECRETS[0],
@@ -108,11 +108,11 @@ def test_the_api_gives_no_secret_of_a_block() -> None:
         document = str(block.save("with-secrets", overwrite=True))
         slug = block.get_block_type_slug()
         answers = [
-            ask_api(f"/block_documents/{document}"),
-            ask_api(f"/block_types/slug/{slug}/block_documents"),
-            ask_api(f"/block_types/slug/{slug}/block_documents/name/with-secrets"),
-            ask_api("/block_documents/filter", {}),
-            ask_api("/block_schemas/filter", {}),
+            call_api(f"/block_documents/{document}"),
+            call_api(f"/block_types/slug/{slug}/block_documents"),
+            call_api(f"/block_types/slug/{slug}/block_documents/name/with-secrets"),
+            call_api("/block_documents/filter", {}),
+            call_api("/block_schemas/filter", {}),
         ]
         for answer in answers:
             assert not [secret for secret in SECRETS if secret in answer]
@@ -121,12 +121,12 @@ def test_the_api_gives_no_secret_of_a_block() -> None:
         assert hidden == masked & data.keys()
 
 
-def test_saving_what_the_form_shows_keeps_the_secrets() -> None:
+def test_saving_the_values_of_the_form_keeps_the_secrets() -> None:
     endpoint: Any = VLLMEndpoint(
         urls=["http://gpu-1:8000"], api_key=SECRETS[0], extra_headers={"X-Token": SECRETS[1]}
     )
     document = endpoint.save("edited", overwrite=True)
-    shown = json.loads(ask_api(f"/block_documents/{document}"))["data"]
+    shown = json.loads(call_api(f"/block_documents/{document}"))["data"]
     request = Request(  # noqa: S310
         f"{PREFECT_API_URL.value()}/block_documents/{document}",
         json.dumps({"data": shown | {"read_timeout": 7}, "merge_existing_data": False}).encode(),

@@ -17,7 +17,7 @@ def failed(
     return [row] * count
 
 
-def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
+def test_a_run_continues_while_enough_rows_are_answered() -> None:
     breaker = CircuitBreaker(0.5)
     for _ in range(20):
         breaker.add(failed(WINDOW // 4) + answered(WINDOW // 4))
@@ -25,25 +25,25 @@ def test_a_run_goes_on_while_enough_rows_are_answered() -> None:
         breaker.add(failed(WINDOW // 4 + 1))
 
 
-def test_a_run_in_which_too_much_fails_is_stopped_and_says_why() -> None:
+def test_a_run_with_too_many_failures_is_stopped_with_the_reasons() -> None:
     breaker = CircuitBreaker(0.5)
     breaker.add(answered(1000))
     breaker.add(failed(WINDOW // 2))
     with pytest.raises(ErrorRateError) as raised:
         breaker.add(failed(1, Kind.SERVER_ERROR))
-    told = str(raised.value)
-    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows sent to the model failed" in told
-    assert f"{WINDOW // 2} unparsed, 1 server_error" in told
-    assert "d.jsonl:8: no pair in it" in told
+    message = str(raised.value)
+    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows sent to the model failed" in message
+    assert f"{WINDOW // 2} unparsed, 1 server_error" in message
+    assert "d.jsonl:8: no pair in it" in message
 
 
-def test_a_few_rows_say_nothing() -> None:
+def test_the_first_rows_do_not_stop_a_run() -> None:
     CircuitBreaker(0).add(failed(WINDOW - 1))
     with pytest.raises(ErrorRateError):
         CircuitBreaker(0).add(answered(WINDOW - 1) + failed(1))
 
 
-def test_rows_that_cost_no_request_do_not_count() -> None:
+def test_rows_without_a_request_do_not_count() -> None:
     breaker = CircuitBreaker(0)
     breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING, attempts=0))
     breaker.add(failed(10 * WINDOW, Kind.CONNECTION, attempts=0))
@@ -52,7 +52,7 @@ def test_rows_that_cost_no_request_do_not_count() -> None:
         breaker.add(failed(1, Kind.CONNECTION))
 
 
-def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None:
+def test_rows_that_failed_in_an_earlier_run_do_not_count() -> None:
     breaker = CircuitBreaker(0)
     breaker.add(failed(10 * WINDOW, Kind.SERVER_ERROR, attempts=3, attempt=1))
     breaker.add(answered(WINDOW))
@@ -60,7 +60,7 @@ def test_rows_that_failed_before_do_not_keep_new_ones_from_being_asked() -> None
         breaker.add(failed(1, Kind.SERVER_ERROR, attempts=3))
 
 
-def test_any_share_may_be_allowed() -> None:
+def test_any_error_rate_can_be_allowed() -> None:
     CircuitBreaker(1).add(failed(10 * WINDOW))
     with pytest.raises(ErrorRateError):
         CircuitBreaker(0.99).add(failed(10 * WINDOW))

@@ -1,4 +1,4 @@
-"""The flow against a stub of vLLM: what becomes of every row, and of every mistake."""
+"""The flow with a stub of vLLM: what it makes of rows, and of mistakes in its parameters."""
 
 import json
 import shutil
@@ -31,7 +31,8 @@ from prefect_imageqa.tasks.prompting.prompts import (
 from prefect_imageqa.tasks.records import QAPair
 
 
-def say(text: str) -> list[dict[str, str]]:
+def turn(text: str) -> list[dict[str, str]]:
+    """A conversation of one turn."""
     return [{"from": "human", "value": text}]
 
 
@@ -40,7 +41,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def png_bomb() -> bytes:
-    """A PNG that says it has 50,000 x 50,000 pixels."""
+    """A PNG whose header declares 50,000 x 50,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -54,12 +55,13 @@ def png_bomb() -> bytes:
     )
 
 
-def test_hostile_rows_cost_only_themselves(stub: Any, drawn: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("with_report")
+def test_hostile_rows_do_not_affect_other_rows(stub: Any, drawn: Path, tmp_path: Path) -> None:
     good = (drawn / "images" / "000.png").read_bytes()
     hostile = {
         "missing.png": None,
         "text.png": b"not an image at all",
-        "cut.png": good[: len(good) // 2],
+        "truncated.png": good[: len(good) // 2],
         "bomb.png": png_bomb(),
         "empty.png": b"",
     }
@@ -75,7 +77,7 @@ def test_hostile_rows_cost_only_themselves(stub: Any, drawn: Path, tmp_path: Pat
     mixed.insert(3, '{"image": broken')
     mixed.append(json.dumps({"note": "no image here"}))
     mixed.append(
-        json.dumps({"image": "images/000.png", "conversation": say("<image> or <image>?")})
+        json.dumps({"image": "images/000.png", "conversation": turn("<image> or <image>?")})
     )
     dataset = drawn / "mixed.jsonl"
     dataset.write_text("\n".join(mixed) + "\n")
@@ -106,12 +108,12 @@ def test_hostile_rows_cost_only_themselves(stub: Any, drawn: Path, tmp_path: Pat
     assert next(row["where"] for row in quarantined if row["kind"] == "bad_row") == "mixed.jsonl:4"
     assert all(row["message"] for row in quarantined)
     pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
-    kept = [number for number in range(len(mixed)) if number not in {q["row"] for q in quarantined}]
-    assert [pair["row"] for pair in pairs] == kept
+    bad = {row["row"] for row in quarantined}
+    assert [pair["row"] for pair in pairs] == [row for row in range(len(mixed)) if row not in bad]
     assert summary.to_pandas()["output"].tolist() == [row["output"] for row in answered]
 
 
-def test_the_second_run_asks_only_what_is_missing(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_the_second_run_sends_only_missing_rows(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = drawn / "dataset.json", str(tmp_path / "out")
     rows = json.loads(dataset.read_text())
     dataset.write_text(json.dumps(rows[:7]))
@@ -133,51 +135,46 @@ def test_the_second_run_asks_only_what_is_missing(stub: Any, drawn: Path, tmp_pa
     assert (back.requests, back.ok) == (0, 12)
 
 
-def test_the_number_of_pairs_is_asked_for(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_the_number_of_pairs_is_in_the_prompt(stub: Any, drawn: Path, tmp_path: Path) -> None:
     frame = pd.DataFrame({"image": [str(drawn / "images" / "000.png")]})
-    for pairs, told in ((1, "construct a QA pair"), (3, "construct 3 QA pairs")):
+    for pairs, text in ((1, "construct a QA pair"), (3, "construct 3 QA pairs")):
         image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, pairs_per_image=pairs)
-        assert told in str(stub.stats()["bodies"][-1]["messages"])
+        assert text in str(stub.stats()["bodies"][-1]["messages"])
     image_qa(frame, str(tmp_path / "out"), stub.url, pairs_per_image=3, user_prompt="Which?")
     assert stub.stats()["bodies"][-1]["messages"][-1]["content"][-1]["text"] == "Which?"
 
 
-@pytest.mark.parametrize(
-    ("said", "kind"),
-    [
-        ("STUB text  ", "empty"),
-        ("STUB text <think>a cat?</think>", "empty"),
-        ("STUB text It shows a cat.", "unparsed"),
-        ("STUB finish length", "truncated"),
-        ("STUB finish content_filter", "truncated"),
-        ("STUB status 400", "bad_request"),
-        ("STUB status 500", "server_error"),
-        ("STUB raw <html>", "server_error"),
-    ],
-)
-def test_what_is_no_answer_is_quarantined(
-    said: str, kind: str, stub: Any, drawn: Path, tmp_path: Path
-) -> None:
-    frame = pd.DataFrame(
-        {
-            "image": [str(drawn / "images" / f"{n:03}.png") for n in range(3)],
-            "conversation": [say("Hello"), say(said), say("Hello again")],
-        }
-    )
+NO_ANSWERS = {
+    "STUB text  ": "empty",
+    "STUB text <think>a cat?</think>": "empty",
+    "STUB text It shows a cat.": "unparsed",
+    "STUB finish length": "truncated",
+    "STUB finish content_filter": "truncated",
+    "STUB status 400": "bad_request",
+    "STUB status 500": "server_error",
+    "STUB raw <html>": "server_error",
+}
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_rows_without_an_answer_are_quarantined(stub: Any, drawn: Path, tmp_path: Path) -> None:
+    texts = ["Hello", *NO_ANSWERS, "Hello again"]
+    image = str(drawn / "images" / "000.png")
+    frame = pd.DataFrame({"image": image, "conversation": [turn(text) for text in texts]})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
-    assert (summary.ok, summary.quarantined, summary.reasons) == (2, 1, {kind: 1})
-    [failed] = read_lines(tmp_path / "out" / "quarantine.jsonl")
-    assert (failed["row"], failed["where"]) == (1, "DataFrame[1]")
-    if said.startswith("STUB text It"):
-        assert failed["text"] == "It shows a cat."
+    assert (summary.ok, summary.quarantined) == (2, len(NO_ANSWERS))
+    failed = read_lines(tmp_path / "out" / "quarantine.jsonl")
+    assert {texts[row["row"]]: row["kind"] for row in failed} == NO_ANSWERS
+    assert [row["where"] for row in failed] == [f"DataFrame[{row}]" for row in range(1, 9)]
+    assert failed[2]["text"] == "It shows a cat."
     assert len(read_lines(tmp_path / "out" / "qa.jsonl")) == 2
 
 
-def test_raw_text_is_the_answer_where_no_pairs_are_required(
+def test_raw_text_is_the_answer_if_no_pairs_are_required(
     stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     image = str(drawn / "images" / "000.png")
-    frame = pd.DataFrame({"image": [image], "conversation": [say("STUB text It shows a cat.")]})
+    frame = pd.DataFrame({"image": [image], "conversation": [turn("STUB text It shows a cat.")]})
     summary = image_qa(
         frame, str(tmp_path / "out"), endpoint=stub.url, parsing=Parsing(require_pairs=False)
     )
@@ -185,7 +182,7 @@ def test_raw_text_is_the_answer_where_no_pairs_are_required(
     assert read_lines(tmp_path / "out" / "qa.jsonl")[0]["output"] == "It shows a cat."
 
 
-def test_a_row_that_stands_twice_is_asked_once(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_duplicate_rows_are_sent_once(stub: Any, drawn: Path, tmp_path: Path) -> None:
     images = [str(drawn / "images" / f"{n:03}.png") for n in (0, 1, 0, 0)]
     frame = pd.DataFrame({"image": images, "id": [1, 2, 3, 4]})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, limits=Limits(batch_size=2))
@@ -200,7 +197,8 @@ def test_max_rows_takes_the_first_rows(stub: Any, drawn: Path, tmp_path: Path) -
     assert len(read_lines(out / "qa.jsonl")) == 5
 
 
-def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
+@pytest.mark.usefixtures("with_report")
+def test_dataset_images_and_output_on_s3(stub: Any, s3: str, drawn: Path) -> None:
     bucket = ObjectStore(uri=f"{s3}/flow")
     for path in sorted(drawn.rglob("*.*")):
         bucket.write(f"data/{path.relative_to(drawn)}", path.read_bytes())
@@ -213,7 +211,8 @@ def test_everything_works_on_s3(stub: Any, s3: str, drawn: Path) -> None:
     assert {"qa.jsonl", "pairs.parquet", "manifest.json"} <= set(names)
 
 
-def test_no_cell_of_a_frame_and_no_key_reaches_the_database(
+@pytest.mark.usefixtures("with_report")
+def test_neither_cells_of_a_frame_nor_keys_reach_the_database(
     keyed_stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     frame = pd.DataFrame({"image": [(drawn / "images" / "000.png").read_bytes()], "x": ["cell-7"]})
@@ -225,12 +224,12 @@ def test_no_cell_of_a_frame_and_no_key_reaches_the_database(
     assert stored["image"].startswith("data:image/png;base64,")
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(limit=200)
-    told = " ".join(str(run.parameters) for run in runs)
-    assert "DataFrame" in told
-    assert "cell-7" not in told
-    assert keyed_stub.api_key not in told
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert keyed_stub.api_key.encode() not in kept
+    parameters = " ".join(str(run.parameters) for run in runs)
+    assert "DataFrame" in parameters
+    assert "cell-7" not in parameters
+    assert keyed_stub.api_key not in parameters
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if keyed_stub.api_key.encode() in path.read_bytes()]
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -248,7 +247,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_clear_line_before_any_work(
+def test_a_mistake_is_reported_in_one_line_before_any_work(
     mistake: str,
     stub: Any,
     drawn: Path,
@@ -272,7 +271,7 @@ def test_a_mistake_is_one_clear_line_before_any_work(
     assert stub.stats()["requests"] == before
 
 
-def test_a_wrong_key_is_one_clear_line(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_in_one_line(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
     endpoint = VLLMEndpoint(urls=[keyed_stub.url], api_key="wrong-key")
     with pytest.raises(ImageQAError, match="rejects the API key") as raised:
         image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=endpoint)
@@ -280,7 +279,8 @@ def test_a_wrong_key_is_one_clear_line(keyed_stub: Any, drawn: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
+@pytest.mark.usefixtures("quick_retries")
+def test_the_next_run_resumes_after_the_server_died(
     start_stub: Callable[..., Any],
     stub: Any,
     drawn: Path,
@@ -289,12 +289,12 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = sorted((drawn / "images").iterdir())
-    conversations = [say(f"row {n}") for n in range(12)]
-    conversations[8] = say("STUB die")
+    conversations = [turn(f"row {n}") for n in range(12)]
+    conversations[8] = turn("STUB die")
     frame = pd.DataFrame({"image": [str(path) for path in images], "conversation": conversations})
     mortal = start_stub()
-    monkeypatch.setattr("prefect_imageqa.flows.run_model.RECONNECT_SECONDS", 3.0)
-    with pytest.raises(ImageQAError, match="no server has answered for 3 s"):
+    monkeypatch.setattr("prefect_imageqa.flows.run_model.RECONNECT_SECONDS", 1.0)
+    with pytest.raises(ImageQAError, match="no server has answered for 1 s"):
         image_qa(
             frame,
             str(tmp_path / "out"),
@@ -304,7 +304,7 @@ def test_a_server_that_dies_leaves_what_is_stored_and_the_next_run_goes_on(
     assert "Traceback" not in caplog.text
     stored = sum(pq.read_metadata(part).num_rows for part in (tmp_path / "out").rglob("*.parquet"))
     assert stored >= 6
-    conversations[8] = say("row 8")
+    conversations[8] = turn("row 8")
     frame = frame.assign(conversation=pd.Series(conversations))
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
     assert (summary.ok, summary.reused, summary.requests) == (12, stored, 12 - stored)
@@ -314,7 +314,7 @@ def shout(text: str) -> list[QAPair]:
     return [QAPair("What?", text.upper())]
 
 
-def test_a_parser_of_ones_own_reads_what_is_stored(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_custom_parser_reads_stored_completions(stub: Any, drawn: Path, tmp_path: Path) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
     image_qa(dataset, output, endpoint=stub.url, max_rows=2)
     summary = image_qa(
@@ -332,7 +332,7 @@ def test_a_folder_of_images_is_a_dataset(stub: Any, drawn: Path, tmp_path: Path)
     assert (summary.ok, summary.requests) == (13, 12)
 
 
-def test_the_next_run_asks_only_failures_that_may_pass(
+def test_the_next_run_sends_only_transient_failures(
     stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MAX_ATTEMPTS, FailureKind.TIMEOUT, 1)
@@ -340,7 +340,7 @@ def test_the_next_run_asks_only_failures_that_may_pass(
     frame = pd.DataFrame(
         {
             "image": [str(drawn / "images" / "000.png")] * 4,
-            "conversation": [say(f"{text} {tmp_path.name}") for text in texts],
+            "conversation": [turn(f"{text} {tmp_path.name}") for text in texts],
         }
     )
     output = str(tmp_path / "out")
@@ -351,58 +351,60 @@ def test_the_next_run_asks_only_failures_that_may_pass(
     assert second.reasons == {"truncated": 1, "unparsed": 1}
 
 
-def test_a_gateway_before_a_dead_server_stops_the_run(
-    stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("quick_retries")
+def test_a_gateway_in_front_of_a_dead_server_stops_the_run(
+    stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("prefect_imageqa.serving.client.client._backoff", lambda _: 0.0)
     frame = pd.DataFrame(
-        {"image": [str(drawn / "images" / "000.png")], "conversation": [say("STUB status 502")]}
+        {"image": [str(drawn / "images" / "000.png")], "conversation": [turn("STUB status 502")]}
     )
     with pytest.raises(ImageQAError, match="stopped answering: HTTP 502"):
         image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
 
 
-def test_a_later_row_keeps_its_column(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_row_that_has_the_output_column_is_quarantined(stub: Any, drawn: Path, tmp_path: Path) -> None:
     rows = [{"image": "images/000.png"}, {"image": "images/001.png", "output": "mine"}]
     (drawn / "late.json").write_text(json.dumps(rows))
     summary = image_qa(str(drawn / "late.json"), str(tmp_path / "out"), endpoint=stub.url)
     assert (summary.ok, summary.reasons) == (1, {"bad_row": 1})
 
 
-def test_an_output_among_the_images_is_refused(stub: Any, drawn: Path) -> None:
+def test_an_output_inside_the_folder_of_images_is_rejected(stub: Any, drawn: Path) -> None:
     with pytest.raises(ImageQAError, match="is inside the dataset's folder"):
         image_qa(str(drawn / "images"), str(drawn / "images" / "out"), endpoint=stub.url)
     assert not (drawn / "images" / "out").exists()
 
 
-def test_a_dataset_that_changes_during_the_run_is_told(
+def test_a_dataset_that_changes_during_the_run_fails_it(
     stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     dataset = drawn / "dataset.json"
     rows = json.loads(dataset.read_text())
 
-    def change(given: PromptInput) -> list[dict[str, Any]]:
+    def change(row: PromptInput) -> list[dict[str, Any]]:
         dataset.write_text(json.dumps([{"image": "images/005.png"}, *rows]))
-        return chat_prompt(given)
+        return chat_prompt(row)
 
-    told_style.__dict__["act"] = change
+    delegating_style.__dict__["delegate"] = change
     output = str(tmp_path / "out")
     with pytest.raises(ImageQAError, match="changed during the run"):
-        image_qa(str(dataset), output, endpoint=stub.url, prompt_style=told_style)
+        image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
     assert not (tmp_path / "out" / "qa.jsonl").exists()
     assert image_qa(str(dataset), output, endpoint=stub.url).ok == 13
 
 
-def told_style(given: PromptInput) -> list[dict[str, Any]]:
-    """A style that does what the test has told it to."""
-    messages: list[dict[str, Any]] = told_style.__dict__["act"](given)
+def delegating_style(row: PromptInput) -> list[dict[str, Any]]:
+    """A style that calls the function the test has set."""
+    messages: list[dict[str, Any]] = delegating_style.__dict__["delegate"](row)
     return messages
 
 
-def test_options_keep_what_is_stored_small(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_with_options_keeps_cells_out_of_the_database_too(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
     frame = pd.DataFrame({"image": [str(drawn / "images" / "000.png")], "x": ["cell-9"]})
-    named = image_qa.with_options(name="image-qa-renamed")
-    assert named(frame, str(tmp_path / "out"), endpoint=stub.url).ok == 1
+    renamed = image_qa.with_options(name="image-qa-renamed")
+    assert renamed(frame, str(tmp_path / "out"), endpoint=stub.url).ok == 1
     with get_client(sync_client=True) as client:
-        told = " ".join(str(run.parameters) for run in client.read_flow_runs(limit=200))
-    assert "cell-9" not in told
+        parameters = " ".join(str(run.parameters) for run in client.read_flow_runs(limit=200))
+    assert "cell-9" not in parameters

@@ -1,4 +1,4 @@
-"""The record of a run, and that one run at a time writes to an output."""
+"""The run record, and that only one run at a time writes to an output."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,71 +18,52 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import ImageQAError, Limits, OutputBusyError, VLLMEndpoint, image_qa
 from prefect_imageqa.flows import output_lease
 from prefect_imageqa.flows.output_lease import OutputLease
 from prefect_imageqa.flows.progress import RunProgress
-from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs.heartbeat import this_process
-from prefect_imageqa.tasks.runs.parameters import (
-    Caching,
-    Exports,
-    Images,
-    Parsing,
-    RunParameters,
-    Sampling,
-)
 from prefect_imageqa.tasks.runs.run_record import RunRecord, read_runs
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
-
-def record(run: str, **changed: Any) -> RunRecord:
-    told = RunParameters(
-        dataset="d.json",
-        prompt_style="chat",
-        pairs_per_image=1,
-        max_rows=None,
-        system_prompt="",
-        user_prompt="",
-        model=None,
-        model_revision="",
-        sampling=Sampling(),
-        limits=Limits(),
-        columns=Columns(),
-        parsing=Parsing(),
-        caching=Caching(),
-        images=Images(),
-        exports=Exports(),
-    )
-    now = datetime.now(UTC)
-    known = {
-        **this_process(),
-        "run": run,
-        "state": "waiting",
-        "dataset": "d.json",
-        "model": "m",
-        "model_revision": "",
-        "user_prompt": "",
-        "parser": "qa_pairs-v1",
-        "configuration": "c",
-        "keys": "pairs/keys/c/d",
-        "queued": now,
-        "started": now,
-        "updated": now,
-        "versions": {},
-        "parameters": told,
-    }
-    return RunRecord(**{**known, **changed})
+MakeRecord = Callable[..., RunRecord]
 
 
 @pytest.fixture
-def _own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+def record(record_of: MakeRecord) -> MakeRecord:
+    """Makes the record of a run of this process: `record("name", state="running")`."""
+
+    def make(run: str, **fields: Any) -> RunRecord:
+        return record_of(**{"run": run, "ago": 0, "state": "waiting", **this_process(), **fields})
+
+    return make
+
+
+@pytest.fixture
+def lease(
+    record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., OutputLease]:
+    """Makes the lease of a run on an output, by default on `tmp_path`: `lease(run="own")`."""
     monkeypatch.setattr(output_lease, "get_run_logger", lambda: logging.getLogger("test"))
 
+    def make(store: ObjectStore | None = None, run: str = "own", **fields: Any) -> OutputLease:
+        store = store or ObjectStore(uri=str(tmp_path))
+        return OutputLease(store, record(run, **fields), RunProgress())
 
-def test_a_run_has_a_heartbeat_while_a_batch_takes_long(
+    return make
+
+
+def wait_until(reached: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_has_a_heartbeat_during_a_slow_batch(
     start_stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.2)
@@ -94,80 +75,81 @@ def test_a_run_has_a_heartbeat_while_a_batch_takes_long(
         write(self, store)
 
     monkeypatch.setattr(RunRecord, "write", watch)
-    slow = start_stub(latency=0.2, slots=1)
+    slow = start_stub(latency=0.1, slots=1)
     image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=slow.url)
-    states = [told.state for told in written]
+    states = [record.state for record in written]
     assert states[0] == "waiting"
     assert states[-1] == "completed"
     assert states.count("completed") == 1
-    assert len({told.counts.requests for told in written if told.state == "running"}) >= 2
+    assert len({record.counts.requests for record in written if record.state == "running"}) >= 2
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["counts"]["ok"] == 12
 
 
-def test_a_run_that_fails_says_why(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_failed_run_records_the_reason(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
     rows = json.loads((drawn / "dataset.json").read_text())
-    (drawn / "refused.json").write_text(
+    (drawn / "rejected.json").write_text(
         json.dumps([row | {"conversation": "STUB status 401"} for row in rows])
     )
     endpoint = VLLMEndpoint(urls=[keyed_stub.url], api_key=keyed_stub.api_key)
     with pytest.raises(ImageQAError):
-        image_qa(str(drawn / "refused.json"), str(tmp_path / "out"), endpoint=endpoint)
+        image_qa(str(drawn / "rejected.json"), str(tmp_path / "out"), endpoint=endpoint)
     [path] = (tmp_path / "out" / "runs").iterdir()
-    told = json.loads(path.read_text())
-    assert told["state"] == "failed"
-    assert "refuses to answer" in told["error"]
+    record = json.loads(path.read_text())
+    assert record["state"] == "failed"
+    assert "refuses to answer" in record["error"]
     assert keyed_stub.api_key not in path.read_text()
 
 
-@pytest.mark.usefixtures("_own_logger")
-def test_of_runs_that_begin_at_once_one_writes_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_runs_that_start_at_once_only_one_writes_at_a_time(
+    lease: Callable[..., OutputLease], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_lease, "POLL_SECONDS", 0.01)
     chance = random.Random(4)
     write = RunRecord.write
 
     def slowly(self: RunRecord, store: ObjectStore) -> None:
-        time.sleep(chance.uniform(0, 0.02))  # so that they meet in every order
+        time.sleep(chance.uniform(0, 0.02))  # so that their writes are interleaved in every order
         write(self, store)
 
     monkeypatch.setattr(RunRecord, "write", slowly)
     writing = threading.Semaphore(1)
 
-    def run(name: str, store: ObjectStore, all_of_them: Barrier) -> None:
-        # The clock of one is wrong: the order of the records must not depend on it.
+    def run(name: str, store: ObjectStore, barrier: Barrier) -> None:
+        # One of the clocks is wrong: the order of the records must not depend on it.
         skew = timedelta(seconds=chance.uniform(-5, 5))
-        kept = OutputLease(store, record(name, queued=datetime.now(UTC) + skew), RunProgress())
-        all_of_them.wait()
-        with kept.acquire(wait=True):
-            assert writing.acquire(blocking=False), "two write at once"
+        own = lease(store, name, queued=datetime.now(UTC) + skew)
+        barrier.wait()
+        with own.acquire(wait=True):
+            assert writing.acquire(blocking=False), "two runs are writing at once"
             time.sleep(0.01)
             writing.release()
-            kept._write(state="completed")
+            own._write(state="completed")
 
     with ThreadPoolExecutor(3) as pool:
         for number in range(25):
             store = ObjectStore(uri=str(tmp_path / str(number)))
-            all_of_them = Barrier(3, timeout=30)
-            runs = [pool.submit(run, name, store, all_of_them) for name in "abc"]
+            barrier = Barrier(3, timeout=30)
+            runs = [pool.submit(run, name, store, barrier) for name in "abc"]
             for done in runs:
                 done.result(timeout=60)
 
 
 @contextmanager
-def other_run(store: ObjectStore, **changed: Any) -> Iterator[None]:
-    """Another run that is writing, as its record has it."""
-    other = record("other", state="running", **changed)
+def other_run(store: ObjectStore, other: RunRecord) -> Iterator[None]:
+    """Another run that is writing to the output, according to its record."""
     other.write(store)
     yield
     other.model_copy(update={"state": "completed"}).write(store)
 
 
-GONE: dict[str, dict[str, Any]] = {
-    "its process is gone": {"process": "999999999-1"},
-    "its process is another one by now": {"process": f"{os.getpid()}-1"},
-    "its heart has stopped": {"machine": "elsewhere", "updated": datetime(2026, 1, 1, tzinfo=UTC)},
+DEAD: dict[str, dict[str, Any]] = {
+    "its process has ended": {"process": "999999999-1"},
+    "its process ID was reused": {"process": f"{os.getpid()}-1"},
+    "its heartbeat has stopped": {
+        "machine": "elsewhere",
+        "updated": datetime(2026, 1, 1, tzinfo=UTC),
+    },
     "its heartbeat is from the future": {
         "machine": "elsewhere",
         "updated": datetime(2126, 1, 1, tzinfo=UTC),
@@ -176,127 +158,122 @@ GONE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("_own_logger")
-@pytest.mark.parametrize("case", GONE)
-def test_a_run_that_is_gone_is_not_waited_for(case: str, tmp_path: Path) -> None:
-    store = ObjectStore(uri=str(tmp_path))
-    record("other", **{"state": "running", **GONE[case]}).write(store)
-    started = time.monotonic()
-    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
-        assert time.monotonic() - started < 1
+@pytest.mark.parametrize("case", DEAD)
+def test_a_dead_run_is_not_waited_for(
+    case: str, lease: Callable[..., OutputLease], record: MakeRecord, tmp_path: Path
+) -> None:
+    record("other", **{"state": "running", **DEAD[case]}).write(ObjectStore(uri=str(tmp_path)))
+    with lease().acquire(wait=False):  # would raise, if it had to wait
+        pass
 
 
-@pytest.mark.usefixtures("_own_logger")
-def test_a_run_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path) -> None:
+def test_a_run_on_another_machine_is_waited_for_while_it_has_a_heartbeat(
+    lease: Callable[..., OutputLease], record: MakeRecord, tmp_path: Path
+) -> None:
     store = ObjectStore(uri=str(tmp_path))
+    other = record("other", state="running", machine="elsewhere", process="7-7", host="gpu-7")
     with (
-        other_run(store, machine="elsewhere", process="7-7", host="gpu-7"),
+        other_run(store, other),
         pytest.raises(OutputBusyError, match=r"on gpu-7 \(other\) is writing there"),
-        OutputLease(store, record("own"), RunProgress()).acquire(wait=False),
+        lease().acquire(wait=False),
     ):
         pass
-    # One that was refused leaves nothing: it is no run that anyone must finish.
+    # A rejected run leaves no record: there is nothing to resume.
     assert [run.run for run in read_runs(store)] == ["other"]
 
 
-@pytest.mark.usefixtures("_own_logger")
-def test_the_same_run_in_two_processes_writes_once(tmp_path: Path) -> None:
+def test_the_same_run_in_two_processes_writes_only_once(
+    lease: Callable[..., OutputLease], record: MakeRecord, tmp_path: Path
+) -> None:
     store = ObjectStore(uri=str(tmp_path))
     record("own", state="running", machine="elsewhere", host="gpu-7").write(store)
-    with (
-        pytest.raises(OutputBusyError, match="on gpu-7"),
-        OutputLease(store, record("own"), RunProgress()).acquire(wait=False),
-    ):
+    with pytest.raises(OutputBusyError, match="on gpu-7"), lease().acquire(wait=False):
         pass
     assert [run.host for run in read_runs(store)] == ["gpu-7"]
     record("own", state="failed", machine="elsewhere").write(store)
-    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
+    with lease().acquire(wait=False):
         pass
 
 
-@pytest.mark.usefixtures("_own_logger")
-def test_a_heart_goes_on_beating_whatever_a_write_raises(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_heartbeat_continues_after_an_error(
+    lease: Callable[..., OutputLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.02)
-    store, write, written = ObjectStore(uri=str(tmp_path)), RunRecord.write, [0]
+    write, written = RunRecord.write, [0]
 
     def fail_once(self: RunRecord, store: ObjectStore) -> None:
         written[0] += 1
         if written[0] == 3:
-            raise RuntimeError("something nobody foresaw")
+            raise RuntimeError("unexpected")
         write(self, store)
 
     monkeypatch.setattr(RunRecord, "write", fail_once)
-    with OutputLease(store, record("own"), RunProgress()).acquire(wait=False):
-        wait_for(lambda: written[0] > 6, seconds=10)
+    with lease().acquire(wait=False):
+        wait_until(lambda: written[0] > 6)
 
 
-@pytest.mark.usefixtures("_own_logger")
-def test_a_damaged_record_of_another_run_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_corrupted_records_of_other_runs_are_skipped(
+    lease: Callable[..., OutputLease],
+    record: MakeRecord,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = ObjectStore(uri=str(tmp_path))
     store.write("runs/planted.json", b'{"run": "../../etc", "state": "running"}')
-    os.mkfifo(tmp_path / "runs" / "pipe.json")  # reading it would wait for ever
-    steering = record("evil", state="running", machine="elsewhere")
-    told = steering.model_copy(update={"host": "\x1b[2J\nall is well"})
-    store.write("runs/evil.json", told.model_dump_json().encode())
-    kept = OutputLease(store, record("own"), RunProgress())
-    with kept.acquire(wait=False):
+    os.mkfifo(tmp_path / "runs" / "pipe.json")  # reading it would block forever
+    escapes = record("evil", state="running", machine="elsewhere")
+    escapes = escapes.model_copy(update={"host": "\x1b[2J\nall is well"})
+    store.write("runs/evil.json", escapes.model_dump_json().encode())
+    with lease().acquire(wait=False):
         pass
     assert caplog.text.count("planted.json is not a run record") == 1
     assert caplog.text.count("evil.json is not a run record") == 1
     assert "\x1b" not in caplog.text
 
 
-def wait_for(found: Any, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.1)
-
-
-def test_two_runs_with_other_batch_sizes_ask_every_row_once(
-    start_stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_two_runs_with_different_batch_sizes_send_every_row_once(
+    start_stub: Any,
+    write_rows: Callable[[list[str]], str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stub, output = start_stub(latency=0.01), str(tmp_path / "out")
-    texts = [f"STUB finish length {row}" if row % 33 == 0 else f"row {row}" for row in range(600)]
-    texts[7] = "STUB slow 15"  # so that the first run is there when the others come
-    dataset = drawn / "rows.json"
-    rows = [{"image": "images/000.png", "conversation": text} for text in texts]
-    dataset.write_text(json.dumps(rows))
+    stub, output, answer = start_stub(), str(tmp_path / "out"), tmp_path / "answer"
+    texts = [f"STUB finish length {row}" if row % 33 == 0 else f"row {row}" for row in range(300)]
+    texts[7] = f"STUB until {answer}"  # the first run lasts until the others have started
+    dataset = write_rows(texts)
 
     def run(batch_size: int, *, wait: bool = True) -> Any:
         limits = Limits(batch_size=batch_size, wait=wait)
-        return image_qa(str(dataset), output, endpoint=stub.url, limits=limits)
+        return image_qa(dataset, output, endpoint=stub.url, limits=limits)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(run, 32)
-        wait_for(lambda: stub.stats()["requests"] > 0)
+        wait_until(lambda: stub.stats()["requests"] > 0)
         second = pool.submit(run, 50)
         with pytest.raises(OutputBusyError, match="is writing there; wait until it has finished"):
             run(64, wait=False)
+        wait_until(lambda: "waiting for the run of" in caplog.text)
+        answer.touch()
         summaries = [done.result(timeout=120) for done in (first, second)]
-    assert "waiting for the run of" in caplog.text
-    assert [summary.ok for summary in summaries] == [581, 581]
-    assert [summary.quarantined for summary in summaries] == [19, 19]
-    assert [summary.requests for summary in summaries] == [600, 0]
-    assert stub.stats()["requests"] == 600
-    assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 581
+    assert [summary.ok for summary in summaries] == [290, 290]
+    assert [summary.quarantined for summary in summaries] == [10, 10]
+    assert [summary.requests for summary in summaries] == [300, 0]
+    assert stub.stats()["requests"] == 300
+    assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 290
 
 
-def test_a_killed_run_that_is_repeated_at_once_is_not_kept_waiting(
+def test_a_killed_run_can_be_repeated_without_waiting(
     start_stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
-    stub, output = start_stub(latency=0.3, slots=1), tmp_path / "out"
-    command = [COMMAND, "run", str(drawn / "dataset.json"), "--output", str(output), "--json"]
-    command += ["--endpoint", stub.url, "--batch-size", "2"]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for(lambda: stub.stats()["requests"] > 2)
+    stub, output = start_stub(latency=0.3, slots=1), str(tmp_path / "out")
+    dataset = str(drawn / "dataset.json")
+    killed = subprocess.Popen(
+        [COMMAND, "run", dataset, "--output", output, "--endpoint", stub.url, "--batch-size", "2"],
+        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: stub.stats()["requests"] > 2)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "waiting for" not in again.stderr
-    assert json.loads(again.stdout.splitlines()[-1])["ok"] == 12
+    at_once = Limits(batch_size=2, wait=False)
+    assert image_qa(dataset, output, endpoint=start_stub().url, limits=at_once).ok == 12

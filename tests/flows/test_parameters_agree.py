@@ -1,4 +1,4 @@
-"""The form of Prefect's UI, Python and the command line say the same about every parameter."""
+"""Prefect's form, Python and the command line agree on every parameter."""
 
 import functools
 import inspect
@@ -28,19 +28,19 @@ FIXED = (
     *("conversation-key", "output-key", "batch-size", "max-in-flight", "temperature"),
     *("max-tokens", "seed", "cache", "refresh", "retry-quarantined", "store", "json"),
 )
-"""Flags that others rely on."""
+"""Flags whose names must not change."""
 
 
 @functools.cache
 def options() -> dict[str, Any]:
-    """The arguments of the command by their first name, as cyclopts sees them."""
+    """The arguments of the command as cyclopts parses them, by their first name."""
     app = App()
     app.command(run, name="run")
     arguments = app["run"].assemble_argument_collection(parse_docstring=True)
     return {found.name: found for found in arguments if found.name != "*"}
 
 
-def test_the_form_the_flow_and_the_record_have_the_same_parameters() -> None:
+def test_form_flow_and_run_record_have_the_same_parameters() -> None:
     assert list(FORM["properties"]) == list(PARAMETERS) == list(RunParameters.model_fields)
     for group, model in GROUPS.items():
         assert list(FORM["definitions"][model.__name__]["properties"]) == list(model.model_fields)
@@ -48,10 +48,10 @@ def test_the_form_the_flow_and_the_record_have_the_same_parameters() -> None:
         assert RunParameters.model_fields[group].annotation is model
 
 
-def test_every_parameter_has_a_flag_and_every_flag_a_parameter() -> None:
+def test_parameters_and_flags_correspond() -> None:
     single = {f"--{name.replace('_', '-')}" for name in PARAMETERS if name not in GROUPS}
     grouped = {f"--{flag_of(group, field)}" for group, field in FIELDS}
-    assert len(grouped) == len(FIELDS), "two fields have one flag"
+    assert len(grouped) == len(FIELDS), "two fields have the same flag"
     assert not single & grouped
     expected = (single - {"--dataset"}) | grouped | {"DATASET", "--json"}
     assert set(options()) == expected
@@ -59,7 +59,7 @@ def test_every_parameter_has_a_flag_and_every_flag_a_parameter() -> None:
 
 
 @pytest.mark.parametrize(("group", "field"), FIELDS)
-def test_a_field_says_the_same_everywhere(group: str, field: str) -> None:
+def test_a_field_is_the_same_everywhere(group: str, field: str) -> None:
     model = GROUPS[group]
     info = model.model_fields[field]
     option = options()[f"--{flag_of(group, field)}"]
@@ -77,14 +77,14 @@ def test_a_field_says_the_same_everywhere(group: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name not in GROUPS])
-def test_a_single_parameter_says_the_same_everywhere(name: str) -> None:
+def test_a_single_parameter_is_the_same_everywhere(name: str) -> None:
     option = options()["DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"]
     described = FORM["properties"][name]["description"]
     assert " ".join(option.parameter.help.split()) == " ".join(described.split())
     assert option.field_info.required is (PARAMETERS[name].default is inspect.Parameter.empty)
 
 
-OUT_OF_BOUNDS = {
+INVALID = {
     "--temperature": "2.5",
     "--top-p": "0",
     "--max-tokens": "0",
@@ -98,15 +98,15 @@ OUT_OF_BOUNDS = {
     "--output-key": "",
     "--seed": "seven",
     "--extra-body": '{"model": "other"}',
-    "--extra-body.min_p": "0.1",  # would be a text
+    "--extra-body.min_p": "0.1",  # would be a string
 }
 
 
-@pytest.mark.parametrize("flag", OUT_OF_BOUNDS)
-def test_a_value_out_of_bounds_is_one_line_that_names_the_flag(
+@pytest.mark.parametrize("flag", INVALID)
+def test_an_invalid_value_is_reported_in_one_line_with_its_flag(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["run", "d.json", "--output", str(tmp_path / "out"), flag, OUT_OF_BOUNDS[flag]]
+    arguments = ["run", "d.json", "--output", str(tmp_path / "out"), flag, INVALID[flag]]
     monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments, "--model", "m"])
     with pytest.raises(SystemExit) as done:
         main()

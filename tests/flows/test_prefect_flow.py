@@ -1,4 +1,4 @@
-"""What Prefect stores of a run's parameters."""
+"""How Prefect stores the parameters of a run."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def stored(**parameters: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("endpoint", "expected"),
     [
         ("http://me:hunter2@gpu-1:8000", "http://gpu-1:8000"),
         ("http://gpu-1:8000/v1?api_key=hunter2", "http://gpu-1:8000/v1"),
@@ -22,22 +22,22 @@ def stored(**parameters: Any) -> dict[str, Any]:
         ("qwen", "qwen"),
     ],
 )
-def test_no_password_of_a_url_is_stored(given: Any, told: Any) -> None:
-    assert stored(endpoint=given)["endpoint"] == told
+def test_passwords_in_urls_are_not_stored(endpoint: Any, expected: Any) -> None:
+    assert stored(endpoint=endpoint)["endpoint"] == expected
 
 
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/me@home/a b?.json", "photos@2x/qas.json", "qas.json", "/data/what#1?.json"]
 )
-def test_a_path_is_stored_as_it_is(uri: str) -> None:
+def test_a_path_is_stored_unchanged(uri: str) -> None:
     assert stored(dataset=uri, output=uri) == {"dataset": uri, "output": uri}
     assert stored(dataset="s3://me:hunter2@bucket/x")["dataset"] == "s3://bucket/x"
 
 
-def test_a_prompt_is_stored_as_it_is() -> None:
+def test_a_prompt_is_stored_unchanged() -> None:
     prompt = "See https://example.org/a?b. Sign as bot@example.org, in one line."
     assert stored(system_prompt=prompt)["system_prompt"] == prompt
 
 
-def test_a_table_is_only_named() -> None:
+def test_of_a_table_only_the_type_is_stored() -> None:
     assert stored(dataset=pd.DataFrame({"a": [1]}))["dataset"] == "<DataFrame>"

@@ -1,4 +1,4 @@
-"""A Prefect server that is not as it should be: one line, with the command that mends it."""
+"""An unusable Prefect server is reported in one line, with the command that fixes it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ StartFake = Callable[[int, str], str]
 
 @pytest.fixture
 def start_fake() -> Iterator[StartFake]:
-    """Starts something that gives every request one answer; gives the URL of its API."""
+    """Starts a server that answers all requests alike; returns the URL of its API."""
     with ExitStack() as running:
 
         def start(status: int, body: str) -> str:
@@ -37,57 +37,57 @@ def start_fake() -> Iterator[StartFake]:
                     self.wfile.write(body.encode())
 
                 def log_message(self, *_: Any) -> None:
-                    """Stay quiet."""
+                    """Log nothing."""
 
             server = HTTPServer(("127.0.0.1", 0), Answer)
             running.callback(server.server_close)
             running.callback(server.shutdown)
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             return f"http://user:a-password@127.0.0.1:{server.server_port}/api"
 
         yield start
 
 
-def complaint(url: str | None, *, needed: bool = False) -> str:
-    """What `check_server` says of a server; it must be one line without a password."""
+def error_of(url: str | None, *, needed: bool = False) -> str:
+    """The error that `check_server` raises for a server; it must be one line without a password."""
     with (
         temporary_settings({PREFECT_API_URL: url}),
         pytest.raises(PrefectServerError) as caught,
     ):
         check_server(needed=needed)
-    told = str(caught.value)
-    assert "\n" not in told
-    assert "a-password" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "a-password" not in message
+    return message
 
 
-def test_the_tests_own_server_is_as_it_should_be() -> None:
+def test_a_usable_server_passes() -> None:
     check_server(needed=True)
 
 
-def test_a_run_without_a_server_starts_one_of_its_own() -> None:
+def test_a_run_without_a_server_may_start_a_temporary_one() -> None:
     with temporary_settings({PREFECT_API_URL: None}):
         check_server()
 
 
-def test_a_run_that_may_not_start_one_needs_a_server() -> None:
+def test_a_run_needs_a_server_if_temporary_ones_are_disabled() -> None:
     with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
-        assert "`prefect server start`" in complaint(None)
+        assert "`prefect server start`" in error_of(None)
 
 
 def test_deploying_needs_a_server() -> None:
-    told = complaint(None, needed=True)
-    assert "`prefect server start`" in told
-    assert "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`" in told
+    message = error_of(None, needed=True)
+    assert "`prefect server start`" in message
+    assert "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`" in message
 
 
 @pytest.mark.parametrize(
     "url", ["http://user:a-password@127.0.0.1:9/api", "http://nowhere.invalid/api", "prefect"]
 )
-def test_nobody_answers(url: str) -> None:
-    told = complaint(url)
-    assert told.startswith("no Prefect server answers at ")
-    assert "`prefect server start`" in told
+def test_no_server_answers(url: str) -> None:
+    message = error_of(url)
+    assert message.startswith("no Prefect server answers at ")
+    assert "`prefect server start`" in message
 
 
 @pytest.mark.parametrize(
@@ -108,31 +108,31 @@ def test_nobody_answers(url: str) -> None:
         *("not found", "password", "broken", "overloaded"),
     ],
 )
-def test_something_else_answers(
+def test_an_unusable_server_answers(
     status: int, body: str, expected: str, start_fake: StartFake
 ) -> None:
-    assert expected in complaint(start_fake(status, body))
+    assert expected in error_of(start_fake(status, body))
 
 
-def test_another_major_version_is_told_with_both_versions(start_fake: StartFake) -> None:
-    told = complaint(start_fake(200, '"2.20.1"'))
-    assert "2.20.1" in told
-    assert prefect.__version__ in told
+def test_another_major_version_is_reported_with_both_versions(start_fake: StartFake) -> None:
+    message = error_of(start_fake(200, '"2.20.1"'))
+    assert "2.20.1" in message
+    assert prefect.__version__ in message
 
 
 @pytest.mark.parametrize("load", [load_endpoint, load_store], ids=["endpoint", "store"])
-def test_an_unknown_block_is_told_with_the_command_that_lists_its_type(
+def test_an_unknown_block_is_reported_with_the_command_that_registers_its_type(
     load: Callable[[str], object],
 ) -> None:
     with pytest.raises(ImageQAError) as caught:
-        load("nobody-saved-this")
-    told = str(caught.value)
-    assert "'nobody-saved-this'" in told
-    assert "`prefect block register -m prefect_imageqa`" in told
-    assert "\n" not in told
+        load("never-saved")
+    message = str(caught.value)
+    assert "'never-saved'" in message
+    assert "`prefect block register -m prefect_imageqa`" in message
+    assert "\n" not in message
 
 
-def test_a_block_is_not_looked_for_where_no_server_answers(tmp_path: Path) -> None:
+def test_a_block_needs_a_server_that_answers(tmp_path: Path) -> None:
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(PrefectServerError, match="no Prefect server answers at"),

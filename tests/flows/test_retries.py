@@ -1,6 +1,6 @@
-"""Errors are raised: Prefect's own retries work as for any flow, and logs keep to one line."""
+"""Errors are raised: Prefect's retries work as for any flow, and errors are logged in one line."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect_imageqa import EndpointError, image_qa
 
 
-def write_rows(drawn: Path, texts: list[str]) -> str:
-    rows = [{"image": "images/000.png", "conversation": text} for text in texts]
-    (drawn / "rows.json").write_text(json.dumps(rows))
-    return str(drawn / "rows.json")
+WriteRows = Callable[[list[str]], str]
 
 
 def states_of(name: str) -> list[str]:
-    """The states that the only flow run of a name has had."""
+    """All states of the only flow run with a name."""
     with get_client(sync_client=True) as client:
         named = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
         [run] = client.read_flow_runs(flow_run_filter=named)
@@ -27,11 +24,11 @@ def states_of(name: str) -> list[str]:
 
 
 def test_a_flow_run_is_retried(
-    start_stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start_stub: Any, write_rows: WriteRows, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = start_stub()
     flow = image_qa.with_options(retries=2, flow_run_name="retried")
-    dataset = write_rows(drawn, ["STUB once 401"])
+    dataset = write_rows(["STUB once 401"])
     summary = flow(dataset, str(tmp_path / "out"), endpoint=stub.url)
     assert summary.ok == 1
     assert states_of("retried") == ["Pending", "Running", "AwaitingRetry", "Running", "Completed"]
@@ -39,15 +36,15 @@ def test_a_flow_run_is_retried(
     assert "Traceback" not in caplog.text
 
 
-def test_a_run_that_fails_for_good_raises_what_is_wrong(
-    start_stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_that_fails_permanently_raises_the_reason(
+    start_stub: Any, write_rows: WriteRows, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = start_stub()
-    flow = image_qa.with_options(retries=1, flow_run_name="in vain")
-    dataset = write_rows(drawn, ["STUB status 401"])
+    flow = image_qa.with_options(retries=1, flow_run_name="failed")
+    dataset = write_rows(["STUB status 401"])
     with pytest.raises(EndpointError, match="the server refuses to answer: HTTP 401"):
         flow(dataset, str(tmp_path / "out"), endpoint=stub.url)
     states = ["Pending", "Running", "AwaitingRetry", "Running", "Failed"]
-    assert states_of("in vain") == states
+    assert states_of("failed") == states
     assert "Traceback" not in caplog.text
     assert "the server refuses to answer: HTTP 401" in caplog.text

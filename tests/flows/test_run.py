@@ -1,4 +1,4 @@
-"""What a run refuses before it asks anything, and what of its parameters is kept where."""
+"""What a run rejects before its first request, and which of its parameters are stored."""
 
 import json
 import os
@@ -22,26 +22,26 @@ from prefect_imageqa import (
 from prefect_imageqa.tasks.runs.run_record import read_runs, unfinished_runs
 
 
-def asked(stub: Any) -> int:
+def requests_to(stub: Any) -> int:
     return int(stub.stats()["requests"])
 
 
 @pytest.mark.parametrize("name", ["qa.jsonl", "pairs.parquet", "report.html", "README.md"])
-def test_a_file_of_someone_else_is_not_replaced(
+def test_a_file_not_written_by_a_run_is_not_overwritten(
     name: str, stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / name).write_text("mine")
-    before = asked(stub)
+    before = requests_to(stub)
     with pytest.raises(StoreError, match=f"{name} already exists and was not written by a run"):
         image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
     assert (output / name).read_text() == "mine"
     assert [path.name for path in output.iterdir()] == [name]
-    assert asked(stub) == before
+    assert requests_to(stub) == before
 
 
-def test_a_run_does_not_replace_its_own_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_overwrite_its_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
     answers = (output / "qa.jsonl").read_bytes()
@@ -51,14 +51,14 @@ def test_a_run_does_not_replace_its_own_dataset(stub: Any, drawn: Path, tmp_path
     assert (output / "qa.jsonl").read_bytes() == answers
 
 
-def test_a_damaged_manifest_is_told_before_anything_is_asked(
+def test_a_corrupted_manifest_is_reported_before_any_request(
     stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"layout_version": 3, "junk": 1}')
-    before = asked(stub)
+    before = requests_to(stub)
     with pytest.raises(StoreError, match=r"manifest\.json is not a run record"):
         image_qa(str(drawn / "dataset.json"), str(tmp_path), endpoint=stub.url)
-    assert asked(stub) == before
+    assert requests_to(stub) == before
 
 
 SECRET = "hunter2-9f31"
@@ -72,13 +72,13 @@ SECRETS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", SECRETS)
-def test_a_password_in_a_parameter_is_kept_nowhere(
+def test_a_password_in_a_parameter_is_neither_stored_nor_logged(
     case: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "out"
-    given = {"endpoint": "http://127.0.0.1:9", **SECRETS[case]}
+    parameters = {"endpoint": "http://127.0.0.1:9", **SECRETS[case]}
     with pytest.raises(Exception, match=r"\w") as raised:
-        image_qa(str(drawn / "dataset.json"), str(output), **given)
+        image_qa(str(drawn / "dataset.json"), str(output), **parameters)
     assert SECRET not in str(raised.value)
     assert SECRET not in caplog.text
     for path in output.rglob("*"):
@@ -88,7 +88,7 @@ def test_a_password_in_a_parameter_is_kept_nowhere(
     assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
 
 
-def test_groups_are_kept_as_they_are(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_groups_of_parameters_are_stored_unchanged(stub: Any, drawn: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     cache = str(tmp_path / "cache")
     image_qa(
@@ -108,13 +108,13 @@ def test_groups_are_kept_as_they_are(stub: Any, drawn: Path, tmp_path: Path) -> 
     assert len(os.listdir(cache)) == 3  # noqa: PTH208
 
 
-def test_a_dataset_that_is_not_there_leaves_nothing(stub: Any, tmp_path: Path) -> None:
+def test_a_missing_dataset_leaves_no_output(stub: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
-        image_qa(str(tmp_path / "gone.json"), str(tmp_path / "out"), endpoint=stub.url)
+        image_qa(str(tmp_path / "missing.json"), str(tmp_path / "out"), endpoint=stub.url)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_whose_server_does_not_start_leaves_nothing_to_finish(
+def test_a_run_whose_server_does_not_start_leaves_nothing_to_resume(
     stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, model = tmp_path / "out", tmp_path / "model"

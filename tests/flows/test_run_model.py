@@ -1,4 +1,4 @@
-"""The model a run asks, and what brings it back."""
+"""The model of a run: its server is started, checked, restarted or waited for."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from prefect_imageqa.tasks.errors import EndpointError, ServerError
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 STUB = Path(__file__).resolve().parents[2] / "benchmarks" / "stub_server.py"
 
-# Looks like an interpreter with vLLM, and serves the stub.
-STAND_IN = f"""#!{sys.executable}
+# Acts as an interpreter with vLLM, and serves the stub.
+FAKE_PYTHON = f"""#!{sys.executable}
 import json, os, sys
 if sys.argv[1] == "-c":
     print(json.dumps([True, True]))
@@ -38,25 +38,25 @@ os.execv(sys.executable, [
 
 @pytest.fixture
 def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's own server is the stub."""
+    """Makes the stub the server that a run starts."""
     python = tmp_path / "python"
-    python.write_text(STAND_IN)
+    python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
     monkeypatch.setenv("PREFECT_IMAGEQA_VLLM_PYTHON", str(python))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def in_a_flow(work: Callable[[], None]) -> None:
-    """Starting a server is told in the run's log, so there must be a run."""
-    flow(name="test-endpoints", persist_result=False)(work)()
+    """The start of a server is logged in a run, so there must be one."""
+    flow(name="test-run-model", persist_result=False)(work)()
 
 
 def processes(*words: str) -> list[psutil.Process]:
-    """Our processes that have all these words in their command lines."""
+    """Child processes that have all these words in their command lines."""
     mine = {process.pid for process in psutil.Process().children(recursive=True)}
     return [
         process
-        for process in psutil.process_iter(["cmdline"])  # passes over those that end meanwhile
+        for process in psutil.process_iter(["cmdline"])  # skips processes that end meanwhile
         if process.pid in mine and {*words} <= {*(process.info["cmdline"] or [])}
     ]
 
@@ -66,7 +66,7 @@ def answers(model: RunModel) -> bool:
     return isinstance(outcome, Completion)
 
 
-def test_own_server_is_started_revived_and_stopped(own_server: None) -> None:
+def test_own_server_is_started_restarted_and_stopped(own_server: None) -> None:
     before = psutil.Process().children(recursive=True)
 
     def work() -> None:
@@ -85,7 +85,7 @@ def test_own_server_is_started_revived_and_stopped(own_server: None) -> None:
     assert psutil.Process().children(recursive=True) == before
 
 
-def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
+def test_closing_the_model_stops_a_restart(own_server: None, tmp_path: Path) -> None:
     before = psutil.Process().children(recursive=True)
 
     def work() -> None:
@@ -94,17 +94,17 @@ def test_leaving_stops_a_restart(own_server: None, tmp_path: Path) -> None:
                 (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
                 [server] = processes(str(STUB), CHECKPOINT.name)
                 server.kill()
-                reviving = pool.submit(model.recover)
+                recovering = pool.submit(model.recover)
                 while not processes("sleep"):
                     time.sleep(0.05)
             with pytest.raises(ServerError, match="or was stopped"):
-                reviving.result(10)
+                recovering.result(10)
 
     in_a_flow(work)
     assert psutil.Process().children(recursive=True) == before
 
 
-def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
+def test_a_shared_server_is_waited_for(start_stub: Any) -> None:
     stub = start_stub("--respawn=0.2")
     with open_model([stub.url], "stub", 4) as model:
         assert model.revision == ""
@@ -114,7 +114,7 @@ def test_the_servers_of_others_are_waited_for(start_stub: Any) -> None:
     assert stub.stats()["starts"] == 2
 
 
-def test_those_that_stay_away_are_told_in_one_line(
+def test_a_shared_server_that_does_not_return_is_reported_in_one_line(
     start_stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_model, "RECONNECT_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""S3 credentials from a Prefect block: used for all of a run, and never shown."""
+"""S3 credentials from a Prefect block: used for everything in a run, and never revealed."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ SECRET = "test-secret"
 
 @pytest.fixture
 def block(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a saved block; the environment knows nothing any more."""
+    """Name of a saved block; the credentials are not in the environment."""
     name = f"block-{uuid.uuid4().hex[:8]}"
     saved: Any = ObjectStore(
         uri=s3,
@@ -31,46 +31,47 @@ def block(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def holders_of_the_secret() -> set[str]:
-    """Names of the saved blocks that hold it."""
+def blocks_with_the_secret() -> set[str]:
+    """Names of the saved blocks that contain it."""
     with get_client(sync_client=True) as client:
         documents = client.read_block_documents(include_secrets=True, limit=200)
     return {str(document.name) for document in documents if SECRET in str(document.data)}
 
 
-def test_a_block_opens_dataset_images_output_and_cache(
+@pytest.mark.usefixtures("with_report")
+def test_a_block_gives_access_to_dataset_images_output_and_cache(
     stub: Any, s3: str, block: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    others = holders_of_the_secret() - {block}  # of other tests on this Prefect server
-    place = ObjectStore.load(block).with_uri(f"{s3}/{block}")  # type: ignore[union-attr]
+    others = blocks_with_the_secret() - {block}  # created by other tests on this Prefect server
+    store = ObjectStore.load(block).with_uri(f"{s3}/{block}")  # type: ignore[union-attr]
     for path in (drawn / "images").iterdir():
-        place.write(f"data/images/{path.name}", path.read_bytes())
-    place.write("data/dataset.json", (drawn / "dataset.json").read_bytes())
+        store.write(f"data/images/{path.name}", path.read_bytes())
+    store.write("data/dataset.json", (drawn / "dataset.json").read_bytes())
 
-    def ask(**changed: Any) -> Any:
+    def run(**options: Any) -> Any:
         return image_qa(
-            f"{place.uri}/data/dataset.json",
-            f"{place.uri}/out",
+            f"{store.uri}/data/dataset.json",
+            f"{store.uri}/out",
             endpoint=stub.url,
             store=block,
-            caching=Caching(cache=f"{place.uri}/cache"),
-            **changed,
+            caching=Caching(cache=f"{store.uri}/cache"),
+            **options,
         )
 
     with caplog.at_level(logging.DEBUG, logger="prefect"):
-        first = ask()
-        again = ask(parsing=Parsing(require_pairs=False))
+        first = run()
+        again = run(parsing=Parsing(require_pairs=False))
     assert (first.ok, first.requests, again.ok, again.requests) == (12, 12, 12, 0)
     assert len(first.to_pandas()) == 12
     assert SECRET not in caplog.text
-    assert all(SECRET.encode() not in place.read(name) for name in place.list())
+    assert all(SECRET.encode() not in store.read(name) for name in store.list())
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(limit=200)
     assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
-    assert holders_of_the_secret() - others == {block}
+    assert blocks_with_the_secret() - others == {block}
 
 
-def test_an_unknown_block_is_one_clear_line(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_an_unknown_block_is_reported_in_one_line(stub: Any, drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageQAError, match="there is no Image QA Store block named 'nope'"):
         image_qa(
             str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=stub.url, store="nope"

@@ -32,13 +32,13 @@ def test_a_summary_is_one_line(changed: dict[str, Any], line: str) -> None:
     assert str(RunSummary(**changed, output="out")) == line
 
 
-def test_the_counts_are_one_line_of_json() -> None:
+def test_a_summary_as_one_line_of_json() -> None:
     summary = RunSummary(rows=10, ok=7, filtered=1, quarantined=2, seconds=1.5, output="out")
-    told = json.loads(summary.to_json_line())
-    assert (told["rows"], told["ok"], told["seconds"], told["output"]) == (10, 7, 1.5, "out")
+    counts = json.loads(summary.to_json_line())
+    assert (counts["rows"], counts["ok"], counts["seconds"], counts["output"]) == (10, 7, 1.5, "out")
 
 
-def test_the_answered_rows_come_as_a_frame(tmp_path: Path) -> None:
+def test_answered_rows_as_a_dataframe(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [
         {"image": "a.png", "1": "007", "date": "2024-01-02", "n": 2**70, "output": "x\u2028y"},
         {"image": ["b.png"], "1": "1e5", "date": None, "n": 0.1, "output": "half \ud83d"},
@@ -53,6 +53,6 @@ def test_the_answered_rows_come_as_a_frame(tmp_path: Path) -> None:
     assert frame["output"].tolist() == ["x\u2028y", "half \ud83d"]
 
 
-def test_no_answered_rows_are_an_empty_frame(tmp_path: Path) -> None:
+def test_no_answered_rows_as_an_empty_dataframe(tmp_path: Path) -> None:
     ObjectStore(uri=str(tmp_path)).write(QA_JSONL, b"")
     assert RunSummary(output=str(tmp_path)).to_pandas().empty

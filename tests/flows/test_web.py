@@ -1,4 +1,4 @@
-"""Images from the web in a whole run: fetched with limits, and never from where they must not."""
+"""Images from the web in a complete run: fetched with limits, and never from forbidden addresses."""
 
 import http.server
 import json
@@ -14,7 +14,7 @@ from prefect_imageqa.flows.publish import publish
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """One image, and redirects to other places."""
+    """Serves one image, and redirects to other addresses."""
 
     image = b""
     seen: list[tuple[str, str]]
@@ -37,14 +37,14 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.wfile.write(self.image)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def site(drawn: Path) -> Iterator[str]:
     Site.image, Site.seen = (drawn / "images" / "000.png").read_bytes(), []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -52,15 +52,16 @@ def site(drawn: Path) -> Iterator[str]:
 NO_ROOT = Images()
 
 
-def ask(paths: list[str], tmp_path: Path, url: str, images: Images = NO_ROOT) -> Any:
+def run(paths: list[str], tmp_path: Path, url: str, images: Images = NO_ROOT) -> Any:
     dataset = tmp_path / "rows.jsonl"
     dataset.write_text("".join(json.dumps({"image": path}) + "\n" for path in paths))
     return image_qa(str(dataset), str(tmp_path / "out"), endpoint=url, images=images)
 
 
-def test_addresses_that_must_not_be_asked_are_refused(stub: Any, site: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("with_report")
+def test_forbidden_addresses_are_not_requested(stub: Any, site: str, tmp_path: Path) -> None:
     port = site.rpartition(":")[2]
-    refused = [
+    forbidden = [
         f"{site}/a.png",
         f"http://localhost:{port}/a.png",
         f"http://[::1]:{port}/a.png",
@@ -72,23 +73,24 @@ def test_addresses_that_must_not_be_asked_are_refused(stub: Any, site: str, tmp_
         "FILE:/etc/passwd",
     ]
     before = stub.stats()["requests"]
-    summary = ask(refused, tmp_path, stub.url)
-    assert summary.reasons == {"image_refused": len(refused)}
+    summary = run(forbidden, tmp_path, stub.url)
+    assert summary.reasons == {"image_refused": len(forbidden)}
     assert stub.stats()["requests"] == before
     assert Site.seen == []
-    assert (tmp_path / "out" / "report.html").exists()  # also where nothing is answered
+    assert (tmp_path / "out" / "report.html").exists()  # even if no row is answered
 
 
-def test_an_image_root_is_not_left(stub: Any, site: str, drawn: Path, tmp_path: Path) -> None:
+def test_images_outside_the_image_root_are_refused(stub: Any, site: str, drawn: Path, tmp_path: Path) -> None:
     root = drawn / "images"
     (root / "link.png").symlink_to("/etc/passwd")
     (root / "up").symlink_to(tmp_path)
     outside = ["link.png", "up/drawn/dataset.json", "../dataset.json", "/etc/passwd", site]
-    inside = ask(["000.png", *outside], tmp_path, stub.url, Images(root=str(root)))
+    inside = run(["000.png", *outside], tmp_path, stub.url, Images(root=str(root)))
     assert (inside.ok, inside.reasons) == (1, {"image_refused": len(outside)})
 
 
-def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
+@pytest.mark.usefixtures("with_report")
+def test_private_hosts_can_be_allowed_but_not_the_metadata_address(
     stub: Any, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [
@@ -96,17 +98,17 @@ def test_private_hosts_can_be_allowed_but_not_a_way_to_the_metadata(
         f"{site}/to//a.png",
         f"{site}/to/http://169.254.169.254/",
     ]
-    told = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
-    assert (told.ok, told.reasons) == (2, {"image_refused": 1})
+    first = run(images, tmp_path, stub.url, Images(allow_private_hosts=True))
+    assert (first.ok, first.reasons) == (2, {"image_refused": 1})
     fetched = [path for command, path in Site.seen if command == "GET"]
     assert "/a.png?signed=secret" in fetched
-    # The report shows pictures, and fetches those of its rows for that; what comes before does not.
+    # Only the report downloads images again, for its pictures.
     make_report = Mock(return_value=[])
     monkeypatch.setattr(publish, "make_report", make_report)
     Site.seen.clear()
-    again = ask(images, tmp_path, stub.url, Images(allow_private_hosts=True))
+    again = run(images, tmp_path, stub.url, Images(allow_private_hosts=True))
     assert (again.ok, again.requests, make_report.call_count) == (2, 0, 1)
-    assert {command for command, _ in Site.seen} == {"HEAD"}  # nothing is downloaded again
+    assert {command for command, _ in Site.seen} == {"HEAD"}
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     names = {path.name for path in written if b"signed=secret" in path.read_bytes()}
-    assert names <= {"qa.jsonl", "pairs.parquet"}  # the dataset's own columns
+    assert names <= {"qa.jsonl", "pairs.parquet"}  # they contain the columns of the dataset
