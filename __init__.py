@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .flows.dataflow import FileStorage as FileStorage
     from .flows.dataflow import ImageQAGenerator as ImageQAGenerator
     from .flows.dataflow import PromptedVQAGenerator as PromptedVQAGenerator
-    from .flows.dataflow.serving import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
+    from .flows.dataflow.local_model import LocalModelVLMServing_vllm as LocalModelVLMServing_vllm
     from .flows.image_qa import image_qa as image_qa
     from .flows.summary import RunSummary as RunSummary
     from .serving.client import ChatClient as ChatClient

@@ -2,19 +2,23 @@
 
 1. `load_dataset` opens the table. `prompt_rows` renders a row's prompt and gives it a row key: a
    digest of its images and everything else that decides its answer.
-2. `OpenPass.batches` skips rows that the ledger knows as finished, and batches the pending ones.
+2. `OpenPass.batches` skips rows that the ledger lists as finished, and batches the pending ones.
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
    `OpenPass.record` enters its rows in the ledger.
-4. Rows that were with a server when it died, twice, come last: one batch at a time, in isolation.
+4. Rows that were in flight at two crashes of the server come last, by bisection: the row that
+   crashes it again on its own is quarantined.
 5. `export_rows` reads the table again and joins it with the stored rows.
 
-A row that fails (no such image, a broken image, a truncated reply) is stored and exported too, as
-quarantined with the reason. Four places retry:
+A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
+images, `generate_batch` broken ones and rejected requests, `parse_batch` truncated replies.
 
-- a request: the client, up to 5 attempts by failure kind (`serving/client/retry_policy.py`);
-- a batch whose server is down: Prefect, 3 times (`generate_batch`), only its rows without a reply;
-- a quarantined row: the next run, if the failure was transient (`Ledger.status`), or any row with
-  `caching.retry_quarantined`;
+Who retries:
+
+- a request: the client, up to 4 times by failure kind (`serving/client/retry_policy.py`);
+- a batch whose server is down: Prefect, up to 3 times (`generate_batch`), which sends only the rows
+  that have no reply yet; before each retry, a server that the run has started is restarted;
+- a quarantined row: the next run, if the failure was transient (`Ledger.status`), or, with
+  `caching.retry_quarantined`, whatever it was;
 - the flow: Prefect, as configured (`image_qa.with_options(retries=...)`); each retry resumes.
 """
 
@@ -60,8 +64,8 @@ from .summary import RunSummary
     name="image-qa",
     flow_run_name=run_name,
     description="Question-answer pairs about the images in a table, from a running vLLM server.",
-    # A batch in flight holds up to three threads (parsing and storing wait in theirs for their
-    # input), a chunk that is being prompted one, and the export one.
+    # Up to three threads per batch in flight (the parse and store tasks each block on their input),
+    # one per chunk being prompted, one for the export.
     task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_CHUNKS + 1),
     persist_result=False,  # Prefect would pickle it, and reading a pickle runs code
 )
@@ -97,7 +101,7 @@ def image_qa(
             DataFrame.
         output: Local path or s3://bucket/prefix where the run stores everything.
         endpoint: URL of a running vLLM server, several URLs separated by spaces, or the name of a
-            saved vLLM Endpoint block. Without it, a server is started for the model given below.
+            saved vLLM Endpoint block. Without it, a server is started for `model`.
         prompt_style: How a row is turned into messages.
         pairs_per_image: QA pairs to ask for if neither the row nor the user prompt says how many.
         max_rows: Process at most this many rows from the top, for a quick preview.
@@ -124,7 +128,7 @@ def image_qa(
     """
     parameters = RunParameters(**locals())  # the first statement: locals are the arguments only
     with open_run(parameters) as run:
-        # `quote` and `opaque` keep Prefect from searching a value, or a future's, for futures.
+        # `quote` and `opaque` keep Prefect from searching values, or future results, for futures.
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
@@ -139,7 +143,7 @@ def image_qa(
             quote(table.rows()),  # read again: rows are never all in memory
             quote(main_pass.row_keys),
             columns,
-            unchanged=run.dataset_unchanged,  # else the answers would be joined with other rows
+            unchanged=run.dataset_unchanged,  # checked before answers are exported
             json_array=exports.json_array,
         )
         summary = run.complete(main_pass, counts)
@@ -148,7 +152,10 @@ def image_qa(
 
 
 def answer_rows(run: Run, open_pass: OpenPass, rows: Iterator[Row]) -> None:
-    """Make one pass over rows: render prompts, batch the pending ones, generate, parse, store."""
+    """Make one pass over the rows: render prompts, batch the pending rows, generate, parse, store.
+
+    Nothing is returned: the results are in the output, and listed in the ledger of the pass.
+    """
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
         settings = open_pass.generation_settings

@@ -10,7 +10,7 @@ from prefect.tasks import Task
 
 from ..tasks.errors import StoreError
 from ..tasks.generating.batching import make_batch
-from ..tasks.generating.requests import GenerationSettings
+from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.parsing.parse import ParseSettings
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings

@@ -14,8 +14,8 @@ from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
 from ..tasks.exporting.output_status import EXPORTS
 from ..tasks.generating.cache import batch_cache
+from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.generating.generate import generate_batch
-from ..tasks.generating.requests import GenerationSettings
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
@@ -35,12 +35,12 @@ from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .circuit_breaker import CircuitBreaker
+from .open_model import RunModel, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .output_lease import OutputLease, new_record
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
-from .run_model import RunModel, open_model, resolve_endpoint
 from .summary import RunSummary
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)

@@ -23,10 +23,10 @@ from ...serving.server.process import terminate_on_signals
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.runs.parameters import RunParameters
 from ..image_qa import image_qa
+from ..open_model import open_model
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
 from ..run import open_store
-from ..run_model import open_model
 from ..summary import RunSummary
 
 REFRESH_SECONDS = 0.5

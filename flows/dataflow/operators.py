@@ -19,7 +19,7 @@ from ...tasks.runs.parameters import Exports, Parsing
 from ..image_qa import image_qa
 from ..summary import RunSummary
 from .file_storage import FileStorage
-from .serving import LocalModelVLMServing_vllm, endpoint_of
+from .local_model import LocalModelVLMServing_vllm, endpoint_of
 
 VIDEO_COLUMNS = frozenset({"video", "videos"})
 

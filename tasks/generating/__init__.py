@@ -6,7 +6,7 @@ which Prefect caches under the batch key; a row that cannot be answered has a pr
 
 from .batching import make_batches
 from .cache import batch_cache
+from .chat_requests import GenerationSettings
 from .generate import generate_batch
-from .requests import GenerationSettings
 
 __all__ = ["GenerationSettings", "batch_cache", "generate_batch", "make_batches"]

@@ -17,8 +17,8 @@ from ..concurrency import STORE_THREADS, prefetch
 from ..errors import EndpointError, EndpointLostError
 from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
 from .cache import load_cached, store_in_cache
+from .chat_requests import GenerationSettings, build_request
 from .completions import Completions
-from .requests import GenerationSettings, build_request
 
 SUSPECT_DISCONNECTS = 2
 """How many times the server may be lost while working on a row before the row is suspected."""

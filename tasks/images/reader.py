@@ -21,7 +21,8 @@ import fsspec
 from ...serving.background_loop import BackgroundLoop
 from ..errors import AccessDeniedError, StoreError, StoreUnavailableError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem, store_errors
+from ..object_store.filesystems import open_filesystem
+from ..object_store.store_errors import store_errors
 from ..records import ImageRef, Kind, RowError
 from .file_digests import FileDigests, file_version, is_settled
 from .prepare import ImageSettings

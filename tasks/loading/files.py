@@ -10,7 +10,8 @@ import fsspec
 
 from ..errors import DatasetError, ObjectMissingError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem, store_errors
+from ..object_store.filesystems import open_filesystem
+from ..object_store.store_errors import store_errors
 
 TABLE_FORMATS = {
     ".json": "json",

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import DatasetError, StoreError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem, store_errors
+from ..object_store.filesystems import open_filesystem
+from ..object_store.store_errors import store_errors
 from .json_formats import LocatedRecord, is_json_array, read_json_array, read_json_lines
 
 Reader = Callable[[io.BufferedReader], Iterator[LocatedRecord]]

@@ -15,9 +15,10 @@ import fsspec
 from ...serving.endpoint import load_block
 from ..errors import ObjectMissingError, StoreError
 from .block import StoreBlock
-from .filesystems import GuardedFile, open_filesystem, store_errors
+from .filesystems import GuardedFile, open_filesystem
 from .local_files import atomic_write, file_sizes
 from .prefect_results import parse_result_record
+from .store_errors import store_errors
 
 _READ_BUFFER_BYTES = 1 << 20
 _MAX_LINE_BYTES = 256 << 20

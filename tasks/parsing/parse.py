@@ -14,7 +14,7 @@ from ...serving.types import Completion
 from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
 from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
-from .text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
+from .labelled_text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
 
 Parser = Callable[[str], Any]
 """Turns the raw text of a completion into plain JSON; an exception affects only that row."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import ImageQAError
+from ..parsing.labelled_text import parse_qa_pairs
 from ..parsing.parse import PairParser
-from ..parsing.text import parse_qa_pairs
 from ..prompting.prompts import PromptStyle, chat_prompt
 
 F = TypeVar("F", bound=Callable[..., Any])

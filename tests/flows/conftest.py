@@ -66,7 +66,7 @@ def drawn(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> WriteRows:
-    """Writes a dataset with a row for each user text, all about one small image; returns its path."""
+    """Writes a dataset with one row per user text, all about one small image; returns its path."""
 
     def write(texts: list[str]) -> str:
         folder = tmp_path / "rows"

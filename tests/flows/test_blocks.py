@@ -56,9 +56,7 @@ def call_api(path: str, body: Any = None) -> str:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["endpoint", "store"])
 @pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.__name__)
-def test_blocks_meet_prefects_standards(
-    block: type[Block], standard: Callable[..., None]
-) -> None:
+def test_blocks_meet_prefects_standards(block: type[Block], standard: Callable[..., None]) -> None:
     standard(None, block)
 
 
@@ -76,7 +74,7 @@ def test_the_example_of_a_block_is_valid(block: type[Block]) -> None:
 def test_registering_adds_two_block_types(module: str) -> None:
     printed = prefect("block", "register", "-m", module)
     assert "Successfully registered 2 blocks" in printed
-    # Prefect's own types have a logo: those without are of this package, or were created by its runs.
+    # Prefect's own types have a logo: those without are of this package, or created by its runs.
     catalog = json.loads(call_api("/block_types/filter", {}))
     ours = {shown["slug"]: shown for shown in catalog if not shown["logo_url"]}
     assert {slug: shown["name"] for slug, shown in ours.items()} == {

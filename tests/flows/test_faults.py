@@ -15,7 +15,7 @@ from prefect_imageqa import ImageQAError, Limits, ObjectStore, VLLMEndpoint, ima
 
 ROWS, BATCH_SIZE, IN_FLIGHT = 48, 8, 8
 AT_RISK = 2 * (IN_FLIGHT + BATCH_SIZE)
-"""Rows sent but not stored at most: those in flight, and as many whose replies wait to be stored."""
+"""Most rows sent but not stored: those in flight, and as many whose replies wait to be stored."""
 
 READ_TIMEOUT = 3
 """Seconds after which a hang counts as one. A reply takes milliseconds, even on a busy machine."""
@@ -64,7 +64,7 @@ def answer_to(row: int) -> str:
 
 
 def run(dataset: str, output: str, url: str, caplog: pytest.LogCaptureFixture) -> Result:
-    """Run, and check that it ends soon, logs no traceback, and fails with a single line if at all."""
+    """Run, and check that it ends soon, logs no traceback, and fails, if at all, with one line."""
     started = time.monotonic()
     summary, message = None, ""
     with caplog.at_level(logging.INFO):

@@ -293,7 +293,7 @@ def test_the_next_run_resumes_after_the_server_died(
     conversations[8] = turn("STUB die")
     frame = pd.DataFrame({"image": [str(path) for path in images], "conversation": conversations})
     mortal = start_stub()
-    monkeypatch.setattr("prefect_imageqa.flows.run_model.RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_imageqa.flows.open_model.RECONNECT_SECONDS", 1.0)
     with pytest.raises(ImageQAError, match="no server has answered for 1 s"):
         image_qa(
             frame,
@@ -362,7 +362,9 @@ def test_a_gateway_in_front_of_a_dead_server_stops_the_run(
         image_qa(frame, str(tmp_path / "out"), endpoint=stub.url)
 
 
-def test_a_row_that_has_the_output_column_is_quarantined(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_row_that_has_the_output_column_is_quarantined(
+    stub: Any, drawn: Path, tmp_path: Path
+) -> None:
     rows = [{"image": "images/000.png"}, {"image": "images/001.png", "output": "mine"}]
     (drawn / "late.json").write_text(json.dumps(rows))
     summary = image_qa(str(drawn / "late.json"), str(tmp_path / "out"), endpoint=stub.url)

@@ -1,4 +1,4 @@
-"""Running the same command again: nothing is lost, and no answered row is sent to the model again."""
+"""Running the same command again: nothing is lost, and no answered row is sent again."""
 
 import json
 import logging

@@ -9,7 +9,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect_imageqa import EndpointError, image_qa
 
-
 WriteRows = Callable[[list[str]], str]
 
 

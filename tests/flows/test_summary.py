@@ -35,7 +35,12 @@ def test_a_summary_is_one_line(changed: dict[str, Any], line: str) -> None:
 def test_a_summary_as_one_line_of_json() -> None:
     summary = RunSummary(rows=10, ok=7, filtered=1, quarantined=2, seconds=1.5, output="out")
     counts = json.loads(summary.to_json_line())
-    assert (counts["rows"], counts["ok"], counts["seconds"], counts["output"]) == (10, 7, 1.5, "out")
+    assert (counts["rows"], counts["ok"], counts["seconds"], counts["output"]) == (
+        10,
+        7,
+        1.5,
+        "out",
+    )
 
 
 def test_answered_rows_as_a_dataframe(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
-"""The whole way with real vLLM on CPU and the demo model."""
+"""Complete runs with a real vLLM server on CPU and the demo model."""
 
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 from PIL import Image
+from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import (
     FileStorage,
     ImageQAGenerator,
@@ -25,7 +28,11 @@ from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import questions, scenes
 from prefect_imageqa.serving.types import FailureKind
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("vllm"),  # one after another: each server uses all cores
+]
 
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 
@@ -40,8 +47,8 @@ def model() -> Iterator[LocalModelVLMServing_vllm]:
     serving.cleanup()
 
 
-def judged(folder: Path, truth: list[scenes.Scene]) -> list[questions.Verdict]:
-    """The verdict on every stored pair."""
+def verdicts_on(folder: Path, truth: list[scenes.Scene]) -> list[questions.Verdict]:
+    """The verdict on each pair of an output."""
     pairs = pd.read_parquet(folder / "pairs.parquet")
     columns = (pairs["row"], pairs["question"], pairs["answer"])
     return [
@@ -50,7 +57,7 @@ def judged(folder: Path, truth: list[scenes.Scene]) -> list[questions.Verdict]:
     ]
 
 
-def test_pairs_about_unseen_scenes_are_right(
+def test_pairs_about_unseen_scenes_are_correct(
     model: LocalModelVLMServing_vllm, tmp_path: Path
 ) -> None:
     truth = scenes.write_demo_dataset(tmp_path / "data", 64, seed=11)
@@ -63,37 +70,37 @@ def test_pairs_about_unseen_scenes_are_right(
     )
     assert (summary.ok, summary.requests) == (64, 64)
     assert summary.prompt_tokens > 64 * 9
-    verdicts = judged(tmp_path / "out", truth)
+    verdicts = verdicts_on(tmp_path / "out", truth)
     assert len(verdicts) == 64
     assert verdicts.count(questions.Verdict.RIGHT) >= 0.95 * len(verdicts)
-    asked = {json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()}
-    assert len(asked) > 16  # rows sample by themselves, not all the same question
+    replies = {json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()}
+    assert len(replies) > 16  # each row has a seed of its own: not all get the same question
 
 
 def test_images_of_every_kind_reach_the_model(
     model: LocalModelVLMServing_vllm, tmp_path: Path
 ) -> None:
-    """One scene in forms that vLLM itself would refuse, misread, or show turned."""
+    """One scene in formats that vLLM itself would reject, misread, or not rotate."""
     rng = random.Random(3)
     scene = scenes.random_scene(scenes.held_out_rng(77))
     image = scenes.draw_scene(scene, 192, 192, rng)
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = image.transpose(Image.Transpose.ROTATE_90)
+    rotated = image.transpose(Image.Transpose.ROTATE_90)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     image.convert("RGBA").save(tmp_path / "alpha.png")
     image.resize((1920, 1920)).save(tmp_path / "large.png")
-    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    rotated.save(tmp_path / "rotated.jpg", quality=95, exif=exif)
     image.save(tmp_path / "really-a.jpeg", "PNG")
     second = Image.new("RGB", (192, 192))
     image.save(tmp_path / "animated.gif", save_all=True, append_images=[second])
     frame = pd.DataFrame({"image": sorted(str(path) for path in tmp_path.iterdir())})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=model.start_serving().url)
     assert (summary.rows, summary.ok) == (6, 6)
-    assert judged(tmp_path / "out", [scene] * 6).count(questions.Verdict.RIGHT) >= 5
+    assert verdicts_on(tmp_path / "out", [scene] * 6).count(questions.Verdict.RIGHT) >= 5
 
 
-def test_a_row_that_only_the_server_refuses_costs_itself(
+def test_a_row_that_only_the_server_rejects_is_quarantined(
     model: LocalModelVLMServing_vllm, tmp_path: Path
 ) -> None:
     scenes.write_demo_dataset(tmp_path, 3, seed=12)
@@ -127,10 +134,10 @@ def test_structured_output_is_passed_through(
     assert summary.ok == 8
     replies = [json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()]
     assert all(set(json.loads(reply)) == {"question", "answer"} for reply in replies)
-    assert judged(tmp_path / "out", truth).count(questions.Verdict.RIGHT) >= 7
+    assert verdicts_on(tmp_path / "out", truth).count(questions.Verdict.RIGHT) >= 7
 
 
-def test_the_published_example_runs_with_its_imports_changed(
+def test_the_dataflow_example_runs_after_changing_its_imports(
     model: LocalModelVLMServing_vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -159,7 +166,7 @@ def test_the_published_example_runs_with_its_imports_changed(
     assert all(row["qa"].startswith("**Question:** ") for row in written)
 
 
-def test_text_alone_is_answered_without_an_image(
+def test_a_text_without_an_image_is_answered(
     model: LocalModelVLMServing_vllm, tmp_path: Path
 ) -> None:
     (tmp_path / "ask.jsonl").write_text('{"prompt": "What color is the circle?"}\n')
@@ -169,10 +176,11 @@ def test_text_alone_is_answered_without_an_image(
     assert row["answer"] == "I cannot tell without the image."
 
 
-def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None:
+def test_the_demo_prints_correct_pairs_and_leaves_no_server(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("prefect-imageqa")), "demo"]
     done = subprocess.run(
         [*command, "--rows", "24", "--output", str(tmp_path)],
+        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
         capture_output=True,
         text=True,
         timeout=600,
@@ -184,36 +192,43 @@ def test_the_demo_shows_right_pairs_and_leaves_no_server(tmp_path: Path) -> None
     assert share >= 95
     [folder] = tmp_path.iterdir()
     assert (folder / "qa" / "qa.jsonl").exists()
-    assert f"look at {folder / 'qa' / 'report.html'}" in done.stdout
+    assert f"open {folder / 'qa' / 'report.html'}" in done.stdout
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False)
     assert left.stdout == b""
 
 
-def test_a_run_survives_the_death_of_its_server(tmp_path: Path) -> None:
-    """The engine is killed with SIGKILL in the middle of a run that has started it."""
-    scenes.write_demo_dataset(tmp_path / "data", 300, seed=15)
-    command = [str(Path(sys.executable).with_name("prefect-imageqa")), "run"]
-    command += [str(tmp_path / "data" / "dataset.json"), "--output", str(tmp_path / "out")]
-    command += ["--model", str(CHECKPOINT), "--batch-size", "24", "--max-in-flight", "24", "--json"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+def test_a_run_survives_a_crash_of_its_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine is killed with SIGKILL in the middle of a run that has started the server."""
+    rows, batch_size, output = 144, 24, tmp_path / "out"
+    scenes.write_demo_dataset(tmp_path / "data", rows, seed=15)
+    before = psutil.Process().children(recursive=True)
+
+    def kill_engine() -> list[psutil.Process]:
         deadline = time.monotonic() + 300
-        while len(list((tmp_path / "out").glob("pairs/completions/[!.]*"))) < 2:
-            assert running.poll() is None
+        while len(list(output.glob("pairs/completions/[!.]*"))) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        started = psutil.Process(running.pid).children(recursive=True)
+        started = [child for child in psutil.Process().children(True) if child not in before]
         [engine] = [process for process in started if "EngineCore" in process.name()]
         engine.kill()
-        out, log = running.communicate(timeout=600)
-    assert running.returncode == 0, log
-    summary = json.loads(out.splitlines()[-1])
-    assert (summary["rows"], summary["ok"], summary["quarantined"]) == (300, 300, 0)
-    assert "restart 1: " in log
-    assert "Traceback" not in log.partition("restart 1: ")[0]
-    assert len((tmp_path / "out" / "qa.jsonl").read_text().splitlines()) == 300
-    # What was with the server when it died, or about to be, is sent again, also while it is down.
-    at_risk = 3 * 24
-    assert 300 < summary["requests"] <= 300 + at_risk * MAX_ATTEMPTS[FailureKind.CONNECTION]
+        return started
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_engine)
+        summary = image_qa(
+            str(tmp_path / "data" / "dataset.json"),
+            str(output),
+            model=str(CHECKPOINT),
+            limits=Limits(batch_size=batch_size, max_in_flight=batch_size),
+        )
+        started = killing.result()
+    assert (summary.rows, summary.ok, summary.quarantined) == (rows, rows, 0)
+    assert "restart 1: " in caplog.text
+    assert "Traceback" not in caplog.text.partition("restart 1: ")[0]
+    assert len((output / "qa.jsonl").read_text().splitlines()) == rows
+    # Requests that the server had, or was about to get, are sent again, also while it is down.
+    at_risk = 3 * batch_size
+    assert rows < summary.requests <= rows + at_risk * MAX_ATTEMPTS[FailureKind.CONNECTION]
     assert not [process for process in started if process.is_running()]

@@ -1,4 +1,4 @@
-"""Images from the web in a complete run: fetched with limits, and never from forbidden addresses."""
+"""Images from the web in a run: fetched with limits, and never from forbidden addresses."""
 
 import http.server
 import json
@@ -80,7 +80,9 @@ def test_forbidden_addresses_are_not_requested(stub: Any, site: str, tmp_path: P
     assert (tmp_path / "out" / "report.html").exists()  # even if no row is answered
 
 
-def test_images_outside_the_image_root_are_refused(stub: Any, site: str, drawn: Path, tmp_path: Path) -> None:
+def test_images_outside_the_image_root_are_refused(
+    stub: Any, site: str, drawn: Path, tmp_path: Path
+) -> None:
     root = drawn / "images"
     (root / "link.png").symlink_to("/etc/passwd")
     (root / "up").symlink_to(tmp_path)

@@ -16,6 +16,7 @@ from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError, ServerError
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from prefect_imageqa.tasks.errors import EndpointLostError
+from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings, build_request
 from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.generating.generate import (
     BATCH_RETRIES,
@@ -23,7 +24,6 @@ from prefect_imageqa.tasks.generating.generate import (
     generate_batch,
     reply_of,
 )
-from prefect_imageqa.tasks.generating.requests import GenerationSettings, build_request
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply, RowError

@@ -16,8 +16,9 @@ from prefect_imageqa.tasks.errors import (
     ObjectMissingError,
     StoreError,
 )
-from prefect_imageqa.tasks.object_store.filesystems import open_filesystem, store_errors
+from prefect_imageqa.tasks.object_store.filesystems import open_filesystem
 from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.object_store.store_errors import store_errors
 
 
 def test_an_object_is_written_read_replaced_and_deleted(store: ObjectStore) -> None:

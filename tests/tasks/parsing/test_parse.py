@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.generating.completions import StoredReply
+from prefect_imageqa.tasks.parsing.labelled_text import (
+    PARSER_VERSION,
+    parse_qa_pairs,
+    strip_reasoning,
+)
 from prefect_imageqa.tasks.parsing.parse import (
     Parser,
     ParseSettings,
@@ -17,7 +22,6 @@ from prefect_imageqa.tasks.parsing.parse import (
     parse_completion,
     parse_reply,
 )
-from prefect_imageqa.tasks.parsing.text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
 from prefect_imageqa.tasks.records import Answered, Kind, Problem, QAPair, Quarantined
 
 ONE = [("What is it?", "A cat.")]

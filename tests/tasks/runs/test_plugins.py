@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.tasks.errors import ImageQAError
-from prefect_imageqa.tasks.parsing.text import parse_qa_pairs
+from prefect_imageqa.tasks.parsing.labelled_text import parse_qa_pairs
 from prefect_imageqa.tasks.prompting.prompts import chat_prompt
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.runs.plugins import find_parser, find_prompt_style

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow
-from prefect_imageqa.flows import run_model
-from prefect_imageqa.flows.run_model import RunModel, open_model
+from prefect_imageqa.flows import open_model as open_model_module
+from prefect_imageqa.flows.open_model import RunModel, open_model
 from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
 from prefect_imageqa.serving.types import ChatRequest, Completion
@@ -117,7 +117,7 @@ def test_a_shared_server_is_waited_for(start_stub: Any) -> None:
 def test_a_shared_server_that_does_not_return_is_reported_in_one_line(
     start_stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_model, "RECONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(open_model_module, "RECONNECT_SECONDS", 0.5)
     stub = start_stub()
     with open_model([stub.url], "stub", 4) as model:
         stub.process.kill()
