@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
@@ -54,6 +57,20 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{client}._POLL_SECONDS", 0.2)
     monkeypatch.setattr(ChatClient, "pause", lambda self, seconds: pause(self, seconds / 50))
     monkeypatch.setattr("prefect_imageqa.tasks.object_store.s3._FIRST_BACKOFF", 0.02)
+
+
+@pytest.fixture
+def runs_of() -> Callable[[str | Path], list[FlowRun]]:
+    """Reads the latest flow runs that wrote to an output from Prefect's API; there must be one."""
+
+    def read(output: str | Path) -> list[FlowRun]:
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
+        found = [run for run in runs if run.parameters.get("output") == str(output)]
+        assert found
+        return found
+
+    return read
 
 
 @pytest.fixture

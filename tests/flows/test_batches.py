@@ -23,15 +23,15 @@ def stored_parts(output: Path) -> int:
 
 
 @contextmanager
-def watching(look: Callable[[], object], interval: float = 0.05) -> Iterator[None]:
-    """Call `look` again and again while the block runs."""
+def polling(check: Callable[[], object], interval: float = 0.05) -> Iterator[None]:
+    """Call `check` repeatedly while the block runs."""
     done = threading.Event()
 
-    def watch() -> None:
+    def poll() -> None:
         while not done.wait(interval):
-            look()
+            check()
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=poll)
     thread.start()
     try:
         yield
@@ -50,13 +50,13 @@ def test_slow_rows_hold_up_only_their_own_batches(
     reached: list[tuple[int, int]] = []
     deadline = time.monotonic() + 120
 
-    def look() -> None:
+    def check() -> None:
         state = (stub.stats()["requests"], stored_parts(output))
         if not answer.exists() and (state == (400, 21) or time.monotonic() > deadline):
             reached.append(state)
             answer.touch()
 
-    with watching(look):
+    with polling(check):
         summary = image_qa(
             write_rows(texts),
             str(output),
@@ -86,10 +86,10 @@ def test_the_number_of_waiting_batches_is_limited(
     texts = [f"STUB slow {slow} {row}" if row % 5 == 0 else f"{row}" for row in range(60)]
     unstored: list[int] = []
 
-    def look() -> None:
+    def check() -> None:
         unstored.append(stub.stats()["requests"] - 5 * stored_parts(output))
 
-    with watching(look):
+    with polling(check):
         summary = image_qa(
             write_rows(texts),
             str(output),

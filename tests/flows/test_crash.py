@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 COMMAND = Path(sys.executable).with_name("prefect-imageqa")
 BATCH_SIZE, IN_FLIGHT = 16, 32
 LATENCY = 0.15
+KILLS = 20
 AT_RISK = 2 * IN_FLIGHT + BATCH_SIZE
 """Rows of the batches in flight at any moment: sent, being prepared, and about to be stored."""
 
@@ -90,11 +92,12 @@ def test_a_run_killed_again_and_again_loses_and_duplicates_no_row(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    count, output = 900, str(tmp_path / "out")
+    count, output = 3000, str(tmp_path / "out")
+    chance = random.Random(9)
     stub = start_stub(f"--count-texts={tmp_path / 'texts'}", latency=LATENCY, slots=IN_FLIGHT)
     dataset = write_rows([text_of(row) for row in range(count)])
     final: dict[int, int] = {}  # row -> how often it was sent until it was stored
-    for seconds in (0.6, 0.1, 0.45, 0.0, 0.3, 0.2):
+    for seconds in [chance.uniform(0, 0.5) for _ in range(KILLS)]:
         before = stub.stats()["requests"]
         process = start(dataset, output, stub.url)
         while stub.stats()["requests"] == before:
@@ -115,7 +118,7 @@ def test_a_run_killed_again_and_again_loses_and_duplicates_no_row(
     twice = sum(sent.values()) - count
     record_property("rows", count)
     record_property("sent_twice", twice)
-    print(f"{count} rows, 6 kills, {twice} rows sent again")
+    print(f"{count} rows, {KILLS} kills, {twice} rows sent again")
     assert (summary.rows, summary.ok, summary.quarantined) == (count, count, 0)
     assert len(sent) == count
     assert {row: sent[row] for row in final} == final, "stored rows were sent again"

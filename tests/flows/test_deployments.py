@@ -253,8 +253,8 @@ def _restored(folder: Path) -> Iterator[None]:
         yield
         for deployment in before:
             fields = ("parameters", "parameter_openapi_schema", "work_pool_name", "job_variables")
-            kept = {name: getattr(deployment, name) for name in fields}
-            client.update_deployment(deployment.id, DeploymentUpdate(**kept))
+            restored = {name: getattr(deployment, name) for name in fields}
+            client.update_deployment(deployment.id, DeploymentUpdate(**restored))
             for current in client.read_deployment(deployment.id).schedules:
                 client.delete_deployment_schedule(deployment.id, current.id)
             for old in deployment.schedules:

@@ -235,7 +235,7 @@ def test_a_result_that_cannot_be_written_fails_the_run(
 def test_a_batch_with_failed_rows_is_not_taken_for_finished(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path
 ) -> None:
-    """The next run retries transient failures; the others only if it is told to."""
+    """The next run retries transient failures; the others only on request."""
     stub = start_stub()
     dataset = write_rows(["fine", "STUB status 500", "STUB finish length", "also fine"])
 
@@ -301,7 +301,6 @@ def test_a_row_that_crashes_the_server_is_found_and_the_others_are_answered(
     assert len(lines(tmp_path / "out" / "qa.jsonl")) == 59
 
 
-@pytest.mark.usefixtures("quick_retries")
 def test_no_further_batches_are_started_while_the_server_is_down(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path
 ) -> None:

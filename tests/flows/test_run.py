@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_a_password_in_a_parameter_is_neither_stored_nor_logged(
     assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
 
 
-def test_groups_of_parameters_are_stored_unchanged(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_groups_of_parameters_are_stored_unchanged(
+    stub: Any, drawn: Path, tmp_path: Path, runs_of: Callable[..., Any]
+) -> None:
     output = tmp_path / "out"
     cache = str(tmp_path / "cache")
     image_qa(
@@ -99,9 +102,7 @@ def test_groups_of_parameters_are_stored_unchanged(stub: Any, drawn: Path, tmp_p
         images=Images(root=str(drawn)),
         limits=Limits(batch_size=5),
     )
-    with get_client(sync_client=True) as client:
-        [run] = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
-    assert run.parameters["output"] == str(output)
+    [run] = runs_of(output)
     assert run.parameters["caching"]["cache"] == cache
     assert run.parameters["images"]["root"] == str(drawn)
     assert run.parameters["limits"]["batch_size"] == 5

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def blocks_with_the_secret() -> set[str]:
 
 @pytest.mark.usefixtures("with_report")
 def test_a_block_gives_access_to_dataset_images_output_and_cache(
-    stub: Any, s3: str, block: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stub: Any,
+    s3: str,
+    block: str,
+    drawn: Path,
+    runs_of: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     others = blocks_with_the_secret() - {block}  # created by other tests on this Prefect server
     store = ObjectStore.load(block).with_uri(f"{s3}/{block}")  # type: ignore[union-attr]
@@ -65,8 +71,8 @@ def test_a_block_gives_access_to_dataset_images_output_and_cache(
     assert len(first.to_pandas()) == 12
     assert SECRET not in caplog.text
     assert all(SECRET.encode() not in store.read(name) for name in store.list())
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(limit=200)
+    runs = runs_of(f"{store.uri}/out")
+    assert len(runs) == 2
     assert SECRET not in json.dumps([run.model_dump(mode="json") for run in runs])
     assert blocks_with_the_secret() - others == {block}
 

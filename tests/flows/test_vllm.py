@@ -28,11 +28,7 @@ from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import questions, scenes
 from prefect_imageqa.serving.types import FailureKind
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("vllm"),  # one after another: each server uses all cores
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 
