@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 FLOW_ENV := .venv/.installed
 SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
-# Two workers; tests of one group, such as those of the model server, stay on one of them.
+# Two workers, to which tests are handed one by one.
 PARALLEL := -n 2 --dist loadgroup
 
 # No telemetry.

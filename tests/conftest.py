@@ -33,17 +33,6 @@ BUCKET = "imageqa-tests"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, and all that start vLLM on the same one.
-
-    So a module's fixtures are made once, and two model servers never share the cores.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            group = "vllm" if item.get_closest_marker("vllm") else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     for _ in range(200):
         assert server.poll() is None, "the server died"
