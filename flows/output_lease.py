@@ -178,7 +178,7 @@ class OutputLease:
                 logged = time.monotonic()
                 self._logger.warning(
                     "waiting for %s, which is writing to %s; to fail instead of waiting, use "
-                    "`--no-wait` (limits.wait false)",
+                    "`--no-queue` (limits.queue false)",
                     run,
                     self._store.uri,
                 )

@@ -130,7 +130,7 @@ class Run:
             self._open_model(endpoint)
         record = new_record(self._id, parameters, table.name, main)
         self._lease = OutputLease(self.output, record, self.progress)
-        self._stack.enter_context(self._lease.acquire(wait=parameters.limits.wait))
+        self._stack.enter_context(self._lease.acquire(wait=parameters.limits.queue))
         self._table, self._version = table, table.version()  # may have changed while waiting
         if endpoint is None:  # do not load a model only to wait for the output
             self._open_model(None)

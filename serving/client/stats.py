@@ -1,6 +1,7 @@
 """A client's counters."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -15,6 +16,9 @@ class ClientStats:
         failures: requests that failed for good.
         prompt_tokens: tokens the model read.
         completion_tokens: tokens the model generated.
+        last_completion: `time.monotonic()` of the last one; 0 before.
+        notes: what a user should know now, one sentence each: what the client waits for and how
+            long at most, which servers are down, what is unusually slow. Replaced, never changed.
     """
 
     requests: int = 0
@@ -24,3 +28,5 @@ class ClientStats:
     failures: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    last_completion: float = 0.0
+    notes: Sequence[str] = field(default=())

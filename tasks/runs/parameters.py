@@ -214,7 +214,30 @@ class Limits(_Group):
         le=1,
         description="Stop when more than this fraction of the last 256 rows sent has failed.",
     )
+    request_timeout: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds after which a request is cancelled, if its server answers others "
+        "meanwhile; it is sent once more, then its row is quarantined. Never less than ten times "
+        "what requests usually take.",
+    )
+    server_wait: float = Field(
+        default=900,
+        ge=0,
+        description="Seconds to wait for a model server that no longer answers, before the run "
+        "stops.",
+    )
+    store_wait: float = Field(
+        default=300,
+        ge=0,
+        description="Seconds to wait for an S3 server, or for a host of images, that no longer "
+        "answers, before the run stops.",
+    )
     wait: bool = Field(
+        default=False,
+        description="Also wait for a model server that is not up yet; otherwise refuse to start.",
+    )
+    queue: bool = Field(
         default=True,
         description="Wait if another run is writing to the same output; otherwise refuse to start.",
     )

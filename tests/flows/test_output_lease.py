@@ -242,8 +242,8 @@ def test_two_runs_with_different_batch_sizes_send_every_row_once(
     texts[7] = f"STUB until {answer}"  # the first run lasts until the others have started
     dataset = write_rows(texts)
 
-    def run(batch_size: int, *, wait: bool = True) -> Any:
-        limits = Limits(batch_size=batch_size, wait=wait)
+    def run(batch_size: int, *, queue: bool = True) -> Any:
+        limits = Limits(batch_size=batch_size, queue=queue)
         return image_qa(dataset, output, endpoint=stub.url, limits=limits)
 
     with ThreadPoolExecutor(2) as pool:
@@ -251,7 +251,7 @@ def test_two_runs_with_different_batch_sizes_send_every_row_once(
         wait_until(lambda: stub.stats()["requests"] > 0)
         second = pool.submit(run, 50)
         with pytest.raises(OutputBusyError, match="is writing there; wait until it has finished"):
-            run(64, wait=False)
+            run(64, queue=False)
         wait_until(lambda: "waiting for the run of" in caplog.text)
         answer.touch()
         summaries = [done.result(timeout=120) for done in (first, second)]
@@ -275,5 +275,5 @@ def test_a_killed_run_can_be_repeated_without_waiting(
     wait_until(lambda: stub.stats()["requests"] > 2)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    at_once = Limits(batch_size=2, wait=False)
+    at_once = Limits(batch_size=2, queue=False)
     assert image_qa(dataset, output, endpoint=start_stub().url, limits=at_once).ok == 12
