@@ -19,7 +19,8 @@ import struct
 import threading
 from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -101,6 +102,7 @@ class FaultProxy:
         self._target = target_host, target_port
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
+        self._port = 0
         self._connections: set[asyncio.Task[Any]] = set()
         self.set_rules(rules)
 
@@ -128,11 +130,32 @@ class FaultProxy:
 
     async def _serve(self, started: threading.Event) -> None:
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._handle_client, "127.0.0.1", 0, limit=_HEAD_LIMIT)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await self._listen()
         started.set()
         await self._stop.wait()
-        server.close()
+        await self._leave()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Refuse connections meanwhile, as if no server ran; those that are open are closed."""
+        self._do(self._leave())
+        try:
+            yield
+        finally:
+            self._do(self._listen())
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(
+            self._handle_client, "127.0.0.1", self._port, limit=_HEAD_LIMIT
+        )
+        self._port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def _leave(self) -> None:
+        self._server.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

@@ -12,17 +12,13 @@ import hashlib
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pandas as pd  # imported by every run, so its memory counts
 from prefect_imageqa.tasks.object_store.store import ObjectStore
@@ -32,6 +28,7 @@ from prefect_imageqa.tasks.storing.compaction import compact
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.store import write_part
+from servers import S3Server
 
 PARTS = PassFolder().parts("qa_pairs-v1")
 BATCH = 256
@@ -140,37 +137,6 @@ def run_step(name: str, uri: str, count: int) -> None:
     print(json.dumps([time.perf_counter() - started, peak_mib(), result]))
 
 
-@contextmanager
-def s3_server(folder: str) -> Iterator[None]:
-    """Run an S3 server on this machine, with a bucket `benchmark`."""
-    (Path(folder) / "benchmark").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    rclone = str(Path(sys.executable).parent / "rclone")
-    command = [rclone, "serve", "s3", "--config", "", "--addr", address]
-    server = subprocess.Popen(
-        [*command, "--auth-key", "key,secret", folder], stderr=subprocess.DEVNULL
-    )
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": f"http://{address}",
-    }
-    try:
-        for _ in range(100):
-            try:
-                urlopen(f"http://{address}", timeout=1).close()
-            except HTTPError:
-                break  # it is up, and rejects requests without a key
-            except OSError:
-                time.sleep(0.05)
-        yield
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-
-
 def main() -> None:
     """Run all steps, each in its own process, and print a table."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -182,15 +148,16 @@ def main() -> None:
     if options.step:
         run_step(options.step, options.uri, options.rows)
         return
-    with tempfile.TemporaryDirectory(prefix="ledger-") as folder, s3_server(folder):
-        uri = f"{folder}/output" if options.local else "s3://benchmark/output"
+    with tempfile.TemporaryDirectory(prefix="ledger-") as folder, S3Server(Path(folder)) as s3:
+        uri = f"{folder}/output" if options.local else f"{s3.uri}/output"
         print(
             f"{options.rows:,} rows in {uri}\n{'':42}{'seconds':>9}{'peak MiB':>10}{'objects':>10}"
         )
         for step, label in PLAN:
             command = [sys.executable, __file__, "--step", step, "--uri", uri]
             command += ["--rows", str(options.rows)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            environment = os.environ | s3.environment
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
             seconds, peak, result = json.loads(done.stdout)
             print(f"{label:42}{seconds:9.1f}{peak:10,}{result:10,}", flush=True)
 

@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from throughput import draw_images, stub_server
+from servers import StubServer
+from throughput import draw_images
 
 RUN = """
 import json, sys
@@ -50,10 +51,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--times", type=int, default=10)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, stub_server() as (url, _):
+    with tempfile.TemporaryDirectory() as scratch, StubServer() as stub:
         images = draw_images(Path(scratch) / "images", 512, seed=1, noise=0)
-        few = measure(Path(scratch), images, options.rows, url)
-        many = measure(Path(scratch), images, options.rows * options.times, url)
+        few = measure(Path(scratch), images, options.rows, stub.url)
+        many = measure(Path(scratch), images, options.rows * options.times, stub.url)
         print(f"peak memory with {options.times} times the rows: {many / few:.2f}")
 
 

@@ -1,8 +1,12 @@
 """A stub of a vLLM server with a fixed latency, for benchmarks and fault injection.
 
-It serves `/health`, `/v1/models` and `/v1/chat/completions`, and request counts on `/stats`.
+It serves `/health`, `/v1/models` and `/v1/chat/completions`, counts of requests and of replies by
+status on `/stats`, and with `--metrics` the engine's load and tokens on `/metrics`.
 With `--respawn` it is restarted on the same port when it has died, as by a service manager;
 `--count-texts` counts across restarts.
+SIGUSR1 freezes it as an engine that hangs: it accepts completions, but answers none until SIGUSR2,
+while `/health` and `/v1/models` answer. With `--respawn`, signal the `pid` on `/stats`.
+Faults are drawn with `--fail-share` and its like; `--rate` puts a gateway before it.
 A user text that starts with `STUB` controls the reply to that request:
 
     STUB text TEXT          reply TEXT
@@ -12,7 +16,7 @@ A user text that starts with `STUB` controls the reply to that request:
     STUB raw BODY           send BODY instead of JSON
     STUB slow SECONDS       answer after that time
     STUB until PATH         answer once there is a file at that path
-    STUB hang               never answer
+    STUB hang               never answer; the engine works on the request without a result
     STUB die                exit immediately, with all requests in flight; an image that contains
                             the marker of `--poison` has the same effect
     STUB dying SECONDS      answer 500 from now on, and exit after that time, like vLLM when its
@@ -21,9 +25,7 @@ A user text that starts with `STUB` controls the reply to that request:
 
 import argparse
 import asyncio
-import base64
 import ctypes
-import hashlib
 import itertools
 import json
 import os
@@ -31,13 +33,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from stub_faults import Faults, Gateway, add_fault_arguments, error
+from stub_metrics import Metrics
+from stub_requests import RequestLog, user_text, without_images
 
 PR_SET_PDEATHSIG = 1
+TOKEN_SECONDS = 0.1
+"""How long a request takes to generate a token, as by a model of 10 tokens/s."""
+PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20
 DEFAULT_TEXT = "**Question:** What is in the image?\n**Answer:** A stub."
 
 
@@ -48,10 +56,16 @@ class Stub:
         self.model, self.latency, self.api_key = options.model, options.latency, options.api_key
         self.slots = asyncio.Semaphore(options.slots)
         self.starts = options.starts
-        self.poison = base64_forms(options.poison.encode()) if options.poison else []
+        self.faults = Faults(options)
+        self.gateway = Gateway(options.rate, options.rate_window) if options.rate else None
+        self.metrics = Metrics(options.model)
+        self.shows_metrics = options.metrics
+        self.thawed = asyncio.Event()
+        self.thawed.set()
         self.request_log = RequestLog(options.count_texts) if options.count_texts else None
         self.requests = 0
-        self.bodies: list[dict[str, Any]] = []
+        self.replies: Counter[str] = Counter()
+        self.bodies: deque[dict[str, Any]] = deque(maxlen=64)
         self.seen: Counter[str] = Counter()
         self.dying = False
 
@@ -66,7 +80,26 @@ class Stub:
                 web.post("/v1/chat/completions", self.complete),
             ]
         )
+        if self.shows_metrics:
+            app.router.add_get("/metrics", self.show_metrics)
+        app.on_startup.append(self.handle_signals)
         return app
+
+    async def handle_signals(self, _: web.Application) -> None:
+        """Freeze at SIGUSR1, go on at SIGUSR2."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self.freeze)
+        loop.add_signal_handler(signal.SIGUSR2, self.thaw)
+
+    def freeze(self) -> None:
+        """Make no progress."""
+        self.thawed.clear()
+        self.metrics.freeze()
+
+    def thaw(self) -> None:
+        """Go on with all requests."""
+        self.metrics.thaw()
+        self.thawed.set()
 
     @web.middleware
     async def check_key(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -82,8 +115,8 @@ class Stub:
         return web.Response()
 
     async def stats(self, _: web.Request) -> web.Response:
-        """The number of completion requests, and the last requests without their images."""
-        stats = {"requests": self.requests, "bodies": self.bodies[-64:]}
+        """Counts of requests and replies, and the last requests without their images."""
+        stats = {"requests": self.requests, "replies": self.replies, "bodies": list(self.bodies)}
         stats |= {"starts": self.starts, "pid": os.getpid()}
         return web.json_response(stats | (self.request_log.counts() if self.request_log else {}))
 
@@ -91,16 +124,65 @@ class Stub:
         """A list of one model."""
         return web.json_response({"object": "list", "data": [{"id": self.model}]})
 
+    async def show_metrics(self, _: web.Request) -> web.Response:
+        """The engine's load and tokens, in the Prometheus text format."""
+        return web.Response(body=self.metrics.page(), content_type="text/plain")
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """Wait for a slot and the latency, then reply as the user text demands."""
+        """Pass a request through the gateway to the engine, and count the reply."""
         self.requests += 1
         data = await request.read()
         if self.request_log:
             self.request_log.add(json.loads(data)["messages"])
-        if any(form in data for form in self.poison):
+        if self.gateway and not self.gateway.admits():
+            response: web.Response | None = self.gateway.refusal()
+        else:
+            response = await self.answer(data)
+        self.replies[str(response.status) if response else "dropped"] += 1
+        if response:
+            return response
+        if request.transport:
+            request.transport.close()
+        return web.Response()
+
+    async def answer(self, data: bytes) -> web.Response | None:
+        """Wait for a slot and the latency, then reply; None drops the connection instead."""
+        if self.faults.kills(data):
             os._exit(1)
-        async with self.slots:
-            await asyncio.sleep(self.latency)
+        with self.metrics.waiting.track_inprogress():
+            await self.slots.acquire()
+        with self.metrics.running.track_inprogress():
+            self.metrics.prompt_tokens.inc(PROMPT_TOKENS)
+            try:
+                await self.work(self.latency)
+            finally:
+                self.slots.release()
+            reply = await self.respond(data)
+        if self.faults.hangs(data):
+            await asyncio.Event().wait()  # the engine is done, the reply gets lost
+        return reply
+
+    async def work(self, seconds: float) -> None:
+        """Generate tokens for that time; while frozen, make no progress."""
+        while True:
+            await self.thawed.wait()
+            step = min(seconds, TOKEN_SECONDS)
+            await asyncio.sleep(step)
+            await self.thawed.wait()
+            self.metrics.generation_tokens.inc()
+            seconds -= step
+            if seconds <= 0:
+                return
+
+    async def respond(self, data: bytes) -> web.Response | None:
+        """Reply with the fault that was drawn, or as the user text demands."""
+        fault = self.faults.draw()
+        if fault == "drop":
+            return None
+        if fault == "fail":
+            return self.faults.failure()
+        if fault == "garbage":
+            return self.faults.garbage()
         if self.dying:
             return error(500, "the stub is dying")
         # Parsing a body with images costs as much as serving it; benchmarks do not need it.
@@ -112,7 +194,7 @@ class Stub:
             return error(404, f"The model `{body['model']}` does not exist.")
         return await self.reply_to(user_text(body["messages"]))
 
-    async def reply_to(self, text: str) -> web.StreamResponse:
+    async def reply_to(self, text: str) -> web.Response:
         """Execute the command in a STUB text; give the default reply to any other text."""
         self.seen[text] += 1
         if not text.startswith("STUB "):
@@ -133,80 +215,26 @@ class Stub:
             asyncio.get_running_loop().call_later(float(rest), os._exit, 1)
             return error(500, "the stub is dying")
         if verb == "slow":
-            await asyncio.sleep(float(rest.split()[0]))
+            await self.work(float(rest.split()[0]))
         if verb == "until":
             while not Path(rest.split()[0]).exists():
-                await asyncio.sleep(0.02)
+                await self.work(0.02)
         if verb == "hang":
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         return self.reply(DEFAULT_TEXT, "stop")
 
     def reply(self, text: str, finish_reason: str) -> web.Response:
         """A chat completion."""
         message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS}
         return web.json_response(
             {
                 "object": "chat.completion",
                 "model": self.model,
                 "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+                "usage": usage | {"total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS},
             }
         )
-
-
-class RequestLog:
-    """Records requests in a file, so that their counts survive a restart."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def add(self, messages: list[dict[str, Any]]) -> None:
-        """Record a conversation's last user text, and a digest of the conversation."""
-        digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
-        with self.path.open("a") as log:
-            log.write(json.dumps([user_text(messages), digest]) + "\n")
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """How often each text, and each conversation including its images, was received."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        requests = [json.loads(line) for line in lines]
-        return {
-            "texts": Counter(text for text, _ in requests),
-            "conversations": Counter(digest for _, digest in requests),
-        }
-
-
-def base64_forms(marker: bytes) -> list[bytes]:
-    """The marker in base64 at any position in a file: one form per alignment."""
-    forms = []
-    for offset in range(3):
-        encoded = base64.b64encode(bytes(offset) + marker)
-        # Characters at either end also encode bits of the neighbouring bytes.
-        forms.append(encoded[-(-offset * 8 // 6) : (offset + len(marker)) * 8 // 6])
-    return forms
-
-
-def error(status: int, message: str) -> web.Response:
-    """An error in vLLM's form."""
-    return web.json_response({"error": {"message": message, "code": status}}, status=status)
-
-
-def user_text(messages: list[dict[str, Any]]) -> str:
-    """The text of the last user turn."""
-    content = messages[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
-
-
-def without_images(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with each image's data URI reduced to its type."""
-    copy: dict[str, Any] = json.loads(json.dumps(body))
-    for message in copy["messages"]:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "image_url":
-                part["image_url"]["url"] = part["image_url"]["url"].partition(",")[0]
-    return copy
 
 
 def respawn(arguments: list[str], seconds: float) -> None:
@@ -234,8 +262,9 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds per request")
     parser.add_argument("--slots", type=int, default=256, help="concurrent requests")
     parser.add_argument("--api-key", default="")
-    parser.add_argument("--poison", default="", help="marker in an image that crashes the server")
     parser.add_argument("--count-texts", type=Path, help="file that records the requests' texts")
+    parser.add_argument("--metrics", action="store_true", help="serve /metrics like vLLM")
+    add_fault_arguments(parser)
     parser.add_argument("--respawn", type=float, default=-1, help="seconds until it is restarted")
     parser.add_argument("--starts", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -250,6 +279,7 @@ def main() -> None:
         shutdown_timeout=0.5,
         print=None,
         access_log=None,
+        handler_cancellation=True,  # vLLM, too, aborts the request of a client that has gone
     )
 
 

@@ -12,14 +12,10 @@ import asyncio
 import base64
 import json
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from prefect_imageqa.serving.demo_model.scenes import draw_scene, random_scene
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
 from prefect_imageqa.tasks.prompting.prompts import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
+from servers import StubServer
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE.parent / "serving" / "demo_model" / "checkpoint"
@@ -101,35 +98,6 @@ def run_ours(url: str, images: Path, output: Path) -> tuple[float, float]:
     return summary["rows"] / summary["seconds"], wall
 
 
-@contextmanager
-def stub_server() -> Iterator[tuple[str, str]]:
-    """The stub server, with 50 ms latency and 256 slots; yields its URL and model name."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(HERE / "stub_server.py"), "--port", str(port)]
-    process = subprocess.Popen(command)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).close()  # noqa: S310 - loopback
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url, "stub"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def vllm_server() -> Iterator[tuple[str, str]]:
-    """The demo model on real vLLM."""
-    with VLLMServer(ServerOptions(CHECKPOINT)) as server:
-        yield server.url, server.model_name
-
-
 def compare(name: str, url: str, model: str, rows: int, noise: int) -> None:
     """Measure both, ours between two raw runs, and print the ratio."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,11 +126,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096, help="rows on the stub")
     parser.add_argument("--vllm-rows", type=int, default=1024, help="rows on vLLM; 0 skips it")
     options = parser.parse_args()
-    with stub_server() as (url, model):
-        compare("stub (50 ms, 256 slots)", url, model, options.rows, noise=40)
+    with StubServer() as stub:
+        compare("stub (50 ms, 256 slots)", stub.url, stub.model, options.rows, noise=40)
     if options.vllm_rows:
-        with vllm_server() as (url, model):
-            compare("vLLM on CPU, demo model", url, model, options.vllm_rows, noise=0)
+        with VLLMServer(ServerOptions(CHECKPOINT)) as server:
+            rows = options.vllm_rows
+            compare("vLLM on CPU, demo model", server.url, server.model_name, rows, noise=0)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-from throughput import draw_images, stub_server
+from servers import StubServer
+from throughput import draw_images
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 IN_FLIGHT = 128
@@ -37,32 +37,28 @@ def write_dataset(folder: Path, images: list[Path], rows: int, slow: dict[int, f
     return path
 
 
-def run(url: str, dataset: Path, output: Path) -> tuple[float, float, list[int]]:
+def run(stub: StubServer, dataset: Path, output: Path) -> tuple[float, float, list[int]]:
     """Seconds that the run and the command took, and the requests received over time."""
-    command = [COMMAND, "run", str(dataset), "--output", str(output), "--endpoint", url, "--json"]
-    before = _requests(url)
+    command = [COMMAND, "run", str(dataset), "--output", str(output), "--json"]
+    before = stub.stats()["requests"]
     started = time.perf_counter()
     seen: list[int] = []
     process = subprocess.Popen(
-        [*command, "--max-in-flight", str(IN_FLIGHT)],
+        [*command, "--endpoint", stub.url, "--max-in-flight", str(IN_FLIGHT)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
-        if seen or _requests(url) > before:
-            seen.append(_requests(url) - before)
+        requests = stub.stats()["requests"]
+        if seen or requests > before:
+            seen.append(requests - before)
     wall = time.perf_counter() - started
     assert process.stdout
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert summary["ok"] == summary["rows"] == summary["requests"], summary
     return summary["seconds"], wall, seen
-
-
-def _requests(url: str) -> int:
-    with urllib.request.urlopen(f"{url}/stats", timeout=5) as response:  # noqa: S310 - loopback
-        return int(json.load(response)["requests"])
 
 
 def main() -> None:
@@ -75,12 +71,12 @@ def main() -> None:
         "one row takes 45 s": {rows // 10: 45},
         "1 % of the rows take 3 s": dict.fromkeys(range(50, rows, 100), 3),
     }
-    with stub_server() as (url, _), tempfile.TemporaryDirectory() as scratch:
+    with StubServer() as stub, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = draw_images(folder / "images", 64, seed=1, noise=40)
         for number, (name, slow) in enumerate(cases.items()):
             dataset = write_dataset(folder, images, rows, slow)
-            seconds, wall, seen = run(url, dataset, folder / f"output-{number}")
+            seconds, wall, seen = run(stub, dataset, folder / f"output-{number}")
             print(f"{name}: {rows} rows in {seconds:.1f} s, {wall:.1f} s wall", flush=True)
             print(f"  requests after each {POLL_SECONDS:g} s: {seen}", flush=True)
 

@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
 from ..serving.client.client import ChatClient
-from ..tasks.errors import EndpointError, ImageQAError, ServerError
+from ..tasks.errors import ImageQAError
 from ..tasks.records import Batch
 from ..tasks.storing.store import StoredBatch
 from .open_pass import OpenPass
@@ -100,12 +100,12 @@ def run_batches(
                     run.breaker.add(current.record(batch, future.result()))
             except ImageQAError as failed:
                 error = error or failed
-                lost = isinstance(failed, EndpointError | ServerError)
                 # Generating the part with replies sends no request: it only caches them.
-                if lost and (part := current.answered_part(batch)) is not None:
+                unfinished = not batch.has_all_replies
+                if unfinished and (part := current.answered_part(batch)) is not None:
                     follow(generate(part), part, generating)
     except BaseException:
-        run.client.stop()
+        run.stop()
         _store_replies(generating, storing, generate, store, current)
         raise
     if error is not None:

@@ -1,20 +1,25 @@
-"""Stops a run in which too many rows fail, instead of burning through the dataset."""
+"""Stops a run in which too many rows fail, and fails one in which no row was answered."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
 
 from ..tasks.errors import ErrorRateError
-from ..tasks.records import Answered, Quarantined
+from ..tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
+from ..tasks.records import TRANSIENT, Answered, FinishedRow, Quarantined
+from .open_pass import OpenPass
+from .summary import RunSummary
 
 WINDOW = 256
 """Number of newest rows over which the error rate is measured."""
 
 
 class CircuitBreaker:
-    """Measures the error rate of the newest rows that were sent to the model for the first time.
+    """Measures the error rate of the newest rows that should have been answered.
 
-    Rows that cost no request do not count: stopping would save nothing. Nor do rows that failed in
-    an earlier run: they come first in every later run, and say nothing about the rows after them.
+    Broken or missing images do not count: they cost no request, so stopping would save nothing.
+    Unlike images whose host does not answer: it is likely to be away for the rows to come as well.
+    Rows that failed in an earlier run do not count either: they come first in every later run, and
+    say nothing about the rows after them.
 
     Args:
         max_error_rate: share of failed rows, 0 to 1, above which the run is stopped.
@@ -22,28 +27,50 @@ class CircuitBreaker:
 
     def __init__(self, max_error_rate: float) -> None:
         self.max_error_rate = max_error_rate
-        self._newest: deque[Answered | Quarantined] = deque(maxlen=WINDOW)
+        self._newest: deque[FinishedRow] = deque(maxlen=WINDOW)
 
-    def add(self, rows: Iterable[Answered | Quarantined]) -> None:
+    def add(self, rows: Iterable[FinishedRow]) -> None:
         """Add the finished rows of a batch.
 
         Raises:
             ErrorRateError: too many of the newest `WINDOW` rows failed.
         """
-        self._newest.extend(
-            row
-            for row in rows
-            if isinstance(row, Answered) or (row.attempts > 0 and row.attempt == 0)
-        )
+        self._newest.extend(filter(_counts, rows))
         failed = [row for row in self._newest if isinstance(row, Quarantined)]
         full = len(self._newest) == WINDOW
         if not full or len(failed) <= self.max_error_rate * WINDOW:
             return
         kinds = Counter(row.kind for row in failed).most_common()
         raise ErrorRateError(
-            f"stopped: {len(failed)} of the last {WINDOW} rows sent to the model failed, more than "
-            f"max_error_rate {self.max_error_rate:g} allows "
+            f"stopped: {len(failed)} of the last {WINDOW} rows failed, more than max_error_rate "
+            f"{self.max_error_rate:g} allows "
             f"({', '.join(f'{count} {kind}' for kind, count in kinds)}); the last: "
             f"{failed[-1].where}: {failed[-1].message}. All answers are stored; fix the cause, or "
             "raise max_error_rate"
         )
+
+
+def _counts(row: FinishedRow) -> bool:
+    if isinstance(row, Answered):
+        return True
+    return row.attempt == 0 and (row.attempts > 0 or row.kind in TRANSIENT)
+
+
+def check_answered(summary: RunSummary, main_pass: OpenPass) -> None:
+    """Do not let a completed run without a single answer pass for a success, whatever the reasons.
+
+    Raises:
+        ErrorRateError: no row is answered.
+        StoreError: the output cannot be read.
+    """
+    if summary.quarantined < summary.rows or not main_pass.row_keys:
+        return
+    last = main_pass.ledger.outcome(main_pass.row_keys[-1])
+    if not isinstance(last, Quarantined):
+        return
+    kind, count = max(summary.reasons.items(), key=lambda reason: reason[1])
+    raise ErrorRateError(
+        f"no row is answered; most often: {kind}, {count:,} of {summary.rows:,}; the last row, "
+        f"{last.where}: {last.message}. All reasons are in {summary.output}/{QUARANTINE_JSONL}; "
+        "fix the cause, and run again"
+    )

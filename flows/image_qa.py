@@ -6,17 +6,19 @@
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
    `OpenPass.record` enters its rows in the ledger.
 4. Rows that were in flight at two crashes of the server come last, by bisection: the row that
-   crashes it again on its own is quarantined.
+   crashes it on its own is quarantined.
 5. `export_rows` reads the table again and joins it with the stored rows.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
 images, `generate_batch` broken ones and rejected requests, `parse_batch` truncated replies.
 
-Who retries:
+Who waits and who retries (`docs/waiting.md` has the limits):
 
-- a request: the client, up to 4 times by failure kind (`serving/client/retry_policy.py`);
-- a batch whose server is down: Prefect, up to 3 times (`generate_batch`), which sends only the rows
-  that have no reply yet; before each retry, a server that the run has started is restarted;
+- a request: the client, up to 4 times, if its server answers others (`client/retry_policy.py`);
+- a server that is lost, stalled or overloaded: the client, with all requests in line; one that the
+  run has started is restarted (`serving/server/recovery.py`);
+- a store or a host of images that does not answer: `object_store/patience.py`;
+- a batch that fails unexpectedly: Prefect, twice (`generate_batch`);
 - a quarantined row: the next run, if the failure was transient (`Ledger.status`), or, with
   `caching.retry_quarantined`, whatever it was;
 - the flow: Prefect, as configured (`image_qa.with_options(retries=...)`); each retry resumes.
@@ -53,6 +55,7 @@ from ..tasks.runs.parameters import (
 from ..tasks.runs.passes import pairs_pass
 from ..tasks.storing import StoredBatch, store_batch
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
+from .circuit_breaker import check_answered
 from .open_pass import OpenPass
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, publish
@@ -123,6 +126,7 @@ def image_qa(
     Raises:
         DatasetError: the dataset is missing, unreadable or malformed.
         EndpointError: a server is unreachable, rejects the key or does not serve the model.
+        ErrorRateError: too many rows failed; or the run is complete, but no row is answered.
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
@@ -135,19 +139,19 @@ def image_qa(
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
         main_pass = run.start(table, pairs_pass(parameters))
-        answer_rows(run, main_pass, table.rows())
+        answer_rows(run, main_pass, run.rows.read())
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,
             quote(main_pass.ledger),
-            quote(table.rows()),  # read again: rows are never all in memory
+            quote(run.rows.read_again()),  # rows are never all in memory
             quote(main_pass.row_keys),
             columns,
-            unchanged=run.dataset_unchanged,  # checked before answers are exported
             json_array=exports.json_array,
         )
         summary = run.complete(main_pass, counts)
         publish(summary, run.output, table, main_pass, model=run.model)
+    check_answered(summary, main_pass)
     return summary
 
 

@@ -1,23 +1,26 @@
 """The record of the current run, which is also its lock on the output."""
 
-import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger
 
-from ..tasks.errors import ObjectCorruptedError, ObjectMissingError, OutputBusyError
+from ..tasks.errors import (
+    ObjectCorruptedError,
+    ObjectMissingError,
+    OutputBusyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ..tasks.exporting.qa_json import QA_JSON
+from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec, configuration_key
-from ..tasks.runs.heartbeat import ACTIVE_RUNS, this_process
+from ..tasks.runs.heartbeat import ACTIVE_RUNS, HEARTBEAT_TIMEOUT_SECONDS
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
 from ..tasks.runs.run_record import (
@@ -29,6 +32,7 @@ from ..tasks.runs.run_record import (
     read_runs,
 )
 from ..tasks.storing.layout import PassFolder, open_output, run_name
+from .new_record import dataset_key
 from .progress import RunProgress
 from .summary import RunSummary
 
@@ -51,12 +55,26 @@ class OutputLease:
         store: the output.
         record: the record of the run before it starts.
         progress: counts of the run.
+        on_lost: called if another run has taken the output over, with what is to stop this one.
+
+    Attributes:
+        notes: which run this one waits for, and how far that one is.
     """
 
-    def __init__(self, store: ObjectStore, record: RunRecord, progress: RunProgress) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        record: RunRecord,
+        progress: RunProgress,
+        on_lost: Callable[[StoreError], None] = lambda _: None,
+    ) -> None:
         self._store = store
+        # Does not wait: a heartbeat that is stored late looks like that of a dead run.
+        self._hasty = store.with_patience(Patience())
+        self._on_lost = on_lost
         self._record = record
         self._progress = progress
+        self.notes: Sequence[str] = ()
         self._reported: set[str] = set()
         self._completed_runs: set[str] = set()
         self._logger = get_run_logger()  # the heartbeat thread has no run context to get it from
@@ -79,7 +97,7 @@ class OutputLease:
         self._wait_for(self._duplicate, wait)
         ACTIVE_RUNS.add(self._record.run)
         try:
-            self._write(state="waiting")
+            self._write(self._store, state="waiting")
             self._heartbeat.start()
             self._take_turn(wait)
             yield
@@ -100,7 +118,7 @@ class OutputLease:
         self._stop_heartbeat()
         if not self._record.is_completed:
             with self._best_effort():
-                self._write(state=state, error=reason)
+                self._write(self._hasty, state=state, error=reason, progress="", notes=())
 
     def complete(self, summary: RunSummary) -> None:
         """Record that the run is complete, in its record and in the manifest of the output.
@@ -117,7 +135,7 @@ class OutputLease:
         ):
             self._store.remove(QA_JSON)  # it would be stale: this run does not write it
         counts = RunCounts(**summary.model_dump(exclude={"output", "store"}))
-        record = self._changed(state="completed", counts=counts)
+        record = self._changed(state="completed", counts=counts, progress="", notes=())
         complete_run(self._store, record)
         self._record = record
 
@@ -143,6 +161,7 @@ class OutputLease:
         configuration = configuration_key(determining)
         keys = f"{PassFolder(main.name).keys}/{configuration}/{dataset_key(parameters)}"
         self._write(
+            self._store,
             model=spec.model,
             model_revision=spec.model_revision,
             configuration=configuration,
@@ -159,30 +178,34 @@ class OutputLease:
         """
         while True:
             self._wait_for(lambda: self._blocking_run(include_later=True), wait)
-            self._write(state="running", started=datetime.now(UTC))
+            self._write(self._store, state="running", started=datetime.now(UTC))
             if self._blocking_run(include_later=False) is None:
                 return
-            self._write(state="waiting")
+            self._write(self._store, state="waiting")
 
     def _wait_for(self, find: Callable[[], RunRecord | None], wait: bool) -> None:
-        """Wait as long as `find` gives a run that must finish first, and log which."""
+        """Wait as long as `find` gives a run that must finish first; tell which, and log it."""
         logged = -math.inf
-        while other := find():
-            run = f"the run of {other.started:%Y-%m-%d %H:%M:%S} UTC on {other.host} ({other.run})"
-            if not wait:
-                raise OutputBusyError(
-                    f"{self._store.uri}: {run} is writing there; wait until it has finished, or "
-                    "choose another output"
-                )
-            if time.monotonic() - logged > WAIT_LOG_SECONDS:
-                logged = time.monotonic()
-                self._logger.warning(
-                    "waiting for %s, which is writing to %s; to fail instead of waiting, use "
-                    "`--no-queue` (limits.queue false)",
-                    run,
-                    self._store.uri,
-                )
-            time.sleep(POLL_SECONDS)
+        with self._progress.watching(self):
+            while other := find():
+                started = f"{other.started:%Y-%m-%d %H:%M:%S} UTC"
+                run = f"the run of {started} on {other.host} ({other.run})"
+                if not wait:
+                    raise OutputBusyError(
+                        f"{self._store.uri}: {run} is writing there; wait until it has finished, "
+                        "or choose another output"
+                    )
+                progress = f": {other.progress}" if other.progress else ""
+                note = f"waiting for {run}, which is writing to {self._store.uri}{progress}"
+                self.notes = (note,)
+                if time.monotonic() - logged > WAIT_LOG_SECONDS:
+                    logged = time.monotonic()
+                    self._logger.warning(
+                        "%s; to fail instead of waiting, use `--no-queue` (limits.queue false)",
+                        note,
+                    )
+                time.sleep(POLL_SECONDS)
+        self.notes = ()
 
     def _duplicate(self) -> RunRecord | None:
         """This same run, live in another process: Prefect restarted it, wrongly taken for dead."""
@@ -217,19 +240,42 @@ class OutputLease:
 
     def _beat(self) -> None:
         """Write the record at regular intervals, even while a batch takes long."""
+        last = time.monotonic()
         while not self._done.wait(HEARTBEAT_SECONDS):
-            with self._best_effort():
-                self._write()
+            # That the store does not answer is said where the run waits for it.
+            with self._best_effort(), suppress(StoreUnavailableError):
+                if time.monotonic() - last > HEARTBEAT_TIMEOUT_SECONDS:
+                    self._check_lease()
+                self._write(self._hasty)
+                last = time.monotonic()
+
+    def _check_lease(self) -> None:
+        """After heartbeats failed for so long that this run looked dead: has another taken over?"""
+        other = self._blocking_run(include_later=True) if self._record.state == "running" else None
+        if other is not None:
+            self._on_lost(
+                StoreError(
+                    f"{self._store.uri}: did not answer for so long that another run took it over "
+                    f"({other.run} on {other.host}); run again when that has finished"
+                )
+            )
 
     def _stop_heartbeat(self) -> None:
         self._done.set()
         if self._heartbeat.is_alive():
             self._heartbeat.join()
 
-    def _write(self, **changed: object) -> None:
+    def _write(self, store: ObjectStore, **changed: object) -> None:
         with self._lock:
-            self._record = self._changed(counts=self._progress.counts(), **changed)
-            self._record.write(self._store)
+            progress = self._progress
+            now = {
+                "counts": progress.counts(),
+                "progress": str(progress) if progress.started else "",
+                "notes": progress.notes,
+                "last_reply": progress.last_reply,
+            }
+            self._record = self._changed(**{**now, **changed})
+            self._record.write(store)
 
     def _changed(self, **changed: object) -> RunRecord:
         now, total = datetime.now(UTC), self._progress.total
@@ -242,38 +288,3 @@ class OutputLease:
             yield
         except Exception as error:  # any error would silently end the heartbeat thread
             self._logger.warning("the record of the run could not be written: %s", error)
-
-
-def new_record(run_id: str, parameters: RunParameters, dataset: str, main: Pass) -> RunRecord:
-    """The record of a run that has not started yet; `dataset` is its short name."""
-    now = datetime.now(UTC)
-    packages = ("prefect-imageqa", "prefect", "pandas", "pillow")
-    return RunRecord(
-        run=run_id,
-        state="waiting",
-        dataset=dataset,
-        user_prompt=main.user_prompt,
-        parser=main.parsing.label,
-        **this_process(),
-        queued=now,
-        started=now,
-        updated=now,
-        versions={name: version(name) for name in packages},
-        parameters=parameters,
-    )
-
-
-def dataset_key(parameters: RunParameters) -> str:
-    """Digest of a dataset's path, or of a DataFrame's columns and first row."""
-    dataset = parameters.dataset
-    name = str(dataset) if isinstance(dataset, str | Path) else _frame_name(dataset)
-    return configuration_key({"dataset": name, "limited": parameters.max_rows is not None})
-
-
-def _frame_name(frame: Any) -> str:
-    """Identifies a DataFrame by its columns and first row: these stay as rows are added."""
-    first = frame.iloc[0].tolist() if len(frame) else []
-    cells = [
-        repr(cell) if isinstance(cell, str | int | float) else type(cell).__name__ for cell in first
-    ]
-    return json.dumps([[str(column) for column in frame.columns], cells])

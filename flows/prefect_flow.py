@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -18,9 +17,10 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, t
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
-from ..tasks.errors import ImageQAError
 from ..tasks.run_names import short_name
+from .prefect_outage import UnreportedError, drop_unsent, ends_in_time, has_caller
 from .prefect_server import check_server
+from .run_log import shorten_log
 
 EPHEMERAL_STARTUP_SECONDS = 120
 """The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
@@ -36,13 +36,15 @@ R = TypeVar("R")
 def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Like `prefect.flow`, for a flow whose parameters may be DataFrames, blocks or callables.
 
-    In the logs of its runs, a user error is one line without a traceback.
+    In the logs of its runs, a user error is one line without a traceback. Its runs end in time,
+    even if Prefect's server is lost.
     """
-    for logger in ("flow_runs", "task_runs", "engine"):
-        get_logger(logger).addFilter(partial(_without_traceback, options["name"]))
+    shorten_log(options["name"])
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
-        return DeployableFlow(function, **options)
+        flow = DeployableFlow(function, **options)
+        flow.fn = ends_in_time(function)  # Prefect reads the version from the original's file
+        return flow
 
     return decorate
 
@@ -92,22 +94,18 @@ class DeployableFlow(Flow[P, R]):
         Raises:
             PrefectServerError: the configured server does not answer, or has another version.
         """
-        if FlowRunContext.get() is None:  # not needed for a subflow
+        is_subflow = FlowRunContext.get() is not None
+        if not is_subflow:
             check_server()
         setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
-        with temporary_settings({setting: seconds}):
-            return super().__call__(*args, **kwargs)
-
-
-def _without_traceback(flow: str, record: logging.LogRecord) -> bool:
-    """Log filter: replace the traceback of a user error by its message."""
-    error = record.exc_info[1] if record.exc_info else None
-    # The process of a worker runs a single flow, and its records do not name it.
-    own = getattr(record, "flow_name", flow) in (flow, "<unknown>")
-    if own and isinstance(error, ImageQAError | ParameterTypeError):
-        record.msg, record.args, record.exc_info = str(error), (), None
-    return True
+        with temporary_settings({setting: seconds}), has_caller(not is_subflow):
+            try:
+                return super().__call__(*args, **kwargs)
+            except UnreportedError as error:
+                ended = error
+        drop_unsent()
+        return ended.state if kwargs.get("return_state") else ended.result()
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Checks of the configured Prefect server: is it up, does its version match, has it a worker?"""
 
+import logging
 import re
+import time
 from json import JSONDecodeError
 
 import prefect
-from httpx import HTTPError, HTTPStatusError, InvalidURL
+from httpx import HTTPError, HTTPStatusError, InvalidURL, TimeoutException
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
@@ -21,14 +23,27 @@ from ..tasks.errors import PrefectServerError
 TIMEOUT_SECONDS = 10.0
 """How long a server may take to report its version."""
 
+WAIT_SECONDS = 60.0
+"""How long to wait for a server that is overloaded or starting."""
+
+POLL_SECONDS = 1.0
+
 TRANSIENT_STATUSES = {429, 502, 503, 504}
 """HTTP statuses of a server that is overloaded or starting."""
 
 SET_URL = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
 
+_LOGGER = logging.getLogger("prefect_imageqa.flows")
+
+
+class _ServerBusyError(PrefectServerError):
+    """The server may answer soon: it times out, or says that it is overloaded or starting."""
+
 
 def check_server(*, needed: bool = False) -> None:
     """Check that the configured Prefect server answers and has the same major version.
+
+    A busy server is waited for; one that refuses connections is not.
 
     Args:
         needed: whether a server must be configured. If not, Prefect starts an ephemeral one for a
@@ -48,7 +63,25 @@ def check_server(*, needed: bool = False) -> None:
     client = get_client(httpx_settings={"timeout": TIMEOUT_SECONDS}, sync_client=True)
     with retries, client:
         if client.server_type != ServerType.CLOUD:  # works with every version
-            _check_version(client, safe_url(url))
+            _wait_for_version(client, safe_url(url))
+
+
+def _wait_for_version(client: SyncPrefectClient, url: str) -> None:
+    deadline, is_first = time.monotonic() + WAIT_SECONDS, True
+    while True:
+        try:
+            return _check_version(client, url)
+        except _ServerBusyError:
+            if time.monotonic() >= deadline:
+                raise
+        if is_first:
+            _LOGGER.warning(
+                "the Prefect server at %s does not answer yet: waiting, up to %.0f s",
+                url,
+                WAIT_SECONDS,
+            )
+            is_first = False
+        time.sleep(POLL_SECONDS)
 
 
 def _check_version(client: SyncPrefectClient, url: str) -> None:
@@ -56,7 +89,14 @@ def _check_version(client: SyncPrefectClient, url: str) -> None:
     try:
         version = client.api_version()
     except HTTPStatusError as error:
-        raise PrefectServerError(_status_message(url, error.response.status_code)) from None
+        status = error.response.status_code
+        kind = _ServerBusyError if status in TRANSIENT_STATUSES else PrefectServerError
+        raise kind(_status_message(url, status)) from None
+    except TimeoutException as error:
+        raise _ServerBusyError(
+            f"the Prefect server at {url} does not answer ({type(error).__name__}): try again "
+            f"later, or configure another with `{SET_URL}`"
+        ) from None
     except (JSONDecodeError, UnicodeDecodeError):
         version = ""
     except (HTTPError, InvalidURL, OSError) as error:

@@ -1,26 +1,43 @@
 """Progress of a run: counted by the flow, shown in the terminal, artifacts and log lines."""
 
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from ..serving.client.stats import ClientStats
 from ..tasks.errors import DatasetError
 from ..tasks.loading.dataset import Dataset
-from ..tasks.runs.run_record import RunCounts
+from ..tasks.runs.run_record import LINE_LENGTH, MAX_NOTES, RunCounts
 from ..tasks.storing.ledger import RowStatus
+from .recent_rate import Pace, RecentRate
+from .wording import duration, rate
 
 COUNTING_SECONDS = 60
 """A million lines take about 20 seconds; a dataset that takes longer gets no ETA."""
+
+
+class NoteSource(Protocol):
+    """Something that knows what a user should know now, such as what the run waits for."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """One sentence each; replaced, never changed."""
 
 
 @dataclass
 class RunProgress:
     """Counts of a run, written by the flow and read by other threads.
 
+    As text: '3,340 of 6,000, 58 rows/s, 9 min left'.
+
     Attributes:
         stats: the client's counts.
+        sources: where `notes` come from; replaced, never changed.
         total: rows of the dataset; None until known.
         skipped: rows that are not in a batch, by their status in the ledger.
         batches: batches so far.
@@ -34,8 +51,9 @@ class RunProgress:
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
+    sources: Sequence[NoteSource] = ()
     total: int | None = None
-    skipped: dict[RowStatus, int] = field(default_factory=dict)
+    skipped: Counter[RowStatus] = field(default_factory=Counter)
     batches: int = 0
     attempted: int = 0
     retried: int = 0
@@ -45,12 +63,16 @@ class RunProgress:
     before: ClientStats = field(default_factory=ClientStats)
     finished: bool = False
     _counting: bool = False
+    _live: ClientStats = field(default_factory=ClientStats)
+    _recent: RecentRate = field(default_factory=lambda: RecentRate(time.monotonic()))
 
     def begin(self, stats: ClientStats, total: int | None) -> None:
         """Start the clock and count from zero, once everything is ready."""
-        self.stats, self.before, self.started = stats, replace(stats), time.monotonic()
+        now = time.monotonic()
+        self._live, self._recent = stats, RecentRate(now)
+        self.stats, self.before, self.started, self.finished = stats, replace(stats), now, False
         self.total = self.total if total is None else total
-        self.skipped = {}
+        self.skipped = Counter()
         self.batches = self.attempted = self.retried = self.ok = self.quarantined = 0
 
     def end(self) -> None:
@@ -59,7 +81,16 @@ class RunProgress:
 
     def add_skipped(self, status: RowStatus) -> None:
         """Count a row that is not put in a batch."""
-        self.skipped[status] = self.skipped.get(status, 0) + 1
+        self.skipped[status] += 1
+
+    @contextmanager
+    def watching(self, source: NoteSource) -> Iterator[None]:
+        """Show the notes of `source` during the block."""
+        self.sources = (*self.sources, source)
+        try:
+            yield
+        finally:
+            self.sources = tuple(other for other in self.sources if other is not source)
 
     def count(self, source: Dataset) -> None:
         """Count the rows of a dataset whose length is unknown, for the ETA; only once."""
@@ -76,8 +107,7 @@ class RunProgress:
 
     def counts(self) -> RunCounts:
         """Counts so far; duplicates of a row count once."""
-        reused = self.skipped.get(RowStatus.ANSWERED, 0)
-        failed = self.skipped.get(RowStatus.FAILED, 0)
+        reused, failed = self.skipped[RowStatus.ANSWERED], self.skipped[RowStatus.FAILED]
         ok, quarantined = reused + self.ok, failed + self.quarantined
         return RunCounts(
             rows=ok + quarantined,
@@ -86,6 +116,7 @@ class RunProgress:
             reused=reused,
             attempted=self.attempted,
             retried=self.retried,
+            duplicates=self.skipped[RowStatus.DUPLICATE],
             requests=self.stats.requests - self.before.requests,
             prompt_tokens=self.stats.prompt_tokens - self.before.prompt_tokens,
             completion_tokens=self.stats.completion_tokens - self.before.completion_tokens,
@@ -100,26 +131,73 @@ class RunProgress:
     @property
     def done(self) -> int:
         """Rows finished or skipped."""
-        return sum(self.skipped.values()) + self._done_now
+        return self.skipped.total() + self._done_now
 
     @property
-    def rows_per_second(self) -> float:
-        """Rows answered per second since the start."""
-        seconds = self.seconds
-        return self._done_now / seconds if seconds > 0 else 0.0
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know now, in a bounded number of plain lines."""
+        return _shown(note for source in self.sources for note in source.notes)
+
+    @property
+    def last_reply(self) -> datetime | None:
+        """When the model answered last, in any pass; None if it has not."""
+        last = self._live.last_completion
+        return datetime.now(UTC) - timedelta(seconds=time.monotonic() - last) if last else None
+
+    @property
+    def headline(self) -> str:
+        """The same as its text, but what matters most comes first: '9 min left: 3,340 of 6,000'."""
+        pace = self._pace()
+        outlook, amounts = self._outlook(pace), self._amounts(pace)
+        return f"{outlook}: {amounts}" if outlook else amounts
+
+    def __str__(self) -> str:
+        pace = self._pace()
+        outlook, amounts = self._outlook(pace), self._amounts(pace)
+        return f"{amounts}, {outlook}" if outlook else amounts
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every row has an outcome, as far as is known."""
+        return self.finished or (self.total is not None and self.done >= self.total)
 
     @property
     def _done_now(self) -> int:
         answered = self.stats.completions - self.before.completions
         return max(self.ok + self.quarantined, answered)
 
-    def __str__(self) -> str:
-        of_total = f" of {self.total:,}" if self.total is not None else ""
-        rate = self.rows_per_second
-        text = f"{self.done:,}{of_total} rows done, {rate:,.1f} rows/s"
-        if self.total is not None and rate > 0 and self.total > self.done:
-            text += f", {(self.total - self.done) / rate:,.0f} s to go"
-        return text
+    def _pace(self) -> Pace:
+        return self._recent.update(time.monotonic(), self._done_now)
+
+    def _amounts(self, pace: Pace) -> str:
+        if not self.started:
+            return "starting"
+        text = f"{self.done:,} rows" if self.total is None else f"{self.done:,} of {self.total:,}"
+        known = pace.rows_per_second > 0 and not pace.idle
+        return f"{text}, {rate(pace.rows_per_second)}" if known else text
+
+    def _outlook(self, pace: Pace) -> str:
+        """The time left, or since when nothing has happened; may be empty."""
+        if not self.started or self.is_done:
+            return ""
+        if pace.idle:
+            return f"no row done for {duration(pace.idle)}"
+        if self.total is None or pace.rows_per_second <= 0:
+            return ""
+        return f"{duration((self.total - self.done) / pace.rows_per_second)} left"
+
+
+def _shown(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes as the record of a run may have them: they quote errors of servers."""
+    lines = list(dict.fromkeys(map(_line, notes)))
+    if len(lines) <= MAX_NOTES:
+        return tuple(lines)
+    return (*lines[: MAX_NOTES - 1], f"and {len(lines) - MAX_NOTES + 1:,} more")
+
+
+def _line(text: str) -> str:
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= LINE_LENGTH else f"{line[: LINE_LENGTH - 1]}\u2026"
 
 
 _current: ContextVar[RunProgress | None] = ContextVar("_current", default=None)

@@ -20,7 +20,9 @@ from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
 from ..tasks.loading.dataset import Dataset
+from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
+from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore, load_store
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.prompts import PromptSettings
@@ -35,9 +37,10 @@ from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .circuit_breaker import CircuitBreaker
-from .open_model import RunModel, open_model, resolve_endpoint
+from .new_record import new_record
+from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
 from .open_pass import OpenPass
-from .output_lease import OutputLease, new_record
+from .output_lease import OutputLease
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
@@ -57,7 +60,10 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
             another layout or cannot be read.
     """
     with ExitStack() as stack:
-        output = open_store(parameters.output, parameters.store)
+        stack.enter_context(forward_logs(get_run_logger()))
+        progress, patience = current_progress(), Patience(parameters.limits.store_wait)
+        stack.enter_context(progress.watching(patience))
+        output = open_store(parameters.output, parameters.store).with_patience(patience)
         if read_manifest(output) is not None:  # fail early if it has another layout
             last_completed(output)
         loop = BackgroundLoop()
@@ -71,7 +77,10 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
             loop=loop,
         )
         stack.enter_context(reader)
-        yield Run(parameters, output, reader, loop, stack)
+        try:
+            yield Run(parameters, output, reader, progress, patience, loop, stack)
+        finally:
+            patience.stop()  # what the run leaves behind, such as threads that read images
 
 
 class Run:
@@ -82,8 +91,10 @@ class Run:
         output: store of all results.
         reader: reads the images.
         progress: counts of the run.
+        patience: waits for stores and hosts of images that do not answer.
         breaker: stops the run if too many rows fail.
         credentials: of S3, also for dataset and images; None for those of the environment.
+        rows: the rows of the dataset, read twice; from `start` on.
     """
 
     def __init__(
@@ -91,13 +102,16 @@ class Run:
         parameters: RunParameters,
         output: ObjectStore,
         reader: ImageReader,
+        progress: RunProgress,
+        patience: Patience,
         loop: BackgroundLoop,
         stack: ExitStack,
     ) -> None:
         self.parameters = parameters
         self.output = output
         self.reader = reader
-        self.progress: RunProgress = current_progress()
+        self.progress = progress
+        self.patience = patience
         self.breaker = CircuitBreaker(parameters.limits.max_error_rate)
         self.credentials: S3Credentials | None = output.s3_credentials
         self._id = str(flow_run.id or uuid4())
@@ -114,6 +128,11 @@ class Run:
         """The name the model is served under."""
         return self._model.client.model
 
+    def stop(self) -> None:
+        """Send no more requests, and wait for no store: the run is stopped from outside."""
+        self.client.stop()
+        self.patience.stop()
+
     def start(self, table: Dataset, main: Pass) -> OpenPass:
         """Wait for the output, find or start the model's server, and open the run's main pass.
 
@@ -129,9 +148,9 @@ class Run:
         if endpoint is not None:  # fail before anything is written
             self._open_model(endpoint)
         record = new_record(self._id, parameters, table.name, main)
-        self._lease = OutputLease(self.output, record, self.progress)
+        self._lease = OutputLease(self.output, record, self.progress, self.patience.stop)
         self._stack.enter_context(self._lease.acquire(wait=parameters.limits.queue))
-        self._table, self._version = table, table.version()  # may have changed while waiting
+        self.rows = RecordedRows(table)
         if endpoint is None:  # do not load a model only to wait for the output
             self._open_model(None)
         self.progress.begin(self.client.stats, table.count)
@@ -140,17 +159,10 @@ class Run:
         return self.open_pass(main, table.base, self.progress)
 
     def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
-        name, max_in_flight = self.parameters.model or None, self.parameters.limits.max_in_flight
-        model = open_model(endpoint, name, max_in_flight, self._loop)
+        name, limits = self.parameters.model or None, self.parameters.limits
+        model = open_model(endpoint, name, limits, self._loop)
         self._model: RunModel = self._stack.enter_context(model)
-
-    def dataset_unchanged(self) -> bool:
-        """Whether the dataset is still the version that the run has read.
-
-        Raises:
-            DatasetError: the store of a file does not answer.
-        """
-        return self._table.version() == self._version
+        self._stack.enter_context(self.progress.watching(self._model.client.stats))
 
     def open_pass(
         self, definition: Pass, base: ImageBase, progress: RunProgress | None = None
@@ -198,9 +210,7 @@ class Run:
                 conversation_key=definition.conversation_key,
                 limits=images,
             ),
-            generation_settings=GenerationSettings(
-                self.reader, definition.sampling, images, self._model.recover
-            ),
+            generation_settings=GenerationSettings(self.reader, definition.sampling, images),
             parse_settings=definition.parsing,
             ledger=ledger,
             progress=progress,
@@ -224,6 +234,12 @@ class Run:
         results = {**counts.model_dump(), "pairs": exported.pairs}
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
+        if new := self.rows.new:
+            get_run_logger().warning(
+                "the dataset grew by %s%s during the run: run again for the new rows",
+                f"{new:,} {'row' if new == 1 else 'rows'}",
+                " or more" if new >= COUNTED_ROWS else "",
+            )
         return summary
 
     def _check_own_files(self, table: Dataset) -> None:

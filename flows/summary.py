@@ -33,11 +33,15 @@ class RunSummary(RunCounts):
         if self.reasons:
             kinds = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
             text += ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+        if self.duplicates:
+            rows = "duplicates share" if self.duplicates > 1 else "duplicate shares"
+            text += f"; {self.duplicates:,} {rows} the outcome of another row"
         return text
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        return self.model_dump_json(exclude={"attempted", "pairs", "reasons", "retried", "store"})
+        left_out = {"attempted", "duplicates", "pairs", "reasons", "retried", "store"}
+        return self.model_dump_json(exclude=left_out)
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.

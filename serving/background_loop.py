@@ -59,6 +59,10 @@ class CoroutineGroup:
         coroutine.close()
         raise GroupEndedError
 
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start a coroutine from the loop itself."""
+        return asyncio.get_running_loop().create_task(self._tracked(coroutine))
+
     def end(self) -> None:
         """Cancel all running coroutines, wait until they have ended, and start no more."""
         with self._gate:

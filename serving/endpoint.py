@@ -60,12 +60,6 @@ class VLLMEndpoint(Block):
         "Once saved, their values are not shown again.",
     )
     connect_timeout: float = Field(default=10, gt=0, description="Seconds to open a connection.")
-    read_timeout: float = Field(
-        default=600, gt=0, description="Seconds without receiving a byte until a request times out."
-    )
-    total_timeout: float = Field(
-        default=1800, gt=0, description="Seconds a request may take in total, queueing included."
-    )
 
     @field_validator("urls")
     @classmethod

@@ -13,5 +13,9 @@ class EndpointError(ImageQAError):
     """An endpoint cannot be used: unreachable, wrong key, or it does not serve the model."""
 
 
+class EndpointUnreachableError(EndpointError):
+    """No server answers at the endpoint's address, or it is still starting."""
+
+
 class EndpointLostError(EndpointError):
-    """The server stopped answering in the middle of a batch; it may come back."""
+    """No server of the endpoint has answered for as long as the run may wait."""

@@ -49,13 +49,20 @@ class FailureKind(StrEnum):
     """Why a request got no completion."""
 
     CONNECTION = "connection"
-    TIMEOUT = "timeout"
+    """The server could not be reached."""
+    DISCONNECTED = "disconnected"
+    """The connection was lost after the request was sent, at the server or behind a gateway."""
+    RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
+    TIMEOUT = "timeout"
     SERVER_ERROR = "server_error"
+    BAD_REPLY = "bad_reply"
+    """HTTP 200, but no chat completion."""
     AUTH = "auth"
     NOT_FOUND = "not_found"
     BAD_REQUEST = "bad_request"
-    BAD_REPLY = "bad_reply"
+    CRASH = "crash"
+    """The server was lost each time while it worked on the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +73,15 @@ class Failure:
         kind: what happened.
         message: one line, without secrets.
         status: the HTTP status, if there was one.
-        retryable: whether the same request may succeed later.
         attempts: how many times it was tried; 0 if it could not be encoded as JSON.
-        disconnects: during how many of these attempts the server went down: the connection was
-            lost before the complete reply, or a crashing server's last reply was a 5xx. A server
-            that could not be reached, or did not answer in time, does not count.
+        retry_after: seconds that the server asks to wait before the next request.
     """
 
     kind: FailureKind
     message: str
     status: int | None = None
-    retryable: bool = False
     attempts: int = 1
-    disconnects: int = 0
+    retry_after: float = 0.0
 
 
 Outcome = Completion | Failure

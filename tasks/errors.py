@@ -3,7 +3,8 @@
     ImageQAError               what, where (file, row, URL without secrets), what to do
     ├── DatasetError           the dataset cannot be used at all
     ├── EndpointError          an endpoint cannot be used
-    │   └── EndpointLostError  its server stopped answering; it may recover
+    │   ├── EndpointUnreachableError  no server answers at its address
+    │   └── EndpointLostError  no server has answered for as long as a run may wait
     ├── ServerError            a vLLM server could not be started, or died
     ├── StoreError             the output cannot be read or written
     │   ├── ObjectMissingError     there is no object of that name
@@ -11,9 +12,10 @@
     │   ├── RecordRefusedError     deserializing a stored result could run code
     │   ├── RecordCorruptedError   a stored result is truncated or of another kind
     │   ├── StoreUnavailableError  the store is unavailable at the moment
+    │   │   └── ObjectUnavailableError  it answers, but not about this object
     │   ├── AccessDeniedError      no credentials, or they were rejected
     │   └── OutputBusyError        another run is writing to the output
-    ├── ErrorRateError         too many of the rows sent to the model failed
+    ├── ErrorRateError         too many rows failed, or none is answered
     └── PrefectServerError     no Prefect server, or it cannot do what was requested
 
 `records.RowError` is not part of the tree: it affects one row and never leaves a step.
@@ -21,6 +23,7 @@
 
 from ..serving.errors import EndpointError as EndpointError
 from ..serving.errors import EndpointLostError as EndpointLostError
+from ..serving.errors import EndpointUnreachableError as EndpointUnreachableError
 from ..serving.errors import ImageQAError as ImageQAError
 from ..serving.errors import ServerError as ServerError
 
@@ -50,7 +53,26 @@ class RecordCorruptedError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer or reported a temporary failure; a retry may succeed."""
+    """The store did not answer or reported a temporary failure; a retry may succeed.
+
+    Attributes:
+        server: which store, such as "S3 at http://minio:9000".
+        reason: what it does, such as "does not answer (connection refused)".
+        is_misaddressed: whether a retry can only help if the store has answered before: its name
+            is unknown, or it is not trusted.
+    """
+
+    def __init__(
+        self, message: str, server: str = "", reason: str = "", *, is_misaddressed: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.server = server
+        self.reason = reason
+        self.is_misaddressed = is_misaddressed
+
+
+class ObjectUnavailableError(StoreUnavailableError):
+    """The store answers other requests, but not those for this object."""
 
 
 class AccessDeniedError(StoreError):
@@ -62,7 +84,7 @@ class OutputBusyError(StoreError):
 
 
 class ErrorRateError(ImageQAError):
-    """Too many of the rows sent to the model failed."""
+    """Too many rows failed, or none of the dataset is answered."""
 
 
 class PrefectServerError(ImageQAError):

@@ -1,6 +1,5 @@
 """The records passed between the steps: plain and frozen, without I/O."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -130,8 +129,6 @@ class Batch:
             that do are found by bisection.
         replies: row key -> reply; filled while generating, so that a retry of the batch sends only
             the remaining rows.
-        disconnects: row key -> how many times the server was lost while it worked on the row.
-        rejections: row key -> how many times a gateway rejected the row while it answered others.
         unsent: rows not sent to the model yet; 0 means that the batch only waits for replies.
         embedded_bytes: total size of the images embedded in its rows.
     """
@@ -143,8 +140,6 @@ class Batch:
     cache_buster: str = ""
     isolated: bool = False
     replies: dict[str, Reply] = field(default_factory=dict)
-    disconnects: Counter[str] = field(default_factory=Counter)
-    rejections: Counter[str] = field(default_factory=Counter)
     unsent: int = field(init=False)
     embedded_bytes: int = field(init=False)
 

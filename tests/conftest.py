@@ -1,6 +1,5 @@
 """What the tests of several rooms share."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 from fault_proxy import FaultProxy
 from prefect.testing.utilities import prefect_test_harness
+from servers import StubServer
 
 if TYPE_CHECKING:
     from prefect_imageqa.tasks.runs.run_record import RunRecord
@@ -85,24 +84,6 @@ def s3_proxy(s3: str) -> Iterator[FaultProxy]:
         yield proxy
 
 
-STUB_SERVER = Path(__file__).resolve().parent.parent / "benchmarks" / "stub_server.py"
-
-
-@dataclass(frozen=True)
-class StubServer:
-    """A running stub of vLLM; user texts that start with STUB tell it what to do."""
-
-    url: str
-    api_key: str
-    process: "subprocess.Popen[bytes]"
-
-    def stats(self) -> dict[str, Any]:
-        """How many completions were asked for, and the last requests without their images."""
-        with urlopen(f"{self.url}/stats", timeout=5) as response:  # noqa: S310
-            stats: dict[str, Any] = json.load(response)
-        return stats
-
-
 StartStub = Callable[..., StubServer]
 
 
@@ -121,19 +102,8 @@ def start_stub() -> Iterator[StartStub]:
             api_key: str = "",
             model: str = "stub",
         ) -> StubServer:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            options = {"port": port, "latency": latency, "slots": slots, "model": model}
-            command = [sys.executable, str(STUB_SERVER)]
-            command += [
-                word for name, value in options.items() for word in (f"--{name}", str(value))
-            ]
-            server = subprocess.Popen([*command, *flags, f"--api-key={api_key}"])
-            running.callback(server.wait, 10)
-            running.callback(server.terminate)
-            _wait_until_up(server, f"http://127.0.0.1:{port}/health")
-            return StubServer(f"http://127.0.0.1:{port}", api_key, server)
+            options = [f"--latency={latency}", f"--slots={slots}", f"--model={model}"]
+            return running.enter_context(StubServer(*options, *flags, api_key=api_key))
 
         yield start
 

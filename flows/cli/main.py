@@ -57,8 +57,12 @@ def serve(
     dtype: str | None = None,
     max_model_len: int | None = None,
     gpu_memory_utilization: float | None = None,
+    stall_timeout: float = 300.0,
 ) -> int:
     """Run a vLLM server in the foreground until Ctrl-C, as an endpoint for runs.
+
+    It is restarted when it dies or hangs; after five restarts in a row without a reply in between,
+    or 60 within a day, the command gives up.
 
     vLLM needs a separate environment. On a GPU machine, `pip install vllm` in one, and pass its
     interpreter as --python. Without a GPU, this command builds one:
@@ -91,10 +95,14 @@ def serve(
         Maximum number of tokens in prompt and reply together.
     gpu_memory_utilization:
         Fraction of a GPU's memory that vLLM may use, 0 to 1.
+    stall_timeout:
+        Seconds without a token until a server that still computes is restarted. Raise it for long
+        prompts on a slow machine. One that does not even compute is restarted after a minute.
     """
     from ...serving.server.launch import ServerOptions
     from ...serving.server.process import terminate_on_signals
     from ...serving.server.server import VLLMServer
+    from ...serving.server.watch import keep_running
 
     options = ServerOptions(
         model,
@@ -112,9 +120,8 @@ def serve(
     )
     _log_to_stderr()
     with terminate_on_signals(), VLLMServer(options) as server:
-        print(f"serving {server.model_name} at {server.url}; log: {server.log_file}")
-        server.wait()
-    return 0
+        print(f"serving {server.model_name} at {server.url}; log: {server.log_file}", flush=True)
+        keep_running(server, stall_timeout)
 
 
 def _log_to_stderr() -> None:

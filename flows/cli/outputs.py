@@ -144,6 +144,7 @@ def _status_lines(uri: str, state: "OutputStatus") -> Iterator[str]:
     for run in state.unfinished:
         yield f"{'in progress' if run.is_live else 'not completed'}: {_describe(run)}"
         yield f"  {_progress(run)}; {_life(run)}"
+        yield from (f"  {note}" for note in run.notes if run.is_live)
     for label, counts in state.stored.items():
         kinds = {kind.value: count for kind, count in counts.reasons.items()}
         quarantined = _quarantined(kinds, counts.quarantined)
@@ -159,18 +160,25 @@ def _describe(run: "RunRecord") -> str:
 
 
 def _progress(run: "RunRecord") -> str:
-    done, total = run.counts.rows, run.total
+    if run.is_live and run.progress:
+        return run.progress
+    done, total = run.counts.rows + run.counts.duplicates, run.total
     return f"{done:,}{f' of {total:,}' if total is not None else ''} rows done"
 
 
 def _life(run: "RunRecord") -> str:
     """The state of a run that is not completed, and what to do if it is not in progress."""
+    from ..wording import duration
+
     if run.is_live and run.state == "waiting":
         return "waiting for another run to finish"
     if run.is_live:
-        return f"last heartbeat {run.heartbeat_age:.0f} s ago"
+        life = f"last heartbeat {duration(run.heartbeat_age)} ago"
+        if run.reply_age is not None:
+            return f"{life}, last reply {duration(run.reply_age)} ago"
+        return f"{life}, no reply yet" if run.counts.attempted else life
     if run.state in ("running", "waiting"):
-        outcome = f"no heartbeat for {run.heartbeat_age:,.0f} s: killed or stuck"
+        outcome = f"no heartbeat for {duration(run.heartbeat_age)}: killed or stuck"
     else:
         outcome = f"{run.state}{f': {run.error}' if run.error else ''}"
     return f"{outcome}; run the same command again to resume"

@@ -31,7 +31,8 @@ _FLAGS = {
 """Flags whose name differs from the field of their group."""
 
 _USAGE = """
-    Exit code 0: the run completed, even with quarantined rows; 1: it failed; 2: usage error.
+    Exit code 0: the run completed, even with quarantined rows; 1: it failed, or no row is answered;
+    2: usage error.
 
     Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
 """

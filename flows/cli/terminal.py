@@ -2,22 +2,23 @@
 
 import inspect
 import logging
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from prefect.logging.handlers import PrefectConsoleHandler
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from ...serving.server.process import terminate_on_signals
 from ...tasks.loading.dataset import Dataset, load_dataset
@@ -29,7 +30,7 @@ from ..progress import RunProgress, use_progress
 from ..run import open_store
 from ..summary import RunSummary
 
-REFRESH_SECONDS = 0.5
+REFRESHES_PER_SECOND = 4
 
 
 def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
@@ -58,8 +59,8 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     )
     names = parameters.get("endpoint") or []
     urls = [url for url in names if "://" in url]
-    if urls:
-        with open_model(urls, checked.model or None, max_in_flight=1):
+    if urls and not checked.limits.wait:
+        with open_model(urls, checked.model or None):
             pass
     progress = RunProgress()
     use_progress(progress)
@@ -72,50 +73,73 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
 
 @contextmanager
 def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)  # log lines may contain brackets
     if not console.is_terminal:
         yield
         return
-    # Log lines would disturb the progress bar; only warnings are shown, above it.
+    # Of log lines, only warnings are shown: the bar tells the rest.
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if source.count is None:
         threading.Thread(target=progress.count, args=(source,), daemon=True).start()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[counts]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    view = _ProgressView(progress, console)
+    live = Live(
+        get_renderable=view.render,
+        console=console,
+        refresh_per_second=REFRESHES_PER_SECOND,
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar, _refreshing(bar, progress):
+    with live, _logging_to(console):
         yield
 
 
 @contextmanager
-def _refreshing(bar: Progress, progress: RunProgress) -> Iterator[None]:
-    stop = threading.Event()
-    task = bar.add_task("starting", total=None, counts="")
-
-    def refresh() -> None:
-        while not stop.wait(REFRESH_SECONDS):
-            if progress.started:
-                bar.update(
-                    task,
-                    description="generating",
-                    completed=progress.done,
-                    total=progress.total,
-                    counts=f"{progress.rows_per_second:,.1f} rows/s, "
-                    f"{progress.stats.in_flight} in flight, {progress.quarantined} quarantined",
-                )
-
-    thread = threading.Thread(target=refresh, name="progress", daemon=True)
-    thread.start()
+def _logging_to(console: Console) -> Iterator[None]:
+    """Print log lines on the console of a live display: it moves aside only for its own console."""
+    root = logging.getLogger().handlers
+    handlers = [handler for handler in root if isinstance(handler, PrefectConsoleHandler)]
+    own = [handler.console for handler in handlers]
+    for handler in handlers:
+        handler.console = console
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
-        sys.stderr.flush()
+        for handler, original in zip(handlers, own, strict=True):
+            handler.console = original
+
+
+class _ProgressView:
+    """A bar; below it the counts, and then the notes, each on lines of its own."""
+
+    def __init__(self, progress: RunProgress, console: Console) -> None:
+        self._progress = progress
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def render(self) -> Group:
+        """The present state; called for every refresh."""
+        progress = self._progress
+        self._bar.update(
+            self._task,
+            description=self._step(),
+            completed=progress.done,
+            total=progress.total if progress.started else None,
+        )
+        lines = [Text(note, style="yellow") for note in progress.notes]
+        if progress.started:
+            counts = f"{progress.stats.in_flight:,} in flight, {progress.quarantined:,} quarantined"
+            lines.insert(0, Text(f"{progress}, {counts}"))
+        return Group(self._bar, *lines)
+
+    def _step(self) -> str:
+        if not self._progress.started:
+            return "starting"
+        return "finishing" if self._progress.is_done else "generating"

@@ -7,10 +7,10 @@ from prefect.events import emit_event
 from ..summary import RunSummary
 
 COMPLETED = "prefect-imageqa.run.completed"
-"""Emitted by every completed run."""
+"""Emitted by every completed run that has an answer: without one, nothing can follow."""
 
 QUARANTINE_HIGH = "prefect-imageqa.quarantine.high"
-"""Also emitted if the share of quarantined rows exceeds `HIGH_SHARE`.
+"""Emitted if the share of quarantined rows exceeds `HIGH_SHARE`.
 
 Automations cannot compare numbers in a payload, so the run does it.
 """
@@ -32,6 +32,7 @@ def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
         "quarantined_share": round(share, 6),
         "message": str(summary),
     }
-    emit_event(COMPLETED, resource, payload=payload)
+    if share < 1:
+        emit_event(COMPLETED, resource, payload=payload)
     if share > HIGH_SHARE:
         emit_event(QUARANTINE_HIGH, resource, payload=payload)

@@ -1,10 +1,16 @@
 """Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
 from prefect import get_run_logger
 from prefect.assets import Asset, add_asset_metadata, materialize
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.tasks import Task
 
 from ...tasks.concurrency import TASK_OPTIONS
@@ -19,6 +25,7 @@ from ...tasks.reporting.report import REPORT, make_report
 from ...tasks.reporting.samples import SampledRow
 from ...tasks.runs.run_record import RunCounts
 from ..open_pass import OpenPass
+from ..prefect_outage import server_answers
 from ..summary import RunSummary
 from .artifacts import show_results
 from .events import emit_completed
@@ -31,6 +38,9 @@ FILES = {
     "Dataset card": CARD,
 }
 """Objects of an output that the summary lists, by title."""
+
+ARTIFACT_SETTINGS: dict[Any, Any] = {PREFECT_API_REQUEST_TIMEOUT: 10, PREFECT_CLIENT_MAX_RETRIES: 1}
+"""For each artifact, Prefect would otherwise wait minutes for a server lost only now."""
 
 
 def as_asset(
@@ -75,6 +85,7 @@ def publish(
 
     The run is complete and stored: nothing here may fail it.
     """
+    ended = time.monotonic()
     get_run_logger().info("%s", summary)
     samples: list[SampledRow] = []
     try:
@@ -95,5 +106,9 @@ def publish(
             output.uri,
         )
         get_run_logger().debug("traceback of the failed report", exc_info=True)
-    show_results(output, summary, samples, dataset=dataset.name, model=model, files=FILES)
+    if server_answers(ended):
+        with temporary_settings(ARTIFACT_SETTINGS):
+            show_results(output, summary, samples, dataset=dataset.name, model=model, files=FILES)
+    else:
+        get_run_logger().info("no artifacts of the results are published")
     emit_completed(summary, dataset=dataset.name, model=model)

@@ -1,43 +1,33 @@
 """`ChatClient`: sends chat requests concurrently and retries them."""
 
 import asyncio
-import random
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from concurrent.futures import CancelledError, Future
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import orjson
 
 from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
-from ..endpoint import VLLMEndpoint, safe_url
-from ..errors import EndpointError
-from ..types import ChatRequest, Completion, Failure, FailureKind, Outcome
-from .responses import GATEWAY_STATUSES, failure
-from .retry_policy import should_retry
+from ..endpoint import VLLMEndpoint
+from ..errors import EndpointError, EndpointUnreachableError
+from ..types import ChatRequest, Failure, FailureKind, Outcome
+from .check import served_model
+from .pool import Recovery, ServerPool
+from .retry_policy import MAX_CRASHES
+from .sender import Request, Sender
 from .stats import ClientStats
-from .transport import Transport
+from .watchdog import Watchdog
 
 T = TypeVar("T")
 
-_MAX_BACKOFF_SECONDS = 20.0
-"""Upper limit of the back-off between two attempts of a request."""
+_LOGGER = logging.getLogger("prefect_imageqa.serving")
 
-_POLL_SECONDS = 3.0
-"""Upper limit of the interval between two checks whether a server is up again."""
-
-_CRASH_CHECK_DELAY = 3.0
-"""Seconds after a 5xx until the server's health is checked.
-
-When its engine has died, vLLM answers 500 for up to 2.5 s before it exits. The requests in flight
-at that moment must not be blamed for the error.
-"""
-
-_SERVER_UNREACHABLE = {FailureKind.CONNECTION, FailureKind.UNAVAILABLE}
-"""Failures that would affect every other request too."""
+_CHECK_SECONDS = 2.0
+"""Interval at which a server that is not up yet is asked again."""
 
 
 class ChatClient:
@@ -47,20 +37,37 @@ class ChatClient:
     all of them. Every method raises an `EndpointError` if the client is not open, or is closed
     during the call.
 
+    Requests wait while no server is up. A server that accepts requests and answers none is noticed
+    within a minute; its requests go to other servers, or wait as well. `stats.notes` says at any
+    time what is waited for.
+
     Args:
-        endpoint: the servers. A request goes to the server with the fewest in flight; one that
-            could not be reached gets none for some seconds, as long as there is another.
+        endpoint: the servers. A request goes to the one with the fewest in flight.
         max_in_flight: limit of requests sent and not yet answered.
         loop: the event loop to run on; by default the client starts its own.
+        request_timeout: seconds after which a request is cancelled if its server answers others
+            meanwhile; never less than ten times what requests usually take.
+        server_wait: seconds to wait while no server answers.
+        recovery: restarts the only server, if it was started by the caller. Then `server_wait`
+            does not count.
     """
 
     def __init__(
-        self, endpoint: VLLMEndpoint, max_in_flight: int = 64, loop: BackgroundLoop | None = None
+        self,
+        endpoint: VLLMEndpoint,
+        max_in_flight: int = 64,
+        loop: BackgroundLoop | None = None,
+        *,
+        request_timeout: float = 300.0,
+        server_wait: float = 900.0,
+        recovery: Recovery | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.max_in_flight = max_in_flight
         self.stats = ClientStats()
-        self._transport = Transport(endpoint)
+        self._request_timeout = request_timeout
+        self._server_wait = server_wait
+        self._recovery = recovery
         # Bounds the requests whose images are in memory: those in flight and those next in line.
         self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
         self._model = endpoint.model
@@ -70,12 +77,12 @@ class ChatClient:
     def __enter__(self) -> Self:
         self._loop = self._shared_loop or BackgroundLoop()
         self._group = CoroutineGroup(self._loop)
-        self._await(self._open())
+        self._await(self._open(self._group))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._loop.start(self._transport.close()).result()
+        self._loop.start(self._pool.close()).result()
         if self._shared_loop is None:
             self._loop.close()
 
@@ -89,46 +96,39 @@ class ChatClient:
         """The served model's name; calls `check` if the endpoint does not name one."""
         return self.check() if self._model is None else self._model
 
-    def check(self) -> str:
-        """Ask every server which models it serves; returns the name of the model to use.
+    def check(self, wait_seconds: float = 0.0) -> str:
+        """Ask the servers which models they serve; returns the name of the model to use.
+
+        Of several servers, one that answers is enough; the others are waited for.
+
+        Args:
+            wait_seconds: how long to wait until a server answers.
 
         Raises:
-            EndpointError: a server is unreachable, rejects the key or does not serve the model.
+            EndpointUnreachableError: no server answers.
+            EndpointError: a server rejects the key or does not serve the model.
         """
-        for url in self._transport.urls:
-            served = self._await(self._transport.served_models(url))
-            if not served:
-                raise EndpointError(f"{safe_url(url)} serves no model: start it with a model")
-            if self._model is None:
-                if len(served) != 1:
-                    raise EndpointError(
-                        f"{safe_url(url)} serves {len(served)} models ({', '.join(served)}): "
-                        "name one with `model`"
-                    )
-                self._model = served[0]
-            elif self._model not in served:
-                raise EndpointError(
-                    f"{safe_url(url)} does not serve {self._model!r}; it serves: "
-                    f"{', '.join(served)}"
-                )
-        assert self._model is not None  # noqa: S101 - there is at least one server
-        return self._model
-
-    def wait_until_up(self, seconds: float) -> bool:
-        """Wait up to `seconds` (above 0) until at least one of the servers answers.
-
-        Costs one small request per server if one is up. Threads may wait at the same time.
-        """
-        return self._await(self._up_within(seconds))
-
-    def pause(self, seconds: float) -> None:
-        """Sleep, but end with an `EndpointError` when the client is stopped."""
-        self._await(asyncio.sleep(seconds))
+        deadline, warned = time.monotonic() + wait_seconds, False
+        while True:
+            try:
+                self._model = self._await(self._check())
+            except EndpointUnreachableError as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                if not warned:
+                    _LOGGER.warning("%s; waiting for it, up to %.0f s", error, left)
+                warned = True
+                self._await(asyncio.sleep(min(left, _CHECK_SECONDS)))
+            else:
+                return self._model
 
     def complete(
         self,
         requests: Iterable[ChatRequest],
         on_outcome: Callable[[int, Outcome], None] | None = None,
+        *,
+        max_crashes: int = MAX_CRASHES,
     ) -> list[Outcome]:
         """Send all requests and wait for their outcomes.
 
@@ -136,25 +136,38 @@ class ChatClient:
             requests: consumed lazily as slots become free, so that only a bounded number of
                 requests have their images in memory.
             on_outcome: called with position and outcome, on the event loop's thread.
+            max_crashes: losses of the server after which the requests it was working on fail, as
+                `FailureKind.CRASH`.
 
         Returns:
             The outcomes, in the order of the requests.
+
+        Raises:
+            EndpointError: no server answered for `server_wait` seconds, or one rejects the key or
+                no longer serves the model. Outcomes until then were reported to `on_outcome`.
         """
         futures: list[Future[Outcome]] = []
+        errors: list[BaseException] = []
         iterator = iter(requests)
-        while True:
-            self._buffer.acquire()
-            try:
-                request = next(iterator, None)
-                if request is None:
-                    self._buffer.release()
-                    break
-                future = self._submit(request, len(futures), on_outcome)
-            except BaseException:
-                self._buffer.release()
-                raise
-            future.add_done_callback(lambda _: self._buffer.release())
-            futures.append(future)
+        try:
+            while not errors:
+                self._buffer.acquire()
+                free = _once(self._buffer.release)
+                try:
+                    request = next(iterator, None)
+                    if request is None:
+                        free()
+                        break
+                    future = self._submit(request, len(futures), on_outcome, max_crashes, free)
+                except BaseException:
+                    free()
+                    raise
+                future.add_done_callback(lambda done: _collect(done, errors))
+                futures.append(future)
+        except Exception:
+            wait(futures)  # those that were sent are paid for
+            raise
+        wait(futures)
         return [_result(future) for future in futures]
 
     def _submit(
@@ -162,6 +175,8 @@ class ChatClient:
         request: ChatRequest,
         position: int,
         on_outcome: Callable[[int, Outcome], None] | None,
+        max_crashes: int,
+        free: Callable[[], None],
     ) -> Future[Outcome]:
         body: bytes | Failure
         try:
@@ -169,10 +184,18 @@ class ChatClient:
                 {"model": self.model, "messages": request.messages, **request.options}
             )
         except TypeError as error:
-            body = failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempt=0)
+            body = Failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempts=0)
 
         async def complete() -> Outcome:
-            outcome = body if isinstance(body, Failure) else await self._complete(body)
+            self._pool.crash_expected = max_crashes < MAX_CRASHES
+            try:
+                outcome = (
+                    body
+                    if isinstance(body, Failure)
+                    else await self._sender.complete(Request(body, max_crashes, free))
+                )
+            finally:
+                free()
             if on_outcome:
                 on_outcome(position, outcome)
             return outcome
@@ -193,90 +216,35 @@ class ChatClient:
 
     # Everything below runs on the background loop.
 
-    async def _open(self) -> None:
-        self._slots = asyncio.Semaphore(self.max_in_flight)
-        await self._transport.open()
+    async def _open(self, group: CoroutineGroup) -> None:
+        slots = asyncio.Semaphore(self.max_in_flight)
+        self._pool = ServerPool(self.endpoint, group, self._server_wait, self._recovery)
+        self._sender = Sender(self._pool, self.stats, slots, self.max_in_flight)
+        await self._pool.refresh()
+        watchdog = Watchdog(
+            self._pool, group, self.stats, slots, self.max_in_flight, self._request_timeout
+        )
+        group.spawn(watchdog.run())
 
-    async def _up_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                while not await self._transport.any_is_up():
-                    await asyncio.sleep(random.uniform(0, _POLL_SECONDS))  # noqa: S311
-        except TimeoutError:
-            return False
-        return True
-
-    async def _complete(self, body: bytes) -> Outcome:
-        started = time.perf_counter()
-        outcome = await self._attempt(body, started)
-        while should_retry(outcome):
-            unreachable = outcome.kind in _SERVER_UNREACHABLE
-            self.stats.queued += unreachable
-            try:
-                await asyncio.sleep(_backoff(outcome.attempts))
-            finally:
-                self.stats.queued -= unreachable
-            outcome = await self._attempt(body, started, outcome)
-        if isinstance(outcome, Completion):
-            self.stats.completions += 1
-            self.stats.prompt_tokens += outcome.prompt_tokens
-            self.stats.completion_tokens += outcome.completion_tokens
-        else:
-            self.stats.failures += 1
-        return outcome
-
-    async def _attempt(self, body: bytes, started: float, last: Outcome | None = None) -> Outcome:
-        """Send a request once, after the outcome `last`; holds a slot only until the reply."""
-        number, disconnects = last.attempts + 1 if last else 1, getattr(last, "disconnects", 0)
-        async with self._slot():
-            url = self._transport.pick()
-            # A tunnel or proxy in front of a dead server accepts requests and drops them. That says
-            # nothing about the request, so after a disconnect check first that the server is up.
-            if disconnects and not await self._transport.is_up(url):
-                what = f"{safe_url(url)}: the server went down"
-                return failure(FailureKind.CONNECTION, what, number, disconnects=disconnects)
-            outcome = await self._send(url, body, started, number)
-        if isinstance(outcome, Completion):
-            return outcome
-        if await self._has_crashed(url, outcome):
-            after = f"HTTP {outcome.status}" if outcome.status else "a timeout"
-            what = f"{safe_url(url)}: the server went down after {after}"
-            outcome = failure(FailureKind.CONNECTION, what, number, outcome.status, disconnects=1)
-        return replace(outcome, disconnects=disconnects + outcome.disconnects)
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it inside the block."""
-        self.stats.queued += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self.stats.queued -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
-
-    async def _send(self, url: str, body: bytes, started: float, number: int) -> Outcome:
-        self.stats.requests += 1
-        self.stats.in_flight += 1
-        try:
-            return await self._transport.send(url, body, started, number)
-        finally:
-            self.stats.in_flight -= 1
-
-    async def _has_crashed(self, url: str, failed: Failure) -> bool:
-        """Whether a request failed because its server crashed, or is about to exit."""
-        if failed.kind is FailureKind.SERVER_ERROR:
-            await asyncio.sleep(_CRASH_CHECK_DELAY)
-        elif failed.kind is not FailureKind.TIMEOUT and failed.status not in GATEWAY_STATUSES:
-            return False
-        return not await self._transport.is_up(url)
+    async def _check(self) -> str:
+        self._pool.model = await served_model(self._pool, self._model)
+        return self._pool.model
 
 
-def _backoff(attempts: int) -> float:
-    """Seconds to wait after so many attempts; random, so that retries do not arrive all at once."""
-    return random.uniform(0, min(0.5 * 2 ** (attempts - 1), _MAX_BACKOFF_SECONDS))  # noqa: S311
+def _collect(future: Future[Outcome], errors: list[BaseException]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        errors.append(error)
+
+
+def _once(function: Callable[[], object]) -> Callable[[], None]:
+    """Calls the function at the first call only; for use by several threads."""
+    calls = [function]
+
+    def call() -> None:
+        with suppress(IndexError):
+            calls.pop()()
+
+    return call
 
 
 def _result(future: Future[T]) -> T:

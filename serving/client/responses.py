@@ -1,25 +1,39 @@
 """Turns HTTP replies and connection errors into outcomes: pure functions, no network."""
 
+import os
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 import aiohttp
 import orjson
 
 from ..types import Completion, Failure, FailureKind, Outcome
-from .retry_policy import MAX_ATTEMPTS
 
 MAX_MESSAGE_CHARACTERS = 300
 """Longer error messages of a server are truncated."""
 
+_GATEWAY_STATUSES = {502, *range(520, 524)}
+"""A gateway's statuses for a server that is down, or closed the connection."""
 
-GATEWAY_STATUSES = {502, *range(520, 524)}
-"""A gateway's statuses for a server that is down or sent an invalid response."""
 
+def read_reply(
+    status: int, data: bytes, latency: float, attempt: int, retry_after: str = ""
+) -> Outcome:
+    """Turn an HTTP reply into an outcome.
 
-def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcome:
-    """Turn an HTTP reply into an outcome; `latency` is in seconds, `attempt` counts from 1."""
+    Args:
+        status: the HTTP status.
+        data: the body.
+        latency: in seconds.
+        attempt: counts from 1.
+        retry_after: the header of that name.
+    """
     if status != 200:
-        return failure(
-            _kind_of_status(status), f"HTTP {status}: {_error_message(data)}", attempt, status
-        )
+        wait = retry_after_seconds(retry_after)
+        kind = _kind_of_status(status)
+        if status == 503 and wait:
+            kind = FailureKind.RATE_LIMITED
+        return Failure(kind, f"HTTP {status}: {_error_message(data)}", status, attempt, wait)
     try:
         reply = orjson.loads(data)
         choice = reply["choices"][0]
@@ -37,9 +51,8 @@ def read_reply(status: int, data: bytes, latency: float, attempt: int) -> Outcom
             attempts=attempt,
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return failure(
-            FailureKind.BAD_REPLY, "the server's reply is not a chat completion", attempt, status
-        )
+        message = "the server's reply is not a chat completion"
+        return Failure(FailureKind.BAD_REPLY, message, status, attempt)
 
 
 def _tokens(count: object) -> int:
@@ -52,20 +65,27 @@ def _kind_of_status(status: int) -> FailureKind:
         return FailureKind.AUTH
     if status == 404:
         return FailureKind.NOT_FOUND
-    if status in {408, 429, 503, *GATEWAY_STATUSES}:
+    if status == 429:
+        return FailureKind.RATE_LIMITED
+    if status in _GATEWAY_STATUSES:
+        return FailureKind.DISCONNECTED
+    if status == 503:
         return FailureKind.UNAVAILABLE
-    if status in {504, 524}:
+    if status in {408, 504, 524}:
         return FailureKind.TIMEOUT
     if status >= 500:
         return FailureKind.SERVER_ERROR
     return FailureKind.BAD_REQUEST if status >= 400 else FailureKind.BAD_REPLY
 
 
-def failure(
-    kind: FailureKind, message: str, attempt: int, status: int | None = None, disconnects: int = 0
-) -> Failure:
-    """A failure whose `retryable` follows from its kind."""
-    return Failure(kind, message, status, kind in MAX_ATTEMPTS, attempt, disconnects)
+def retry_after_seconds(value: str) -> float:
+    """Seconds requested by a `Retry-After` header, which holds a number or a date; 0 for none."""
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _error_message(data: bytes) -> str:
@@ -77,6 +97,13 @@ def _error_message(data: bytes) -> str:
     except (ValueError, AttributeError):
         text = data[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace")
     return " ".join(text.split())[:MAX_MESSAGE_CHARACTERS] or "no message"
+
+
+def kind_of_error(error: BaseException) -> FailureKind:
+    """The kind of failure that an error of the HTTP client is."""
+    if isinstance(error, aiohttp.ClientResponseError):  # not HTTP, or a broken head
+        return FailureKind.BAD_REPLY
+    return FailureKind.DISCONNECTED if is_disconnect(error) else FailureKind.CONNECTION
 
 
 def is_disconnect(error: BaseException) -> bool:
@@ -95,5 +122,14 @@ def is_disconnect(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """A short description of a connection error, without the URL, which may contain a password."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return str(error.os_error.strerror or error.os_error)
+        text = error.os_error.strerror or str(error.os_error)
+        if text.startswith("Connect call failed"):  # asyncio's, with the address once more
+            text = os.strerror(error.os_error.errno or 0)
+        return text.lower()
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "its reply is not HTTP"
     return type(error).__name__

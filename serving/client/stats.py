@@ -11,7 +11,10 @@ class ClientStats:
     Attributes:
         requests: requests sent, retries included.
         queued: requests that wait for a slot, or to be retried because no server is available.
-        in_flight: requests sent and not yet answered.
+        in_flight: requests sent and not yet answered, without those that are overtaken.
+        overtaken: requests in flight that many later ones have overtaken: they may never be
+            answered, and no longer count for the limit of requests in flight.
+        overtaken_bytes: their size.
         completions: requests that were answered.
         failures: requests that failed for good.
         prompt_tokens: tokens the model read.
@@ -24,6 +27,8 @@ class ClientStats:
     requests: int = 0
     queued: int = 0
     in_flight: int = 0
+    overtaken: int = 0
+    overtaken_bytes: int = 0
     completions: int = 0
     failures: int = 0
     prompt_tokens: int = 0

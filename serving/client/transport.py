@@ -1,18 +1,17 @@
-"""HTTP to the servers, and the choice of server. Runs on the client's event loop."""
+"""HTTP to one server. Runs on the client's event loop."""
 
-import asyncio
 import time
+from typing import Any
 
 import aiohttp
 import orjson
 
 from ..endpoint import VLLMEndpoint, safe_url
-from ..errors import EndpointError
-from ..types import FailureKind, Outcome
-from .responses import failure, is_disconnect, read_reply, reason
-
-_COOLDOWN_SECONDS = 5.0
-"""How long a server that could not be reached gets no requests."""
+from ..errors import EndpointError, EndpointUnreachableError
+from ..metrics import Counters, parse_metrics
+from ..types import Completion, Failure, FailureKind, Outcome
+from .addresses import PinnedResolver
+from .responses import kind_of_error, read_reply, reason
 
 _KEEPALIVE_SECONDS = 4.0
 """How long an idle connection may be reused: less than the 5 s after which vLLM closes it.
@@ -21,28 +20,38 @@ A request on a connection that an idle server has just closed looks like one dur
 crashed.
 """
 
-_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
+PROBE_SECONDS = 5.0
+"""How long a server may take to report its health or its counters."""
+
+_MAX_METRICS_BYTES = 4 << 20
 
 
 class Transport:
-    """Connections to an endpoint's servers, with the load of each server."""
+    """The connections to one server.
 
-    def __init__(self, endpoint: VLLMEndpoint) -> None:
-        self.urls = endpoint.api_urls()
-        self._endpoint = endpoint
-        self._load = dict.fromkeys(self.urls, 0)
-        self._cooldown_until = dict.fromkeys(self.urls, 0.0)
+    Attributes:
+        url: its API URL, ending with `/v1`.
+        key: URL and address, which together identify it.
+        name: for messages, without secrets.
 
-    async def open(self) -> None:
-        """Create the HTTP session; connections are opened as needed."""
-        endpoint = self._endpoint
+    Args:
+        url: its API URL, ending with `/v1`.
+        endpoint: key, headers and connect timeout.
+        address: the IP address to connect to, if the URL's host has several.
+    """
+
+    def __init__(self, url: str, endpoint: VLLMEndpoint, address: str = "") -> None:
+        self.url = url
+        self.key = (url, address)
+        self.name = f"{safe_url(url).removesuffix('/v1')}{f' ({address})' if address else ''}"
+        self._root = url.removesuffix("/v1")
+        resolver = PinnedResolver(address) if address else None
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(
-                total=endpoint.total_timeout,
-                sock_connect=endpoint.connect_timeout,
-                sock_read=endpoint.read_timeout,
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEPALIVE_SECONDS, resolver=resolver
             ),
+            # Requests are cancelled by the watchdog, which knows whether the server is alive.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=endpoint.connect_timeout),
             headers={**endpoint.headers(), "Content-Type": "application/json"},
             auto_decompress=True,
         )
@@ -51,78 +60,88 @@ class Transport:
         """Close all connections."""
         await self._session.close()
 
-    def pick(self) -> str:
-        """The server with the fewest requests; one in its cool-down only if there is no other."""
-        now = time.monotonic()
-        up = [url for url in self.urls if self._cooldown_until[url] <= now]
-        return min(up or self.urls, key=self._load.__getitem__)
-
-    async def send(self, url: str, body: bytes, started: float, attempt: int) -> Outcome:
-        """Send a request to one server, once.
+    async def send(self, body: bytes, started: float, attempt: int) -> Outcome:
+        """Send a request once.
 
         Args:
-            url: the server.
             body: the request as JSON.
-            started: `time.perf_counter()` at the start of the first attempt.
+            started: `time.monotonic()` at the start of the first attempt.
             attempt: counts from 1.
         """
-        self._load[url] += 1
         try:
             async with self._session.post(
-                f"{url}/chat/completions", data=body, allow_redirects=False
+                f"{self.url}/chat/completions", data=body, allow_redirects=False
             ) as response:
                 data = await response.read()
-                return read_reply(response.status, data, time.perf_counter() - started, attempt)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            # A dead server fails fast, so its load is always lowest: it would get every request.
-            self._cooldown_until[url] = time.monotonic() + _COOLDOWN_SECONDS
-            return failure(FailureKind.CONNECTION, f"{safe_url(url)}: {reason(error)}", attempt)
-        except TimeoutError as error:
-            return failure(FailureKind.TIMEOUT, f"{safe_url(url)}: {reason(error)}", attempt)
+                latency = time.monotonic() - started
+                wait = response.headers.get("Retry-After", "")
+                return read_reply(response.status, data, latency, attempt, wait)
         except (aiohttp.ClientError, OSError) as error:
-            what = f"{safe_url(url)}: {reason(error)}"
-            return failure(
-                FailureKind.CONNECTION, what, attempt, disconnects=int(is_disconnect(error))
-            )
-        finally:
-            self._load[url] -= 1
+            return Failure(kind_of_error(error), f"{self.name}: {reason(error)}", attempts=attempt)
 
-    async def is_up(self, url: str) -> bool:
-        """Whether the server answers now; if it does not, its cool-down starts."""
-        status = await self._status(f"{url.removesuffix('/v1')}/health")
+    async def is_healthy(self) -> bool:
+        """Whether the server reports to be up; it may be stalled all the same."""
+        status = await self._status(f"{self._root}/health")
         if status is not None and 300 <= status < 500:  # a gateway that does not expose /health
-            status = await self._status(f"{url}/models")
-        up = status is not None and status < 500
-        self._cooldown_until[url] = 0.0 if up else time.monotonic() + _COOLDOWN_SECONDS
-        return up
-
-    async def any_is_up(self) -> bool:
-        """Whether at least one of the servers answers now."""
-        return any(await asyncio.gather(*map(self.is_up, self.urls)))
+            status = await self._status(f"{self.url}/models")
+        return status is not None and status < 500
 
     async def _status(self, url: str) -> int | None:
         try:
             async with self._session.get(
-                url, timeout=_PROBE_TIMEOUT, allow_redirects=False
+                url, timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS), allow_redirects=False
             ) as response:
                 return response.status
         except (aiohttp.ClientError, OSError):
             return None
 
-    async def served_models(self, url: str) -> list[str]:
-        """The names of the models a server serves.
+    async def test_request(self, model: str, seconds: float) -> Outcome:
+        """Ask for a single token, to see whether the server answers at all."""
+        message = {"role": "user", "content": "Hello"}
+        body = orjson.dumps({"model": model, "messages": [message], "max_tokens": 1})
+        limit: dict[str, Any] = {"timeout": aiohttp.ClientTimeout(total=seconds)}
+        try:
+            async with self._session.post(
+                f"{self.url}/chat/completions", data=body, allow_redirects=False, **limit
+            ) as response:
+                return read_reply(response.status, await response.read(), 0.0, 1)
+        except TimeoutError:
+            return Failure(FailureKind.TIMEOUT, f"no reply within {seconds:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return Failure(FailureKind.CONNECTION, reason(error))
 
-        Raises:
-            EndpointError: it does not answer, rejects the key, or is not a vLLM server.
-        """
-        where = safe_url(url)
+    async def counters(self) -> Counters | None:
+        """The counters of vLLM; None if they cannot be read."""
         try:
             async with self._session.get(
-                f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
+                f"{self._root}/metrics",
+                timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                data = await response.content.read(_MAX_METRICS_BYTES)
+                while len(data) < _MAX_METRICS_BYTES and (
+                    more := await response.content.read(_MAX_METRICS_BYTES - len(data))
+                ):
+                    data += more
+                return parse_metrics(data.decode("utf-8", "replace"))
+        except (aiohttp.ClientError, OSError):
+            return None
+
+    async def served_models(self) -> list[str]:
+        """The names of the models the server serves.
+
+        Raises:
+            EndpointUnreachableError: it does not answer, or not yet.
+            EndpointError: it rejects the key, or is not a vLLM server.
+        """
+        where = safe_url(self.url)
+        try:
+            async with self._session.get(
+                f"{self.url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
             ) as response:
                 data, status = await response.read(), response.status
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise EndpointError(
+            raise EndpointUnreachableError(
                 f"no server answers at {where} ({reason(error)}): "
                 "start one with `prefect-imageqa serve MODEL`, or check the URL"
             ) from None
@@ -131,7 +150,24 @@ class Transport:
         try:
             return [str(model["id"]) for model in orjson.loads(data)["data"]]
         except (ValueError, KeyError, TypeError):
-            raise EndpointError(
+            error_type = EndpointUnreachableError if status >= 500 else EndpointError
+            raise error_type(
                 f"{where}/models returned HTTP {status} and no list of models: "
                 "is this the address of a vLLM server?"
             ) from None
+
+
+def is_alive(reply: Outcome) -> bool | None:
+    """Whether the reply to a test request shows a server that answers; None if it does not tell.
+
+    A rejection (wrong key, rate limit, a model that needs an image) says nothing about the engine.
+    """
+    if isinstance(reply, Completion):
+        return True
+    rejections = {
+        FailureKind.AUTH,
+        FailureKind.NOT_FOUND,
+        FailureKind.BAD_REQUEST,
+        FailureKind.RATE_LIMITED,
+    }
+    return None if reply.kind in rejections else False

@@ -31,6 +31,9 @@ class ServerOptions:
         extra_args: further arguments of `vllm serve`, appended to all others.
         startup_timeout: seconds until it must be healthy. The demo model takes about 40 on two
             CPU cores; a large model takes minutes to download, load and compile.
+        memory_share: share of the machine's memory (in a container: of the container's) that its
+            processes may use before a run restarts it between batches; 1 or more: never. With 0.8,
+            a leak is noticed while a fifth is left for the run, before the kernel kills either.
         log_file: receives the server's output; replaced if it exists. By default
             `prefect-imageqa/logs/vllm-NAME-PORT.log` in the user's state directory.
         api_key: the key that clients must send.
@@ -48,6 +51,7 @@ class ServerOptions:
     gpu_memory_utilization: float | None = None
     extra_args: tuple[str, ...] = ()
     startup_timeout: float = 900.0
+    memory_share: float = 0.8
     log_file: Path | None = None
     api_key: str | None = field(default=None, repr=False)
 

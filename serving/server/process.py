@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import ServerError
+from .supervisor import KILL_NOW
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _TAIL_BYTES = 64 * 1024
@@ -94,13 +95,19 @@ class OwnedProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def stop(self) -> None:
-        """End the tree and wait until it has ended."""
+    def stop(self, *, kill: bool = False) -> None:
+        """End the tree and wait until it has ended.
+
+        Args:
+            kill: do not wait for a shutdown of its own, because it hangs: SIGKILL for the command
+                at once, and for its descendants after two seconds.
+        """
         atexit.unregister(self.stop)
         if self._owner != os.getpid():  # a fork of the owner must not end the owner's server
             return
         if self.exit_code is None:
-            self._supervisor.terminate()
+            self._supervisor.send_signal(KILL_NOW if kill else signal.SIGTERM)
+            self._supervisor.send_signal(signal.SIGCONT)  # in case it was stopped, too
             # After the grace period, the supervisor needs only seconds to kill; now it is stuck.
             if self.wait(self._grace + 10) is None:
                 self._supervisor.kill()
@@ -109,7 +116,7 @@ class OwnedProcess:
     def last_line(self) -> str:
         """The last line of the log without its timestamp, or "" if the log is empty."""
         lines = _read_tail(self.log_file, self._log_start)
-        return _PREFIX.sub("", lines[-1]) if lines else ""
+        return _PREFIX.sub("", lines[-1]).strip() if lines else ""
 
     def log_tail(self, count: int = 15) -> str:
         """The last lines of the log that show why it ended; if there are none, its last lines.
@@ -124,9 +131,12 @@ class OwnedProcess:
 
 
 def _read_tail(path: Path, start: int) -> list[str]:
-    with path.open("rb") as log:
-        log.seek(max(start, path.stat().st_size - _TAIL_BYTES))
-        text = log.read().decode(errors="replace")
+    try:
+        with path.open("rb") as log:
+            log.seek(max(start, path.stat().st_size - _TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError:  # someone has deleted the log; the server still runs
+        return []
     # Progress bars overwrite their line with \r; use only the last state.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     clean = [_CONTROL_SEQUENCES.sub("", line)[:_LINE_CHARACTERS].rstrip() for line in lines]

@@ -3,7 +3,8 @@
 This file is run by path in its own interpreter, so it uses only the standard library:
 `python supervisor.py PARENT_PID GRACE_SECONDS COMMAND...`. A vLLM server is several processes, and
 killing the first leaves the others with the model in memory. The supervisor ends the entire tree
-when its parent ends (even by SIGKILL), on a stop signal, or when the command ends.
+when its parent ends (even by SIGKILL), on a stop signal, or when the command ends. On `KILL_NOW` it
+gives the command no time to shut down: one that hangs would only waste it.
 """
 
 import ctypes
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+KILL_NOW = signal.SIGUSR1
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -35,7 +38,8 @@ def main(parent: int, grace: float, command: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     # Descendants whose parent dies become our children, so that none can escape.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS | {signal.SIGCHLD})
+    awaited = _STOP_SIGNALS | {KILL_NOW, signal.SIGCHLD}
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 
     def prepare_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # in case the supervisor itself is killed
@@ -48,12 +52,15 @@ def main(parent: int, grace: float, command: list[str]) -> int:
         preexec_fn=prepare_child,
     )
     while child.poll() is None and os.getppid() == parent:
-        received = signal.sigtimedwait(_STOP_SIGNALS | {signal.SIGCHLD}, _POLL_SECONDS)
-        if received and received.si_signo in _STOP_SIGNALS:
+        received = signal.sigtimedwait(awaited, _POLL_SECONDS)
+        if received and received.si_signo != signal.SIGCHLD:
+            grace = 0.0 if received.si_signo == KILL_NOW else grace
             break
     # The server's first process shuts the others down cleanly, so only it gets the signal at first.
+    # A process stopped by SIGSTOP would neither handle it nor obey the first.
     if child.poll() is None:
         child.terminate()
+        _signal_descendants(signal.SIGCONT)
         _wait(child, grace)
     _end_descendants()
     code = child.wait()
@@ -72,6 +79,7 @@ def _end_descendants() -> None:
     """End all descendants of this process: SIGTERM, two seconds, SIGKILL."""
     deadline = time.monotonic() + _LEFTOVER_SECONDS
     _signal_descendants(signal.SIGTERM)
+    _signal_descendants(signal.SIGCONT)
     while _children_left():
         if time.monotonic() > deadline:
             # Repeated, because a process may have started another one in between.
@@ -90,6 +98,15 @@ def _children_left() -> bool:
 
 
 def _signal_descendants(signal_number: int) -> None:
+    for process in descendants(os.getpid()):
+        try:
+            os.kill(process, signal_number)
+        except ProcessLookupError:
+            continue
+
+
+def descendants(root: int) -> list[int]:
+    """The process ids of all descendants of a process, parents before their children."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -98,14 +115,10 @@ def _signal_descendants(signal_number: int) -> None:
         except (OSError, IndexError):
             continue  # it has ended in the meantime
         children.setdefault(parent, []).append(int(stat.parent.name))
-    pending = [os.getpid()]
-    while pending:
-        for process in children.get(pending.pop(), []):
-            pending.append(process)
-            try:
-                os.kill(process, signal_number)
-            except ProcessLookupError:
-                continue
+    found = [root]
+    for process in found:
+        found += children.get(process, [])
+    return found[1:]
 
 
 if __name__ == "__main__":

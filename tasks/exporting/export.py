@@ -2,14 +2,14 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from prefect import task
 
 from ..concurrency import TASK_OPTIONS
-from ..errors import StoreError
+from ..errors import DatasetError, StoreError
 from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import Answered, Row
@@ -32,7 +32,6 @@ def export_rows(
     rows: Iterable[Row],
     keys: Sequence[str],
     columns: Columns,
-    unchanged: Callable[[], bool] = lambda: True,
     json_array: bool = False,
 ) -> RunCounts:
     """Join the dataset with its answers, in dataset order, and replace the exports.
@@ -44,12 +43,12 @@ def export_rows(
         keys: the row keys, in dataset order.
         columns: names the column for the raw completion, and the image column, whose embedded
             bytes become data URIs.
-        unchanged: whether the dataset is still the one the keys were made from.
         json_array: whether to write `qa.json` as well.
 
     Raises:
-        StoreError: the dataset changed meanwhile, a row is neither answered nor quarantined, or
-            the output cannot be read or written.
+        DatasetError: there are fewer rows than keys, or as raised by `rows`.
+        StoreError: a row is neither answered nor quarantined, or the output cannot be read or
+            written.
     """
     rows_read = 0
     reasons: Counter[str] = Counter()
@@ -68,8 +67,8 @@ def export_rows(
                 quarantine.add(row, outcome)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
-        if rows_read != len(keys) or not unchanged():
-            raise StoreError("the dataset changed during the run: run again")
+        if rows_read != len(keys):
+            raise DatasetError("the dataset changed during the run: run again")
         answers.finish()
         pairs.finish()
         stack.close()

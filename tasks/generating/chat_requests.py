@@ -1,6 +1,6 @@
 """A prompt -> its request: the only step that reads and prepares image bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,22 +18,23 @@ class GenerationSettings:
         reader: reads the images.
         options: request options: temperature, max_tokens, ... and further vLLM options.
         images: limits and size of what is sent.
-        recover: called before a batch is retried: waits for the lost server, or restarts it; raises
-            `ImageQAError` if that fails. By default it does nothing: the server only gets the
-            retry delay to recover. `expected=True` means that the batch is known to contain a row
-            that may crash the server.
     """
 
     reader: ImageReader
     options: Mapping[str, Any] = field(default_factory=dict)
     images: ImageSettings = field(default_factory=ImageSettings)
-    recover: Callable[..., None] = lambda **_: None
 
 
-def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0) -> ChatRequest:
+def build_request(
+    prompt: Prompt, settings: GenerationSettings, attempt: int = 0, *, unguided: bool = False
+) -> ChatRequest:
     """Read and prepare a prompt's images, and insert them where its messages refer to them.
 
-    Each attempt at a row that was quarantined before samples with a different seed.
+    Args:
+        prompt: the row.
+        settings: how prompts are sent.
+        attempt: how many times the row was quarantined before; each samples with another seed.
+        unguided: whether to leave the form of the reply free, and to sample with another seed.
 
     Raises:
         RowError: the prompt already has a problem, or an image cannot be used.
@@ -45,7 +46,18 @@ def build_request(prompt: Prompt, settings: GenerationSettings, attempt: int = 0
         for ref in prompt.images
     ]
     messages = [_with_images(message, uris) for message in prompt.messages]
-    return ChatRequest(messages, _with_row_seed(settings.options, prompt.key, attempt))
+    options = settings.options
+    if unguided:
+        options = {name: value for name, value in options.items() if name not in _GUIDES}
+        attempt += _UNGUIDED_ATTEMPT
+    return ChatRequest(messages, _with_row_seed(options, prompt.key, attempt))
+
+
+_GUIDES = {"response_format", "structured_outputs"}
+"""Options that constrain the form of a reply."""
+
+_UNGUIDED_ATTEMPT = 1 << 16
+"""Added to the attempt of an unguided request, so that no other attempt has its seed."""
 
 
 def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mapping[str, Any]:

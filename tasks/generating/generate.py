@@ -1,48 +1,39 @@
-"""A batch -> replies: sends each row, and attributes failures to the row or to the server."""
+"""A batch -> replies: sends each row, and finds those that crash the server."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from ...serving.client.client import ChatClient
-from ...serving.client.responses import GATEWAY_STATUSES
-from ...serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
+from ...serving.client.retry_policy import MAX_CRASHES
+from ...serving.types import ChatRequest, Completion, FailureKind, Outcome
 from ..concurrency import STORE_THREADS, prefetch
-from ..errors import EndpointError, EndpointLostError
+from ..errors import ImageQAError
 from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
 from .cache import load_cached, store_in_cache
 from .chat_requests import GenerationSettings, build_request
 from .completions import Completions
+from .runaway import is_runaway
 
-SUSPECT_DISCONNECTS = 2
-"""How many times the server may be lost while working on a row before the row is suspected."""
-
-MAX_REJECTIONS = 2
-"""Rejections of a row, while other rows are answered, before the row itself is to blame."""
-
-MAX_LOST_ISOLATED = 10
-"""How many times the server may be lost on single rows not confirmed to crash it."""
-
-BATCH_RETRIES = 3
-"""Retries of a batch whose server is lost, after about 2, 4 and 8 seconds."""
+BATCH_RETRIES = 2
+"""Retries of a batch that failed for a reason that nobody has foreseen."""
 
 
-def _server_was_lost(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
-    """Whether to retry: only if the server was lost."""
-    return isinstance(state.result(raise_on_failure=False), EndpointLostError)
+def _is_unexpected(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:  # noqa: ARG001
+    """Whether to retry: every error with a message for the user has been waited for already."""
+    return not isinstance(state.result(raise_on_failure=False), ImageQAError)
 
 
 @task(
     name="generate",
     task_run_name="generate-{batch}",
     retries=BATCH_RETRIES,
-    retry_condition_fn=_server_was_lost,
+    retry_delay_seconds=1,
+    retry_condition_fn=_is_unexpected,
     persist_result=False,
     cache_policy=NO_CACHE,
 )
@@ -51,77 +42,61 @@ def generate_batch(
 ) -> Mapping[str, Any]:
     """Send every row of a batch to the model; returns `Completions` as plain JSON.
 
-    A retry sends only the rows that have no reply yet. With the options of `batch_cache`, the same
-    batch is never sent twice.
+    The client retries requests, and waits while no server answers. A retry of the task sends only
+    the rows that have no reply yet. With the options of `batch_cache`, the same batch is never sent
+    twice.
 
     Raises:
-        EndpointLostError: the server is unreachable.
+        EndpointLostError: no server has answered for as long as the client waits.
         EndpointError: the server rejects the key, or no longer serves the model.
-        StoreError: the cache cannot be read or written.
+        StoreError: the cache cannot be read or written, or the store of the images is lost.
     """
     if (stored := load_cached()) is not None:
         return stored
-    if (tries := task_run.run_count or 1) > 1:
-        # Not Prefect's own retry delay, which cancelling the run could not interrupt.
-        client.pause(2 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
-        settings.recover()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     batch.unsent = len(pending)
-    try:
-        if batch.isolated:
-            complete_isolated(pending, batch, client, settings)
-        else:
-            complete_rows(pending, batch, client, settings)
-    finally:
-        # These rows are still to be sent: otherwise, while the server is down, further batches
-        # would be started only to fail in the same way.
-        batch.unsent = sum(prompt.key not in batch.replies for prompt in batch.prompts)
+    if batch.isolated:
+        complete_isolated(pending, batch, client, settings)
+    else:
+        complete_rows(pending, batch, client, settings)
+        complete_unguided(pending, batch, client, settings)
     completions = Completions.from_batch(batch).dump()
     store_in_cache(completions)
     return completions
 
 
 def complete_rows(
-    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
+    prompts: Sequence[Prompt],
+    batch: Batch,
+    client: ChatClient,
+    settings: GenerationSettings,
+    *,
+    max_crashes: int = MAX_CRASHES,
+    unguided: bool = False,
 ) -> None:
     """Send some rows of a batch, and record their replies in it.
 
+    Args:
+        prompts: the rows.
+        batch: their batch.
+        client: sends the requests.
+        settings: how prompts are sent.
+        max_crashes: losses of the server after which the rows it was working on are suspected.
+        unguided: whether to leave the form of the replies free; see `build_request`.
+
     Raises:
-        EndpointLostError: the server is unreachable; replies received before are retained.
-        EndpointError: the server rejects the key, or no longer serves the model.
+        EndpointError: no server answers, or it refuses to. Replies received before are recorded.
+        StoreError: the store of the images is lost.
     """
-    while pending := [prompt for prompt in prompts if prompt.key not in batch.replies]:
-        before = client.stats.completions
-        failures = _complete_once(pending, batch, client, settings)
-        _blame_rows(failures, batch, client, answers=client.stats.completions > before)
-        unresolved = [failure for key, failure in failures.items() if key not in batch.replies]
-        for failure in unresolved:
-            if not failure.retryable:
-                raise EndpointError(f"the server refuses to answer: {failure.message}")
-        if unresolved:
-            raise EndpointLostError(f"the server stopped answering: {unresolved[0].message}")
-
-
-def _complete_once(
-    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
-) -> Mapping[str, Failure]:
-    """Send rows until one fails in a way the server may be to blame for.
-
-    Returns:
-        Those failures, by row key.
-    """
-    failures: dict[str, Failure] = {}
+    attempts = dict(zip((prompt.key for prompt in batch.prompts), batch.attempts, strict=True))
     sent: list[Prompt] = []
-    attempts = {prompt.key: n for prompt, n in zip(batch.prompts, batch.attempts, strict=True)}
 
     def build(prompt: Prompt) -> ChatRequest:
-        return build_request(prompt, settings, attempts[prompt.key])
+        return build_request(prompt, settings, attempts[prompt.key], unguided=unguided)
 
     def requests() -> Iterator[ChatRequest]:
         for prompt, request in prefetch(settings.reader.executor, build, prompts, STORE_THREADS):
-            if failures:
-                return
-            batch.unsent -= 1
+            batch.unsent = max(batch.unsent - 1, 0)
             try:
                 built = request.result()
             except RowError as error:
@@ -131,48 +106,38 @@ def _complete_once(
             yield built
 
     def record(position: int, outcome: Outcome) -> None:
-        key = sent[position].key
-        if not isinstance(outcome, Failure) or outcome.kind not in _ENDPOINT_FAILURES:
-            batch.replies[key] = reply_of(outcome)
-            return
-        failures[key] = outcome
-        batch.unsent += 1  # to be sent again once the server has recovered
-        batch.disconnects[key] += outcome.disconnects
-        if batch.disconnects[key] >= SUSPECT_DISCONNECTS:
-            batch.replies[key] = _crash_problem(outcome, batch)
+        batch.replies[sent[position].key] = reply_of(outcome)
 
-    client.complete(requests(), record)
-    return failures
+    client.complete(requests(), record, max_crashes=max_crashes)
 
 
-def _blame_rows(
-    failures: Mapping[str, Failure], batch: Batch, client: ChatClient, *, answers: bool
+def complete_unguided(
+    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
 ) -> None:
-    """Quarantine rows that a healthy server or gateway rejects while it answers others.
+    """Ask once more where a reply was cut off in the middle of whitespace or of a repetition.
 
-    Args:
-        failures: by row key; the server may be to blame for them.
-        batch: the rows' batch.
-        client: checks whether the server is healthy.
-        answers: whether other rows were answered in the meantime.
+    Guided decoding causes that most often, so this time the form of the reply is free. A reply that
+    fails again in any way does not replace the first.
+
+    Raises:
+        EndpointError: as `complete_rows` does. The rows in question have no reply then, so that
+            those of the others can be stored.
     """
-    rejected = {
-        key: failure
-        for key, failure in failures.items()
-        if not failure.disconnects
-        and (not failure.retryable or failure.status in _REJECTION_STATUSES)
-        and (answers or batch.rejections[key])
-    }
-    if not rejected:
+    runaway = [prompt for prompt in prompts if _is_runaway(batch.replies[prompt.key])]
+    if not runaway:
         return
-    try:
-        client.check()
-    except EndpointError:
-        return
-    for key, failure in rejected.items():
-        batch.rejections[key] += 1
-        if not failure.retryable or batch.rejections[key] >= MAX_REJECTIONS:
-            batch.replies[key] = reply_of(failure)
+    before = {prompt.key: batch.replies.pop(prompt.key) for prompt in runaway}
+    complete_rows(runaway, batch, client, settings, unguided=True)
+    for key, reply in before.items():
+        after = batch.replies[key]
+        if not isinstance(after, Completion) or after.finish_reason in _CUT_OFF:
+            batch.replies[key] = reply
+
+
+def _is_runaway(reply: Reply) -> bool:
+    return (
+        isinstance(reply, Completion) and reply.finish_reason in _CUT_OFF and is_runaway(reply.text)
+    )
 
 
 def complete_isolated(
@@ -182,69 +147,48 @@ def complete_isolated(
 
     Raises:
         EndpointError: as `complete_rows` does.
-        ImageQAError: the server does not recover.
+        ServerError: the server does not recover.
     """
-    groups, lost_isolated = [list(prompts)], 0
+    groups = [list(prompts)]
     while groups:
         group = groups.pop()
-        lost = False
         try:
-            complete_rows(group, batch, client, settings)
-        except EndpointLostError:
-            lost = True
+            complete_rows(group, batch, client, settings, max_crashes=1)
         finally:
-            # Disconnects of a row that was sent with others prove nothing about that row.
-            unanswered = [prompt for prompt in group if _is_unanswered(prompt, batch)]
-            for prompt in unanswered if len(group) > 1 else ():
-                batch.replies.pop(prompt.key, None)
-                batch.disconnects[prompt.key] = 0
-        if lost:
-            settings.recover(expected=True)
+            suspects = [prompt for prompt in group if _is_suspect(batch.replies.get(prompt.key))]
+            if len(group) > 1:  # a crash with other rows in flight proves nothing about this one
+                for prompt in suspects:
+                    del batch.replies[prompt.key]
         if len(group) > 1:
-            middle = (len(unanswered) + 1) // 2
-            groups += [half for half in (unanswered[middle:], unanswered[:middle]) if half]
-        elif unanswered and unanswered[0].key not in batch.replies:
-            lost_isolated += 1  # lost once on this row: that may have been a coincidence
-            if lost_isolated > MAX_LOST_ISOLATED:
-                raise EndpointLostError("the server keeps failing, whichever row is sent")
-            groups.append(unanswered)
+            middle = (len(suspects) + 1) // 2
+            groups += [half for half in (suspects[middle:], suspects[:middle]) if half]
 
 
-def _is_unanswered(prompt: Prompt, batch: Batch) -> bool:
-    """Whether a row has no reply, or is only suspected of crashing the server."""
-    reply = batch.replies.get(prompt.key)
-    return reply is None or (isinstance(reply, Problem) and reply.kind is Kind.CRASH)
+def _is_suspect(reply: Reply | None) -> bool:
+    """Whether a row was in flight when the server was lost."""
+    return isinstance(reply, Problem) and reply.kind is Kind.CRASH
 
 
-def _crash_problem(outcome: Failure, batch: Batch) -> Problem:
-    """The problem of a row during which the server was lost too often."""
-    if batch.isolated:
-        message = "the server went down each time this row was sent on its own"
-    else:
-        message = "the server went down more than once while it worked on this row and others"
-    return Problem(Kind.CRASH, f"{message} ({outcome.message})", None, outcome.attempts)
-
-
-_ENDPOINT_FAILURES = {
-    FailureKind.CONNECTION,
-    FailureKind.UNAVAILABLE,
-    FailureKind.AUTH,
-    FailureKind.NOT_FOUND,
-}
-"""Failures not caused by a row: they stop the batch instead of quarantining the row."""
-
-_REJECTION_STATUSES = GATEWAY_STATUSES | {503}
-"""Retryable statuses that one row may cause permanently; 429 is about the request rate instead."""
+_CUT_OFF = {"length", "repetition"}
+"""Finish reasons of replies that are not complete."""
 
 
 def reply_of(outcome: Outcome) -> Reply:
-    """Convert a failure caused by the row into its problem; a completion is returned unchanged."""
+    """Convert a failure into the problem of its row; a completion is returned unchanged."""
     if isinstance(outcome, Completion):
         return outcome
-    kinds = {
-        FailureKind.BAD_REQUEST: Kind.BAD_REQUEST,
-        FailureKind.TIMEOUT: Kind.TIMEOUT,
-        FailureKind.CONNECTION: Kind.CONNECTION,
-    }
-    kind = kinds.get(outcome.kind, Kind.SERVER_ERROR)
-    return Problem(kind, outcome.message, outcome.status, outcome.attempts)
+    message = outcome.message
+    if outcome.kind is FailureKind.CRASH:
+        message = f"the server went down while it worked on this row ({message})"
+    kind = _KINDS.get(outcome.kind, Kind.SERVER_ERROR)
+    return Problem(kind, message, outcome.status, outcome.attempts)
+
+
+_KINDS = {
+    FailureKind.BAD_REQUEST: Kind.BAD_REQUEST,
+    FailureKind.TIMEOUT: Kind.TIMEOUT,
+    FailureKind.DISCONNECTED: Kind.CONNECTION,
+    FailureKind.CONNECTION: Kind.CONNECTION,
+    FailureKind.CRASH: Kind.CRASH,
+}
+"""Other failures are errors of the server."""

@@ -19,10 +19,14 @@ from typing import Self, TypeVar
 import fsspec
 
 from ...serving.background_loop import BackgroundLoop
-from ..errors import AccessDeniedError, StoreError, StoreUnavailableError
+from ..errors import (
+    AccessDeniedError,
+    ObjectUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem
-from ..object_store.store_errors import store_errors
+from ..object_store.filesystems import call_store
 from ..records import ImageRef, Kind, RowError
 from .file_digests import FileDigests, file_version, is_settled
 from .prepare import ImageSettings
@@ -57,7 +61,8 @@ class ImageReader:
 
     Args:
         max_bytes: larger images are not read.
-        credentials: for S3; by default from the environment.
+        credentials: for S3; by default from the environment. Their patience is also that with
+            hosts of web images.
         allow_private_hosts: also fetch web images from private and loopback addresses.
         digests: cache of local files' digests, closed with the reader. Without it, every file is
             read to identify it.
@@ -80,7 +85,7 @@ class ImageReader:
         self.executor = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="images")
         self._loop = loop
         self._max_bytes = max_bytes
-        self._credentials = credentials
+        self._credentials = credentials or S3Credentials()
         self._allow_private_hosts = allow_private_hosts
         self._digests = digests
         self._root = Path(root).expanduser().resolve() if root and "://" not in root else None
@@ -116,6 +121,7 @@ class ImageReader:
 
         Raises:
             RowError: as for `read`, except that a missing web image may only be detected there.
+            StoreUnavailableError: as for `read`.
         """
         if ref.path is None:
             return self._content_digest(ref)
@@ -139,7 +145,8 @@ class ImageReader:
 
         Raises:
             RowError: it is larger than `max_bytes`, it cannot be read (missing or refused), or its
-                store is unavailable or denies access (connection, timeout).
+                host does not answer, or its store denies access (connection, timeout).
+            StoreUnavailableError: its S3 server did not answer for as long as a run waits.
         """
         data: bytes | None
         if ref.path is None:
@@ -187,10 +194,11 @@ class ImageReader:
 
     def _call_s3(self, uri: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
         try:
-            with store_errors(uri):
-                return call(*open_filesystem(uri, self._credentials))
-        except (StoreUnavailableError, AccessDeniedError) as error:
+            return call_store(uri, self._credentials, call, essential=False)
+        except (ObjectUnavailableError, AccessDeniedError) as error:
             raise RowError(Kind.CONNECTION, str(error)) from None
+        except StoreUnavailableError:
+            raise  # as for all other rows that have an image there
         except StoreError as error:
             raise RowError(Kind.IMAGE_MISSING, str(error)) from None
 
@@ -203,6 +211,7 @@ class ImageReader:
                     self._max_bytes,
                     allow_private_hosts=self._allow_private_hosts,
                     loop=self._loop,
+                    patience=self._credentials.patience,
                 )
             return self._web
 

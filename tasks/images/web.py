@@ -20,17 +20,17 @@ import tenacity
 from yarl import URL
 
 from ...serving.background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
-from ...serving.client.responses import reason
+from ..errors import StoreUnavailableError
+from ..object_store.patience import Patience
 from ..records import Kind, RowError
 from .web_addresses import (
     CheckedResolver,
-    RefusedAddressError,
-    address_refused,
     check_host,
     display_url,
     parse_image_url,
     redirect_target,
 )
+from .web_errors import TransientError, host_port, request_error
 
 T = TypeVar("T")
 
@@ -53,23 +53,12 @@ MAX_RETRY_WAIT = 30.0
 HOST_COOLDOWN_SECONDS = 60.0
 """How long an unreachable or silent host is skipped: datasets have many dead hosts."""
 
+MAX_SKIPPED_HOSTS = 10_000
+"""More are not remembered: a dataset may have images from any number of hosts."""
+
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT_STATUSES = {408, 425, 429, 500, *range(502, 600)}
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_RETRY_WAIT)
-
-
-class _TransientError(RowError):
-    """A failure that a retry may fix.
-
-    Attributes:
-        wait: seconds that the server asks to wait first.
-        unreachable: host and port, if connecting failed or nothing was answered; else empty.
-    """
-
-    def __init__(self, kind: Kind, message: str, wait: float = 0, unreachable: str = "") -> None:
-        super().__init__(kind, message)
-        self.wait = wait
-        self.unreachable = unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +82,7 @@ class WebImages:
         max_bytes: larger images are not fetched.
         allow_private_hosts: also fetch from private and loopback addresses.
         loop: the event loop; by default it starts one.
+        patience: with a host that has answered and no longer does; by default there is none.
     """
 
     def __init__(
@@ -101,12 +91,15 @@ class WebImages:
         *,
         allow_private_hosts: bool = False,
         loop: BackgroundLoop | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._max_bytes = max_bytes
+        self._patience = patience or Patience()
         self._allow_private = allow_private_hosts
         self._owns_loop = loop is None
         self._background = loop or BackgroundLoop()
         self._group = CoroutineGroup(self._background)
+        self._skipped_until: dict[str, float] = {}
         self._await(self._open())
 
     def close(self) -> None:
@@ -127,7 +120,7 @@ class WebImages:
             RowError: as for `read`, but not for a missing image.
         """
         target = parse_image_url(url)
-        reply = self._await(self._request("HEAD", target))
+        reply = self._fetch("HEAD", target)
         # A URL may carry a signature; an identity must hold no secret.
         digest = hashlib.sha256(str(target).encode()).hexdigest()
         tag = reply.headers.get("ETag") if reply.ok else None
@@ -143,10 +136,18 @@ class WebImages:
                 host's address), bad_row (not a URL), or connection and timeout (both transient).
         """
         target = parse_image_url(url)
-        reply = self._await(self._request("GET", target))
+        reply = self._fetch("GET", target)
         if not reply.ok:
             raise RowError(Kind.IMAGE_MISSING, f"{display_url(target)}: HTTP status {reply.status}")
         return reply.body
+
+    def _fetch(self, method: str, url: URL) -> _Reply:
+        """Send a request; wait for a host that has answered before in this run."""
+        try:
+            return self._patience.call(lambda: self._await(self._request(method, url)))
+        except StoreUnavailableError as error:
+            self._skip(error.server)
+            raise RowError(Kind.CONNECTION, str(error)) from None
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
@@ -161,8 +162,6 @@ class WebImages:
 
     async def _open(self) -> None:
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._cooldown_until: dict[str, float] = {}
-        self._last_response: dict[str, float] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=CheckedResolver(self._allow_private),
@@ -184,16 +183,28 @@ class WebImages:
         began = time.monotonic()
         try:
             return await tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(_TransientError),
+                retry=tenacity.retry_if_exception_type(TransientError),
                 stop=tenacity.stop_after_attempt(MAX_ATTEMPTS),
                 wait=_wait,
                 reraise=True,
             )(self._follow, method, url)
-        except _TransientError as error:
-            # If the host answered another request meanwhile, only this one URL is silent.
-            if error.unreachable and self._last_response.get(error.unreachable, 0) < began:
-                self._cooldown_until[error.unreachable] = time.monotonic() + HOST_COOLDOWN_SECONDS
+        except TransientError as error:
+            if not (host := error.unreachable):
+                raise
+            answered = self._patience.last_answer(host)
+            if answered and answered < began:
+                problem = "timeout" if error.problem.kind is Kind.TIMEOUT else "no connection"
+                reason = f"does not answer ({problem})"
+                raise StoreUnavailableError(str(error), host, reason) from None
+            if not answered:  # otherwise only this one URL is silent
+                self._skip(host)
             raise
+
+    def _skip(self, host: str) -> None:
+        """Let further requests to a host fail at once, for a while."""
+        if len(self._skipped_until) >= MAX_SKIPPED_HOSTS:
+            self._skipped_until.clear()
+        self._skipped_until[host] = time.monotonic() + HOST_COOLDOWN_SECONDS
 
     async def _follow(self, method: str, url: URL) -> _Reply:
         seconds, target = TOTAL_SECONDS, url
@@ -201,8 +212,8 @@ class WebImages:
             check_host(target, self._allow_private)
             host = str(target.raw_host)
             async with self._host_slots.setdefault(host, asyncio.Semaphore(MAX_REQUESTS_PER_HOST)):
-                server = _host_port(target)
-                if self._cooldown_until.get(server, 0) > time.monotonic():
+                server = host_port(target)
+                if self._skipped_until.get(server, 0) > time.monotonic():
                     message = f"{display_url(target)}: {server} was unreachable a moment ago"
                     raise RowError(Kind.CONNECTION, message)
                 started = time.monotonic()
@@ -224,15 +235,15 @@ class WebImages:
                 method, url, timeout=limits, allow_redirects=False
             ) as response:
                 answered = True
-                self._last_response[_host_port(url)] = time.monotonic()
+                self._patience.answered(host_port(url))
                 if response.status in _TRANSIENT_STATUSES:
                     wait = _retry_after(response.headers.get("Retry-After", ""))
                     message = f"{display_url(url)}: HTTP status {response.status}"
-                    raise _TransientError(Kind.CONNECTION, message, wait)
+                    raise TransientError(Kind.CONNECTION, message, wait)
                 body = await self._body(response) if 200 <= response.status < 300 else b""
                 return _Reply(response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _request_error(url, error, answered) from None
+            raise request_error(url, error, TOTAL_SECONDS, answered=answered) from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
@@ -249,32 +260,9 @@ class WebImages:
         return RowError(Kind.IMAGE_TOO_LARGE, f"{display_url(url)} is larger than {limit}")
 
 
-def _request_error(
-    url: URL, error: aiohttp.ClientError | OSError | ValueError, answered: bool
-) -> RowError:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return RowError(Kind.CONNECTION, f"{display_url(url)}: its certificate is not trusted")
-    if isinstance(error, ValueError):  # from aiohttp, or from encoding the host name
-        return RowError(Kind.BAD_ROW, f"{display_url(url)} is not a URL that can be requested")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        if isinstance(error.os_error, RefusedAddressError):
-            return address_refused(url)
-        message = f"{display_url(url)}: {reason(error)}"
-        return _TransientError(Kind.CONNECTION, message, unreachable=_host_port(url))
-    if isinstance(error, TimeoutError):
-        unreachable = "" if answered else _host_port(url)  # a slow image is not a dead host
-        message = f"{display_url(url)}: no image within {TOTAL_SECONDS:g} s"
-        return _TransientError(Kind.TIMEOUT, message, unreachable=unreachable)
-    return _TransientError(Kind.CONNECTION, f"{display_url(url)}: {reason(error)}")
-
-
-def _host_port(url: URL) -> str:
-    return f"{url.raw_host}:{url.port}"
-
-
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    requested = error.wait if isinstance(error, _TransientError) else 0
+    requested = error.wait if isinstance(error, TransientError) else 0
     return min(max(_BACKOFF(state), requested), MAX_RETRY_WAIT)
 
 

@@ -1,10 +1,8 @@
 """A dataset URI or a pandas DataFrame -> rows, read lazily."""
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ from ..object_store.filesystems import open_filesystem
 from ..records import Kind, Problem, Row
 from ..run_names import short_name
 from .columns import Columns
-from .files import DatasetFiles, file_version, find_files
+from .files import DatasetFiles, find_files
 from .json_formats import LocatedRecord
 from .tables import count_rows, read_table
 
@@ -31,9 +29,6 @@ _PEEK_ROWS = 100
 
 _COUNTED_FILES = 64
 """Maximum number of Parquet files whose footers are read for a row count: more take too long."""
-
-_VERSION_THREADS = 16
-"""Files whose version is determined concurrently: on S3 each takes a round trip."""
 
 _OTHER_COLUMN = "choose another output column"
 
@@ -49,6 +44,7 @@ class Dataset:
         base: what the relative image paths of its rows are resolved against.
         folder: the local folder or `s3://` URI that contains its files, if the source is a folder
             or a glob; None for a single file or a DataFrame.
+        sources: path or URI of its file or folder; empty for a DataFrame.
         max_rows: limit of the rows read, from the first.
         reserved: the output column, which no row may have.
     """
@@ -58,32 +54,10 @@ class Dataset:
     count: int | None
     base: ImageBase
     folder: str | None
+    sources: tuple[str, ...]
     _read: Callable[[], Iterator[LocatedRecord]]
-    _tables: tuple[str, ...] = ()
-    _credentials: S3Credentials | None = field(default=None, repr=False)
     max_rows: int | None = None
     reserved: str | None = None
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Path or URI of its file or folder; empty for a DataFrame."""
-        return (self.folder,) if self.folder is not None else self._tables[:1]
-
-    def version(self) -> tuple[str, ...]:
-        """A fingerprint of the dataset's table files: it changes whenever one of them does.
-
-        One string per table file; empty for a DataFrame and for a folder of images.
-
-        Raises:
-            DatasetError: the store of a file is unavailable.
-        """
-        try:
-            with ThreadPoolExecutor(_VERSION_THREADS) as pool:
-                return tuple(
-                    pool.map(partial(file_version, credentials=self._credentials), self._tables)
-                )
-        except StoreError as error:
-            raise DatasetError(str(error)) from error
 
     def rows(self) -> Generator[Row, None, None]:
         """Read the rows from the start, in constant memory.
@@ -227,7 +201,7 @@ def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
         for position, record in read_frame(frame):
             yield f"DataFrame{position}", record
 
-    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), None, read)
+    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), None, (), read)
 
 
 def _open_files(
@@ -238,6 +212,7 @@ def _open_files(
 ) -> Dataset:
     base = ImageBase(files.folder, image_root)
     folder = files.folder if files.searched else None
+    sources = (files.folder,) if files.searched else files.files
     # Without an image column, a CSV file may still have the default one.
     image_column = columns.image or "image"
     if files.format == "images":
@@ -247,7 +222,7 @@ def _open_files(
         def read_names() -> Iterator[LocatedRecord]:
             return ((label, {image_column: label}) for label in files.labels)
 
-        return Dataset(files.name, (), len(files.files), base, folder, read_names)
+        return Dataset(files.name, (), len(files.files), base, folder, sources, read_names)
 
     count = None
     if files.format == "parquet" and len(files.files) <= _COUNTED_FILES:
@@ -258,4 +233,4 @@ def _open_files(
         for file, label in zip(files.files, files.labels, strict=True):
             yield from read_table(file, label, files.format, json_columns, credentials)
 
-    return Dataset(files.name, (), count, base, folder, read, files.files, credentials)
+    return Dataset(files.name, (), count, base, folder, sources, read)

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
-
 from ..errors import DatasetError, ObjectMissingError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem
-from ..object_store.store_errors import store_errors
+from ..object_store.filesystems import call_store, split_uri
 
 TABLE_FORMATS = {
     ".json": "json",
@@ -55,23 +52,23 @@ def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFil
         DatasetError: there are none, or they are of several or unknown formats.
         StoreError: the folder or bucket cannot be listed.
     """
-    filesystem, path = open_filesystem(uri, credentials)
-    scheme = "s3://" if uri.lower().startswith("s3://") else ""
-    with store_errors(uri):
-        kind = _kind_of(filesystem, path)
-        if kind == "file":
-            root, matches = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
-        elif kind == "directory":
-            root = path
-            names = filesystem.find(path, detail=True)
-            matches = [name for name in _files(names) if not _is_hidden(name, path)]
-        elif kind is None and any(mark in path for mark in "*?["):
-            root = _before_wildcard(path) or ("" if scheme else "/")
-            matches = _files(filesystem.glob(path, detail=True))
-        elif kind is None:
-            raise DatasetError(f"{uri}: no such file or folder")
-        else:
-            raise DatasetError(f"{uri}: neither a file nor a folder")
+    protocol, path = split_uri(uri)
+    scheme = "s3://" if protocol == "s3" else ""
+    kind = _kind_of(uri, credentials)
+    if kind == "file":
+        root, matches = os.path.dirname(path), [path]  # noqa: PTH120 (the path may be on S3)
+    elif kind == "directory":
+        root = path
+        names = call_store(uri, credentials, lambda files, path: files.find(path, detail=True))
+        matches = [name for name in _files(names) if not _is_hidden(name, path)]
+    elif kind is None and any(mark in path for mark in "*?["):
+        root = _before_wildcard(path) or ("" if scheme else "/")
+        found = call_store(uri, credentials, lambda files, path: files.glob(path, detail=True))
+        matches = _files(found)
+    elif kind is None:
+        raise DatasetError(f"{uri}: no such file or folder")
+    else:
+        raise DatasetError(f"{uri}: neither a file nor a folder")
     # A folder may contain other files too (a README, labels); a glob must match data files only.
     file_format, chosen = _choose(uri, matches, strict=kind != "directory")
     return DatasetFiles(
@@ -84,34 +81,15 @@ def find_files(uri: str, credentials: S3Credentials | None = None) -> DatasetFil
     )
 
 
-def file_version(uri: str, credentials: S3Credentials | None = None) -> str:
-    """A fingerprint that changes whenever the file does; does not read the file.
-
-    Raises:
-        StoreError: the store is unavailable. A missing file has a version as well.
-    """
-    filesystem, path = open_filesystem(uri, credentials)
+def _kind_of(uri: str, credentials: S3Credentials | None) -> str | None:
+    """Type of what is at a URI: "file", "directory", "other", or None if there is nothing."""
     try:
-        with store_errors(uri):
-            if not uri.startswith("s3://"):
-                info = os.stat(path)  # noqa: PTH116
-                return f"{uri} {info.st_size} {info.st_mtime_ns}"
-            properties = filesystem.info(path)
-            return f"{uri} {properties['size']} {properties.get('ETag')}"
-    except ObjectMissingError:
-        return f"{uri} missing"
-
-
-def _kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """Type of what is at a path: "file", "directory", "other", or None if there is nothing."""
-    try:
-        with store_errors(path):
-            info = filesystem.info(path)
+        info = call_store(uri, credentials, lambda files, path: files.info(path))
     except ObjectMissingError:
         return None
     if info.get("islink"):
         # Older versions of fsspec do not follow a local link here.
-        return "directory" if os.path.isdir(path) else "file"  # noqa: PTH112
+        return "directory" if os.path.isdir(info["name"]) else "file"  # noqa: PTH112
     return str(info["type"])
 
 

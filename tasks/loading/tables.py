@@ -13,12 +13,15 @@ from typing import Any
 
 from ..errors import DatasetError, StoreError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import open_filesystem
+from ..object_store.filesystems import GuardedFile
 from ..object_store.store_errors import store_errors
 from .json_formats import LocatedRecord, is_json_array, read_json_array, read_json_lines
 
 Reader = Callable[[io.BufferedReader], Iterator[LocatedRecord]]
 OpenFile = Callable[[], AbstractContextManager[io.BufferedReader]]
+
+_S3_BUFFER_BYTES = 4 << 20
+"""Bytes read per request: enough to hide its latency."""
 
 
 def read_table(
@@ -88,13 +91,13 @@ def _reader(open_file: OpenFile, file_format: str, json_columns: tuple[str, ...]
 def _open(uri: str, credentials: S3Credentials | None) -> Iterator[io.BufferedReader]:
     """Open a file at its start, decompressed according to its suffix."""
     with ExitStack() as stack, store_errors(uri):
-        filesystem, path = open_filesystem(uri, credentials)
         file: Any
         if uri.startswith("s3://"):
-            file = io.BufferedReader(stack.enter_context(filesystem.open(path, "rb")))
+            object_ = GuardedFile(uri, credentials)
+            file = stack.enter_context(io.BufferedReader(object_, _S3_BUFFER_BYTES))
         else:
-            file = stack.enter_context(Path(path).open("rb"))
-        match Path(path.lower()).suffix:
+            file = stack.enter_context(Path(uri).open("rb"))
+        match Path(uri.lower()).suffix:
             case ".gz":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             case ".bz2":

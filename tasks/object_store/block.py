@@ -6,6 +6,7 @@ import re
 import uuid
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self, cast
 
 from prefect.filesystems import WritableFileSystem
@@ -15,6 +16,7 @@ from ...serving.endpoint import find_block, http_url, load_block, may_hold_secre
 from ..errors import StoreError
 from .credentials import S3Credentials
 from .filesystems import split_uri
+from .patience import Patience
 
 
 class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog skips it
@@ -53,6 +55,7 @@ class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog 
 
     _named_credentials: S3Credentials | None = PrivateAttr(None)
     _check_record: Callable[[str, bytes], object] | None = PrivateAttr(None)
+    _patience: Patience | None = PrivateAttr(None)
 
     @field_validator("uri")
     @classmethod
@@ -89,6 +92,12 @@ class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog 
         Raises:
             StoreError: the block that `credentials` names cannot be used.
         """
+        found = self._find_credentials()
+        if self._patience is None:
+            return found
+        return replace(found or S3Credentials(), patience=self._patience)
+
+    def _find_credentials(self) -> S3Credentials | None:
         own = S3Credentials(
             access_key_id=self.access_key_id.strip(),
             secret_access_key=self.secret_access_key.get_secret_value().strip(),
@@ -112,8 +121,19 @@ class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog 
         """The store at another URI, with the same credentials."""
         if self.access_key_id and self._block_document_name is None:
             fields = {name: getattr(self, name) for name in type(self).model_fields}
-            return type(self)(**(fields | {"uri": uri}))
+            store = type(self)(**(fields | {"uri": uri}))
+            store._patience = self._patience
+            return store
         return self._without_secrets(uri)
+
+    def with_patience(self, patience: Patience) -> Self:
+        """A copy that waits for an S3 server that does not answer; by default a store does not.
+
+        Its own copies share the patience, but not those that are pickled.
+        """
+        store = self.model_copy()
+        store._patience = patience
+        return store
 
     def with_record_check(self, check: Callable[[str, bytes], object]) -> Self:
         """A copy that also calls `check` with the name and bytes of each result record it reads.
@@ -185,6 +205,7 @@ class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog 
             block._named_credentials = (
                 self._named_credentials if self.credentials else self.s3_credentials
             )
+        block._patience = self._patience
         return block
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from ..errors import StoreError
+from .patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class S3Credentials:
         session_token: for temporary credentials; never shown.
         endpoint_url: the server, if it is not AWS's own.
         region: its region.
+        patience: how long to wait if the server does not answer; not at all by default.
     """
 
     access_key_id: str = ""
@@ -23,6 +25,8 @@ class S3Credentials:
     session_token: str = field(default="", repr=False)
     endpoint_url: str = ""
     region: str = ""
+    # Not compared: connections, which are cached by their credentials, outlive a run.
+    patience: Patience = field(default_factory=Patience, compare=False, repr=False)
 
     def for_server(self, endpoint_url: str, region: str) -> "S3Credentials":
         """The same credentials for another endpoint or region; empty arguments change nothing."""

@@ -1,15 +1,20 @@
-"""Local paths and `s3://` URIs -> file systems."""
+"""Local paths and `s3://` URIs -> file systems, and calls that wait for an S3 server."""
 
 import io
 import os
-from functools import lru_cache
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import fsspec
 
-from ..errors import StoreError
+from ...serving.endpoint import safe_url
+from ..errors import ObjectMissingError, StoreError
 from .credentials import S3Credentials
 from .store_errors import store_errors
+
+T = TypeVar("T")
 
 SUPPORTED = "a local path or s3://bucket/prefix"
 
@@ -60,26 +65,71 @@ def open_filesystem(
         return fsspec.filesystem("file"), path
     environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("AWS_")))
     with store_errors(f"s3://{path}"):
-        return _connect(os.getpid(), environment, credentials), path
+        return _connect(os.getpid(), environment, credentials or S3Credentials()), path
 
 
 @lru_cache(maxsize=4)
 def _connect(
     _pid: int,  # a connection does not survive a fork
     _environment: tuple[tuple[str, str], ...],
-    credentials: S3Credentials | None,
+    credentials: S3Credentials,
 ) -> fsspec.AbstractFileSystem:
     from .s3 import connect  # slow to import, and not needed for local stores
 
-    return connect(credentials or S3Credentials())
+    return connect(credentials)
+
+
+def call_store(
+    uri: str,
+    credentials: S3Credentials | None,
+    action: Callable[[fsspec.AbstractFileSystem, str], T],
+    *,
+    essential: bool = True,
+) -> T:
+    """Do something with the file system of a URI and the path in it; errors are `StoreError`s.
+
+    As long as an S3 server does not answer, it is done again: see `Patience`.
+
+    Args:
+        uri: a local path or `s3://` URI.
+        credentials: S3 credentials, with the patience; by default those of the environment.
+        action: gets the file system and the path; must be safe to repeat.
+        essential: as for `Patience.call`.
+    """
+    credentials = credentials or S3Credentials()
+    filesystem, path = open_filesystem(uri, credentials)
+    if "s3" not in filesystem.protocol:
+        with store_errors(uri):
+            return action(filesystem, path)
+    server = f"S3 at {safe_url(filesystem.s3.meta.endpoint_url)}"
+
+    def attempt() -> T:
+        try:
+            with store_errors(uri, server):
+                result = action(filesystem, path)
+        except ObjectMissingError:
+            credentials.patience.answered(server)
+            raise
+        credentials.patience.answered(server)
+        return result
+
+    return credentials.patience.call(attempt, essential=essential)
 
 
 class GuardedFile(io.RawIOBase):
-    """An open file whose read errors are `StoreError`s too. Not buffered."""
+    """An open file or object whose read errors are `StoreError`s too. Not buffered.
 
-    def __init__(self, file: BinaryIO, uri: str) -> None:
-        self._file = file
+    Every read of an object is one request for just those bytes, see `call_store`.
+
+    Args:
+        uri: a local path or `s3://` URI.
+        credentials: S3 credentials; by default those of the environment.
+    """
+
+    def __init__(self, uri: str, credentials: S3Credentials | None = None) -> None:
         self._uri = uri
+        self._call = partial(call_store, uri, credentials)
+        self._file = self._call(_open)
 
     def readable(self) -> bool:
         """Always true."""
@@ -91,17 +141,18 @@ class GuardedFile(io.RawIOBase):
 
     def tell(self) -> int:
         """The current position."""
-        return self._file.tell()
+        return int(self._file.tell())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position."""
         with store_errors(self._uri):
-            return self._file.seek(offset, whence)
+            return int(self._file.seek(offset, whence))
 
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes, or everything to the end."""
-        with store_errors(self._uri):
-            return self._file.read(-1 if size is None else size)
+        # A read that has failed has not moved the position.
+        data: bytes = self._call(lambda *_: self._file.read(-1 if size is None else size))
+        return data
 
     def readall(self) -> bytes:
         """Read everything to the end."""
@@ -118,3 +169,9 @@ class GuardedFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _open(filesystem: fsspec.AbstractFileSystem, path: str) -> Any:
+    if "s3" in filesystem.protocol:
+        return filesystem.open(path, "rb", cache_type="none")
+    return Path(path).open("rb")

@@ -4,21 +4,22 @@ import asyncio
 import io
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import fsspec
 
 from ...serving.endpoint import load_block
 from ..errors import ObjectMissingError, StoreError
 from .block import StoreBlock
-from .filesystems import GuardedFile, open_filesystem
+from .filesystems import GuardedFile, call_store
 from .local_files import atomic_write, file_sizes
 from .prefect_results import parse_result_record
-from .store_errors import store_errors
+
+T = TypeVar("T")
 
 _READ_BUFFER_BYTES = 1 << 20
 _MAX_LINE_BYTES = 256 << 20
@@ -69,21 +70,15 @@ class ObjectStore(StoreBlock):
             ObjectMissingError: there is none; raised for no other failure.
             StoreError: it cannot be read.
         """
-        with self._locate(path) as (filesystem, key):
-            data: bytes = filesystem.cat_file(key)
-            return data
+        data: bytes = self._call(path, lambda filesystem, key: filesystem.cat_file(key))
+        return data
 
     def open(self, path: str) -> GuardedFile:
         """Open an object to read parts of it, such as some columns of a Parquet file.
 
-        Every read is one request for just those bytes; for reading line by line use `lines`.
-        Later read errors raise `StoreError` too.
+        For reading line by line use `lines`. Later read errors raise `StoreError` too.
         """
-        with self._locate(path) as (filesystem, key):
-            if self.is_local:
-                return GuardedFile(Path(key).open("rb"), self.uri_of(path))
-            file = filesystem.open(key, "rb", cache_type="none")
-            return GuardedFile(file, self.uri_of(path))
+        return GuardedFile(self.uri_of(path), self.s3_credentials)
 
     def lines(self, path: str) -> Iterator[bytes]:
         """Read an object line by line; the last line of a truncated one may lack its line end."""
@@ -92,16 +87,20 @@ class ObjectStore(StoreBlock):
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object atomically, replacing any of that name."""
-        with self._locate(path) as (filesystem, key):
+
+        def write(filesystem: fsspec.AbstractFileSystem, key: str) -> None:
             if self.is_local:
                 with atomic_write(Path(key)) as temp:
                     temp.write_bytes(data)
             else:
                 filesystem.pipe_file(key, data)
 
+        self._call(path, write)
+
     def put(self, path: str, local_file: Path) -> None:
         """Move a local file into the store atomically."""
-        with self._locate(path) as (filesystem, key):
+
+        def put(filesystem: fsspec.AbstractFileSystem, key: str) -> None:
             if self.is_local:
                 with atomic_write(Path(key)) as temp:
                     shutil.move(local_file, temp)
@@ -109,19 +108,22 @@ class ObjectStore(StoreBlock):
                 filesystem.put_file(str(local_file), key)
                 local_file.unlink()
 
+        self._call(path, put)
+
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Names and sizes of all objects below a folder; empty if there is no such folder.
 
         The names are relative to the store, as for `read`.
         """
         uri = self.uri_of(folder) if folder else self.uri
-        with store_errors(uri):
+
+        def find(filesystem: fsspec.AbstractFileSystem, key: str) -> dict[str, int]:
             if self.is_local:
-                found = file_sizes(uri)
-            else:
-                filesystem, key = open_filesystem(uri, self.s3_credentials)
-                objects = filesystem.find(f"{key}/", detail=True)
-                found = {f"s3://{name}": int(info["size"]) for name, info in objects.items()}
+                return file_sizes(uri)
+            objects = filesystem.find(f"{key}/", detail=True)
+            return {f"s3://{name}": int(info["size"]) for name, info in objects.items()}
+
+        found = call_store(uri, self.s3_credentials, find)
         below = f"{uri.rstrip('/')}/"
         root = f"{self.uri.rstrip('/')}/"
         names = {
@@ -136,18 +138,21 @@ class ObjectStore(StoreBlock):
     def exists(self, path: str) -> bool:
         """Whether there is an object (not a folder) of that name."""
         try:
-            with self._locate(path) as (filesystem, key):
-                return bool(filesystem.info(key)["type"] == "file")
+            info = self._call(path, lambda filesystem, key: filesystem.info(key))
         except ObjectMissingError:
             return False
+        return bool(info["type"] == "file")
 
     def remove(self, path: str) -> None:
         """Remove an object; does nothing if there is none."""
-        with self._locate(path) as (filesystem, key):
+
+        def remove(filesystem: fsspec.AbstractFileSystem, key: str) -> None:
             if self.is_local:
                 Path(key).unlink(missing_ok=True)
             else:
                 filesystem.rm_file(key)
+
+        self._call(path, remove)
 
     def check(self) -> None:
         """Check that objects can be written, read, listed and removed, using a small probe object.
@@ -173,12 +178,9 @@ class ObjectStore(StoreBlock):
             if self.is_local:
                 Path(self.uri_of(folder)).rmdir()
 
-    @contextmanager
-    def _locate(self, path: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
-        """Yield the file system and path of an object; errors inside name the object."""
-        uri = self.uri_of(path)
-        with store_errors(uri):
-            yield open_filesystem(uri, self.s3_credentials)
+    def _call(self, path: str, action: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+        """Call `action` with the file system and path of an object; errors name the object."""
+        return call_store(self.uri_of(path), self.s3_credentials, action)
 
     @contextmanager
     def _probing(self, action: str, path: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, StoreUnavailableError
 from ..exporting.export import REWRITE_REMEDY
 from ..exporting.pairs_parquet import pairs_of
 from ..exporting.qa_json import QA_JSONL
@@ -239,7 +239,7 @@ def _thumbnails(
     for ref in refs:
         try:
             thumbnails.append(thumbnail(reader.read(ref), images, side))
-        except RowError:
+        except (RowError, StoreUnavailableError):
             continue
     return tuple(filter(None, thumbnails))
 

@@ -15,24 +15,30 @@ ACTIVE_RUNS: set[str] = set()
 """Ids of the runs in progress in this process; not of one that could not record its end."""
 
 
-def is_alive(run: str, machine: str, process: str, heartbeat: datetime) -> bool:
+def is_alive(
+    run: str, machine: str, process: str, heartbeat: datetime, patience: float = 0.0
+) -> bool:
     """Whether a run that has not recorded its end is alive.
 
-    On this machine its process must exist as well; of other machines only the heartbeat is known.
+    Of other machines only the heartbeat is known. On this machine its process must exist, and may
+    be unable to store its heartbeat for a while.
 
     Args:
         run: its id.
         machine: see `this_process`.
         process: see `this_process`.
         heartbeat: time of its last heartbeat.
+        patience: seconds for which it waits for a store that does not answer.
     """
+    timeout: float = HEARTBEAT_TIMEOUT_SECONDS
     if machine == _machine():
         if process != _process(process):
             return False
         if process == _process(str(os.getpid())) and run not in ACTIVE_RUNS:
             return False
+        timeout += patience
     # A heartbeat from the future is as invalid as an old one.
-    return abs((datetime.now(UTC) - heartbeat).total_seconds()) <= HEARTBEAT_TIMEOUT_SECONDS
+    return abs((datetime.now(UTC) - heartbeat).total_seconds()) <= timeout
 
 
 def this_process() -> Mapping[str, str]:

@@ -212,7 +212,8 @@ class Limits(_Group):
         default=0.5,
         ge=0,
         le=1,
-        description="Stop when more than this fraction of the last 256 rows sent has failed.",
+        description="Stop when more than this fraction of the last 256 rows has failed; "
+        "missing and broken images do not count.",
     )
     request_timeout: float = Field(
         default=300,

@@ -31,6 +31,8 @@ class RunCounts(BaseModel):
         reused: ok rows whose answer was stored before this run.
         attempted: rows this run sent to the model, or answered from stored completions.
         retried: attempted rows that an earlier run had quarantined.
+        duplicates: rows like an earlier one that this run attempted, and whose outcome they share;
+            not part of `rows` until the run has ended.
         pairs: QA pairs of the ok rows.
         requests: requests sent to the model, including retries.
         prompt_tokens: tokens the model read.
@@ -48,6 +50,7 @@ class RunCounts(BaseModel):
     reused: int = 0
     attempted: int = 0
     retried: int = 0
+    duplicates: int = 0
     pairs: int = 0
     requests: int = 0
     prompt_tokens: int = 0
@@ -67,6 +70,16 @@ class RunCounts(BaseModel):
 
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=255)]
 """A value that messages contain unescaped: a forged record must not inject control characters."""
+
+
+MAX_NOTES = 5
+"""Number of notes in a record: they have to fit a screen."""
+
+LINE_LENGTH = 300
+"""Characters of a note in a record: about four lines of a terminal."""
+
+_Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]*$", max_length=LINE_LENGTH)]
+"""A line of text without control characters."""
 
 
 class RunRecord(BaseModel):
@@ -91,6 +104,10 @@ class RunRecord(BaseModel):
         updated: time of the last heartbeat.
         total: rows of the dataset, if known.
         counts: counts at the last heartbeat, or at the end.
+        progress: how far and how fast it was at the last heartbeat, as a sentence; empty before its
+            first row and after the end, like `notes`.
+        notes: what a user should know at that time: what it waited for and how long at most.
+        last_reply: when the model answered last; None if it has not.
         error: why it did not complete.
         dropped: whether `clean` has removed its rows, so that it counts as finished.
         versions: versions of the most relevant packages.
@@ -116,6 +133,9 @@ class RunRecord(BaseModel):
     updated: AwareDatetime
     total: int | None = None
     counts: RunCounts = RunCounts()
+    progress: _Line = ""
+    notes: Annotated[tuple[_Line, ...], Field(max_length=MAX_NOTES)] = ()
+    last_reply: AwareDatetime | None = None
     error: str = ""
     dropped: bool = False
     versions: Mapping[str, str]
@@ -129,20 +149,30 @@ class RunRecord(BaseModel):
     @property
     def heartbeat_age(self) -> float:
         """Seconds since the last heartbeat."""
-        return max(0.0, (datetime.now(UTC) - self.updated).total_seconds())
+        return _seconds_since(self.updated)
+
+    @property
+    def reply_age(self) -> float | None:
+        """Seconds since the model answered last; None if it has not."""
+        return None if self.last_reply is None else _seconds_since(self.last_reply)
 
     @property
     def is_live(self) -> bool:
         """Whether the run is in progress, or waits for another run; see `is_alive`."""
         if self.state not in ("running", "waiting"):
             return False
-        return is_alive(self.run, self.machine, self.process, self.updated)
+        patience = self.parameters.limits.store_wait
+        return is_alive(self.run, self.machine, self.process, self.updated, patience)
 
     def write(self, store: ObjectStore) -> None:
         """Store the record."""
         # Not pydantic's JSON serializer: it rejects file names that are not valid UTF-8.
         content = json.dumps(self.model_dump(mode="json"), indent=2)
         store.write(run_name(self.run), content.encode())
+
+
+def _seconds_since(moment: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - moment).total_seconds())
 
 
 def complete_run(store: ObjectStore, record: RunRecord) -> None:

@@ -10,7 +10,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 
 WriteRows = Callable[[list[str]], str]
@@ -51,11 +50,9 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     Not for tests in which a server answers with an error and then crashes: whether it has crashed
     is checked at once here.
     """
-    client, pause = "prefect_imageqa.serving.client.client", ChatClient.pause
-    monkeypatch.setattr(f"{client}._backoff", lambda _: 0.02)
-    monkeypatch.setattr(f"{client}._CRASH_CHECK_DELAY", 0.0)
-    monkeypatch.setattr(f"{client}._POLL_SECONDS", 0.2)
-    monkeypatch.setattr(ChatClient, "pause", lambda self, seconds: pause(self, seconds / 50))
+    sender = "prefect_imageqa.serving.client.sender"
+    monkeypatch.setattr(f"{sender}.backoff", lambda _: 0.02)
+    monkeypatch.setattr(f"{sender}.CRASH_CHECK_SECONDS", 0.0)
     monkeypatch.setattr("prefect_imageqa.tasks.object_store.s3._FIRST_BACKOFF", 0.02)
 
 

@@ -32,7 +32,7 @@ def test_a_run_with_too_many_failures_is_stopped_with_the_reasons() -> None:
     with pytest.raises(ErrorRateError) as raised:
         breaker.add(failed(1, Kind.SERVER_ERROR))
     message = str(raised.value)
-    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows sent to the model failed" in message
+    assert f"{WINDOW // 2 + 1} of the last {WINDOW} rows failed" in message
     assert f"{WINDOW // 2} unparsed, 1 server_error" in message
     assert "d.jsonl:8: no pair in it" in message
 
@@ -43,13 +43,22 @@ def test_the_first_rows_do_not_stop_a_run() -> None:
         CircuitBreaker(0).add(answered(WINDOW - 1) + failed(1))
 
 
-def test_rows_without_a_request_do_not_count() -> None:
+def test_broken_images_do_not_count() -> None:
     breaker = CircuitBreaker(0)
-    breaker.add(failed(10 * WINDOW, Kind.IMAGE_MISSING, attempts=0))
-    breaker.add(failed(10 * WINDOW, Kind.CONNECTION, attempts=0))
+    for kind in (Kind.BAD_ROW, Kind.IMAGE_BROKEN, Kind.IMAGE_MISSING, Kind.NOT_AN_IMAGE):
+        breaker.add(failed(10 * WINDOW, kind, attempts=0))
     breaker.add(answered(WINDOW))
-    with pytest.raises(ErrorRateError, match="1 connection"):
-        breaker.add(failed(1, Kind.CONNECTION))
+    with pytest.raises(ErrorRateError, match="1 bad_request"):
+        breaker.add(failed(1, Kind.BAD_REQUEST))
+
+
+@pytest.mark.parametrize("kind", [Kind.CONNECTION, Kind.TIMEOUT])
+def test_images_that_cannot_be_reached_count(kind: Kind) -> None:
+    breaker = CircuitBreaker(0.5)
+    breaker.add(failed(10 * WINDOW, kind, attempts=0, attempt=1))  # in an earlier run as well
+    breaker.add(answered(WINDOW // 2) + failed(WINDOW // 2, kind, attempts=0))
+    with pytest.raises(ErrorRateError, match=f"{WINDOW // 2 + 1} {kind}"):
+        breaker.add(failed(1, kind, attempts=0))
 
 
 def test_rows_that_failed_in_an_earlier_run_do_not_count() -> None:

@@ -185,7 +185,7 @@ def test_duplicate_rows_are_sent_once(stub: Any, drawn: Path, tmp_path: Path) ->
     images = [str(drawn / "images" / f"{n:03}.png") for n in (0, 1, 0, 0)]
     frame = pd.DataFrame({"image": images, "id": [1, 2, 3, 4]})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=stub.url, limits=Limits(batch_size=2))
-    assert (summary.requests, summary.ok, summary.reused) == (2, 4, 0)
+    assert (summary.requests, summary.ok, summary.reused, summary.duplicates) == (2, 4, 0, 2)
     assert [row["id"] for row in read_lines(tmp_path / "out" / "qa.jsonl")] == [1, 2, 3, 4]
 
 
@@ -391,6 +391,31 @@ def test_a_dataset_that_changes_during_the_run_fails_it(
         image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
     assert not (tmp_path / "out" / "qa.jsonl").exists()
     assert image_qa(str(dataset), output, endpoint=stub.url).ok == 13
+
+
+def test_rows_appended_during_the_run_are_left_to_the_next_run(
+    stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, output = drawn / "dataset.json", str(tmp_path / "out")
+    rows = json.loads(dataset.read_text())
+
+    def append(row: PromptInput) -> list[dict[str, Any]]:
+        dataset.write_text(json.dumps([*rows, {"image": "images/005.png", "conversation": "New?"}]))
+        return chat_prompt(row)
+
+    delegating_style.__dict__["delegate"] = append
+    first = image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
+    assert (first.rows, first.ok) == (12, 12)
+    answers = read_lines(tmp_path / "out" / "qa.jsonl")
+    assert [row["image"] for row in answers] == [row["image"] for row in rows]
+    grew = [line for line in caplog.messages if "grew" in line]
+    assert grew == ["the dataset grew by 1 row during the run: run again for the new rows"]
+
+    caplog.clear()
+    second = image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
+    assert (second.rows, second.ok, second.reused) == (13, 13, 12)
+    assert read_lines(tmp_path / "out" / "qa.jsonl")[-1]["conversation"] == "New?"
+    assert "grew" not in caplog.text
 
 
 def delegating_style(row: PromptInput) -> list[dict[str, Any]]:

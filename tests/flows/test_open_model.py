@@ -1,23 +1,30 @@
 """The model of a run: its server is started, checked, restarted or waited for."""
 
+import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from prefect import flow
-from prefect_imageqa.flows import open_model as open_model_module
-from prefect_imageqa.flows.open_model import RunModel, open_model
+from prefect_imageqa.flows.open_model import RunModel, forward_logs, open_model
 from prefect_imageqa.serving.demo_model import scenes
+from prefect_imageqa.serving.server import recovery
 from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
-from prefect_imageqa.serving.types import ChatRequest, Completion
-from prefect_imageqa.tasks.errors import EndpointError, ServerError
+from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind
+from prefect_imageqa.tasks.errors import (
+    EndpointError,
+    EndpointLostError,
+    EndpointUnreachableError,
+    ServerError,
+)
+from prefect_imageqa.tasks.runs.parameters import Limits
 
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 STUB = Path(__file__).resolve().parents[2] / "benchmarks" / "stub_server.py"
@@ -28,6 +35,7 @@ import json, os, sys
 if sys.argv[1] == "-c":
     print(json.dumps([True, True]))
     sys.exit()
+del os.environ["PYTHONSAFEPATH"]  # the stub imports its neighbours
 value = lambda name: sys.argv[sys.argv.index(name) + 1]
 os.execv(sys.executable, [
     sys.executable, {str(STUB)!r}, "--latency=0", "--port", value("--port"),
@@ -46,11 +54,6 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-def in_a_flow(work: Callable[[], None]) -> None:
-    """The start of a server is logged in a run, so there must be one."""
-    flow(name="test-run-model", persist_result=False)(work)()
-
-
 def processes(*words: str) -> list[psutil.Process]:
     """Child processes that have all these words in their command lines."""
     mine = {process.pid for process in psutil.Process().children(recursive=True)}
@@ -61,70 +64,141 @@ def processes(*words: str) -> list[psutil.Process]:
     ]
 
 
+def ask(*texts: str) -> list[ChatRequest]:
+    return [ChatRequest([{"role": "user", "content": text}], {}) for text in texts]
+
+
 def answers(model: RunModel) -> bool:
-    (outcome,) = model.client.complete([ChatRequest([{"role": "user", "content": "hello"}], {})])
+    (outcome,) = model.client.complete(ask("hello"))
     return isinstance(outcome, Completion)
 
 
-def test_own_server_is_started_restarted_and_stopped(own_server: None) -> None:
+def test_own_server_is_started_restarted_and_stopped(
+    own_server: None, caplog: pytest.LogCaptureFixture
+) -> None:
     before = psutil.Process().children(recursive=True)
-
-    def work() -> None:
-        with open_model(None, str(CHECKPOINT), 4) as model:
-            assert model.client.model == "checkpoint"
-            assert model.revision == checkpoint_digest(CHECKPOINT)
-            assert answers(model)
-            model.recover()
-            [server] = processes(str(STUB), CHECKPOINT.name)
-            server.kill()
-            psutil.wait_procs([server], timeout=10)
-            model.recover(expected=True)
-            assert answers(model)
-
-    in_a_flow(work)
+    with open_model(None, str(CHECKPOINT), Limits(server_wait=0)) as model:
+        assert model.client.model == "checkpoint"
+        assert model.revision == checkpoint_digest(CHECKPOINT)
+        assert answers(model)
+        [server] = processes(str(STUB), CHECKPOINT.name)
+        server.kill()
+        psutil.wait_procs([server], timeout=10)
+        assert answers(model)
     assert psutil.Process().children(recursive=True) == before
+    assert caplog.text.count("restart 1: ") == 1
+
+
+def test_own_server_is_restarted_as_often_as_it_takes_to_find_what_crashes_it(
+    own_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "MAX_RESTARTS_WITHOUT_PROGRESS", 1)
+    fatal = [f"STUB die {number}" for number in range(4)]
+    with open_model(None, str(CHECKPOINT), Limits(max_in_flight=1)) as model:
+        outcomes = model.client.complete(ask(*fatal), max_crashes=1)
+        kinds = [outcome.kind for outcome in outcomes if isinstance(outcome, Failure)]
+        assert kinds == [FailureKind.CRASH] * 4
+        # Nobody expects a server to crash while it works on the other rows.
+        with pytest.raises(ServerError, match="gave up after 1 restarts without a completion"):
+            model.client.complete(ask(*fatal))
 
 
 def test_closing_the_model_stops_a_restart(own_server: None, tmp_path: Path) -> None:
     before = psutil.Process().children(recursive=True)
-
-    def work() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            with open_model(None, str(CHECKPOINT), 4) as model:
-                (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
-                [server] = processes(str(STUB), CHECKPOINT.name)
-                server.kill()
-                recovering = pool.submit(model.recover)
-                while not processes("sleep"):
-                    time.sleep(0.05)
-            with pytest.raises(ServerError, match="or was stopped"):
-                recovering.result(10)
-
-    in_a_flow(work)
+    with ThreadPoolExecutor(1) as pool:
+        with open_model(None, str(CHECKPOINT)) as model:
+            (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
+            [server] = processes(str(STUB), CHECKPOINT.name)
+            server.kill()
+            waiting = pool.submit(answers, model)
+            while not processes("sleep"):
+                time.sleep(0.05)
+        with pytest.raises(EndpointError, match="the client was closed"):
+            waiting.result(10)
     assert psutil.Process().children(recursive=True) == before
 
 
 def test_a_shared_server_is_waited_for(start_stub: Any) -> None:
     stub = start_stub("--respawn=0.2")
-    with open_model([stub.url], "stub", 4) as model:
+    with open_model([stub.url], "stub") as model:
         assert model.revision == ""
         os.kill(stub.stats()["pid"], signal.SIGKILL)
-        model.recover()
         assert answers(model)
     assert stub.stats()["starts"] == 2
 
 
-def test_a_shared_server_that_does_not_return_is_reported_in_one_line(
-    start_stub: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(open_model_module, "RECONNECT_SECONDS", 0.5)
+def test_a_shared_server_that_does_not_return_is_reported_in_one_line(start_stub: Any) -> None:
     stub = start_stub()
-    with open_model([stub.url], "stub", 4) as model:
+    with open_model([stub.url], "stub", Limits(server_wait=0.6)) as model:
         stub.process.kill()
         stub.process.wait()
-        with pytest.raises(EndpointError) as lost:
-            model.recover(expected=True)
+        with pytest.raises(EndpointLostError) as lost:
+            model.client.complete(ask("hello"))
     assert str(lost.value) == (
-        f"{stub.url}: no server has answered for 0 s; when one is back, run the same command again "
-        "to resume"
+        f"{stub.url} does not answer (connection refused): waited 1 s; when a server is back, run "
+        "the same command again to resume"
     )
+
+
+@pytest.fixture
+def unused_url() -> str:
+    """A URL on which nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def test_a_server_that_is_not_up_yet_is_waited_for_on_request(
+    unused_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(EndpointUnreachableError, match=f"no server answers at {unused_url}/v1"),
+        open_model([unused_url], "stub", Limits(server_wait=60)),
+    ):
+        pass
+    assert time.monotonic() - started < 30
+    assert not caplog.messages
+
+    def connect() -> bool:
+        limits = Limits(wait=True, server_wait=60)
+        with open_model([unused_url], "stub", limits) as model:
+            return answers(model)
+
+    command = [sys.executable, str(STUB), "--latency=0", "--port", unused_url.rpartition(":")[2]]
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(connect)
+        while not caplog.messages:
+            time.sleep(0.02)
+        with subprocess.Popen(command) as server:
+            assert connecting.result(60)
+            server.terminate()
+    [message] = caplog.messages
+    assert message.startswith(f"no server answers at {unused_url}/v1 (")
+    assert message.endswith("waiting for it, up to 60 s")
+
+
+def test_a_wait_for_a_server_that_is_not_up_ends(unused_url: str) -> None:
+    limits = Limits(wait=True, server_wait=0.3)
+    with (
+        pytest.raises(EndpointUnreachableError, match=f"no server answers at {unused_url}/v1"),
+        open_model([unused_url], "stub", limits),
+    ):
+        pass
+
+
+def test_logs_of_client_server_and_stores_are_shown_in_the_log_of_a_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package, run = logging.getLogger("prefect_imageqa"), logging.getLogger("a-run")
+    level = package.level
+    with caplog.at_level(logging.DEBUG, logger="a-run"), forward_logs(run):
+        logging.getLogger("prefect_imageqa.serving").warning("%s does not answer", "S")
+        logging.getLogger("prefect_imageqa.store").info("it answers again")
+        logging.getLogger("prefect_imageqa.store").debug("a detail")
+    logging.getLogger("prefect_imageqa.store").info("after the run")
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("a-run", "WARNING", "S does not answer"),
+        ("a-run", "INFO", "it answers again"),
+    ]
+    assert (package.level, package.handlers, package.propagate) == (level, [], True)

@@ -124,7 +124,7 @@ def test_of_runs_that_start_at_once_only_one_writes_at_a_time(
             assert writing.acquire(blocking=False), "two runs are writing at once"
             time.sleep(0.01)
             writing.release()
-            own._write(state="completed")
+            own._write(store, state="completed")
 
     with ThreadPoolExecutor(3) as pool:
         for number in range(25):
@@ -180,6 +180,35 @@ def test_a_run_on_another_machine_is_waited_for_while_it_has_a_heartbeat(
         pass
     # A rejected run leaves no record: there is nothing to resume.
     assert [run.run for run in read_runs(store)] == ["other"]
+
+
+def test_a_waiting_run_tells_for_which_and_how_far_that_is(
+    lease: Callable[..., OutputLease],
+    record: MakeRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(output_lease, "POLL_SECONDS", 0.02)
+    store = ObjectStore(uri=str(tmp_path))
+    progress = "3,340 of 6,000, 58 rows/s, 45 s left"
+    other = record("other", state="running", machine="x", host="gpu-7", progress=progress)
+
+    def own() -> RunRecord:
+        return next(run for run in read_runs(store) if run.run == "own")
+
+    def acquire() -> None:
+        with lease(store).acquire(wait=True):
+            wait_until(lambda: not own().notes)
+
+    with ThreadPoolExecutor(1) as pool:
+        with other_run(store, other):
+            acquired = pool.submit(acquire)
+            wait_until(lambda: len(read_runs(store)) == 2 and own().notes)
+            [note] = own().notes
+        acquired.result(timeout=60)
+    assert note.startswith(f"waiting for the run of {other.started:%Y-%m-%d %H:%M:%S} UTC on gpu-7")
+    assert note.endswith(f"writing to {store.uri}: {progress}")
 
 
 def test_the_same_run_in_two_processes_writes_only_once(

@@ -264,15 +264,16 @@ def test_a_run_whose_rows_all_fail_is_stopped(
     stub, batches = start_stub(latency=0.2), Limits(batch_size=64, max_in_flight=64)
     dataset = write_rows([f"STUB text no pair {number}" for number in range(600)])
     output = str(tmp_path / "out")
-    with pytest.raises(ImageQAError, match=f"{WINDOW} of the last {WINDOW} rows sent to the model"):
+    with pytest.raises(ImageQAError, match=f"{WINDOW} of the last {WINDOW} rows failed"):
         image_qa(dataset, output, endpoint=stub.url, limits=batches)
     assert stub.stats()["requests"] <= WINDOW + 3 * 64
     record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
     assert (record["state"], record["counts"]["quarantined"] >= WINDOW) == ("failed", True)
     assert "max_error_rate" in record["error"]
-    allowed = image_qa(dataset, output, endpoint=stub.url, limits=Limits(max_error_rate=1))
-    assert allowed.reasons == {"unparsed": 600}
+    with pytest.raises(ImageQAError, match="no row is answered; most often: unparsed, 600 of 600"):
+        image_qa(dataset, output, endpoint=stub.url, limits=Limits(max_error_rate=1))
     assert stub.stats()["requests"] == 600
+    assert len(lines(tmp_path / "out" / "quarantine.jsonl")) == 600
 
 
 @pytest.mark.usefixtures("quick_retries")

@@ -26,6 +26,14 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
             },
             "5 answered, 2 filtered, 4 quarantined: 2 c, 1 a, 1 b",
         ),
+        (
+            {"rows": 9, "ok": 9, "duplicates": 3},
+            "9 answered, 0 quarantined; 3 duplicates share the outcome of another row",
+        ),
+        (
+            {"rows": 2, "ok": 2, "duplicates": 1},
+            "2 answered, 0 quarantined; 1 duplicate shares the outcome of another row",
+        ),
     ],
 )
 def test_a_summary_is_one_line(changed: dict[str, Any], line: str) -> None:

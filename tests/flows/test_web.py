@@ -9,8 +9,10 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from prefect_imageqa import Images, image_qa
-from prefect_imageqa.flows.publish import publish
+from prefect_imageqa import ErrorRateError, Images, ObjectStore, image_qa
+from prefect_imageqa.flows.circuit_breaker import WINDOW
+from prefect_imageqa.flows.publish import events, publish
+from prefect_imageqa.tasks.exporting.output_status import output_status
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -59,7 +61,11 @@ def run(paths: list[str], tmp_path: Path, url: str, images: Images = NO_ROOT) ->
 
 
 @pytest.mark.usefixtures("with_report")
-def test_forbidden_addresses_are_not_requested(stub: Any, site: str, tmp_path: Path) -> None:
+def test_forbidden_addresses_are_not_requested(
+    stub: Any, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emit_event = Mock()
+    monkeypatch.setattr(events, "emit_event", emit_event)
     port = site.rpartition(":")[2]
     forbidden = [
         f"{site}/a.png",
@@ -73,8 +79,17 @@ def test_forbidden_addresses_are_not_requested(stub: Any, site: str, tmp_path: P
         "FILE:/etc/passwd",
     ]
     before = stub.stats()["requests"]
-    summary = run(forbidden, tmp_path, stub.url)
-    assert summary.reasons == {"image_refused": len(forbidden)}
+    with pytest.raises(ErrorRateError, match="most often: image_refused, 9 of 9") as raised:
+        run(forbidden, tmp_path, stub.url)
+    assert "rows.jsonl:9: " in str(raised.value)
+    status = output_status(ObjectStore(uri=str(tmp_path / "out")))
+    assert status
+    assert status.last
+    assert status.last.counts.reasons == {"image_refused": len(forbidden)}
+    assert not status.unfinished
+    assert [call.args[0] for call in emit_event.call_args_list] == [events.QUARANTINE_HIGH]
+    failures = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert len(failures) == len(forbidden)
     assert stub.stats()["requests"] == before
     assert Site.seen == []
     assert (tmp_path / "out" / "report.html").exists()  # even if no row is answered
@@ -114,3 +129,14 @@ def test_private_hosts_can_be_allowed_but_not_the_metadata_address(
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     names = {path.name for path in written if b"signed=secret" in path.read_bytes()}
     assert names <= {"qa.jsonl", "pairs.parquet"}  # they contain the columns of the dataset
+
+
+def test_a_run_whose_image_host_is_away_is_stopped(stub: Any, tmp_path: Path) -> None:
+    before = stub.stats()["requests"]
+    urls = [f"http://127.0.0.1:9/{row}.png" for row in range(2 * WINDOW)]
+    with pytest.raises(
+        ErrorRateError, match=f"{WINDOW} of the last {WINDOW} rows failed"
+    ) as raised:
+        run(urls, tmp_path, stub.url, Images(allow_private_hosts=True))
+    assert f"({WINDOW} connection); the last: rows.jsonl:" in str(raised.value)
+    assert stub.stats()["requests"] == before

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,48 @@ def test_an_unreadable_output_is_reported_in_one_line(call: Call, s3: str) -> No
         assert line.startswith("prefect-imageqa: s3://no-such-bucket")
 
 
+def test_a_run_in_progress_tells_what_it_waits_for(
+    call: Call, record_of: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    store = ObjectStore(uri=str(tmp_path / "out"))
+    open_output(store)
+    record = record_of(
+        ago=5.2,
+        state="running",
+        total=6000,
+        progress="3,340 of 6,000, no row done for 44 min",
+        notes=["http://gpu-1:8000 does not answer: waiting, 12 s of 900", "S3 is slow"],
+        counts=RunCounts(rows=3328, ok=3328, attempted=3500, duplicates=10),
+    )
+    record.write(store)
+    shown = call("status", store.uri).out.splitlines()
+    assert shown[3:6] == [
+        "  3,340 of 6,000, no row done for 44 min; last heartbeat 5 s ago, no reply yet",
+        "  http://gpu-1:8000 does not answer: waiting, 12 s of 900",
+        "  S3 is slow",
+    ]
+    replied = record.updated - timedelta(minutes=44)
+    record.model_copy(update={"last_reply": replied}).write(store)
+    assert "; last heartbeat 5 s ago, last reply 44 min ago\n" in call("status", store.uri).out
+    # What a dead run waited for is of no use, and its rows are not what they were.
+    dead = record.model_copy(update={"updated": replied})
+    dead.write(store)
+    shown = call("status", store.uri).out.splitlines()
+    assert shown[3].startswith("  3,338 of 6,000 rows done; no heartbeat for 44 min: killed or")
+    assert not any("waiting" in line for line in shown)
+
+
 @pytest.mark.parametrize(
     ("ago", "state", "shown", "refusal"),
     [
         (5, "running", "last heartbeat", "is in progress"),
         (5, "waiting", "waiting for another run to finish", "is in progress"),
-        (90, "running", "s: killed or stuck; run the same command again to resume", "no run has"),
+        (
+            90,
+            "running",
+            "no heartbeat for 2 min: killed or stuck; run the same command",
+            "no run has",
+        ),
         (5, "failed", "failed: no server; run the same command again to resume", "no run has"),
     ],
     ids=["in progress", "waiting", "killed", "failed"],

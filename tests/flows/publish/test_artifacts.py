@@ -32,6 +32,7 @@ from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.flows.publish import artifacts
 from prefect_imageqa.flows.publish.artifacts import show_progress, show_results
 from prefect_imageqa.flows.summary import RunSummary
+from prefect_imageqa.serving.client.stats import ClientStats
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.reporting import report
@@ -110,14 +111,15 @@ def test_progress_is_updated_during_a_run(
             )
         )
         progress.ok = 11
+        progress.sources = [ClientStats(notes=("waiting for S3: 12 s",))]
 
     [progress] = artifacts_of(client, run_with_progress(work)).values()
     assert [artifact.id for artifact in seen] == [progress.id]
     assert progress.type == "progress"
     assert progress.data == 100.0
     assert progress.description
-    assert progress.description.startswith(r"dataset\.json: 12 of 12 rows done, ")
-    assert progress.description.endswith("rows/s, 1 quarantined")
+    assert progress.description.startswith("12 of 12, ")
+    assert progress.description.endswith(r"1 quarantined; dataset\.json; waiting for S3\: 12 s")
 
 
 def test_a_run_continues_if_progress_cannot_be_published(

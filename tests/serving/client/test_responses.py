@@ -1,7 +1,16 @@
-"""HTTP replies as outcomes."""
+"""HTTP replies and connection errors as outcomes."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import aiohttp
 import pytest
-from prefect_imageqa.serving.client.responses import MAX_MESSAGE_CHARACTERS, read_reply
+from prefect_imageqa.serving.client.responses import (
+    MAX_MESSAGE_CHARACTERS,
+    is_disconnect,
+    read_reply,
+    retry_after_seconds,
+)
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 
 
@@ -53,3 +62,33 @@ def test_a_servers_error_message_becomes_one_bounded_line(body: str, message: st
     outcome = read_reply(400, body.encode(), 0.1, 1)
     assert isinstance(outcome, Failure)
     assert outcome.message == f"HTTP 400: {message}"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_wait_limits_the_rate(status: int) -> None:
+    outcome = read_reply(status, b"", 0.1, 1, retry_after="7")
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.retry_after) == (FailureKind.RATE_LIMITED, 7.0)
+
+
+def test_a_server_that_is_unavailable_without_asking_to_wait_limits_no_rate() -> None:
+    outcome = read_reply(503, b"", 0.1, 1)
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.retry_after) == (FailureKind.UNAVAILABLE, 0.0)
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    now = datetime.now(UTC)
+    assert retry_after_seconds("120") == 120
+    assert 50 < retry_after_seconds(format_datetime(now + timedelta(minutes=1), usegmt=True)) <= 60
+    assert retry_after_seconds(format_datetime(now - timedelta(minutes=1), usegmt=True)) == 0
+    # A date without a time zone cannot be compared.
+    for useless in ("", "soon", "-1", "1.5", "\u00b2", "Fri, 27 Nov 2026 08:00:00"):
+        assert retry_after_seconds(useless) == 0
+
+
+def test_a_connection_lost_before_the_request_was_sent_is_no_disconnect() -> None:
+    unsent = aiohttp.ClientOSError(None, "Can not write request body")
+    assert is_disconnect(unsent)
+    unsent.__cause__ = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+    assert not is_disconnect(unsent)

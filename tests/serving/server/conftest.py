@@ -1,12 +1,19 @@
-"""A stand-in for an interpreter with vLLM."""
+"""A stand-in for an interpreter with vLLM, and what the tests ask about the server's processes."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect_imageqa.serving import demo_model
+from prefect_imageqa.serving.server import recovery as recovery_module
+from prefect_imageqa.serving.server import server as server_module
+from prefect_imageqa.serving.server.launch import ServerOptions
+
+DEMO_MODEL = Path(demo_model.__file__).parent / "checkpoint"
 
 # Replaces vLLM. --mode is the behaviour, or a file that contains it. The child has its own session,
-# like vLLM's engine, and with --stubborn it ignores SIGTERM.
+# like vLLM's engine, and with --stubborn it ignores SIGTERM; with --hung, so does its parent.
 STAND_IN = """#!{python} -IS
 import json, sys
 if sys.argv[1] == "-c":
@@ -22,6 +29,8 @@ subprocess.Popen(
     start_new_session=True,
     preexec_fn=ignore if "--stubborn" in sys.argv else None,
 )
+if "--hung" in sys.argv:
+    ignore()
 print("(APIServer pid=7) INFO 11-23 20:51:51 [model.py:1] Loading the weights", flush=True)
 if mode == "die":
     error = "(EngineCore pid=8) ERROR 11-23 20:51:51 [core.py:1] "
@@ -45,4 +54,31 @@ def stand_in(tmp_path: Path) -> Path:
     path = tmp_path / "python"
     path.write_text(STAND_IN.format(python=sys.executable, has_vllm=True))
     path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def options(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., ServerOptions]:
+    monkeypatch.setattr(server_module, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(recovery_module, "_POLL_SECONDS", 0.05)
+
+    def make(mode: str, *extra_args: str, startup_timeout: float = 120) -> ServerOptions:
+        return ServerOptions(
+            DEMO_MODEL,
+            python=stand_in,
+            extra_args=("--mode", mode, *extra_args),
+            startup_timeout=startup_timeout,
+            log_file=tmp_path / "logs" / "server.log",
+        )
+
+    return make
+
+
+@pytest.fixture
+def mode(tmp_path: Path) -> Path:
+    """The file that controls the stand-in; at first it serves."""
+    path = tmp_path / "mode"
+    path.write_text("serve")
     return path

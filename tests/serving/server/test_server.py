@@ -1,7 +1,8 @@
-"""The vLLM server: started, recovered and stopped, with no process left behind."""
+"""The vLLM server: started, restarted and stopped, with no process left behind."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,16 +20,20 @@ from prefect_imageqa.serving import demo_model
 from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import ServerError
-from prefect_imageqa.serving.server import recovery as recovery_module
 from prefect_imageqa.serving.server import server as server_module
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.process import terminate_on_signals
 from prefect_imageqa.serving.server.recovery import Recovery
 from prefect_imageqa.serving.server.server import VLLMServer
 from prefect_imageqa.serving.server.vllm_python import find_vllm_python
-from prefect_imageqa.serving.types import ChatRequest, Completion, FailureKind
+from prefect_imageqa.serving.types import ChatRequest, Completion
 
 DEMO_MODEL = Path(demo_model.__file__).parent / "checkpoint"
+
+LONG_REQUEST = ChatRequest(
+    [{"role": "user", "content": "Describe the image."}],
+    {"temperature": 0.0, "max_tokens": 900, "ignore_eos": True},
+)
 
 # Owns a server, and recovers it on the command of a line of its input.
 PARENT = """
@@ -54,33 +59,6 @@ with terminate_on_signals(), VLLMServer(options) as server:
 """
 
 
-@pytest.fixture
-def options(
-    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., ServerOptions]:
-    monkeypatch.setattr(server_module, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(recovery_module, "_POLL_SECONDS", 0.05)
-
-    def make(mode: str, *extra_args: str, startup_timeout: float = 120) -> ServerOptions:
-        return ServerOptions(
-            DEMO_MODEL,
-            python=stand_in,
-            extra_args=("--mode", mode, *extra_args),
-            startup_timeout=startup_timeout,
-            log_file=tmp_path / "logs" / "server.log",
-        )
-
-    return make
-
-
-@pytest.fixture
-def mode(tmp_path: Path) -> Path:
-    """The file that controls the stand-in; at first it serves."""
-    path = tmp_path / "mode"
-    path.write_text("serve")
-    return path
-
-
 def tree(root: int) -> list[psutil.Process]:
     process = psutil.Process(root)
     return [process, *process.children(recursive=True)]
@@ -103,12 +81,6 @@ def kill_processes(supervisor: int) -> None:
     for process in tree(supervisor)[1:]:
         with suppress(psutil.NoSuchProcess):  # the supervisor may have ended it already
             process.kill()
-
-
-def kill(server: VLLMServer) -> None:
-    """Kill the server's processes and wait until they have ended."""
-    kill_processes(server.process.pid)
-    server.process.wait(60)
 
 
 def starts(log: Path) -> int:
@@ -147,7 +119,9 @@ def test_a_healthy_server_is_not_restarted_and_is_stopped_with_all_its_processes
         processes = tree(server.process.pid)
         assert len(processes) == 3
         assert server.is_alive()
-        assert server.is_healthy()
+        assert server.uptime > 0
+        assert server.engine_processes() == [processes[2].pid]
+        assert server.probe.is_healthy()
         server.check()
         Recovery(server, lambda: 0).recover()
         assert starts(server.log_file) == 1
@@ -186,11 +160,13 @@ def test_a_hanging_start_logs_its_progress_and_can_be_stopped(
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(server.start)
         try:
-            wait_until(lambda: "s, Loading the weights" in caplog.text)
+            wait_until(lambda: "s of 120, Loading the weights" in caplog.text)
+            assert re.fullmatch(r"\d+ s of 120, Loading the weights", server.progress)
         finally:
             server.stop()
         with pytest.raises(ServerError, match="was stopped"):
             starting.result(60)
+    assert server.progress == ""
 
 
 def test_a_hanging_start_ends_at_the_timeout(options: Callable[..., ServerOptions]) -> None:
@@ -213,8 +189,31 @@ def test_no_process_outlives_a_killed_server(options: Callable[..., ServerOption
     with VLLMServer(options("serve", "--stubborn")) as server:
         processes = tree(server.process.pid)
         processes[1].kill()
+        server.process.wait(60)
         with pytest.raises(ServerError, match="ended by signal 9"):
-            server.wait()
+            server.check()
+        assert_ended(processes, 0)
+
+
+def test_a_stopped_tree_is_ended_without_waiting(options: Callable[..., ServerOptions]) -> None:
+    with VLLMServer(options("serve")) as server:
+        processes = tree(server.process.pid)
+        for process in reversed(processes):
+            process.suspend()
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 5
+    assert_ended(processes, 0)
+
+
+def test_a_restart_does_not_wait_for_a_server_that_hangs(
+    options: Callable[..., ServerOptions],
+) -> None:
+    with VLLMServer(options("serve", "--hung", "--stubborn")) as server:
+        processes = tree(server.process.pid)
+        began = time.monotonic()
+        server.process.stop(kill=True)
+        assert time.monotonic() - began < 5
         assert_ended(processes, 0)
 
 
@@ -270,7 +269,10 @@ def test_the_server_ends_with_a_killed_supervisor(options: Callable[..., ServerO
         child.kill()  # without a supervisor, the child of its own session survives
 
 
-# --- recovery -------------------------------------------------------------------------------------
+def test_a_deleted_log_is_no_obstacle(options: Callable[..., ServerOptions]) -> None:
+    with VLLMServer(options("serve")) as server:
+        server.log_file.unlink()
+        assert str(server.error("stalled")).endswith("last lines:\n(empty)")
 
 
 def test_a_restart_preserves_url_and_log(options: Callable[..., ServerOptions]) -> None:
@@ -278,111 +280,13 @@ def test_a_restart_preserves_url_and_log(options: Callable[..., ServerOptions]) 
         url, processes = server.url, tree(server.process.pid)
         server.restart()
         assert_ended(processes, 0)
-        assert server.is_healthy()
+        assert server.probe.is_healthy()
         assert server.url == url
         assert starts(server.log_file) == 2
         processes = tree(server.process.pid)
     assert_ended(processes, 0)
     with pytest.raises(ServerError, match="stopped"):
         server.restart()
-
-
-def test_threads_wait_for_the_same_restart(
-    options: Callable[..., ServerOptions], caplog: pytest.LogCaptureFixture
-) -> None:
-    with VLLMServer(options("serve")) as server, ThreadPoolExecutor(6) as pool:
-        recovery = Recovery(server, lambda: 0)
-        kill(server)
-        for future in [pool.submit(recovery.recover) for _ in range(6)]:
-            future.result(60)
-        assert server.is_healthy()
-        assert starts(server.log_file) == 2
-    assert "restart 1: the vLLM server for checkpoint was ended by signal 9" in caplog.text
-
-
-def test_a_server_that_stops_answering_is_restarted(
-    options: Callable[..., ServerOptions], mode: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recovery_module, "_HANG_TIMEOUT", 0.5)
-    with VLLMServer(options(str(mode))) as server, ThreadPoolExecutor(1) as pool:
-        mode.write_text("unhealthy")
-        first = server.process.pid
-        recovered = pool.submit(Recovery(server, lambda: 0).recover)
-        wait_until(lambda: server.process.pid != first)
-        mode.write_text("serve")
-        recovered.result(60)
-        assert starts(server.log_file) == 2
-
-
-def test_a_server_that_becomes_healthy_again_is_not_restarted(
-    options: Callable[..., ServerOptions], mode: Path
-) -> None:
-    with VLLMServer(options(str(mode))) as server, ThreadPoolExecutor(1) as pool:
-        mode.write_text("unhealthy")
-        recovered = pool.submit(Recovery(server, lambda: 0).recover)
-        time.sleep(0.3)
-        assert not recovered.done()
-        mode.write_text("serve")
-        recovered.result(60)
-        assert starts(server.log_file) == 1
-
-
-def test_recovery_gives_up_after_failed_restarts_and_shows_the_log(
-    options: Callable[..., ServerOptions], mode: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recovery_module, "MAX_RESTARTS_WITHOUT_PROGRESS", 2)
-    monkeypatch.setattr(recovery_module, "_RETRY_DELAY", 0.0)
-    with VLLMServer(options(str(mode))) as server:
-        mode.write_text("die")
-        kill(server)
-        recovery = Recovery(server, lambda: 0)
-        for _ in range(2):  # the second time, nothing is started any more
-            with pytest.raises(ServerError, match=r"^gave up after 2 restarts") as death:
-                recovery.recover()
-        assert starts(server.log_file) == 3
-        assert "ended with code 3" in str(death.value)
-        assert str(death.value).endswith("RuntimeError: the weights are torn")
-
-
-def test_progress_resets_the_limit_of_restarts(
-    options: Callable[..., ServerOptions], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recovery_module, "MAX_RESTARTS_WITHOUT_PROGRESS", 1)
-    monkeypatch.setattr(recovery_module, "MAX_RESTARTS", 3)
-    completions = 0
-    with VLLMServer(options("serve")) as server:
-        recovery = Recovery(server, lambda: completions)
-
-        def kill_and_recover(*, expected: bool = False) -> None:
-            kill(server)
-            recovery.recover(expected=expected)
-
-        for completions in (1, 2):  # noqa: B007 - read by the recovery
-            kill_and_recover()
-        with pytest.raises(ServerError, match="gave up after 1 restarts without a completion"):
-            kill_and_recover()
-        recovery.recover(expected=True)
-        with pytest.raises(ServerError, match="gave up after 3 restarts: "):
-            kill_and_recover(expected=True)
-
-
-def test_a_stop_takes_precedence_over_a_restart(
-    options: Callable[..., ServerOptions], mode: Path
-) -> None:
-    server = VLLMServer(options(str(mode)))
-    with server, ThreadPoolExecutor(2) as pool:
-        mode.write_text("hang")
-        kill(server)
-        recovery = Recovery(server, lambda: 0)
-        waiting = [pool.submit(recovery.recover) for _ in range(2)]
-        wait_until(lambda: starts(server.log_file) == 2)
-        processes = tree(server.process.pid)
-        server.stop()
-        for future in waiting:
-            with pytest.raises(ServerError, match="or was stopped"):
-                future.result(60)
-    assert_ended(processes, 0)
-    assert starts(server.log_file) == 2
 
 
 # --- real vLLM ------------------------------------------------------------------------------------
@@ -400,17 +304,20 @@ def test_vllm_recovers_from_the_loss_of_its_engine_and_shuts_down_cleanly(tmp_pa
             VLLMServer(ServerOptions(DEMO_MODEL, port=port)).start()
 
         endpoint = VLLMEndpoint(urls=[url], model="checkpoint")
-        with ChatClient(endpoint, max_in_flight=4) as client:
+        with ChatClient(endpoint, max_in_flight=4) as client, ThreadPoolExecutor(1) as pool:
             processes = tree(supervisor)
-            lose_the_engine(client, processes)
+            asked = pool.submit(client.complete, [LONG_REQUEST] * 8)
+            wait_until(lambda: client.stats.in_flight == 4)
+            time.sleep(0.3)
+            [engine] = [process for process in processes if "EngineCore" in process.name()]
+            engine.kill()
+            psutil.wait_procs(processes[1:2], timeout=60)
             send("recover", parent)
             supervisor, same_url = wait_until_started(parent)
             assert_ended(processes, 0)
             assert same_url == url
-            question = ChatRequest(
-                [{"role": "user", "content": "What color is it?"}], {"max_tokens": 16}
-            )
-            assert all(isinstance(one, Completion) for one in client.complete([question] * 8))
+            outcomes = asked.result(120)
+            assert all(isinstance(outcome, Completion) for outcome in outcomes)
 
         log_size = log.stat().st_size
         processes = tree(supervisor)
@@ -419,21 +326,6 @@ def test_vllm_recovers_from_the_loss_of_its_engine_and_shuts_down_cleanly(tmp_pa
         assert_ended(processes, 60)
         assert parent.wait(60) == 128 + signal.SIGTERM
     assert b"Application shutdown complete" in log.read_bytes()[log_size:]
-
-
-def lose_the_engine(client: ChatClient, processes: list[psutil.Process]) -> None:
-    """Kill the engine during requests: each of them fails with a retryable connection error."""
-    options = {"temperature": 0.0, "max_tokens": 900, "ignore_eos": True}
-    long = ChatRequest([{"role": "user", "content": "Describe the image."}], options)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client.complete, [long] * 8)
-        wait_until(lambda: client.stats.in_flight == 4)
-        time.sleep(0.3)
-        [engine] = [process for process in processes if "EngineCore" in process.name()]
-        engine.kill()
-        outcomes = running.result(120)
-    assert {getattr(outcome, "kind", None) for outcome in outcomes} == {FailureKind.CONNECTION}
-    assert sum(getattr(outcome, "disconnects", 0) for outcome in outcomes[:4]) == 4
 
 
 @pytest.mark.vllm

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_proxy import FaultProxy, s3_error
+from prefect_imageqa.tasks.errors import StoreUnavailableError
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.object_store import patience
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.credentials import S3Credentials
 from prefect_imageqa.tasks.object_store.filesystems import open_filesystem
+from prefect_imageqa.tasks.object_store.patience import Patience
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 
@@ -228,17 +232,41 @@ def test_a_missing_image_on_s3_fails_only_its_row(
     assert problem_of(method, ref).problem.kind is Kind.IMAGE_MISSING
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")],
-)
-def test_an_unavailable_s3_store_is_a_transient_error(
-    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setattr(s3_connection, "_FIRST_BACKOFF", 0.001)
-    monkeypatch.setenv(name, value)
+def test_s3_that_denies_access_fails_only_the_row(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     error = problem_of(ImageReader.identify, ImageRef(path=f"{s3}/a.png"))
     assert error.problem.kind is Kind.CONNECTION
+
+
+@METHODS
+def test_s3_that_does_not_answer_is_no_problem_of_the_row(
+    method: Method, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_connection, "_FIRST_BACKOFF", 0.001)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with ImageReader(100) as reader, pytest.raises(StoreUnavailableError, match="refused"):
+        method(reader, ImageRef(path=f"{s3}/a.png"))
+
+
+@METHODS
+def test_an_object_that_s3_never_delivers_fails_only_its_row(
+    method: Method, s3: str, s3_proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_connection, "_FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    for name in ("bad.png", "good.png"):
+        store.write(name, b"12345")
+    s3_proxy.set_rules([s3_error(500, "InternalError", path="bad")])
+    credentials = S3Credentials(endpoint_url=s3_proxy.url, patience=Patience(60))
+    with ImageReader(5, credentials=credentials) as reader, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(method, reader, ImageRef(path=store.uri_of("bad.png")))
+        while not waiting.done():
+            method(reader, ImageRef(path=store.uri_of("good.png")))
+        error = waiting.exception()
+    assert isinstance(error, RowError)
+    assert error.problem.kind is Kind.CONNECTION
+    assert "the S3 server failed" in error.problem.message
 
 
 def test_a_closed_reader_fetches_nothing() -> None:

@@ -27,6 +27,7 @@ from prefect_imageqa.tasks.images.web_addresses import (
     parse_image_url,
     redirect_target,
 )
+from prefect_imageqa.tasks.images.web_errors import request_error
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 from yarl import URL
 
@@ -662,7 +663,7 @@ def test_an_invalid_host_name_fails_only_its_row(host: str, public: WebImages) -
 def test_an_untrusted_certificate_is_a_transient_error() -> None:
     key = ConnectionKey("host", 443, True, True, None, None, None)
     error = aiohttp.ClientConnectorCertificateError(key, ssl.SSLCertVerificationError())
-    problem = web_images._request_error(URL("https://host/a.png"), error, False).problem
+    problem = request_error(URL("https://host/a.png"), error, 30, answered=False).problem
     assert problem.kind is Kind.CONNECTION
     assert "certificate is not trusted" in problem.message
 

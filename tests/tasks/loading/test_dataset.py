@@ -23,7 +23,6 @@ from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.loading import json_formats
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset, open_dataset
-from prefect_imageqa.tasks.object_store import s3 as object_store_s3
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Kind
 
@@ -478,37 +477,18 @@ def test_several_tables_of_one_format(tmp_path: Path) -> None:
         open_dataset(tmp_path / "parts")
 
 
-def test_the_version_changes_when_a_file_is_changed_replaced_or_deleted(tmp_path: Path) -> None:
-    one, two = (save(tmp_path / "parts" / f"{name}.jsonl", LINES) for name in "ab")
-    dataset = open_dataset(tmp_path / "parts" / "*.jsonl")
-    versions = [dataset.version()]
-    assert len(versions[0]) == 2
-    assert dataset.version() == versions[0]
-    with one.open("a") as file:
-        file.write(LINES)
-    versions.append(dataset.version())
-    save(tmp_path / "new", two.read_bytes()).replace(two)
-    versions.append(dataset.version())
-    two.unlink()
-    versions.append(dataset.version())
-    assert len(set(versions)) == 4
-
-
-def test_without_table_files_there_is_no_version(image_folder: Path) -> None:
-    assert open_dataset(image_folder).version() == ()
-    assert open_dataset(pd.DataFrame({"image": ["a"]})).version() == ()
-
-
 def test_a_dataset_knows_the_folder_that_was_searched(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(image_folder.parent)
     path = save(image_folder.parent / "lines" / "d.jsonl", LINES)
     assert open_dataset("imgs").folder == str(image_folder)
+    assert open_dataset("imgs").sources == (str(image_folder),)
     assert open_dataset("imgs/*.png").folder == str(image_folder)
     assert open_dataset("*/*.jsonl").folder == str(image_folder.parent)
-    assert open_dataset(path).folder is None
-    assert open_dataset(pd.DataFrame({"image": ["a"]})).folder is None
+    assert (open_dataset(path).folder, open_dataset(path).sources) == (None, (str(path),))
+    frame = open_dataset(pd.DataFrame({"image": ["a"]}))
+    assert (frame.folder, frame.sources) == (None, ())
 
 
 def test_max_rows_limits_the_rows(tmp_path: Path) -> None:
@@ -599,27 +579,6 @@ def test_datasets_on_s3(s3: str, tmp_path: Path) -> None:
         assert locations(dataset) == ["b.png", "sub/a.png"]
         (ref,) = image_refs("sub/a.png", dataset.base)
         assert ref.path == f"{store.uri}/imgs/sub/a.png"
-        assert dataset.version() == ()
-
-
-def test_the_version_of_files_on_s3_changes_with_them(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
-    store.write("1.jsonl", LINES.encode())
-    store.write("2.jsonl", LINES.encode())
-    dataset = open_dataset(f"{store.uri}/*.jsonl")
-    versions = [dataset.version()]
-    assert dataset.version() == versions[0]
-    store.write("2.jsonl", LINES.replace("a.png", "b.png").encode())
-    versions.append(dataset.version())
-    store.remove("2.jsonl")
-    versions.append(dataset.version())
-    assert len(set(versions)) == 3
-    monkeypatch.setattr(object_store_s3, "_FIRST_BACKOFF", 0.01)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(DatasetError, match="cannot be reached"):
-        dataset.version()
 
 
 def test_an_unusable_s3_source_is_reported_in_one_line(

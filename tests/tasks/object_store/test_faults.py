@@ -324,8 +324,13 @@ def test_a_server_that_does_not_speak_s3_is_reported(
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid:9000"], ids=["refused", "DNS"]
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:1", "connection refused"),
+        ("http://no-such-host.invalid:9000", "unknown host name"),
+    ],
 )
-def test_an_unreachable_endpoint_is_reported(endpoint: str, s3: str) -> None:
-    with pytest.raises(StoreUnavailableError, match="cannot be reached; check the endpoint URL"):
+def test_an_unreachable_endpoint_is_reported(endpoint: str, reason: str, s3: str) -> None:
+    message = rf"cannot be reached \({reason}\); check the endpoint URL and the network"
+    with pytest.raises(StoreUnavailableError, match=message):
         ObjectStore(uri=s3, endpoint_url=endpoint).read("x")

@@ -11,6 +11,8 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs import run_record as run_records
 from prefect_imageqa.tasks.runs.heartbeat import this_process
 from prefect_imageqa.tasks.runs.run_record import (
+    LINE_LENGTH,
+    MAX_NOTES,
     RunCounts,
     RunRecord,
     complete_run,
@@ -46,7 +48,10 @@ def test_a_record_is_read_as_it_was_written(local: ObjectStore, record_of: Recor
     # A file name need not be valid UTF-8.
     parameters = {"dataset": "/data/caf\udce9.json", "endpoint": "http://user:secret@host"}
     counts = RunCounts(rows=3, ok=2, quarantined=1, reasons={"empty": 1})
-    run = record_of(counts=counts, parameters=parameters, error="no \ud83d", **this_process())
+    live = {"progress": "3 of 5", "notes": ("S3 does not answer",), "last_reply": datetime.now(UTC)}
+    run = record_of(
+        counts=counts, parameters=parameters, error="no \ud83d", **live, **this_process()
+    )
     run.write(local)
     read = read_run(local, run_name(run.run))
     assert read == run.model_copy(update={"parameters": read.parameters})
@@ -81,6 +86,10 @@ def test_an_invalid_record_is_reported_or_skipped(local: ObjectStore, record_of:
         "unknown state": changed(valid, state="resting"),
         "no time zone": changed(valid, updated="2026-11-23T10:00:00"),
         "wrong counts": changed(valid, counts={"rows": 2, "ok": 1}),
+        "escapes in a note": changed(valid, notes=["\x1b[2J"]),
+        "text turned around": changed(valid, progress="\u202e"),
+        "many notes": changed(valid, notes=["waiting"] * (MAX_NOTES + 1)),
+        "long note": changed(valid, notes=["x" * (LINE_LENGTH + 1)]),
         "NaN seconds": changed(valid, counts={"seconds": float("nan")}),
         "dataset not a path": changed(valid, parameters=parameters | {"dataset": {"columns": 1}}),
         "style not a name": changed(valid, parameters=parameters | {"prompt_style": 7}),
@@ -141,3 +150,4 @@ def test_the_age_of_a_heartbeat_is_never_negative(record_of: RecordOf) -> None:
     now = datetime.now(UTC)
     assert record_of(updated=now + timedelta(hours=1)).heartbeat_age == 0
     assert 5 <= record_of(ago=5).heartbeat_age < 50
+    assert record_of(last_reply=now + timedelta(hours=1)).reply_age == 0

@@ -1,0 +1,47 @@
+"""What the stub of a vLLM server reads from requests and records of them."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+
+class RequestLog:
+    """Records requests in a file, so that their counts survive a restart."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, messages: list[dict[str, Any]]) -> None:
+        """Record a conversation's last user text, and a digest of the conversation."""
+        digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
+        with self.path.open("a") as log:
+            log.write(json.dumps([user_text(messages), digest]) + "\n")
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How often each text, and each conversation including its images, was received."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        requests = [json.loads(line) for line in lines]
+        return {
+            "texts": Counter(text for text, _ in requests),
+            "conversations": Counter(digest for _, digest in requests),
+        }
+
+
+def user_text(messages: list[dict[str, Any]]) -> str:
+    """The text of the last user turn."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def without_images(body: dict[str, Any]) -> dict[str, Any]:
+    """The body with each image's data URI reduced to its type."""
+    copy: dict[str, Any] = json.loads(json.dumps(body))
+    for message in copy["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "image_url":
+                part["image_url"]["url"] = part["image_url"]["url"].partition(",")[0]
+    return copy

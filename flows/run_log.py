@@ -1,0 +1,120 @@
+"""How the log of a run reads: it says how the run ended in one sentence, where Prefect has many.
+
+What is left out here is in the states of the task runs in Prefect's UI, and logged at debug level.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
+from prefect.logging import get_logger
+from prefect.logging.handlers import PrefectConsoleHandler
+
+from ..tasks.errors import ImageQAError
+
+Shorten = Callable[[logging.LogRecord], None]
+
+_STOPPED = {
+    "Flow run was cancelled.": "cancelled",
+    "Crash detected! Execution was aborted by an interrupt signal.": "interrupted",
+    "Crash detected! Execution was aborted by a termination signal.": "terminated",
+    "Crash detected! Execution was aborted by Python system exit call.": "terminated",
+}
+"""What Prefect logs when a run is stopped from outside."""
+
+_TASK_FAILURES = (
+    "Finished in state",
+    "Failed to write result",  # it tries to store the error as the result of a cached task
+)
+"""What else Prefect logs when a task run fails."""
+
+_said: "WeakSet[BaseException]" = WeakSet()
+"""Errors that have been logged: Prefect logs the same one at several levels of its engine."""
+
+
+def shorten_log(flow: str) -> None:
+    """Shorten the log of all runs of a flow, given by its name."""
+    for name, shorten in _SHORTEN.items():
+        get_logger(name).addFilter(partial(_if_own, flow, shorten))
+
+
+@contextmanager
+def error_is_printed(flow: Flow[..., Any]) -> Iterator[None]:
+    """Keep the error that ends a run off the console, because the caller prints it.
+
+    The log in Prefect's UI has it in any case.
+    """
+    handlers = [
+        one for one in logging.getLogger().handlers if isinstance(one, PrefectConsoleHandler)
+    ]
+    if flow.retries:  # it may not be the end
+        handlers = []
+    for handler in handlers:
+        handler.addFilter(_is_not_last)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_not_last)
+
+
+def _is_not_last(record: logging.LogRecord) -> bool:
+    return not getattr(record, "is_printed_by_caller", False)
+
+
+def _if_own(flow: str, shorten: Shorten, record: logging.LogRecord) -> bool:
+    # The process of a worker runs a single flow, and its records do not name it.
+    if getattr(record, "flow_name", flow) in (flow, "<unknown>"):
+        shorten(record)
+    return logging.getLogger(record.name).isEnabledFor(record.levelno)
+
+
+def _shorten_run(record: logging.LogRecord) -> None:
+    """Log of a flow run, or of Prefect's engine."""
+    error, message = _user_error(record), record.getMessage()
+    if message in _STOPPED:
+        _set_level(record, logging.WARNING)
+        record.msg = f"{_STOPPED[message]}: run it again with the same parameters to resume"
+        record.is_printed_by_caller = _STOPPED[message] == "interrupted"
+    elif error is not None:
+        if error in _said:
+            _set_level(record, logging.DEBUG)
+        _said.add(error)
+        record.msg, record.args, record.exc_info = str(error), (), None
+        record.is_printed_by_caller = True
+    elif ended := re.match(r"Finished in state (?!Completed)(\w+)", message):
+        record.msg, record.args = ended[0], ()
+        if ended[1] == "Running":  # cancelled, which another process reports to the server
+            _set_level(record, logging.DEBUG)
+
+
+def _shorten_task(record: logging.LogRecord) -> None:
+    """Log of a task run: its flow run logs the error, and a signal stops all tasks."""
+    error, message = _user_error(record), record.getMessage()
+    if error is not None:
+        record.msg, record.args, record.exc_info = str(error), (), None
+    is_failure = record.levelno > logging.INFO and message.startswith(_TASK_FAILURES)
+    if error is not None or is_failure or message in _STOPPED:
+        _set_level(record, logging.DEBUG)
+
+
+def _user_error(record: logging.LogRecord) -> BaseException | None:
+    error = record.exc_info[1] if record.exc_info else None
+    return error if isinstance(error, ImageQAError | ParameterTypeError) else None
+
+
+def _set_level(record: logging.LogRecord, level: int) -> None:
+    record.levelno, record.levelname = level, logging.getLevelName(level)
+
+
+_SHORTEN: dict[str, Shorten] = {
+    "flow_runs": _shorten_run,
+    "engine": _shorten_run,
+    "task_runs": _shorten_task,
+}

@@ -1,0 +1,102 @@
+"""How fast requests may be sent to a server that limits their rate."""
+
+import math
+import random
+
+_DECREASE = 0.85
+"""Factor of the rate at each rejection (multiplicative decrease)."""
+
+_INCREASE = 0.01
+"""Added to the rate with each accepted request, as a share of the rate at the last rejection.
+
+A limit is thus exceeded once in some 17 requests.
+"""
+
+_MIN_RATE = 0.02
+"""Requests per second, at least."""
+
+_MIN_PAUSE = 0.5
+"""Seconds without requests after a rejection, if the server names no time."""
+
+_FIRST_REQUESTS = 8
+"""Requests in flight until the first reply: with a strict limit, all further ones were wasted."""
+
+
+class Pace:
+    """Limits the rate of requests to a server once it answers 429 (or 503 with `Retry-After`).
+
+    Additive increase, multiplicative decrease, as in TCP's congestion avoidance (RFC 5681). Times
+    are those of `time.monotonic`.
+
+    Attributes:
+        rate: requests per second; None means no limit.
+        refused_since: time of the first rejection after the last accepted request; 0 if there is
+            none.
+    """
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self.refused_since = 0.0
+        self._replied = False
+        self._next = 0.0
+        self._rejected_at = 0.0
+        self._paused_until = 0.0
+        self._base = 0.0
+        self._accepted = 0
+        self._accepted_since = 0.0
+
+    @property
+    def is_limiting(self) -> bool:
+        """Whether requests have been rejected lately, so that the rate matters."""
+        return self.rate is not None and self.rate < 3 * self._base
+
+    @property
+    def max_load(self) -> float:
+        """Limit of requests in flight."""
+        return math.inf if self._replied else _FIRST_REQUESTS
+
+    def delay(self, now: float) -> float:
+        """Seconds until the next request may be sent; 0 or less if it may be sent now."""
+        if self._paused_until and now >= self._paused_until:
+            self._resume(now)
+        return max(self._paused_until, self._next) - now
+
+    def sent(self, now: float) -> None:
+        """A request is sent."""
+        self._accepted_since = self._accepted_since or now
+        self._accepted += 1  # until it is rejected
+        if self.rate is not None:
+            self._next = max(self._next, now) + 1 / self.rate
+
+    def accepted(self) -> None:
+        """A request was not rejected for its rate."""
+        self._replied = True
+        self.refused_since = 0.0
+        if self.rate is not None:
+            self.rate += _INCREASE * self._base
+
+    def rejected(self, now: float, sent: float, retry_after: float) -> None:
+        """A request was rejected.
+
+        Args:
+            now: the current time.
+            sent: when it was sent.
+            retry_after: seconds to send nothing, as requested by the server; 0 if it names none.
+        """
+        self._replied = True
+        self.refused_since = self.refused_since or now
+        self._accepted -= 1
+        if sent > self._rejected_at:
+            self._rejected_at = now
+            self._paused_until = now + max(retry_after, _MIN_PAUSE) * random.uniform(1, 1.1)  # noqa: S311
+        elif self._paused_until:  # sent before the pause: the same rejection once more
+            self._paused_until = max(self._paused_until, now + retry_after)
+
+    def _resume(self, now: float) -> None:
+        """End a pause with a lower rate: by now it is known how many requests were accepted."""
+        measured = max(self._accepted, 1) / max(now - self._accepted_since, 1e-3)
+        if self.rate is not None:
+            measured = max(0.3 * self.rate, min(_DECREASE * self.rate, measured))
+        self.rate = self._base = max(measured, _MIN_RATE)
+        self._paused_until = 0.0
+        self._accepted, self._accepted_since = 0, now

@@ -1,0 +1,302 @@
+"""`ServerPool`: the servers of an endpoint: which one gets the next request, and which are lost."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from operator import attrgetter
+from typing import Protocol
+
+from ..background_loop import CoroutineGroup
+from ..endpoint import VLLMEndpoint
+from ..errors import EndpointLostError, ImageQAError
+from ..types import Completion, FailureKind
+from .addresses import addresses_of
+from .servers import Health, Server
+from .transport import Transport, is_alive
+
+_LOGGER = logging.getLogger("prefect_imageqa.serving")
+
+CRASH_CHECK_SECONDS = 3.0
+"""How long a server that failed a request may take to complete another one, before it is tested.
+
+When its engine has died, vLLM answers 500 for up to 2.5 s before it exits. The requests in flight
+at that moment must not be blamed for the error.
+"""
+
+TEST_SECONDS = 15.0
+"""How long a server may take to answer a test request for one token."""
+
+_MAX_PROBE_DELAY = 5.0
+"""Seconds between two tests of a server that is not up, at most."""
+
+_WAIT_LOG_SECONDS = 60.0
+"""How often the log says that servers are still waited for."""
+
+
+class Recovery(Protocol):
+    """Restarts a server that the client's owner has started; see `serving.server.Recovery`."""
+
+    def recover(self, reason: str = "", *, expected: bool = False) -> None:
+        """Return when the server is healthy; with a reason, restart it in any case."""
+
+    def recycling_reason(self) -> str:
+        """Why the server should be restarted once it is idle; empty if it need not be."""
+
+    @property
+    def progress(self) -> str:
+        """What a restart in progress is doing; empty if there is none."""
+
+
+class ServerPool:
+    """The servers of an endpoint. Used on the client's event loop only.
+
+    Attributes:
+        servers: those of the endpoint.
+        error: why all requests fail, once the servers were waited for in vain.
+        crash_expected: the requests in flight are suspected of crashing the server.
+    """
+
+    def __init__(
+        self,
+        endpoint: VLLMEndpoint,
+        group: CoroutineGroup,
+        server_wait: float,
+        recovery: Recovery | None,
+    ) -> None:
+        self.servers: list[Server] = []
+        self.error: ImageQAError | None = None
+        self.crash_expected = False
+        self.server_wait = server_wait
+        self.recovery = recovery
+        self.model: str | None = endpoint.model
+        self._endpoint = endpoint
+        self._group = group
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._logged = 0.0
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self.servers:
+            await server.transport.close()
+
+    async def refresh(self) -> None:
+        """Take in the servers that have joined under a name, and let go of those that have left."""
+        found = [key for url in self._endpoint.api_urls() for key in await self._resolve(url)]
+        known = {server.transport.key: server for server in self.servers}
+        for url, address in found:
+            if (url, address) not in known:
+                server = Server(Transport(url, self._endpoint, address))
+                self.servers.append(server)
+                if known:  # a newcomer may still be starting
+                    self.lose(server, Health.DOWN, "has joined")
+        for key, server in known.items():
+            server.leaving = key not in found
+            if server.leaving and not server.load:
+                self.servers.remove(server)
+                await server.transport.close()
+        self.wake()
+
+    async def _resolve(self, url: str) -> list[tuple[str, str]]:
+        """URL and address of each server under a URL; no address where the name has only one."""
+        known = [key for key in (s.transport.key for s in self.servers) if key[0] == url]
+        if self.recovery is not None or (addresses := await addresses_of(url)) is None:
+            return known or [(url, "")]
+        if len(addresses) > 1 or any(address for _, address in known):
+            return [(url, address) for address in addresses]
+        return [(url, "")]
+
+    async def acquire(self) -> Server:
+        """Wait for a server that may get a request; the one with the fewest comes first.
+
+        Raises:
+            ImageQAError: the servers were waited for in vain.
+        """
+        async with self._turn:  # one request looks for a server, the others stand in line
+            while True:
+                if self.error is not None:
+                    raise type(self.error)(str(self.error))
+                now = time.monotonic()
+                ready = [server for server in self.servers if server.can_take(now)]
+                if ready:
+                    server = min(ready, key=attrgetter("load"))
+                    server.load += 1
+                    server.pace.sent(now)
+                    return server
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._next_turn(now)):
+                        await self._changed.wait()
+
+    def release(self, server: Server) -> None:
+        """A request that `acquire` gave the server to has ended."""
+        server.load -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the request that waits for a server look again."""
+        self._changed.set()
+
+    def _next_turn(self, now: float) -> float:
+        """Seconds until a server may get a request again because of its pace."""
+        delays = [server.pace.delay(now) for server in self.up]
+        return min((delay for delay in delays if delay > 0), default=60.0)
+
+    @property
+    def up(self) -> Sequence[Server]:
+        """The servers that get requests."""
+        return [server for server in self.servers if server.health is Health.UP]
+
+    # --- servers that fail ------------------------------------------------------------------------
+
+    async def answers(self, server: Server, since: float, patience: float) -> bool:
+        """Whether a server still answers requests, after it failed one at the time `since`.
+
+        A completion is proof. Without one, a test request decides after `patience` seconds; a
+        server that does not answer it is taken for lost.
+        """
+        while server.health is Health.UP and server.last_completion <= since:
+            if time.monotonic() >= since + patience:
+                return await self.test(server)
+            await asyncio.sleep(0.05)
+        return server.health is Health.UP
+
+    async def test(self, server: Server) -> bool:
+        """Whether a server answers a test request; if not, it is taken for lost."""
+        if server.looking is None:
+            server.looking = self._group.spawn(self._test(server))
+        return await asyncio.shield(server.looking)
+
+    async def _test(self, server: Server) -> bool:
+        try:
+            problem = await self._problem(server)
+            if problem:
+                self.lose(server, Health.DOWN, problem)
+            else:
+                server.last_alive = time.monotonic()
+            return not problem
+        finally:
+            server.looking = None
+
+    async def _problem(self, server: Server) -> str:
+        """Why a server answers no requests; empty if it does."""
+        if not await server.transport.is_healthy():
+            return "does not answer"
+        if self.model is None:
+            return ""
+        reply = await server.transport.test_request(self.model, TEST_SECONDS)
+        if isinstance(reply, Completion) or is_alive(reply) is not False:
+            return ""
+        is_late = reply.kind is FailureKind.TIMEOUT and reply.status is None  # not a gateway's 504
+        if is_late and server.health is not Health.STALLED:
+            return ""  # it may only be slow; if it is not, the watchdog will notice
+        return f"answers no request ({reply.message})"
+
+    def lose(self, server: Server, health: Health, reason: str) -> None:
+        """Give a server no more requests until it answers again."""
+        if server.health is not Health.UP:
+            return
+        server.health, server.reason, server.since = health, reason, time.monotonic()
+        self._log_loss(server)
+        self._group.spawn(self._bring_back(server))
+        self.wake()
+
+    def _log_loss(self, server: Server) -> None:
+        self._logged = time.monotonic()
+        others = len(self.up)
+        if others:
+            plan = f"the run goes on with {others} of {len(self.servers)} servers"
+        elif self.recovery is not None:
+            plan = "it is restarted if necessary"
+        else:
+            plan = f"waiting for it, up to {self.server_wait:,.0f} s"
+        _LOGGER.warning("%s %s: %s", server.name, server.reason, plan)
+
+    async def _bring_back(self, server: Server) -> None:
+        """Return a server to work when it answers again; one of our own is restarted if need be."""
+        if self.recovery is None:
+            await self._wait_for(server)
+        elif not await self._restart(server, self.recovery):
+            return
+        if server.leaving:
+            return
+        now = time.monotonic()
+        _LOGGER.warning("%s answers, after %.0f s", server.name, now - server.since)
+        server.health, server.last_alive = Health.UP, now
+        self.error = None
+        self.wake()
+
+    async def _wait_for(self, server: Server) -> None:
+        delay = 0.25
+        # A stalled server may complete a request that it was sent before.
+        while (
+            not server.leaving
+            and server.last_completion <= server.since
+            and await self._problem(server)
+        ):
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _MAX_PROBE_DELAY)
+
+    async def _restart(self, server: Server, recovery: Recovery) -> bool:
+        """Restart a server until it answers requests; False if that was given up."""
+        # One that cannot be reached may be dead, which `recover` finds out.
+        problem = "" if server.health is Health.DOWN else server.reason
+        while True:
+            if problem:
+                server.cancel_all(FailureKind.DISCONNECTED)
+            try:
+                await asyncio.to_thread(recovery.recover, problem, expected=self.crash_expected)
+            except ImageQAError as error:
+                self.fail(error)
+                return False
+            server.health = Health.DOWN
+            problem = await self._problem(server)
+            if not problem:
+                return True
+
+    def recycle(self, server: Server) -> None:
+        """Restart a server that has been drained."""
+        self._group.spawn(self._bring_back(server))
+
+    # --- servers that are waited for in vain ------------------------------------------------------
+
+    def check_deadline(self, now: float) -> None:
+        """Fail all requests if no server has answered for as long as may be waited."""
+        since = self.lost_since()
+        if since is None or self.recovery is not None or self.error is not None:
+            return
+        if now - since < self.server_wait:
+            if now - max(self._logged, since) > _WAIT_LOG_SECONDS:
+                self._logged = now
+                _LOGGER.warning(
+                    "still waiting for %s: %.0f s of %.0f",
+                    *(self._names(), now - since, self.server_wait),
+                )
+            return
+        reasons = {server.reason or "rejects every request" for server in self.servers}
+        self.fail(
+            EndpointLostError(
+                f"{self._names()} {' / '.join(sorted(reasons))}: waited {self.server_wait:,.0f} s; "
+                "when a server is back, run the same command again to resume"
+            )
+        )
+
+    def lost_since(self) -> float | None:
+        """Since when no server answers; None if one does."""
+        times = [
+            server.since if server.health is not Health.UP else server.pace.refused_since
+            for server in self.servers
+        ]
+        return max(times) if times and all(times) else None
+
+    def fail(self, error: ImageQAError) -> None:
+        """End all requests with an error."""
+        self.error = error
+        for server in self.servers:
+            server.cancel_all(FailureKind.CONNECTION)
+        self.wake()
+
+    def _names(self) -> str:
+        return ", ".join(server.name for server in self.servers)

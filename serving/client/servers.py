@@ -1,0 +1,154 @@
+"""`Server`: one server of an endpoint, what it is working on, and whether it is up."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..types import Completion, Failure, FailureKind, Outcome
+from .pace import Pace
+from .transport import Transport
+
+_LATENCIES = 256
+"""Number of newest latencies from which the usual one is computed."""
+
+_MIN_LATENCIES = 20
+"""Fewer do not tell what is usual."""
+
+
+class Health(StrEnum):
+    """Whether a server gets requests."""
+
+    UP = "up"
+    DOWN = "down"
+    """It cannot be reached, or answers no request."""
+    STALLED = "stalled"
+    """It accepts requests and answers none."""
+    DRAINING = "draining"
+    """It gets no more requests, and is restarted when those it has are answered."""
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A request that a server is working on.
+
+    Attributes:
+        sent: `time.monotonic()` when it was sent.
+        overtaken_at: once the server has completed this many requests, many that were sent later
+            have been answered before this one.
+        size: bytes of its body.
+        scope: the time limit of the HTTP call; see `cancel`.
+        on_overtaken: called when it no longer has a slot.
+        cancelled: why it was cancelled; None while it was not.
+        has_slot: whether it counts for the limit of requests in flight.
+    """
+
+    sent: float
+    overtaken_at: int
+    size: int
+    scope: asyncio.Timeout
+    on_overtaken: Callable[[], None]
+    cancelled: FailureKind | None = None
+    has_slot: bool = True
+
+    def cancel(self, kind: FailureKind) -> None:
+        """End the HTTP call; its outcome is a failure of that kind."""
+        if self.cancelled is None:
+            self.cancelled = kind
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One server. Times are those of `time.monotonic`.
+
+    Attributes:
+        transport: its connections.
+        pace: how fast it may get requests.
+        health: whether it gets requests.
+        reason: why not.
+        since: since when not.
+        leaving: its name no longer resolves to its address: it gets no more requests.
+        attempts: requests it is working on.
+        load: their number, including those about to be sent.
+        completed: number of completions.
+        last_alive: when it last showed that it works: by a completion, or when it was looked at.
+        last_completion: when it last completed a request.
+        stalls: how often it was found stalled since then.
+        activity: what it does while it completes nothing, as far as is known.
+        looking: the running examination of a quiet or failing server, if there is one.
+    """
+
+    transport: Transport
+    pace: Pace = field(default_factory=Pace)
+    health: Health = Health.UP
+    reason: str = ""
+    since: float = 0.0
+    leaving: bool = False
+    attempts: set[Attempt] = field(default_factory=set)
+    load: int = 0
+    completed: int = 0
+    last_alive: float = 0.0
+    last_completion: float = 0.0
+    stalls: int = 0
+    activity: str = ""
+    looking: "asyncio.Task[bool] | None" = None
+    _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+
+    @property
+    def name(self) -> str:
+        """Its URL, without secrets."""
+        return self.transport.name
+
+    def can_take(self, now: float) -> bool:
+        """Whether another request may be sent to it now."""
+        return (
+            self.health is Health.UP
+            and not self.leaving
+            and self.load < self.pace.max_load
+            and self.pace.delay(now) <= 0
+        )
+
+    async def send(self, body: bytes, attempt: Attempt, started: float, number: int) -> Outcome:
+        """Send a request once, and note what the outcome tells about the server."""
+        if not self.attempts:
+            self.last_alive = max(self.last_alive, attempt.sent)  # it was idle until now
+        self.attempts.add(attempt)
+        try:
+            async with attempt.scope:
+                outcome = await self.transport.send(body, started, number)
+        except TimeoutError:
+            outcome = Failure(
+                attempt.cancelled or FailureKind.TIMEOUT,
+                f"{self.name}: no reply for {time.monotonic() - attempt.sent:.0f} s",
+                attempts=number,
+            )
+        finally:
+            self.attempts.discard(attempt)
+        self._note(outcome, attempt)
+        return outcome
+
+    def _note(self, outcome: Outcome, attempt: Attempt) -> None:
+        now = time.monotonic()
+        if isinstance(outcome, Completion):
+            self.completed += 1
+            self.last_alive = self.last_completion = now
+            self.activity, self.stalls = "", 0
+            self._latencies.append(now - attempt.sent)
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED:
+            self.pace.rejected(now, attempt.sent, outcome.retry_after)
+        else:
+            self.pace.accepted()
+
+    def usual_latency(self) -> float:
+        """Seconds that 95 % of the newest requests took at most; 0 if that is not known yet."""
+        if len(self._latencies) < _MIN_LATENCIES:
+            return 0.0
+        return sorted(self._latencies)[int(0.95 * (len(self._latencies) - 1))]
+
+    def cancel_all(self, kind: FailureKind) -> None:
+        """Cancel all requests it is working on."""
+        for attempt in self.attempts:
+            attempt.cancel(kind)

@@ -1,0 +1,175 @@
+"""Notices servers that are stalled, and requests that are never answered."""
+
+import asyncio
+import logging
+import time
+
+from ..background_loop import CoroutineGroup
+from ..types import FailureKind
+from .notes import notes_about
+from .pool import TEST_SECONDS, ServerPool
+from .servers import Health, Server
+from .stats import ClientStats
+from .transport import is_alive
+
+_LOGGER = logging.getLogger("prefect_imageqa.serving")
+
+QUIET_SECONDS = 30.0
+"""Without a completion for this long (or five times what is usual), a busy server is looked at."""
+
+_ANSWERS = "it answers test requests"
+
+_TICK_SECONDS = 0.25
+_NOTES_SECONDS = 1.0
+_REFRESH_SECONDS = 30.0
+"""How often names are resolved again, and the memory of a server of our own is looked at."""
+
+_MOVE_SECONDS = 30.0
+"""A server that has been down for this long is not going to answer the requests it was sent."""
+
+_MAX_OVERTAKEN = 4
+_MAX_OVERTAKEN_BYTES = 256 << 20
+"""Overtaken requests may number this many times the limit of requests in flight, with this many
+bytes: they wait outside of that limit, so that they hold up no others."""
+
+
+class Watchdog:
+    """Watches the servers of a client.
+
+    Args:
+        pool: the servers.
+        group: the client's coroutines.
+        stats: the client's counters and notes.
+        slots: the slots of the requests in flight.
+        max_in_flight: their number.
+        request_timeout: seconds after which a request is cancelled.
+    """
+
+    def __init__(
+        self,
+        pool: ServerPool,
+        group: CoroutineGroup,
+        stats: ClientStats,
+        slots: asyncio.Semaphore,
+        max_in_flight: int,
+        request_timeout: float,
+    ) -> None:
+        self._pool = pool
+        self._group = group
+        self._stats = stats
+        self._slots = slots
+        self._max_overtaken = _MAX_OVERTAKEN * max_in_flight
+        self._request_timeout = request_timeout
+        self._described = self._refreshed = time.monotonic()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            try:
+                await self._tick(time.monotonic())
+            except Exception as error:  # a run without its watchdog could fall silent
+                _LOGGER.warning("the watchdog failed: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(_TICK_SECONDS)
+
+    async def _tick(self, now: float) -> None:
+        for server in self._pool.servers:
+            self._watch(server, now)
+        self._pool.check_deadline(now)
+        if now - self._described >= _NOTES_SECONDS:
+            self._described = now
+            self._stats.notes = notes_about(self._pool, now, self._request_timeout)
+        if now - self._refreshed >= _REFRESH_SECONDS:
+            self._refreshed = now
+            await self._pool.refresh()
+            await self._check_memory()
+
+    def _watch(self, server: Server, now: float) -> None:
+        if server.health is Health.UP:
+            self._free_slots(server)
+            self._cancel_overdue(server, now)
+            quiet = now - server.last_alive > _patience(server)
+            if server.attempts and quiet and server.looking is None:
+                server.looking = self._group.spawn(self._look(server))
+        elif server.health is Health.DRAINING:
+            if not server.attempts or now - server.since > self._request_timeout:
+                server.health = Health.STALLED  # so that it is restarted although it is healthy
+                self._pool.recycle(server)
+        elif self._pool.up and (
+            server.health is Health.STALLED or now - server.since > _MOVE_SECONDS
+        ):
+            server.cancel_all(FailureKind.DISCONNECTED)  # other servers get them
+
+    def _free_slots(self, server: Server) -> None:
+        """Let requests that many later ones have overtaken wait outside of the limit.
+
+        They may be the ones that are never answered, and must not keep the others from being sent.
+        """
+        for attempt in server.attempts:
+            if attempt.has_slot and server.completed >= attempt.overtaken_at:
+                number, size = self._stats.overtaken + 1, self._stats.overtaken_bytes + attempt.size
+                if number > self._max_overtaken or size > _MAX_OVERTAKEN_BYTES:
+                    return
+                attempt.has_slot = False
+                self._stats.overtaken, self._stats.overtaken_bytes = number, size
+                self._stats.in_flight -= 1
+                self._slots.release()
+                attempt.on_overtaken()
+
+    def _cancel_overdue(self, server: Server, now: float) -> None:
+        """Cancel requests that take far too long, as long as the server answers others."""
+        limit = max(self._request_timeout, 10 * server.usual_latency())
+        alive = now - server.last_alive <= _patience(server)
+        for attempt in server.attempts if alive else ():
+            if now - attempt.sent > limit and server.last_alive > attempt.sent:
+                attempt.cancel(FailureKind.TIMEOUT)
+
+    async def _look(self, server: Server) -> bool:
+        """Look at a server that has completed nothing for long: is it busy, or stalled?"""
+        began = time.monotonic()
+        try:
+            before = await server.transport.counters()
+            alive = await self._answers_test(server)
+            after = await server.transport.counters() if before is not None else None
+        finally:
+            server.looking = None
+        now = time.monotonic()
+        tokens = after.tokens - before.tokens if before and after else 0
+        if alive or tokens > 0 or server.last_completion > began:
+            rate = tokens / (now - began)
+            server.activity = f"it is working: {rate:,.0f} tokens/s" if tokens > 0 else _ANSWERS
+            server.last_alive = now
+            return True
+        if server.attempts:
+            quiet = now - server.last_alive
+            count = f"{len(server.attempts)} request{'s' if len(server.attempts) > 1 else ''}"
+            server.stalls += 1
+            self._pool.lose(
+                server,
+                Health.STALLED,
+                f"is stalled: {count} and no reply for {quiet:.0f} s, not even to a test request",
+            )
+        return False
+
+    async def _answers_test(self, server: Server) -> bool:
+        model, alive = self._pool.model, None
+        if model is not None:
+            alive = is_alive(await server.transport.test_request(model, TEST_SECONDS))
+        return await server.transport.is_healthy() if alive is None else alive
+
+    async def _check_memory(self) -> None:
+        """Drain a server of our own that uses too much memory, to restart it."""
+        recovery = self._pool.recovery
+        if recovery is None or not self._pool.up:
+            return
+        if reason := await asyncio.to_thread(recovery.recycling_reason):
+            (server,) = self._pool.servers
+            server.health, server.reason, server.since = Health.DRAINING, reason, time.monotonic()
+            _LOGGER.warning("%s %s: restarting it between batches", server.name, reason)
+
+
+def _patience(server: Server) -> float:
+    """Seconds that a busy server may go without completing a request.
+
+    Longer each time that nothing was completed since it was last found stalled: perhaps it is slow.
+    """
+    return max(QUIET_SECONDS, 5 * server.usual_latency()) * 2.0**server.stalls

@@ -1,0 +1,97 @@
+"""Recognises the rows of a dataset when it is read again, by when it may have grown."""
+
+import marshal
+from array import array
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from itertools import islice
+
+from ..errors import DatasetError
+from ..records import Row
+from .dataset import Dataset
+
+COUNTED_ROWS = 1000
+"""Maximum number of rows counted behind the last one: they may embed images of megabytes."""
+
+_PLAIN = 2
+"""Version of marshal's format without references to equal objects: equal rows give equal bytes."""
+
+
+class RecordedRows:
+    """The rows of a dataset as they were read first, of which it still has to have every one later.
+
+    Meanwhile rows may be appended to any of its files, also by rewriting the file. A row is
+    recognised by a digest of its location and record, 8 bytes of memory each: only a digest of
+    records works for every format, compressed or not. A DataFrame is not checked.
+
+    Attributes:
+        new: rows that only the second reading has found, as counted up to `COUNTED_ROWS` at the
+            end; known once that reading is finished.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.new = 0
+        self._dataset = dataset
+        self._digests = array("q")
+
+    def read(self) -> Iterator[Row]:
+        """Read the rows from the start, as `Dataset.rows` does, and record them."""
+        self._digests = array("q")
+        for row in self._dataset.rows():
+            if self._dataset.sources:
+                self._digests.append(_digest(row))
+            yield row
+
+    def read_again(self) -> Iterator[Row]:
+        """Read the recorded rows again; each keeps its index, and new ones are skipped.
+
+        A line that could not be read may be complete by now: it has no answer that could be wrong.
+
+        Raises:
+            DatasetError: while iterating, if a row is no longer there or has changed, or a file is
+                corrupted.
+        """
+        if not self._dataset.sources:
+            yield from self._dataset.rows()
+            return
+        self.new = 0
+        # Without the limit: new rows in the first of several files must not push out later ones.
+        with closing(replace(self._dataset, max_rows=None).rows()) as rows:
+            for index, digest in enumerate(self._digests):
+                row = self._find(digest, rows, index)
+                yield row if row.index == index else replace(row, index=index)
+            with suppress(DatasetError):  # half written, which is for the next run to find out
+                for _ in islice(rows, self._counted()):
+                    self.new += 1
+
+    def _find(self, digest: int, rows: Iterator[Row], index: int) -> Row:
+        """The next row with this digest; counts those before it as new."""
+        for row in rows:
+            if digest == _digest(row):
+                return row
+            if digest == hash(row.where):  # now the line can be read
+                self.new += 1
+                return row
+            self.new += 1
+        raise DatasetError(
+            f"{self._dataset.name} changed during the run: row {index} (from 0) is not what it was "
+            "any more, or gone; run again"
+        )
+
+    def _counted(self) -> int:
+        """How many rows to count behind the last one: those that another run would read."""
+        if self._dataset.max_rows is None:
+            return COUNTED_ROWS
+        return min(COUNTED_ROWS, self._dataset.max_rows - len(self._digests))
+
+
+def _digest(row: Row) -> int:
+    """64 bits that differ between rows, the same within a process."""
+    if row.problem:
+        return hash(row.where)
+    try:
+        record: bytes | str = marshal.dumps(row.record, _PLAIN)  # type: ignore[arg-type]
+    except ValueError:  # a value other than those of JSON and bytes, such as a UUID in Parquet
+        record = repr(row.record)
+    return hash((row.where, record))

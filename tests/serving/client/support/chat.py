@@ -1,0 +1,61 @@
+"""Short forms for tests of the chat client."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.endpoint import VLLMEndpoint
+from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, Outcome
+
+
+def ask(text: Any) -> ChatRequest:
+    """A request with that text."""
+    return ChatRequest([{"role": "user", "content": text}], {"max_tokens": 16})
+
+
+def endpoint(*urls: str, model: str | None = "m", **options: Any) -> VLLMEndpoint:
+    """An endpoint of these servers."""
+    return VLLMEndpoint(urls=list(urls), model=model, **options)
+
+
+def texts(outcomes: Sequence[Outcome]) -> list[str]:
+    """The texts of the completions."""
+    return [outcome.text for outcome in outcomes if isinstance(outcome, Completion)]
+
+
+def only_failure(outcomes: Sequence[Outcome]) -> Failure:
+    """The only outcome, a failure."""
+    (outcome,) = outcomes
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Poll until the condition is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never became true"
+        time.sleep(0.005)
+
+
+@contextmanager
+def completing(client: ChatClient, sent: Iterable[str]) -> Iterator[Future[list[Outcome]]]:
+    """The outcomes of requests with these texts, sent from another thread.
+
+    The client is stopped when the block fails, lest the thread waits for ever.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        outcomes = executor.submit(client.complete, map(ask, sent))
+        try:
+            yield outcomes
+        except BaseException:
+            client.stop()
+            raise
+
+
+def noted(client: ChatClient, part: str) -> Callable[[], bool]:
+    """Whether one of the client's notes contains that text."""
+    return lambda: any(part in note for note in client.stats.notes)

@@ -1,0 +1,252 @@
+"""Servers that are stalled, slow or lost, and requests that are never answered."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from chat import ask, completing, endpoint, noted, only_failure, texts, wait_until
+from fake_vllm import TEST_TEXT, FakeVLLM
+from prefect_imageqa.serving.client import ChatClient, watchdog
+from prefect_imageqa.serving.errors import EndpointLostError
+from prefect_imageqa.serving.types import FailureKind
+from servers import StubServer
+
+pytestmark = pytest.mark.usefixtures("quick", "watchful")
+
+ROWS = [str(number) for number in range(40)]
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[FakeVLLM, FakeVLLM]]:
+    """Two servers."""
+    with FakeVLLM() as first, FakeVLLM() as second:
+        yield first, second
+
+
+# --- servers that hang ----------------------------------------------------------------------------
+
+
+def test_a_server_that_hangs_is_named_and_its_requests_wait(stub: StubServer) -> None:
+    with ChatClient(endpoint(stub.url, model="stub"), max_in_flight=8) as client:
+        assert len(texts(client.complete(map(ask, ROWS)))) == 40
+        before = stub.stats()["requests"]
+        stub.freeze()
+        try:
+            with completing(client, ROWS) as outcomes:
+                began = time.monotonic()
+                wait_until(noted(client, f"{stub.url} is stalled: 8 requests and no reply for "))
+                assert time.monotonic() - began < 5
+                wait_until(noted(client, "not even to a test request: waiting, 1 s of 900"))
+                assert client.stats.in_flight == 8
+                stub.thaw()
+                assert len(texts(outcomes.result(30))) == 40
+        finally:
+            stub.thaw()
+        wait_until(lambda: not client.stats.notes)
+        assert client.stats.requests == 80
+    # The others were test requests, of which several may have been given up.
+    assert stub.stats()["requests"] - before >= 41
+
+
+def test_nothing_is_asked_twice_when_a_server_goes_on() -> None:
+    with (
+        FakeVLLM() as server,
+        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.1) as client,
+    ):
+        server.frozen = True
+        with completing(client, ROWS) as outcomes:
+            wait_until(noted(client, "is stalled"))
+            time.sleep(0.5)
+            server.frozen = False
+            assert texts(outcomes.result(30)) == ROWS
+        assert {server.asked[row] for row in ROWS} == {1}
+
+
+def test_the_wait_for_a_server_that_hangs_ends() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=0.5) as client:
+        server.frozen = True
+        with pytest.raises(EndpointLostError) as raised:
+            client.complete(map(ask, ROWS))
+        assert client.stats.in_flight == 0
+    message = str(raised.value)
+    assert message.startswith(f"{server.url} is stalled: 8 requests and no reply for ")
+    assert "waited 0 s" in message or "waited 1 s" in message
+
+
+def test_requests_of_a_server_that_hangs_go_to_another(two: tuple[FakeVLLM, FakeVLLM]) -> None:
+    frozen, other = two
+    with ChatClient(endpoint(frozen.url, other.url), max_in_flight=8) as client:
+        frozen.frozen = True
+        assert texts(client.complete(map(ask, ROWS))) == ROWS
+        assert noted(client, f"{frozen.url} is stalled")()
+        assert noted(client, "other servers do its work")()
+        assert sum(frozen.asked[row] for row in ROWS) == 4
+        # It gets requests again as soon as it answers.
+        frozen.frozen, other.latency = False, 0.05
+        wait_until(lambda: not client.stats.notes)
+        assert texts(client.complete(map(ask, ROWS))) == ROWS
+        assert sum(frozen.asked[row] for row in ROWS) > 8
+
+
+def test_requests_of_a_server_that_is_killed_go_to_another(two: tuple[FakeVLLM, FakeVLLM]) -> None:
+    dying, other = two
+    with ChatClient(endpoint(dying.url, other.url), max_in_flight=8) as client:
+        dying.frozen = True
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: len(dying.active) == 4)
+            dying.stop()
+            assert texts(outcomes.result(30)) == ROWS
+        assert noted(client, f"{dying.url} does not answer")()
+        assert client.stats.requests <= 40 + 4 + 8
+
+
+def test_requests_of_a_server_that_is_cut_off_go_to_another(
+    two: tuple[FakeVLLM, FakeVLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a machine is gone: connections stay open, and new ones are refused."""
+    monkeypatch.setattr(watchdog, "_MOVE_SECONDS", 0.3)
+    gone, other = two
+    with ChatClient(endpoint(gone.url, other.url), max_in_flight=8) as client:
+        gone.frozen = True
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: len(gone.active) == 4)
+            gone.refuse()
+            assert texts(outcomes.result(30)) == ROWS
+        assert noted(client, gone.url)()
+
+
+# --- servers that only seem to hang ---------------------------------------------------------------
+
+
+def test_a_server_whose_counters_move_is_busy() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.frozen, server.tokens = True, 0
+        with completing(client, ROWS) as outcomes:
+            until = time.monotonic() + 1.5
+            while time.monotonic() < until:
+                server.tokens += 10
+                time.sleep(0.02)
+            assert not client.stats.notes
+            (state,) = client._pool.servers
+            assert state.activity.startswith("it is working: ")
+            server.frozen = False
+            assert texts(outcomes.result(30)) == ROWS
+        assert {server.asked[row] for row in ROWS} == {1}
+
+
+@pytest.mark.parametrize("tokens", [None, 7], ids=["no counters", "counters that stand still"])
+def test_a_server_that_answers_test_requests_is_busy(tokens: int | None) -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.tokens, server.hanging = tokens, set(ROWS)
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: server.asked[TEST_TEXT] >= 2)
+            assert not client.stats.notes
+            (state,) = client._pool.servers
+            wait_until(lambda: state.activity == "it answers test requests")
+            server.hanging = set()
+            assert texts(outcomes.result(30)) == ROWS
+        assert {server.asked[row] for row in ROWS} == {1}
+
+
+@pytest.mark.parametrize("status", [400, 401, 429])
+def test_a_server_that_rejects_test_requests_is_judged_by_its_health(status: int) -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.hanging, server.status_of = set(ROWS), {TEST_TEXT: status}
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: server.asked[TEST_TEXT] >= 2)
+            assert not client.stats.notes
+            server.health = 503
+            wait_until(noted(client, "is stalled"))
+            server.health, server.hanging = 200, set()
+            assert texts(outcomes.result(30)) == ROWS
+
+
+def test_a_slow_server_is_given_more_time() -> None:
+    """Five times what is usual until it is looked at, ten times until a request is cancelled."""
+    with (
+        FakeVLLM() as server,
+        ChatClient(endpoint(server.url), max_in_flight=10, request_timeout=0.4) as client,
+    ):
+        server.latency = 0.2
+        assert texts(client.complete(map(ask, ROWS))) == ROWS
+        (state,) = client._pool.servers
+        assert 0.2 <= state.usual_latency() < 0.4
+        server.latency = 0.7
+        assert texts(client.complete(map(ask, ROWS[:4]))) == ROWS[:4]
+        assert server.asked[TEST_TEXT] == 0
+        assert client.stats.requests == 44
+
+
+# --- requests that are never answered -------------------------------------------------------------
+
+
+def test_a_request_that_is_never_answered_fails_alone() -> None:
+    with (
+        FakeVLLM() as server,
+        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.5) as client,
+    ):
+        server.hanging, server.latency = {"7"}, 0.1
+        outcomes = client.complete(map(ask, ROWS))
+    assert texts(outcomes) == [row for row in ROWS if row != "7"]
+    failure = only_failure(outcomes[7:8])
+    assert (failure.kind, failure.attempts) == (FailureKind.TIMEOUT, 2)
+    assert failure.message.startswith(f"{server.url}: no reply for ")
+    assert {server.asked[row] for row in ROWS if row != "7"} == {1}
+
+
+def test_the_only_request_that_is_never_answered_fails_too() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), request_timeout=0.5) as client:
+        server.hanging = {"bad"}
+        failure = only_failure(client.complete([ask("bad")]))
+        assert (failure.kind, failure.attempts) == (FailureKind.TIMEOUT, 2)
+        assert server.asked[TEST_TEXT] >= 1
+
+
+def test_requests_are_not_blamed_for_a_server_that_hangs_longer_than_they_may_take() -> None:
+    with (
+        FakeVLLM() as server,
+        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.15) as client,
+    ):
+        assert texts(client.complete(map(ask, ROWS))) == ROWS
+        server.frozen = True
+        with completing(client, ROWS) as outcomes:
+            wait_until(noted(client, "is stalled"))
+            time.sleep(0.5)
+            server.frozen = False
+            assert texts(outcomes.result(30)) == ROWS
+
+
+def test_overtaken_requests_give_up_their_slots() -> None:
+    """Otherwise as many requests that are never answered as there are slots stopped all others."""
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.hanging = {"0", "10", "20", "30"}
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: client.stats.completions == 36)
+            wait_until(lambda: client.stats.overtaken == 4)
+            assert client.stats.overtaken_bytes > 4 * len('{"model": "m"}')
+            assert client.stats.in_flight == 0
+            server.hanging = set()
+            assert texts(outcomes.result(30)) == ROWS
+        assert (client.stats.overtaken, client.stats.overtaken_bytes) == (0, 0)
+        assert client.stats.in_flight == 0
+        assert {server.asked[row] for row in ROWS} == {1}
+    assert server.peak <= 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("_MAX_OVERTAKEN", 1), ("_MAX_OVERTAKEN_BYTES", 330)], ids=["all", "bytes"]
+)
+def test_the_number_and_size_of_overtaken_requests_are_bounded(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, limit, value)
+    rows = [str(number) for number in range(100)]
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.hanging = set(rows[::10])
+        with completing(client, rows) as outcomes:
+            wait_until(lambda: server.active == rows[:80:10])
+            time.sleep(0.3)
+            assert server.active == rows[:80:10]
+            assert (client.stats.overtaken, client.stats.in_flight) == (4, 4)
+            server.hanging = set()
+            assert texts(outcomes.result(30)) == rows
