@@ -1,9 +1,9 @@
-"""The chat client's requests and outcomes."""
+"""The chat client's requests and outcomes, and what restarts its server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 Message = dict[str, Any]
 """One chat message in the OpenAI form: `role` and `content` (text, or a list of parts)."""
@@ -85,3 +85,20 @@ class Failure:
 
 
 Outcome = Completion | Failure
+
+
+class Recovery(Protocol):
+    """Restarts a server that the client's owner has started; see `serving.server.Recovery`."""
+
+    def recover(self, reason: str = "", *, expected: bool = False) -> None:
+        """Return when the server is healthy; with a reason, restart it in any case."""
+
+    def processor_seconds(self) -> float:
+        """Processor time that the server's engines have used since they were started."""
+
+    def recycling_reason(self) -> str:
+        """Why the server should be restarted once it is idle; empty if it need not be."""
+
+    @property
+    def progress(self) -> str:
+        """What a restart in progress is doing; empty if there is none."""

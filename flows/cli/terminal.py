@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ...serving.server.process import terminate_on_signals
 from ...tasks.loading.dataset import Dataset, load_dataset
+from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ..image_qa import image_qa
 from ..open_model import open_model
@@ -49,14 +50,16 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     bound.apply_defaults()
     checked = RunParameters(**bound.arguments)
     check_server()
+    patience = Patience(checked.limits.store_wait)
     table = load_dataset.fn(
         dataset,
         checked.columns,
         checked.output,
         checked.images.root,
         checked.max_rows,
-        open_store(checked.output, checked.store).s3_credentials,
+        open_store(checked.output, checked.store).with_patience(patience).s3_credentials,
     )
+    patience.stop()  # from here on it is the run that waits
     names = parameters.get("endpoint") or []
     urls = [url for url in names if "://" in url]
     if urls and not checked.limits.wait:

@@ -50,7 +50,7 @@ async def addresses_of(url: str) -> Sequence[str] | None:
         found: list[Any] = await asyncio.get_running_loop().getaddrinfo(
             str(parts.hostname), parts.port or parts.scheme, type=socket.SOCK_STREAM
         )
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for names such as "a..b"
         return None
     by_family = {
         family: sorted({str(address[0]) for kind, _, _, _, address in found if kind == family})

@@ -14,9 +14,9 @@ import orjson
 from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointError, EndpointUnreachableError
-from ..types import ChatRequest, Failure, FailureKind, Outcome
+from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
 from .check import served_model
-from .pool import Recovery, ServerPool
+from .pool import ServerPool
 from .retry_policy import MAX_CRASHES
 from .sender import Request, Sender
 from .stats import ClientStats

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .pool import ServerPool
-from .servers import Health, Server
+from .servers import Health
 
 _SLOW_SECONDS = 60.0
 """Requests that are older than this are mentioned."""
@@ -52,7 +52,7 @@ def _slowness(pool: ServerPool, now: float, request_timeout: float) -> Iterator[
     for server in pool.up:
         if not server.attempts:
             continue
-        if (quiet := now - _last_news(server)) > _QUIET_SECONDS:
+        if (quiet := server.silence(now)) > _QUIET_SECONDS:
             activity = f"; {server.activity}" if server.activity else ""
             yield f"{server.name} has completed nothing for {quiet:.0f} s{activity}"
         slow = sum(now - attempt.sent > _SLOW_SECONDS for attempt in server.attempts)
@@ -63,8 +63,3 @@ def _slowness(pool: ServerPool, now: float, request_timeout: float) -> Iterator[
                 f"{slow:,} {'row has' if slow == 1 else 'rows have'} had no answer for over "
                 f"{_SLOW_SECONDS:.0f} s: cancelled after {limit:.0f} s (the oldest: {oldest:.0f} s)"
             )
-
-
-def _last_news(server: Server) -> float:
-    """When a server last completed a request, or got one while it was idle."""
-    return max(server.last_completion, min(attempt.sent for attempt in server.attempts))

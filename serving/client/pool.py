@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import Protocol
 
 from ..background_loop import CoroutineGroup
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointLostError, ImageQAError
-from ..types import Completion, FailureKind
+from ..types import Completion, FailureKind, Recovery
 from .addresses import addresses_of
 from .servers import Health, Server
 from .transport import Transport, is_alive
@@ -33,20 +32,6 @@ _MAX_PROBE_DELAY = 5.0
 
 _WAIT_LOG_SECONDS = 60.0
 """How often the log says that servers are still waited for."""
-
-
-class Recovery(Protocol):
-    """Restarts a server that the client's owner has started; see `serving.server.Recovery`."""
-
-    def recover(self, reason: str = "", *, expected: bool = False) -> None:
-        """Return when the server is healthy; with a reason, restart it in any case."""
-
-    def recycling_reason(self) -> str:
-        """Why the server should be restarted once it is idle; empty if it need not be."""
-
-    @property
-    def progress(self) -> str:
-        """What a restart in progress is doing; empty if there is none."""
 
 
 class ServerPool:
@@ -184,6 +169,8 @@ class ServerPool:
         """Why a server answers no requests; empty if it does."""
         if not await server.transport.is_healthy():
             return "does not answer"
+        if server.health is Health.STALLED and await server.transport.is_asleep():
+            return "is asleep"
         if self.model is None:
             return ""
         reply = await server.transport.test_request(self.model, TEST_SECONDS)
@@ -196,7 +183,7 @@ class ServerPool:
 
     def lose(self, server: Server, health: Health, reason: str) -> None:
         """Give a server no more requests until it answers again."""
-        if server.health is not Health.UP:
+        if server.health is not Health.UP or server not in self.servers:
             return
         server.health, server.reason, server.since = health, reason, time.monotonic()
         self._log_loss(server)
@@ -220,7 +207,7 @@ class ServerPool:
             await self._wait_for(server)
         elif not await self._restart(server, self.recovery):
             return
-        if server.leaving:
+        if server not in self.servers:
             return
         now = time.monotonic()
         _LOGGER.warning("%s answers, after %.0f s", server.name, now - server.since)
@@ -232,7 +219,7 @@ class ServerPool:
         delay = 0.25
         # A stalled server may complete a request that it was sent before.
         while (
-            not server.leaving
+            server in self.servers
             and server.last_completion <= server.since
             and await self._problem(server)
         ):

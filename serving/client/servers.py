@@ -148,6 +148,12 @@ class Server:
             return 0.0
         return sorted(self._latencies)[int(0.95 * (len(self._latencies) - 1))]
 
+    def silence(self, now: float) -> float:
+        """Seconds since it last completed a request, or got one while it was idle."""
+        if not self.attempts:
+            return 0.0
+        return now - max(self.last_completion, min(attempt.sent for attempt in self.attempts))
+
     def cancel_all(self, kind: FailureKind) -> None:
         """Cancel all requests it is working on."""
         for attempt in self.attempts:

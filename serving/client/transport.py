@@ -25,6 +25,9 @@ PROBE_SECONDS = 5.0
 
 _MAX_METRICS_BYTES = 4 << 20
 
+_ERRORS = (aiohttp.ClientError, OSError, RuntimeError)
+"""How a request fails. `RuntimeError`: the server has left, and its session is closed."""
+
 
 class Transport:
     """The connections to one server.
@@ -76,7 +79,7 @@ class Transport:
                 latency = time.monotonic() - started
                 wait = response.headers.get("Retry-After", "")
                 return read_reply(response.status, data, latency, attempt, wait)
-        except (aiohttp.ClientError, OSError) as error:
+        except _ERRORS as error:
             return Failure(kind_of_error(error), f"{self.name}: {reason(error)}", attempts=attempt)
 
     async def is_healthy(self) -> bool:
@@ -92,7 +95,7 @@ class Transport:
                 url, timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS), allow_redirects=False
             ) as response:
                 return response.status
-        except (aiohttp.ClientError, OSError):
+        except _ERRORS:
             return None
 
     async def test_request(self, model: str, seconds: float) -> Outcome:
@@ -107,7 +110,7 @@ class Transport:
                 return read_reply(response.status, await response.read(), 0.0, 1)
         except TimeoutError:
             return Failure(FailureKind.TIMEOUT, f"no reply within {seconds:g} s")
-        except (aiohttp.ClientError, OSError) as error:
+        except _ERRORS as error:
             return Failure(FailureKind.CONNECTION, reason(error))
 
     async def counters(self) -> Counters | None:
@@ -124,8 +127,13 @@ class Transport:
                 ):
                     data += more
                 return parse_metrics(data.decode("utf-8", "replace"))
-        except (aiohttp.ClientError, OSError):
+        except _ERRORS:
             return None
+
+    async def is_asleep(self) -> bool:
+        """Whether the engine was put to sleep: it answers nothing then, and may not be tested."""
+        counters = await self.counters()
+        return counters is not None and counters.asleep
 
     async def served_models(self) -> list[str]:
         """The names of the models the server serves.
@@ -140,7 +148,7 @@ class Transport:
                 f"{self.url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
             ) as response:
                 data, status = await response.read(), response.status
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (*_ERRORS, ValueError) as error:
             raise EndpointUnreachableError(
                 f"no server answers at {where} ({reason(error)}): "
                 "start one with `prefect-imageqa serve MODEL`, or check the URL"

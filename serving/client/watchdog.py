@@ -19,6 +19,9 @@ QUIET_SECONDS = 30.0
 
 _ANSWERS = "it answers test requests"
 
+_COMPUTING_SHARE = 0.1
+"""Processors that the engines of a server of our own must use to count as computing."""
+
 _TICK_SECONDS = 0.25
 _NOTES_SECONDS = 1.0
 _REFRESH_SECONDS = 30.0
@@ -125,10 +128,11 @@ class Watchdog:
 
     async def _look(self, server: Server) -> bool:
         """Look at a server that has completed nothing for long: is it busy, or stalled?"""
-        began = time.monotonic()
+        began, computed = time.monotonic(), self._processor_seconds()
         try:
             before = await server.transport.counters()
-            alive = await self._answers_test(server)
+            asleep = before is not None and before.asleep
+            alive = not asleep and await self._answers_test(server)
             after = await server.transport.counters() if before is not None else None
         finally:
             server.looking = None
@@ -139,6 +143,14 @@ class Watchdog:
             server.activity = f"it is working: {rate:,.0f} tokens/s" if tokens > 0 else _ANSWERS
             server.last_alive = now
             return True
+        computes = self._processor_seconds() - computed > _COMPUTING_SHARE * (now - began)
+        if computes and server.silence(now) < self._request_timeout:
+            server.activity = "it computes: perhaps a long prompt"
+            server.last_alive = now
+            return True
+        if asleep:
+            self._pool.lose(server, Health.STALLED, "is asleep")
+            return False
         if server.attempts:
             quiet = now - server.last_alive
             count = f"{len(server.attempts)} request{'s' if len(server.attempts) > 1 else ''}"
@@ -149,6 +161,10 @@ class Watchdog:
                 f"is stalled: {count} and no reply for {quiet:.0f} s, not even to a test request",
             )
         return False
+
+    def _processor_seconds(self) -> float:
+        recovery = self._pool.recovery
+        return recovery.processor_seconds() if recovery is not None else 0.0
 
     async def _answers_test(self, server: Server) -> bool:
         model, alive = self._pool.model, None

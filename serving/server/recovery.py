@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..errors import ServerError
 from .server import VLLMServer
 from .supervisor import descendants
-from .usage import own_memory, total_memory
+from .usage import own_memory, processor_seconds, total_memory
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
 
@@ -76,8 +76,8 @@ class Recovery:
 
         Args:
             reason: why it must be restarted although it looks healthy; the predicate of a sentence
-                about the server, such as "stalled: 128 requests and no reply for 45 s". If another
-                thread restarts it meanwhile, that is enough.
+                about the server, such as "is stalled: 128 requests and no reply for 45 s". If
+                another thread restarts it meanwhile, that is enough.
             expected: the caller is searching for the request that crashes the server, so a crash
                 without progress is no reason to give up: only `MAX_RESTARTS` applies.
 
@@ -97,6 +97,10 @@ class Recovery:
                     failed = self._restart(cause, message, expected)
             finally:
                 self._doing = ""
+
+    def processor_seconds(self) -> float:
+        """Processor time that the engines of the server have used since they were started."""
+        return processor_seconds(self._server.engine_processes())
 
     def recycling_reason(self) -> str:
         """Why to restart the server between two batches, for `recover`; "" if there is no reason.
@@ -139,6 +143,7 @@ class Recovery:
         Raises:
             ServerError: there were too many restarts, or the server was stopped.
         """
+        self._server.pause(0)  # raises if it was stopped, which may be what the cause is about
         self._check_limits(cause, expected)
         delay = self._delay()
         self._count(expected)

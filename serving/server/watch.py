@@ -20,8 +20,8 @@ _TEST_SECONDS = 15.0
 given up on /metrics and /health, a hang is named within a minute."""
 
 _COMPUTING_SHARE = 0.1
-"""Processors that the engines must use to count as computing. A deadlocked or stopped engine, or
-an idle one on a single GPU, uses less than 0.02; the workers of several GPUs spin while idle."""
+"""Processors that the engines must use to count as computing. One that is idle, stopped or in a
+deadlock uses 0.00 (measured on CPU); one that waits for its GPU may spin, and counts."""
 
 
 def keep_running(server: VLLMServer, stall_timeout: float) -> NoReturn:
@@ -35,7 +35,7 @@ def keep_running(server: VLLMServer, stall_timeout: float) -> NoReturn:
         server: the started server; its owner stops it.
         stall_timeout: seconds without a token until a server that computes all the same has
             stalled: it may be busy with a long prompt, or compiling. One that does not compute
-            gets a minute.
+            gets up to a minute.
 
     Raises:
         ServerError: it died or stalled too often, or it was stopped.
@@ -79,10 +79,13 @@ class _Watch:
         silence = time.monotonic() - self._since
         if silence <= _QUIET_SECONDS or not self._server.is_alive():
             return ""
-        reason = f"stalled: no token for {silence:.0f} s, nor a reply to a test request"
         if silence >= self._stall_timeout or not self._is_computing(silence):
-            return reason
-        _LOGGER.warning("%s, but it computes: waiting, up to %.0f s", reason, self._stall_timeout)
+            return f"is stalled: no token for {silence:.0f} s, nor a reply to a test request"
+        _LOGGER.warning(
+            "vLLM computes, but gives no token and no reply to a test request: waiting, %.0f s of "
+            "%.0f",
+            *(silence, self._stall_timeout),
+        )
         return ""
 
     def _works(self) -> bool:
