@@ -2,14 +2,15 @@
 
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from prefect.logging.loggers import LoggingAdapter
 
 from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
+from ..serving.client.stats import ClientStats
 from ..serving.endpoint import VLLMEndpoint, load_endpoint
 from ..serving.server.checkpoint import checkpoint_digest
 from ..serving.server.launch import ServerOptions, local_checkpoint
@@ -60,6 +61,7 @@ def open_model(
     model: str | None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     loop: BackgroundLoop | None = None,
+    watching: Callable[[ClientStats], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[RunModel]:
     """Connect to the model and check it; without an endpoint, start a server and stop it on exit.
 
@@ -68,6 +70,7 @@ def open_model(
         model: the name of the model, or what to serve.
         limits: requests in flight, and how long to wait for servers.
         loop: the event loop of the client.
+        watching: shows the notes of the client, from before the check on.
 
     Raises:
         EndpointError: neither endpoint nor model is given, or the endpoint cannot be used.
@@ -95,6 +98,7 @@ def open_model(
                 recovery=recovery,
             )
         )
+        stack.enter_context(watching(client.stats))
         client.check(limits.server_wait if limits.wait else 0.0)
         try:
             yield RunModel(client, revision)

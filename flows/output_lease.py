@@ -70,7 +70,8 @@ class OutputLease:
     ) -> None:
         self._store = store
         # Does not wait: a heartbeat that is stored late looks like that of a dead run.
-        self._hasty = store.with_patience(Patience())
+        self._impatience = Patience()
+        self._hasty = store.with_patience(self._impatience)
         self._on_lost = on_lost
         self._record = record
         self._progress = progress
@@ -115,6 +116,7 @@ class OutputLease:
 
     def _end(self, state: str, reason: str) -> None:
         """Record how the run ended if it was not completed; an error here must not hide that."""
+        self._impatience.stop()
         self._stop_heartbeat()
         if not self._record.is_completed:
             with self._best_effort():

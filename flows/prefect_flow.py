@@ -18,7 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
 from ..tasks.run_names import short_name
-from .prefect_outage import UnreportedError, drop_unsent, ends_in_time, has_caller
+from .prefect_outage import (
+    UnreportedError,
+    drop_unsent,
+    ends_in_time,
+    has_caller,
+    quiet_outages,
+)
 from .prefect_server import check_server
 from .run_log import shorten_log
 
@@ -99,12 +105,12 @@ class DeployableFlow(Flow[P, R]):
             check_server()
         setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
-        with temporary_settings({setting: seconds}), has_caller(not is_subflow):
+        with temporary_settings({setting: seconds}), has_caller(not is_subflow), quiet_outages():
             try:
                 return super().__call__(*args, **kwargs)
             except UnreportedError as error:
                 ended = error
-        drop_unsent()
+            drop_unsent()
         return ended.state if kwargs.get("return_state") else ended.result()
 
 

@@ -89,7 +89,9 @@ def ends_in_time(function: Callable[P, R]) -> Callable[P, R]:
                 outcome.set_exception(error)
                 spent = FINAL_WAIT_SECONDS
             if _has_caller.get() and not _answers_until_signal(time.monotonic() - spent):
-                get_run_logger().warning("%s does not know how this run ended", _server())
+                is_stopped = spent > 0.0
+                hint = ": run it again with the same parameters to resume" if is_stopped else ""
+                get_run_logger().warning("%s does not know how this run ended%s", _server(), hint)
                 raise UnreportedError(outcome)
         return outcome.result()
 
@@ -135,13 +137,16 @@ def server_answers(ended: float) -> bool:
 
 def drop_unsent() -> None:
     """Let Prefect's threads drop the events and log lines that they cannot send."""
-    with quiet_outages():
-        # All services of Prefect, such as the one for log lines, share this dict.
-        services: dict[int, Any] = EventsWorker._instances  # type: ignore[misc]
-        for service in list(services.values()):
-            if service._loop is not None and service._task is not None:
-                service._loop.call_soon_threadsafe(service._task.cancel)
-        EventsWorker.drain_all(timeout=CHECK_SECONDS)
+    # All services of Prefect, such as the one for log lines, share this dict.
+    services: dict[int, Any] = EventsWorker._instances  # type: ignore[misc]
+    running = [service._task for service in list(services.values()) if service._task is not None]
+    deadline = time.monotonic() + CHECK_SECONDS
+    # Once is not enough: closing the connection to a server that hangs takes long, too.
+    while running and time.monotonic() < deadline:
+        for task in running:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        time.sleep(0.1)
+        running = [task for task in running if not task.done()]
 
 
 @contextmanager

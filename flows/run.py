@@ -160,9 +160,8 @@ class Run:
 
     def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
         name, limits = self.parameters.model or None, self.parameters.limits
-        model = open_model(endpoint, name, limits, self._loop)
+        model = open_model(endpoint, name, limits, self._loop, self.progress.watching)
         self._model: RunModel = self._stack.enter_context(model)
-        self._stack.enter_context(self.progress.watching(self._model.client.stats))
 
     def open_pass(
         self, definition: Pass, base: ImageBase, progress: RunProgress | None = None

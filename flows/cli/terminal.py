@@ -29,6 +29,7 @@ from ..open_model import open_model
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
 from ..run import open_store
+from ..run_log import error_is_printed
 from ..summary import RunSummary
 
 REFRESHES_PER_SECOND = 4
@@ -69,7 +70,7 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     use_progress(progress)
     # A single value may be the name of a block.
     endpoint = names[0] if len(names) == 1 else names or None
-    with terminate_on_signals(), _display(progress, table):
+    with terminate_on_signals(), error_is_printed(image_qa), _display(progress, table):
         summary: RunSummary = image_qa(**{**bound.arguments, "endpoint": endpoint})
     return summary
 

@@ -108,19 +108,23 @@ class ChatClient:
             EndpointUnreachableError: no server answers.
             EndpointError: a server rejects the key or does not serve the model.
         """
-        deadline, warned = time.monotonic() + wait_seconds, False
+        began = time.monotonic()
         while True:
             try:
                 self._model = self._await(self._check())
             except EndpointUnreachableError as error:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                waited = time.monotonic() - began
+                if waited >= wait_seconds:
                     raise
-                if not warned:
-                    _LOGGER.warning("%s; waiting for it, up to %.0f s", error, left)
-                warned = True
-                self._await(asyncio.sleep(min(left, _CHECK_SECONDS)))
+                if not self._pool.note:
+                    _LOGGER.warning("%s; waiting for it, up to %.0f s", error, wait_seconds)
+                name = self._pool.servers[0].name
+                self._pool.note = (
+                    f"{name} is not up yet: waiting, {waited:.0f} s of {wait_seconds:.0f}"
+                )
+                self._await(asyncio.sleep(min(wait_seconds - waited, _CHECK_SECONDS)))
             else:
+                self._pool.note = ""
                 return self._model
 
     def complete(

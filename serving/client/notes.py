@@ -8,6 +8,9 @@ from .servers import Health
 _SLOW_SECONDS = 60.0
 """Requests that are older than this are mentioned."""
 
+_REFUSED_SECONDS = 5.0
+"""A server that has rejected all requests for this long is mentioned."""
+
 _QUIET_SECONDS = 15.0
 """A busy server that has completed nothing for this long is mentioned."""
 
@@ -20,7 +23,13 @@ def notes_about(pool: ServerPool, now: float, request_timeout: float) -> list[st
         now: `time.monotonic()`.
         request_timeout: seconds after which a request is cancelled.
     """
-    return [*_losses(pool, now), *_limits(pool), *_slowness(pool, now, request_timeout)]
+    start = [pool.note] if pool.note else []
+    return [
+        *start,
+        *_losses(pool, now),
+        *_limits(pool, now),
+        *_slowness(pool, now, request_timeout),
+    ]
 
 
 def _losses(pool: ServerPool, now: float) -> Iterator[str]:
@@ -40,9 +49,15 @@ def _losses(pool: ServerPool, now: float) -> Iterator[str]:
             yield f"{server.name} {server.reason}: {seconds:,.0f} s; other servers do its work"
 
 
-def _limits(pool: ServerPool) -> Iterator[str]:
+def _limits(pool: ServerPool, now: float) -> Iterator[str]:
     for server in pool.up:
-        if server.pace.rate is not None and server.pace.is_limiting:
+        refused = now - (server.pace.refused_since or now)
+        if refused > _REFUSED_SECONDS:
+            limit = f" of {pool.server_wait:.0f}" if pool.lost_since() is not None else ""
+            yield (
+                f"{server.name} rejects every request (HTTP 429): waiting, {refused:.0f} s{limit}"
+            )
+        elif server.pace.rate is not None and server.pace.is_limiting:
             rate = server.pace.rate
             shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
             yield f"{server.name} limits the rate (HTTP 429): sending {shown} requests/s"

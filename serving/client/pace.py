@@ -12,14 +12,26 @@ _INCREASE = 0.01
 A limit is thus exceeded once in some 17 requests.
 """
 
+_PROBING = 1.5
+_FAST_INCREASE = 0.05
+"""Beyond that multiple of the rate at the last rejection, the limit has been raised: this share of
+the present rate is added with each request, and the rate doubles every 14."""
+
+_FORGET = 100.0
+"""At that multiple of the rate at the last rejection, there is no limit any more."""
+
 _MIN_RATE = 0.02
 """Requests per second, at least."""
 
 _MIN_PAUSE = 0.5
 """Seconds without requests after a rejection, if the server names no time."""
 
+_MAX_PAUSE = 30.0
+"""The pause is doubled up to this while no request is accepted: the server is not slow, but closed,
+so that the rate stays as it is for the time when it opens again."""
+
 _FIRST_REQUESTS = 8
-"""Requests in flight until the first reply: with a strict limit, all further ones were wasted."""
+"""Requests in flight until one is accepted: with a strict limit, all further ones were wasted."""
 
 
 class Pace:
@@ -37,11 +49,12 @@ class Pace:
     def __init__(self) -> None:
         self.rate: float | None = None
         self.refused_since = 0.0
-        self._replied = False
+        self._was_accepted = False
         self._next = 0.0
         self._rejected_at = 0.0
         self._paused_until = 0.0
         self._base = 0.0
+        self._pause = _MIN_PAUSE
         self._accepted = 0
         self._accepted_since = 0.0
 
@@ -53,7 +66,7 @@ class Pace:
     @property
     def max_load(self) -> float:
         """Limit of requests in flight."""
-        return math.inf if self._replied else _FIRST_REQUESTS
+        return math.inf if self._was_accepted else _FIRST_REQUESTS
 
     def delay(self, now: float) -> float:
         """Seconds until the next request may be sent; 0 or less if it may be sent now."""
@@ -70,10 +83,14 @@ class Pace:
 
     def accepted(self) -> None:
         """A request was not rejected for its rate."""
-        self._replied = True
+        self._was_accepted = True
         self.refused_since = 0.0
-        if self.rate is not None:
-            self.rate += _INCREASE * self._base
+        if self.rate is None:
+            return
+        is_raised = self.rate > _PROBING * self._base
+        self.rate += _FAST_INCREASE * self.rate if is_raised else _INCREASE * self._base
+        if self.rate > _FORGET * self._base:
+            self.rate = None
 
     def rejected(self, now: float, sent: float, retry_after: float) -> None:
         """A request was rejected.
@@ -83,20 +100,23 @@ class Pace:
             sent: when it was sent.
             retry_after: seconds to send nothing, as requested by the server; 0 if it names none.
         """
-        self._replied = True
         self.refused_since = self.refused_since or now
         self._accepted -= 1
         if sent > self._rejected_at:
             self._rejected_at = now
-            self._paused_until = now + max(retry_after, _MIN_PAUSE) * random.uniform(1, 1.1)  # noqa: S311
+            self._paused_until = now + max(retry_after, self._pause) * random.uniform(1, 1.1)  # noqa: S311
         elif self._paused_until:  # sent before the pause: the same rejection once more
             self._paused_until = max(self._paused_until, now + retry_after)
 
     def _resume(self, now: float) -> None:
         """End a pause with a lower rate: by now it is known how many requests were accepted."""
-        measured = max(self._accepted, 1) / max(now - self._accepted_since, 1e-3)
+        self._paused_until = 0.0
+        if self._accepted <= 0:
+            self._accepted, self._pause = 0, min(2 * self._pause, _MAX_PAUSE)
+            return
+        measured = self._accepted / max(now - self._accepted_since, 1e-3)
         if self.rate is not None:
             measured = max(0.3 * self.rate, min(_DECREASE * self.rate, measured))
         self.rate = self._base = max(measured, _MIN_RATE)
-        self._paused_until = 0.0
+        self._pause = _MIN_PAUSE
         self._accepted, self._accepted_since = 0, now

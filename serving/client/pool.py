@@ -40,6 +40,7 @@ class ServerPool:
     Attributes:
         servers: those of the endpoint.
         error: why all requests fail, once the servers were waited for in vain.
+        note: what is waited for before any request is sent.
         crash_expected: the requests in flight are suspected of crashing the server.
     """
 
@@ -52,6 +53,7 @@ class ServerPool:
     ) -> None:
         self.servers: list[Server] = []
         self.error: ImageQAError | None = None
+        self.note = ""
         self.crash_expected = False
         self.server_wait = server_wait
         self.recovery = recovery
@@ -159,8 +161,6 @@ class ServerPool:
             problem = await self._problem(server)
             if problem:
                 self.lose(server, Health.DOWN, problem)
-            else:
-                server.last_alive = time.monotonic()
             return not problem
         finally:
             server.looking = None
@@ -175,6 +175,7 @@ class ServerPool:
             return ""
         reply = await server.transport.test_request(self.model, TEST_SECONDS)
         if isinstance(reply, Completion) or is_alive(reply) is not False:
+            server.last_alive = time.monotonic()
             return ""
         is_late = reply.kind is FailureKind.TIMEOUT and reply.status is None  # not a gateway's 504
         if is_late and server.health is not Health.STALLED:
@@ -193,10 +194,12 @@ class ServerPool:
     def _log_loss(self, server: Server) -> None:
         self._logged = time.monotonic()
         others = len(self.up)
+        if server.health is Health.STALLED and self.recovery is not None:
+            return  # the restart is logged
         if others:
             plan = f"the run goes on with {others} of {len(self.servers)} servers"
         elif self.recovery is not None:
-            plan = "it is restarted if necessary"
+            plan = "restarting it if it does not recover"
         else:
             plan = f"waiting for it, up to {self.server_wait:,.0f} s"
         _LOGGER.warning("%s %s: %s", server.name, server.reason, plan)
@@ -217,12 +220,9 @@ class ServerPool:
 
     async def _wait_for(self, server: Server) -> None:
         delay = 0.25
-        # A stalled server may complete a request that it was sent before.
-        while (
-            server in self.servers
-            and server.last_completion <= server.since
-            and await self._problem(server)
-        ):
+        while server in self.servers and await self._problem(server):
+            if server.health is Health.STALLED and server.last_completion > server.since:
+                return  # it has completed a request that it was sent before
             await asyncio.sleep(delay)
             delay = min(2 * delay, _MAX_PROBE_DELAY)
 

@@ -34,7 +34,7 @@ class Request:
         body: the request as JSON.
         max_crashes: losses of the server, while it works on the request, after which it fails.
         free: called when the request no longer counts for the limit of requests in memory.
-        started: `time.monotonic()` at the start.
+        started: `time.monotonic()` when it was first sent.
         attempts: how many times it was sent.
         crashes: how many times its server was lost while it worked on it.
         failures: how many times it failed while the server was alive, by kind.
@@ -44,7 +44,7 @@ class Request:
     body: bytes
     max_crashes: int
     free: Callable[[], None]
-    started: float = field(default_factory=time.monotonic)
+    started: float = 0.0
     attempts: int = 0
     crashes: int = 0
     failures: Counter[FailureKind] = field(default_factory=Counter)
@@ -125,6 +125,7 @@ class Sender:
             scope=asyncio.timeout(None),
             on_overtaken=request.free,
         )
+        request.started = request.started or attempt.sent
         request.attempts += 1
         self._stats.requests += 1
         self._stats.in_flight += 1

@@ -77,6 +77,8 @@ class Server:
         last_alive: when it last showed that it works: by a completion, or when it was looked at.
         last_completion: when it last completed a request.
         stalls: how often it was found stalled since then.
+        is_late: the request that ended last had no answer in time, perhaps because of a gateway:
+            that it has no requests then does not mean that it was idle.
         activity: what it does while it completes nothing, as far as is known.
         looking: the running examination of a quiet or failing server, if there is one.
     """
@@ -93,6 +95,7 @@ class Server:
     last_alive: float = 0.0
     last_completion: float = 0.0
     stalls: int = 0
+    is_late: bool = False
     activity: str = ""
     looking: "asyncio.Task[bool] | None" = None
     _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
@@ -113,7 +116,7 @@ class Server:
 
     async def send(self, body: bytes, attempt: Attempt, started: float, number: int) -> Outcome:
         """Send a request once, and note what the outcome tells about the server."""
-        if not self.attempts:
+        if not self.attempts and not self.is_late:
             self.last_alive = max(self.last_alive, attempt.sent)  # it was idle until now
         self.attempts.add(attempt)
         try:
@@ -137,6 +140,7 @@ class Server:
             self.last_alive = self.last_completion = now
             self.activity, self.stalls = "", 0
             self._latencies.append(now - attempt.sent)
+        self.is_late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED:
             self.pace.rejected(now, attempt.sent, outcome.retry_after)
         else:

@@ -113,7 +113,7 @@ def call_store(
         credentials.patience.answered(server)
         return result
 
-    return credentials.patience.call(attempt, essential=essential)
+    return credentials.patience.call(attempt, server=server, essential=essential)
 
 
 class GuardedFile(io.RawIOBase):

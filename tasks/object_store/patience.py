@@ -104,17 +104,21 @@ class Patience:
     def stop(self, error: StoreError | None = None) -> None:
         """End all waits at once: they raise why they waited. No call waits from now on.
 
+        What can be stored without waiting still is.
+
         Args:
             error: if given, all further calls fail with it.
         """
         self._refusal = error
         self._stopped.set()
 
-    def call(self, attempt: Callable[[], T], *, essential: bool = True) -> T:
+    def call(self, attempt: Callable[[], T], *, server: str = "", essential: bool = True) -> T:
         """Call `attempt`, again and again as long as it raises `StoreUnavailableError`.
 
         Args:
             attempt: must be safe to repeat; calls `answered` when it gets an answer.
+            server: the server that it asks, if known: if that does not answer when the run is
+                stopped, it is not asked again.
             essential: false for one object of many: if the server answers other calls but not
                 this one, it gives up early.
 
@@ -127,8 +131,8 @@ class Patience:
         wait: _Wait | None = None
         try:
             while True:
-                if self._refusal is not None:
-                    raise self._refusal
+                if self._stopped.is_set():
+                    self._check_stopped(server)
                 try:
                     return attempt()
                 except StoreUnavailableError as error:
@@ -150,6 +154,15 @@ class Patience:
         with self._lock:
             return self._server(server).answered
 
+    def _check_stopped(self, name: str) -> None:
+        """Fail where an attempt would be in vain: at a silent server it takes half a minute."""
+        if self._refusal is not None:
+            raise self._refusal
+        with self._lock:
+            server = self._server(name)
+        if server.since and server.answered <= server.since:
+            raise StoreUnavailableError(f"{name} {server.reason}", name, server.reason)
+
     def _begin(self, error: StoreUnavailableError, began: float) -> _Wait:
         with self._lock:
             server = self._server(error.server)
@@ -168,6 +181,7 @@ class Patience:
         wait.blamed += wait.answers > 0
         wait.is_over = (
             now >= wait.deadline
+            or self._stopped.is_set()
             or (error.is_misaddressed and not server.answered)
             or (wait.blamed >= OBJECT_ATTEMPTS and not essential)
         )
@@ -210,7 +224,7 @@ class Patience:
             recovered = was_logged and not wait.is_over and server.answered > server.since
             seconds = server.answered - server.since
         if recovered:
-            _LOGGER.info("%s answers again after %.0f s", server.name, seconds)
+            _LOGGER.warning("%s answers again after %.0f s", server.name, seconds)
 
     def _so_far(self, server: _Server) -> str:
         seconds = min(time.monotonic() - server.since, self.seconds)

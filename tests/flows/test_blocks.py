@@ -127,12 +127,12 @@ def test_saving_the_values_of_the_form_keeps_the_secrets() -> None:
     shown = json.loads(call_api(f"/block_documents/{document}"))["data"]
     request = Request(  # noqa: S310
         f"{PREFECT_API_URL.value()}/block_documents/{document}",
-        json.dumps({"data": shown | {"read_timeout": 7}, "merge_existing_data": False}).encode(),
+        json.dumps({"data": shown | {"connect_timeout": 7}, "merge_existing_data": False}).encode(),
         {"Content-Type": "application/json"},
         method="PATCH",
     )
     urlopen(request, timeout=30).close()  # noqa: S310
     loaded = VLLMEndpoint.load("edited")
     assert isinstance(loaded, VLLMEndpoint)
-    assert loaded.read_timeout == 7
+    assert loaded.connect_timeout == 7
     assert loaded.headers() == endpoint.headers()

@@ -44,6 +44,7 @@ value = lambda flag: sys.argv[sys.argv.index(flag) + 1]
 options = ["--port", value("--port"), "--model", value("--served-model-name")]
 options += ["--latency", pathlib.Path("{folder}/latency").read_text(), "--slots=64"]
 options += ["--count-texts={folder}/texts", "--api-key=" + os.environ["VLLM_API_KEY"]]
+del os.environ["PYTHONSAFEPATH"]  # the stub imports its neighbours
 os.execv(sys.executable, [sys.executable, "{stub}", *options])
 """
 

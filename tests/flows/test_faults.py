@@ -131,7 +131,7 @@ def check_answers(output: str) -> int:
 
 
 PASSING_MODEL_FAULTS = {
-    "429 for a while": Rule("respond", status=429, first=10, count=5),
+    "429 for a while": Rule("respond", status=429, first=10, count=2),
     "503 for a while": Rule("respond", status=503, first=10, count=5),
     "500 sometimes": Rule("respond", status=500, probability=0.1),
     "reset sometimes": Rule("reset", probability=0.1),

@@ -16,8 +16,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from fault_proxy import FaultProxy, Rule
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import ImageQAError, Limits, OutputBusyError, VLLMEndpoint, image_qa
 from prefect_imageqa.flows import output_lease
@@ -87,18 +89,16 @@ def test_a_run_has_a_heartbeat_during_a_slow_batch(
 
 
 def test_a_failed_run_records_the_reason(keyed_stub: Any, drawn: Path, tmp_path: Path) -> None:
-    rows = json.loads((drawn / "dataset.json").read_text())
-    (drawn / "rejected.json").write_text(
-        json.dumps([row | {"conversation": "STUB status 401"} for row in rows])
-    )
-    endpoint = VLLMEndpoint(urls=[keyed_stub.url], api_key=keyed_stub.api_key)
-    with pytest.raises(ImageQAError):
-        image_qa(str(drawn / "rejected.json"), str(tmp_path / "out"), endpoint=endpoint)
+    key, port = keyed_stub.api_key, urlsplit(keyed_stub.url).port or 0
+    with FaultProxy("127.0.0.1", port, [Rule("respond", status=401, path="/chat/")]) as gateway:
+        endpoint = VLLMEndpoint(urls=[gateway.url], api_key=key)
+        with pytest.raises(ImageQAError):
+            image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=endpoint)
     [path] = (tmp_path / "out" / "runs").iterdir()
     record = json.loads(path.read_text())
     assert record["state"] == "failed"
     assert "refuses to answer" in record["error"]
-    assert keyed_stub.api_key not in path.read_text()
+    assert key not in path.read_text()
 
 
 def test_of_runs_that_start_at_once_only_one_writes_at_a_time(

@@ -21,8 +21,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect_imageqa import Caching, ImageQAError, Limits, Parsing, VLLMEndpoint, image_qa
 from prefect_imageqa.flows.circuit_breaker import WINDOW
-from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
-from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.parsing import parse as parsing
@@ -242,8 +240,9 @@ def test_a_batch_with_failed_rows_is_not_taken_for_finished(
     def run(**options: Any) -> Any:
         return image_qa(dataset, str(tmp_path / "out"), endpoint=stub.url, **options)
 
-    assert run().reasons == {"server_error": 1, "truncated": 1}
-    assert stub.stats()["requests"] == 1 + 3 + 1 + 1
+    first = run()
+    assert first.reasons == {"server_error": 1, "truncated": 1}
+    assert first.requests == 1 + 3 + 1 + 1
     again = run()
     assert (again.requests, again.retried, again.reused) == (3, 1, 2)
     forced = run(caching=Caching(retry_quarantined=True))
@@ -298,7 +297,7 @@ def test_a_row_that_crashes_the_server_is_found_and_the_others_are_answered(
     assert (summary.ok, summary.reasons) == (59, {"crash": 1})
     [failed] = lines(tmp_path / "out" / "quarantine.jsonl")
     assert failed["row"] == 23
-    assert "on its own" in failed["message"]
+    assert failed["message"].startswith("the server went down while it worked on this row (")
     assert len(lines(tmp_path / "out" / "qa.jsonl")) == 59
 
 
@@ -319,7 +318,8 @@ def test_no_further_batches_are_started_while_the_server_is_down(
         summary = image_qa(dataset, str(output), endpoint=stub.url, limits=limits)
         killing.result()
     assert (summary.ok, summary.quarantined) == (400, 0)
-    assert 0 < summary.requests - 400 <= 3 * 16 * MAX_ATTEMPTS[FailureKind.CONNECTION]
+    # Those in flight are sent again, and as many find the server gone; the others wait.
+    assert 0 < summary.requests - 400 <= 2 * 16
 
 
 def test_answers_of_a_failed_batch_are_stored(
@@ -334,7 +334,7 @@ def test_answers_of_a_failed_batch_are_stored(
     with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
         # The first request reads the list of models; the key expires after twenty rows.
         proxy.set_rules([Rule("respond", status=401, path="/v1/", first=22)])
-        with pytest.raises(ImageQAError, match="refuses to answer"):
+        with pytest.raises(ImageQAError, match=r"rejects the API key \(HTTP 401\)"):
             run()
         assert stub.stats()["requests"] == 20
         proxy.set_rules([])
@@ -368,7 +368,8 @@ def test_rows_that_a_healthy_server_rejects_are_quarantined(
     for row, status in rejected.items():
         texts[row] = f"STUB status {status}"
     summary = image_qa(write_rows(texts), str(tmp_path / "out"), endpoint=stub.url)
-    assert (summary.ok, summary.reasons) == (17, {"server_error": 3})
+    # A 502 is how a gateway reports that the server has closed the connection.
+    assert (summary.ok, summary.reasons) == (17, {"server_error": 2, "connection": 1})
     failed = lines(tmp_path / "out" / "quarantine.jsonl")
     assert {row["row"]: row["status"] for row in failed} == rejected
 

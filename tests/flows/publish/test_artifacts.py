@@ -340,7 +340,7 @@ def test_no_secret_is_disclosed(
     assert api
     completed, failed = runs_since(api, start)
     logs_of(client, uuid.UUID(completed))
-    logs_of(client, uuid.UUID(failed), "Finished in state Failed(")
+    logs_of(client, uuid.UUID(failed), "Finished in state Failed")
     # Markdown has backslashes before punctuation.
     texts = [(kind, text.replace("\\", "")) for kind, text in everything(api, start)]
     kinds = {kind for kind, text in texts if store in text}

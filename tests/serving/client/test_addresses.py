@@ -67,7 +67,7 @@ def test_each_address_of_a_name_is_a_server(
             servers[1].stop()
             servers[0].frozen = False
             assert texts(outcomes.result(30)) == ROWS
-        assert noted(client, f"{url_of(servers)} (127.0.0.2) does not answer")()
+        wait_until(noted(client, f"{url_of(servers)} (127.0.0.2) does not answer"))
 
 
 def test_the_name_is_kept_in_requests(names: dict[str, list[str]]) -> None:

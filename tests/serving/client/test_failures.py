@@ -2,8 +2,8 @@
 
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from chat import ask, completing, endpoint, only_failure, texts, wait_until
@@ -18,7 +18,6 @@ from raw_server import (
     healthy,
     listening,
     reset,
-    send,
     speak_ssh,
     truncate_body,
     truncate_head,
@@ -74,7 +73,7 @@ def test_a_request_that_is_answered_at_the_second_attempt(status: int, quick: li
 
 def test_a_rejection_for_the_rate_counts_as_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_MIN_PAUSE", 0.01)
-    monkeypatch.setattr(pace, "_MIN_RATE", 100.0)
+    monkeypatch.setattr(pace, "_MAX_PAUSE", 0.01)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.statuses = [429] * 20
         (outcome,) = client.complete([ask("hello")])

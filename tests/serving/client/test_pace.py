@@ -1,20 +1,24 @@
 """Servers that limit the rate of requests: in simulated time, and a real gateway."""
 
 import heapq
-from collections.abc import Iterator
+import math
+import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import stub_faults
-from chat import ask, endpoint, noted, texts
+from chat import ask, completing, endpoint, noted, texts, wait_until
 from fake_vllm import FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, pace
+from prefect_imageqa.serving.client import ChatClient, notes, pace
 from prefect_imageqa.serving.client.pace import Pace
+from prefect_imageqa.serving.errors import EndpointLostError
 
 MAX_IN_FLIGHT = 64
 LATENCY = 2.0
+MOST = MAX_IN_FLIGHT / LATENCY
+"""Rows per second without a limit."""
 REJECTION_SECONDS = 0.02
 
 
@@ -74,20 +78,132 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Simulation:
     """A simulation whose gateways read its time."""
     simulated = Simulation()
     monkeypatch.setattr(stub_faults, "time", SimpleNamespace(monotonic=lambda: simulated.now))
+    monkeypatch.setattr(pace, "random", random.Random(7))
     return simulated
+
+
+class ClosedGateway(stub_faults.Gateway):
+    """Admits nothing until some time."""
+
+    def __init__(self, simulation: Simulation, until: float) -> None:
+        super().__init__(rate=1, window=False)
+        self._simulation, self._until = simulation, until
+
+    def admits(self) -> bool:
+        return self._simulation.now >= self._until
 
 
 @pytest.mark.parametrize("retry_after", [0.0, 1.0], ids=["no Retry-After", "Retry-After 1"])
 @pytest.mark.parametrize("window", [False, True], ids=["token bucket", "window"])
-@pytest.mark.parametrize("rate", [1, 2, 5, 50])
+@pytest.mark.parametrize("rate", [0.2, 1, 2, 5, 50])
 def test_few_requests_are_rejected_and_most_of_the_limit_is_used(
-    rate: int, window: bool, retry_after: float, simulation: Simulation
+    rate: float, window: bool, retry_after: float, simulation: Simulation
 ) -> None:
     simulation.gateway = stub_faults.Gateway(rate, window)
+    simulation.gateway.rate = rate
     simulation.retry_after = retry_after
-    rows = max(200, 60 * rate)
+    rows = max(200, int(60 * rate))
     seconds = simulation.send(rows)
-    possible = min(rate, MAX_IN_FLIGHT / LATENCY)
-    print(rate, window, retry_after, len(simulation.sent) / rows, rows / seconds / possible)
     assert len(simulation.sent) / rows < 1.2
-    assert rows / seconds > 0.6 * possible
+    assert rows / seconds > 0.6 * min(rate, MOST)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(0.2, 600), (1, 180), (2, 120), (5, 90)])
+def test_the_rate_recovers_when_the_limit_goes_away(
+    rate: float, seconds: float, simulation: Simulation
+) -> None:
+    simulation.gateway = stub_faults.Gateway(rate, window=False)
+    simulation.send(200)
+    assert simulation.pace.is_limiting
+    simulation.gateway = None
+    assert 2000 / MOST < simulation.send(2000) < seconds
+    assert not simulation.pace.is_limiting
+
+
+@pytest.mark.parametrize("seconds", [5, 60, 3600])
+def test_the_rate_recovers_when_everything_was_rejected_for_long(
+    seconds: float, simulation: Simulation
+) -> None:
+    simulation.send(600)
+    opens = simulation.now + seconds
+    simulation.gateway, before = ClosedGateway(simulation, opens), len(simulation.sent)
+    simulation.send(2000)
+    assert simulation.now - opens < 2000 / MOST + 40
+    assert len(simulation.sent) - before < 2000 + 200
+
+
+def test_a_limit_that_is_lowered(simulation: Simulation) -> None:
+    simulation.send(1000)
+    simulation.gateway, before = stub_faults.Gateway(2, window=False), len(simulation.sent)
+    assert simulation.send(500) < 300
+    # All that could be in flight is rejected once.
+    assert len(simulation.sent) - before < 500 * 1.1 + MAX_IN_FLIGHT
+
+
+def test_nothing_is_sent_for_as_long_as_the_server_asks() -> None:
+    limited = Pace()
+    for _ in range(8):
+        assert limited.delay(100.0) <= 0
+        limited.sent(100.0)
+    limited.accepted()
+    limited.rejected(101.0, sent=100.0, retry_after=30.0)
+    assert 29 <= limited.delay(102.0) <= 33
+    # The same rejection once more: the longer of both counts.
+    limited.rejected(101.5, sent=100.0, retry_after=60.0)
+    limited.rejected(101.6, sent=100.0, retry_after=1.0)
+    assert limited.delay(102.0) == 59.5
+    assert limited.delay(161.4) > 0
+    assert limited.delay(161.6) <= 0
+
+
+def test_a_server_without_a_limit_gets_requests_at_once() -> None:
+    unlimited = Pace()
+    assert unlimited.max_load == 8
+    unlimited.accepted()
+    for _ in range(1000):
+        assert unlimited.delay(100.0) <= 0
+        unlimited.sent(100.0)
+    assert unlimited.max_load == math.inf
+    assert not unlimited.is_limiting
+
+
+# --- with servers ---------------------------------------------------------------------------------
+
+
+def test_a_gateway_before_the_stub(start_stub: Any) -> None:
+    stub = start_stub("--rate=20")
+    with ChatClient(endpoint(stub.url, model="stub")) as client:
+        assert len(texts(client.complete([ask("hello")] * 60))) == 60
+        wait_until(noted(client, f"{stub.url} limits the rate (HTTP 429): sending "))
+        assert client.stats.requests < 60 + 20
+        assert client.stats.failures == 0
+
+
+def test_a_server_that_rejects_everything_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(notes, "_REFUSED_SECONDS", 0.1)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=1.2) as client:
+        server.status = 429
+        with completing(client, map(str, range(40))) as outcomes:
+            expected = f"{server.url} rejects every request (HTTP 429): waiting, 0 s of 1"
+            wait_until(noted(client, expected))
+            with pytest.raises(EndpointLostError) as raised:
+                outcomes.result(30)
+        assert sum(server.asked.values()) < 20
+    assert str(raised.value) == (
+        f"{server.url} rejects every request: waited 1 s; "
+        "when a server is back, run the same command again to resume"
+    )
+
+
+def test_another_server_does_the_work_of_one_that_rejects_everything() -> None:
+    with (
+        FakeVLLM() as limited,
+        FakeVLLM() as other,
+        ChatClient(endpoint(limited.url, other.url), max_in_flight=8, server_wait=0.3) as client,
+    ):
+        limited.status, other.latency = 429, 0.1
+        rows = [str(number) for number in range(60)]
+        assert texts(client.complete(map(ask, rows))) == rows
+        assert sum(limited.asked.values()) < 20

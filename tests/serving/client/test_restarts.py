@@ -23,6 +23,7 @@ class FakeRecovery:
         reasons: why it was restarted.
         active: how many requests the server was working on each time.
         memory: why it should be restarted once it is idle.
+        computes: whether it uses the processor.
         error: raised instead of a restart.
         repaired: whether a restart helps.
         may_end: a restart is not complete before it is set.
@@ -33,13 +34,14 @@ class FakeRecovery:
         self.reasons: list[str] = []
         self.active: list[int] = []
         self.memory = ""
+        self.computes = False
         self.error: ServerError | None = None
         self.repaired = True
         self.may_end = threading.Event()
         self.may_end.set()
         self.progress = ""
 
-    def recover(self, reason: str = "", *, expected: bool = False) -> None:
+    def recover(self, reason: str = "", **_: object) -> None:
         self.reasons.append(reason)
         self.active.append(len(self._server.active))
         self._server.stop()
@@ -56,6 +58,9 @@ class FakeRecovery:
 
     def recycling_reason(self) -> str:
         return self.memory
+
+    def processor_seconds(self) -> float:
+        return time.monotonic() if self.computes else 0.0
 
 
 @pytest.fixture
@@ -91,6 +96,23 @@ def test_a_server_that_hangs_is_restarted(
     assert reason.startswith("is stalled: 8 requests and no reply for ")
     assert {server.asked[row] for row in ROWS[:8]} == {2}
     assert {server.asked[row] for row in ROWS[8:]} == {1}
+
+
+def test_a_server_that_computes_is_given_the_time_of_a_request(
+    server: FakeVLLM, recovery: FakeRecovery, client: ChatClient
+) -> None:
+    """A long prompt on a processor takes minutes, during which vLLM answers nothing."""
+    server.frozen = recovery.computes = True
+    recovery.may_end.clear()
+    began = time.monotonic()
+    with completing(client, ROWS) as outcomes:
+        (state,) = client._pool.servers
+        wait_until(lambda: state.activity == "it computes: perhaps a long prompt")
+        wait_until(noted(client, "is stalled"))
+        assert time.monotonic() - began > 1.0  # `request_timeout`
+        recovery.may_end.set()
+        assert texts(outcomes.result(30)) == ROWS
+    assert len(recovery.reasons) == 1
 
 
 def test_a_server_that_dies_is_restarted(

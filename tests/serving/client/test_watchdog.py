@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from chat import ask, completing, endpoint, noted, only_failure, texts, wait_until
 from fake_vllm import TEST_TEXT, FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, watchdog
+from prefect_imageqa.serving.client import ChatClient, pool, watchdog
 from prefect_imageqa.serving.errors import EndpointLostError
 from prefect_imageqa.serving.types import FailureKind
 from servers import StubServer
@@ -62,6 +62,35 @@ def test_nothing_is_asked_twice_when_a_server_goes_on() -> None:
         assert {server.asked[row] for row in ROWS} == {1}
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.4], ids=["soon", "late"])
+def test_a_server_that_hangs_behind_a_gateway(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which answers 504 in its place, before or after the server is looked at."""
+    for module in (pool, watchdog):
+        monkeypatch.setattr(module, "TEST_SECONDS", 0.15)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.frozen, server.gateway_timeout = True, seconds
+        with completing(client, ROWS) as outcomes:
+            wait_until(noted(client, f"{server.url} is stalled"))
+            time.sleep(0.5)
+            assert not outcomes.done()
+            server.frozen = False
+            assert texts(outcomes.result(30)) == ROWS
+
+
+def test_a_server_that_is_asleep_is_not_asked_until_it_wakes() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.frozen, server.asleep, server.tokens = True, True, 7
+        with completing(client, ROWS) as outcomes:
+            wait_until(noted(client, f"{server.url} is asleep: waiting, 0 s of 900"))
+            time.sleep(0.5)
+            assert server.asked[TEST_TEXT] == 0
+            server.frozen = server.asleep = False
+            assert texts(outcomes.result(30)) == ROWS
+        assert {server.asked[row] for row in ROWS} == {1}
+
+
 def test_the_wait_for_a_server_that_hangs_ends() -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=0.5) as client:
         server.frozen = True
@@ -78,8 +107,8 @@ def test_requests_of_a_server_that_hangs_go_to_another(two: tuple[FakeVLLM, Fake
     with ChatClient(endpoint(frozen.url, other.url), max_in_flight=8) as client:
         frozen.frozen = True
         assert texts(client.complete(map(ask, ROWS))) == ROWS
-        assert noted(client, f"{frozen.url} is stalled")()
-        assert noted(client, "other servers do its work")()
+        wait_until(noted(client, f"{frozen.url} is stalled"))
+        wait_until(noted(client, "other servers do its work"))
         assert sum(frozen.asked[row] for row in ROWS) == 4
         # It gets requests again as soon as it answers.
         frozen.frozen, other.latency = False, 0.05
@@ -96,7 +125,7 @@ def test_requests_of_a_server_that_is_killed_go_to_another(two: tuple[FakeVLLM, 
             wait_until(lambda: len(dying.active) == 4)
             dying.stop()
             assert texts(outcomes.result(30)) == ROWS
-        assert noted(client, f"{dying.url} does not answer")()
+        wait_until(noted(client, f"{dying.url} does not answer"))
         assert client.stats.requests <= 40 + 4 + 8
 
 
@@ -112,7 +141,7 @@ def test_requests_of_a_server_that_is_cut_off_go_to_another(
             wait_until(lambda: len(gone.active) == 4)
             gone.refuse()
             assert texts(outcomes.result(30)) == ROWS
-        assert noted(client, gone.url)()
+        wait_until(noted(client, gone.url))
 
 
 # --- servers that only seem to hang ---------------------------------------------------------------
@@ -250,3 +279,19 @@ def test_the_number_and_size_of_overtaken_requests_are_bounded(
             assert (client.stats.overtaken, client.stats.in_flight) == (4, 4)
             server.hanging = set()
             assert texts(outcomes.result(30)) == rows
+
+
+def test_a_watchdog_that_fails_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = [True]
+
+    def notes_about(*_: object) -> list[str]:
+        if fails:
+            raise LookupError(fails.pop())
+        return ["a note"]
+
+    monkeypatch.setattr(watchdog, "notes_about", notes_about)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        wait_until(noted(client, "a note"))
+    assert caplog.messages == ["the watchdog failed: LookupError: True"]

@@ -125,9 +125,20 @@ def test_stopping_ends_all_waits_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
         store.patience.stop()
         assert {type(future.exception(10)) for future in asked} == {StoreUnavailableError}
     assert time.monotonic() - started < 5
-    assert store.attempts == 4
-    assert seconds_of(lambda: store.patience.call(store.ask), StoreUnavailableError) < 1
-    assert store.attempts == 5, "what still can be stored without waiting is stored"
+    ask = lambda: store.patience.call(store.ask, server=SERVER)  # noqa: E731
+    assert seconds_of(ask, StoreUnavailableError) < 1
+    assert store.attempts == 4, "a silent server would take half a minute once more"
+
+
+def test_a_stopped_run_still_stores_what_it_can() -> None:
+    store = Store(Patience(0.1), is_up=True)
+    store.patience.stop()
+    assert store.patience.call(store.ask, server=SERVER) == "answer"
+    store.is_up = False
+    for _ in range(2):
+        ask = lambda: store.patience.call(store.ask, server=SERVER)  # noqa: E731
+        assert seconds_of(ask, StoreUnavailableError) < 0.1
+    assert store.attempts == 2
 
 
 def test_a_run_that_lost_its_output_touches_no_store() -> None:

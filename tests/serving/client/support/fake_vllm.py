@@ -1,7 +1,9 @@
 """vLLM servers in the test's own process, whose behaviour the test can change at any time."""
 
 import asyncio
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -103,6 +105,7 @@ class FakeVLLM(HTTPServer):
         active: texts of the requests that it is working on, in the order in which they came.
         peak: the largest number of them.
         frozen: it answers no completions, as if the engine hangs; `/health` is not affected.
+        gateway_timeout: seconds after which a gateway answers 504 for it.
         hanging: texts that are not answered as long as they are in this set.
         latency: seconds that each completion takes.
         statuses: HTTP statuses of further completions; once they are used up, `status`.
@@ -111,6 +114,7 @@ class FakeVLLM(HTTPServer):
         headers: of completions with another status than 200.
         max_body: the connection of a request with a larger body is closed before that is read.
         health: HTTP status of `/health`.
+        asleep: an operator has put the engine to sleep.
         tokens: the token counter on `/metrics`; None if there is no such page.
         models: the names on `/v1/models`.
     """
@@ -121,6 +125,7 @@ class FakeVLLM(HTTPServer):
         self.active: list[str] = []
         self.peak = 0
         self.frozen = False
+        self.gateway_timeout = math.inf
         self.hanging: set[str] = set()
         self.latency = 0.0
         self.statuses: list[int] = []
@@ -129,6 +134,7 @@ class FakeVLLM(HTTPServer):
         self.headers: dict[str, str] = {}
         self.max_body = 1 << 30
         self.health = 200
+        self.asleep = False
         self.tokens: int | None = None
         self.models = ["m"]
 
@@ -153,12 +159,19 @@ class FakeVLLM(HTTPServer):
     def _metrics(self) -> web.Response:
         if self.tokens is None:
             return web.Response(status=404)
-        return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}.0\n')
+        awake = float(not self.asleep)
+        return web.Response(
+            text=f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}.0\n'
+            f'vllm:engine_sleep_state{{engine="0",sleep_state="awake"}} {awake}\n'
+        )
 
     async def _complete(self, text: str) -> web.StreamResponse:
         await asyncio.sleep(self.latency)
+        late = time.monotonic() + self.gateway_timeout
         while self.frozen or text in self.hanging:
             await asyncio.sleep(0.01)
+            if time.monotonic() > late:
+                return web.Response(status=504)
         status = self.statuses.pop(0) if self.statuses else self.status_of.get(text, self.status)
         if status == 200:
             return reply(text)
