@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .tasks.errors import ImageQAError as ImageQAError
     from .tasks.errors import ObjectCorruptedError as ObjectCorruptedError
     from .tasks.errors import ObjectMissingError as ObjectMissingError
+    from .tasks.errors import ObjectUnavailableError as ObjectUnavailableError
     from .tasks.errors import OutputBusyError as OutputBusyError
     from .tasks.errors import PrefectServerError as PrefectServerError
     from .tasks.errors import RecordCorruptedError as RecordCorruptedError
@@ -67,6 +68,7 @@ _HOMES = {
     "ImageQAError": ".tasks.errors",
     "ObjectCorruptedError": ".tasks.errors",
     "ObjectMissingError": ".tasks.errors",
+    "ObjectUnavailableError": ".tasks.errors",
     "OutputBusyError": ".tasks.errors",
     "PrefectServerError": ".tasks.errors",
     "RecordCorruptedError": ".tasks.errors",

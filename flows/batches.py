@@ -9,7 +9,6 @@ from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
 from ..serving.client.client import ChatClient
-from ..tasks.errors import ImageQAError
 from ..tasks.records import Batch
 from ..tasks.storing.store import StoredBatch
 from .open_pass import OpenPass
@@ -57,12 +56,12 @@ def run_batches(
         max_batches: limit of batches in flight.
 
     Raises:
-        ImageQAError: the error of the first batch that failed, or of reading the table.
+        Exception: the error of the first batch that failed, or of reading the table.
     """
     generating: Step = {}
     storing: Step = {}
     completed: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-    error: ImageQAError | None = None
+    error: Exception | None = None
     more = True
 
     def follow(future: PrefectFuture[Any], batch: Batch, step: Step) -> None:
@@ -76,7 +75,7 @@ def run_batches(
             if more and error is None and _has_room(in_flight, current, run.client, max_batches):
                 try:
                     another = next(batches, None)
-                except ImageQAError as failed:
+                except Exception as failed:
                     error, another = failed, None
                 if another is not None:
                     follow(generate(another), another, generating)
@@ -98,7 +97,7 @@ def run_batches(
                 else:
                     batch = storing.pop(future)
                     run.breaker.add(current.record(batch, future.result()))
-            except ImageQAError as failed:
+            except Exception as failed:
                 error = error or failed
                 # Generating the part with replies sends no request: it only caches them.
                 unfinished = not batch.has_all_replies

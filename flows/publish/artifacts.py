@@ -18,6 +18,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
@@ -47,10 +48,11 @@ def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -
     threading.Thread(target=progress.count, args=(source,), daemon=True).start()
 
     def update_until_stopped() -> None:
-        artifact.update()
-        while not stopped.wait(UPDATE_SECONDS):
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):  # the next update is soon
             artifact.update()
-        artifact.update()
+            while not stopped.wait(UPDATE_SECONDS):
+                artifact.update()
+            artifact.update()
 
     # Without the run's context the thread would have neither the flow run nor Prefect's settings.
     thread = threading.Thread(
@@ -134,7 +136,12 @@ class _ProgressArtifact:
 
     def update(self) -> None:
         """Send the current progress; warn at the first failure only."""
-        if not _try_publish("progress", self._send, warn=not self._warned):
+        try:
+            self._send()
+        except Exception as error:  # whatever Prefect's client may raise
+            # When the run has ended, Prefect's clients are closed under an update that hangs.
+            if not self._warned and not self._progress.finished:
+                _warn("progress", error)
             self._warned = True
 
     def _send(self) -> None:
@@ -149,13 +156,14 @@ class _ProgressArtifact:
             update_progress_artifact(self._artifact, percent, text)
 
 
-def _try_publish(what: str, publish: Callable[[], object], *, warn: bool = True) -> bool:
-    """Publish an artifact and return whether that worked; a failure must not stop the run."""
+def _try_publish(what: str, publish: Callable[[], object]) -> None:
+    """Publish an artifact; a failure must not stop the run."""
     try:
         publish()
     except Exception as error:  # whatever Prefect's client or the output may raise
-        if warn:
-            reason = str(error).partition("\n")[0]
-            get_run_logger().warning("could not publish the %s artifact: %s", what, reason)
-        return False
-    return True
+        _warn(what, error)
+
+
+def _warn(what: str, error: Exception) -> None:
+    reason = str(error).partition("\n")[0]
+    get_run_logger().warning("could not publish the %s artifact: %s", what, reason)

@@ -144,11 +144,11 @@ class ServerPool:
         A completion is proof. Without one, a test request decides after `patience` seconds; a
         server that does not answer it is taken for lost.
         """
-        while server.health is Health.UP and server.last_completion <= since:
+        while server.was_up_since(since) and server.last_completion <= since:
             if time.monotonic() >= since + patience:
                 return await self.test(server)
             await asyncio.sleep(0.05)
-        return server.health is Health.UP
+        return server.was_up_since(since)
 
     async def test(self, server: Server) -> bool:
         """Whether a server answers a test request; if not, it is taken for lost."""

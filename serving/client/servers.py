@@ -69,7 +69,7 @@ class Server:
         pace: how fast it may get requests.
         health: whether it gets requests.
         reason: why not.
-        since: since when not.
+        since: since when it is not, or was not for the last time.
         leaving: its name no longer resolves to its address: it gets no more requests.
         attempts: requests it is working on.
         load: their number, including those about to be sent.
@@ -145,6 +145,10 @@ class Server:
             self.pace.rejected(now, attempt.sent, outcome.retry_after)
         else:
             self.pace.accepted()
+
+    def was_up_since(self, then: float) -> bool:
+        """Whether it has been up since that time, without a break."""
+        return self.health is Health.UP and self.since <= then
 
     def usual_latency(self) -> float:
         """Seconds that 95 % of the newest requests took at most; 0 if that is not known yet."""

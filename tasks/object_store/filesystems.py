@@ -129,6 +129,7 @@ class GuardedFile(io.RawIOBase):
     def __init__(self, uri: str, credentials: S3Credentials | None = None) -> None:
         self._uri = uri
         self._call = partial(call_store, uri, credentials)
+        self._file: Any = None  # Python closes this object even if opening the file fails
         self._file = self._call(_open)
 
     def readable(self) -> bool:
@@ -166,7 +167,7 @@ class GuardedFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
-        if not self.closed:
+        if not self.closed and self._file is not None:
             self._file.close()
         super().close()
 

@@ -1,6 +1,7 @@
 """Batches are finished as they complete: a slow row delays nothing but its own batch."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
 from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room
+from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES
+from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt
 
 WriteRows = Callable[[list[str]], str]
@@ -82,7 +85,7 @@ def test_the_number_of_waiting_batches_is_limited(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches.run_batches, "__defaults__", (4,))
-    stub, output, slow = start_stub(), tmp_path / "out", 0.8
+    stub, output, slow = start_stub(), tmp_path / "out", 0.6
     texts = [f"STUB slow {slow} {row}" if row % 5 == 0 else f"{row}" for row in range(60)]
     unstored: list[int] = []
 
@@ -162,3 +165,31 @@ def test_a_truncated_dataset_fails_after_the_rows_before_are_stored(
     with pytest.raises(Exception, match="cannot be read after"):
         image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=limits)
     assert stored_parts(tmp_path / "out") >= 7
+
+
+def test_an_unexpected_error_is_retried_and_costs_no_reply(
+    start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub, attempts = start_stub(), []
+    read = ImageReader.read
+
+    def failing(reader: ImageReader, ref: ImageRef) -> Any:
+        if str(ref.path).endswith("odd.png"):
+            attempts.append(ref)
+            raise RuntimeError("nobody has foreseen this")
+        return read(reader, ref)
+
+    monkeypatch.setattr(ImageReader, "read", failing)
+    dataset = Path(write_rows([f"row {row}" for row in range(12)]))
+    shutil.copy(dataset.with_name("red.png"), dataset.with_name("odd.png"))
+    rows = json.loads(dataset.read_text())
+    rows[7]["image"] = "odd.png"
+    dataset.write_text(json.dumps(rows))
+    limits = Limits(batch_size=8)
+    with pytest.raises(RuntimeError, match="nobody has foreseen this"):
+        image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=limits)
+    assert len(attempts) == 1 + BATCH_RETRIES
+    assert stub.stats()["requests"] == 11
+    monkeypatch.undo()
+    again = image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=limits)
+    assert (again.ok, again.requests) == (12, 1)

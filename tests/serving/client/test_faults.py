@@ -1,5 +1,6 @@
 """Nobody is blamed for a failure of the server, and everything is answered when it is back."""
 
+import asyncio
 import base64
 import os
 import signal
@@ -12,8 +13,9 @@ import pytest
 from chat import ask, completing, endpoint, noted, only_failure, texts, wait_until
 from fake_vllm import FakeVLLM
 from prefect_imageqa.serving.client import ChatClient, pool
+from prefect_imageqa.serving.client.servers import Health
 from prefect_imageqa.serving.errors import EndpointLostError
-from prefect_imageqa.serving.types import ChatRequest, Failure, FailureKind, Outcome
+from prefect_imageqa.serving.types import ChatRequest, FailureKind, Outcome
 from raw_server import COMPLETION, drop, listening, send
 from servers import StubServer
 
@@ -135,6 +137,21 @@ def test_no_request_is_blamed_while_a_tunnel_drops_them_all(quick: None) -> None
         assert client.stats.requests == sent <= 8
         is_up = True
         assert len(texts(outcomes.result(30))) == 20
+
+
+def test_a_server_that_was_lost_for_a_moment_was_not_up() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        (state,) = client._pool.servers
+
+        async def lose_it_for_a_moment() -> bool:
+            answers = asyncio.create_task(client._pool.answers(state, time.monotonic(), 0.1))
+            await asyncio.sleep(0)
+            client._pool.lose(state, Health.DOWN, "does not answer")
+            while state.health is not Health.UP:
+                await asyncio.sleep(0.001)
+            return await answers
+
+        assert not client._await(lose_it_for_a_moment())
 
 
 def test_a_connection_that_times_out(quick: None) -> None:

@@ -14,6 +14,7 @@ from fake_vllm import FakeVLLM
 from prefect_imageqa.serving.client import ChatClient, notes, pace
 from prefect_imageqa.serving.client.pace import Pace
 from prefect_imageqa.serving.errors import EndpointLostError
+from servers import StubServer
 
 MAX_IN_FLIGHT = 64
 LATENCY = 2.0
@@ -171,11 +172,12 @@ def test_a_server_without_a_limit_gets_requests_at_once() -> None:
 
 
 def test_a_gateway_before_the_stub(start_stub: Any) -> None:
-    stub = start_stub("--rate=20")
+    stub: StubServer = start_stub("--rate=50")
     with ChatClient(endpoint(stub.url, model="stub")) as client:
-        assert len(texts(client.complete([ask("hello")] * 60))) == 60
-        wait_until(noted(client, f"{stub.url} limits the rate (HTTP 429): sending "))
-        assert client.stats.requests < 60 + 20
+        with completing(client, ["hello"] * 120) as outcomes:
+            wait_until(noted(client, f"{stub.url} limits the rate (HTTP 429): sending "))
+            assert len(texts(outcomes.result(30))) == 120
+        assert 120 < client.stats.requests < 120 + 64
         assert client.stats.failures == 0
 
 

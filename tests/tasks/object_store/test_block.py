@@ -14,6 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.credentials import S3Credentials
+from prefect_imageqa.tasks.object_store.filesystems import open_filesystem
+from prefect_imageqa.tasks.object_store.patience import Patience
 from prefect_imageqa.tasks.object_store.store import ObjectStore, load_store
 
 SECRET = "secret-7f3a"
@@ -210,6 +212,24 @@ def working(s3: str) -> dict[str, str]:
         "secret_access_key": "test-secret",
         "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
     }
+
+
+def test_copies_of_a_patient_store_share_its_patience_and_its_connection() -> None:
+    store = ObjectStore(uri="s3://bucket/a", endpoint_url="http://minio:9000")
+    patience = Patience(60)
+    patient = store.with_patience(patience)
+    copies = (patient, patient.with_uri("s3://bucket/b"), patient.with_record_check(print))
+    for each in copies:
+        credentials = each.s3_credentials
+        assert credentials is not None
+        assert credentials.patience is patience
+        assert credentials == store.s3_credentials
+        assert credentials.for_server("http://b:1", "").patience is patience
+        connection, _ = open_filesystem(each.uri, credentials)
+        assert connection is open_filesystem(store.uri, store.s3_credentials)[0]
+    assert ObjectStore(uri="s3://bucket").with_patience(patience).s3_credentials is not None
+    assert store.s3_credentials is not None
+    assert store.s3_credentials.patience.seconds == 0
 
 
 def test_a_working_store_passes_the_check(working: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ from prefect_imageqa.tasks.object_store.patience import Patience
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import ImageRef
 
-AWAY_SECONDS = 0.5
+AWAY_SECONDS = 0.4
 """More than the quick retries take here: these cannot hide the outage."""
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
@@ -96,13 +96,11 @@ def put(store: ObjectStore, folder: Path) -> None:
 
 OPERATIONS: dict[str, tuple[Callable[[ObjectStore, Path], Any], Any]] = {
     "read": (lambda store, _: store.read("x"), OLD),
-    "lines": (lambda store, _: list(store.lines("x")), [OLD]),
     "write": (lambda store, _: store.write("y", NEW), None),
     "put": (put, None),
     "list": (lambda store, _: store.list(), ["x"]),
     "exists": (lambda store, _: (store.exists("x"), store.exists("z")), (True, False)),
     "remove": (lambda store, _: store.remove("x"), None),
-    "another folder": (lambda store, _: store.with_uri(store.uri).read("x"), OLD),
 }
 
 
@@ -240,7 +238,7 @@ def test_images_are_waited_for(
 def test_an_outage_in_the_middle_of_a_reply_is_waited_for(
     store: ObjectStore, proxy: FaultProxy, patience: Patience
 ) -> None:
-    data = os.urandom(64 << 20)  # more than the buffers of the connections
+    data = os.urandom(24 << 20)  # more than the buffers of the connections
     store.write("large", data)
     sent = proxy.bytes_sent
     with ThreadPoolExecutor(1) as pool:
