@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 FLOW_ENV := .venv/.installed
 SERVER_ENV := .venv-vllm/prefect-imageqa-lock.sha256
-# Two workers, to which tests are handed one by one.
-PARALLEL := -n 2 --dist loadgroup
+# Two workers; tests/conftest.py says which tests each of them gets.
+PARALLEL := -n 2
 
 # No telemetry.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false

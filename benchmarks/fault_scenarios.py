@@ -33,7 +33,6 @@ def kill_prefect(seconds: float | None) -> Inject:
     """Kill Prefect's server after a third of the rows, for some seconds or for good."""
 
     def inject(world: World) -> None:
-        assert world.servers.prefect
         if world.wait_for_answers(0.33):
             world.servers.prefect.kill()
             if seconds:

@@ -112,14 +112,16 @@ def write_dataset(scenario: Scenario, servers: Servers, folder: Path) -> str:
 
 
 def start_run(scenario: Scenario, servers: Servers, folder: Path, log: Path) -> TimedRun:
-    """Start the program."""
+    """Start the program; it is ended before its servers."""
     output = place("output", "out", scenario, servers, folder)[1]
     arguments = [write_dataset(scenario, servers, folder), "--output", output]
     arguments += [f"--endpoint={stub.url}" for stub in servers.stubs]
     environment = dict(servers.prefect.environment)
     if servers.s3 and servers.proxy:
         environment |= servers.s3.environment | {"AWS_ENDPOINT_URL": servers.proxy.url}
-    return TimedRun([*arguments, *scenario.flags], environment, log)
+    run = TimedRun([*arguments, *scenario.flags], environment, log)
+    servers.until_end.callback(run.kill)
+    return run
 
 
 @dataclass

@@ -16,6 +16,8 @@ and below each row that line, and the run's last one. `--logs` gets all lines wi
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +141,7 @@ def main() -> None:
     if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}; see --list")
     options.logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers, too
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as scratch,
         PrefectServer(Path(scratch, "prefect")) as prefect,

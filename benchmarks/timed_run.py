@@ -84,13 +84,17 @@ class TimedRun:
         try:
             self.exit_code = self._process.wait(max(0.0, limit - self.now))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self.seconds = self.now
         self._reader.join()
         stdout = self._stdout.read_text().splitlines()
         summary: dict[str, Any] | None = json.loads(stdout[-1]) if stdout else None
         return summary
+
+    def kill(self) -> None:
+        """End it at once; nothing happens if it has ended."""
+        self._process.kill()
+        self._process.wait()
 
     def first_problem(self, since: float) -> Line | None:
         """The first line that names a problem, at or after that second."""

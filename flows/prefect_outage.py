@@ -4,6 +4,7 @@ On its own, Prefect ends minutes later: it retries each request for more than a 
 event that is still to be sent for 7 seconds.
 """
 
+import asyncio
 import logging
 import math
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,22 +30,46 @@ from ..serving.endpoint import safe_url
 FINAL_WAIT_SECONDS = 45.0
 """How long a finished run waits for the server, which must be told how it ended.
 
-Long enough for a restart of the server; the command ends within 60 s after its exports.
+Long enough for a restart of the server.
 """
+
+EXIT_SECONDS = 55.0
+"""How long after its end a run may still send events and log lines; then the process ends."""
 
 CHECK_SECONDS = 5.0
 """How long the server may take to answer a check."""
 
 POLL_SECONDS = 1.0
 
+QUIET_SECONDS = 3.0
+"""How long a process that ends may be silent; sending what is left takes less as a rule."""
+
 LOG_SECONDS = 60.0
 """How often an outage that goes on is logged."""
+
+_LOGGER = logging.getLogger("prefect_imageqa.flows")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+@dataclass
+class _End:
+    """How far a run has come with its end; times are those of `time.monotonic()`.
+
+    Attributes:
+        began: when it had nothing to do any more but to report its end; 0 before.
+        answered: when the server answered a check last.
+        gave_up: whether it has waited for the server in vain.
+    """
+
+    began: float = 0.0
+    answered: float = -math.inf
+    gave_up: bool = False
+
+
 _has_caller: ContextVar[bool] = ContextVar("_has_caller", default=False)
-_gave_up: ContextVar[bool] = ContextVar("_gave_up", default=False)
+_end: ContextVar[_End | None] = ContextVar("_end", default=None)
 
 
 class UnreportedError(Abort):
@@ -77,9 +103,9 @@ def ends_in_time(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        _gave_up.set(False)
+        _end.set(end := _End())
         outcome: Future[R] = Future()
-        spent = 0.0  # of the time to wait
+        hint = ""
         with quiet_outages():
             try:
                 outcome.set_result(function(*args, **kwargs))
@@ -87,10 +113,9 @@ def ends_in_time(function: Callable[P, R]) -> Callable[P, R]:
                 outcome.set_exception(error)
             except BaseException as error:  # a signal: do not wait
                 outcome.set_exception(error)
-                spent = FINAL_WAIT_SECONDS
-            if _has_caller.get() and not _answers_until_signal(time.monotonic() - spent):
-                is_stopped = spent > 0.0
-                hint = ": run it again with the same parameters to resume" if is_stopped else ""
+                end.began = time.monotonic() - FINAL_WAIT_SECONDS
+                hint = ": run it again with the same parameters to resume"
+            if _has_caller.get() and not _answers_until_signal():
                 get_run_logger().warning("%s does not know how this run ended%s", _server(), hint)
                 raise UnreportedError(outcome)
         return outcome.result()
@@ -108,20 +133,41 @@ def has_caller(value: bool = True) -> Iterator[None]:
         _has_caller.reset(token)
 
 
-def server_answers(ended: float) -> bool:
-    """Whether Prefect's server answers. Waits for it, but only once in a run.
+@contextmanager
+def bounded_exit() -> Iterator[None]:
+    """For a process that ends after the run inside: let Prefect's threads not hold it up."""
+    try:
+        yield
+    finally:
+        end = _end.get() or _End(time.monotonic())
+        services = _services()
+        with quiet_outages():
+            EventsWorker.drain_all(timeout=QUIET_SECONDS)
+            if not all(service.done() for service in services):
+                seconds = max(end.began + EXIT_SECONDS - time.monotonic(), 0.0)
+                _LOGGER.warning("sending the last events to %s: up to %.0f s", _server(), seconds)
+                EventsWorker.drain_all(timeout=seconds)
+            if not all(service.done() for service in services):
+                _LOGGER.warning("%s has not received all events and log lines", _server())
+                _cancel(services)
 
-    Args:
-        ended: since when the run has nothing else to do, by `time.monotonic()`.
-    """
-    if _gave_up.get():
-        return False
-    deadline = ended + FINAL_WAIT_SECONDS
-    is_first = True
+
+def run_has_ended() -> None:
+    """Declare that the current run has nothing to do any more but to report its end."""
+    end = _current_end()
+    end.began = end.began or time.monotonic()
+
+
+def server_answers() -> bool:
+    """Whether Prefect's server answers. Waits for it, but only once, and only when a run ends."""
+    run_has_ended()
+    end, is_first = _current_end(), True
+    if end.gave_up or time.monotonic() - end.answered < CHECK_SECONDS:
+        return not end.gave_up
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         while (problem := _problem()) is not None:
-            if time.monotonic() >= deadline:
-                _gave_up.set(True)
+            if time.monotonic() >= end.began + FINAL_WAIT_SECONDS:
+                end.gave_up = True
                 return False
             if is_first:
                 get_run_logger().warning(
@@ -132,21 +178,13 @@ def server_answers(ended: float) -> bool:
                 )
                 is_first = False
             time.sleep(POLL_SECONDS)
+    end.answered = time.monotonic()
     return True
 
 
 def drop_unsent() -> None:
     """Let Prefect's threads drop the events and log lines that they cannot send."""
-    # All services of Prefect, such as the one for log lines, share this dict.
-    services: dict[int, Any] = EventsWorker._instances  # type: ignore[misc]
-    running = [service._task for service in list(services.values()) if service._task is not None]
-    deadline = time.monotonic() + CHECK_SECONDS
-    # Once is not enough: closing the connection to a server that hangs takes long, too.
-    while running and time.monotonic() < deadline:
-        for task in running:
-            task.get_loop().call_soon_threadsafe(task.cancel)
-        time.sleep(0.1)
-        running = [task for task in running if not task.done()]
+    _cancel(_services())
 
 
 @contextmanager
@@ -181,12 +219,34 @@ def quiet_outages() -> Iterator[None]:
             get_logger(name).removeFilter(change)
 
 
-def _answers_until_signal(ended: float) -> bool:
+def _answers_until_signal() -> bool:
     """Like `server_answers`; a signal ends the wait and nothing else, as the run has ended."""
     try:
-        return server_answers(ended)
+        return server_answers()
     except (KeyboardInterrupt, SystemExit, TerminationSignal):
         return False
+
+
+def _current_end() -> _End:
+    if (end := _end.get()) is None:
+        _end.set(end := _End())
+    return end
+
+
+def _services() -> "list[asyncio.Task[None]]":
+    """The running services of Prefect, such as those that send events and log lines."""
+    services: dict[int, Any] = EventsWorker._instances  # type: ignore[misc] # of all of them
+    return [service._task for service in list(services.values()) if service._task is not None]
+
+
+def _cancel(services: "list[asyncio.Task[None]]") -> None:
+    deadline = time.monotonic() + CHECK_SECONDS
+    # Once is not enough: closing the connection to a server that hangs takes long, too.
+    while services and time.monotonic() < deadline:
+        for service in services:
+            service.get_loop().call_soon_threadsafe(service.cancel)
+        time.sleep(0.1)
+        services = [service for service in services if not service.done()]
 
 
 def _problem() -> Exception | None:

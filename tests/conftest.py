@@ -189,3 +189,24 @@ def record_of() -> "Callable[..., RunRecord]":
         return RunRecord.model_validate(fields | changed)
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests on a real vLLM: they take longest."""
+    items.sort(key=lambda item: "vllm" not in item.nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file to one worker, and all tests on a real vLLM to the same one.
+
+    So the fixtures of a file are made once, and only one vLLM server runs at a time.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if "vllm" in nodeid else str(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)

@@ -26,6 +26,7 @@ from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ..image_qa import image_qa
 from ..open_model import open_model
+from ..prefect_outage import bounded_exit
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
 from ..run import open_store
@@ -70,7 +71,8 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     use_progress(progress)
     # A single value may be the name of a block.
     endpoint = names[0] if len(names) == 1 else names or None
-    with terminate_on_signals(), error_is_printed(image_qa), _display(progress, table):
+    said, ends = error_is_printed(image_qa), bounded_exit()
+    with terminate_on_signals(), said, ends, _display(progress, table):
         summary: RunSummary = image_qa(**{**bound.arguments, "endpoint": endpoint})
     return summary
 

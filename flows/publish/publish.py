@@ -1,6 +1,5 @@
 """Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from ...tasks.reporting.report import REPORT, make_report
 from ...tasks.reporting.samples import SampledRow
 from ...tasks.runs.run_record import RunCounts
 from ..open_pass import OpenPass
-from ..prefect_outage import server_answers
+from ..prefect_outage import run_has_ended, server_answers
 from ..summary import RunSummary
 from .artifacts import show_results
 from .events import emit_completed
@@ -85,7 +84,7 @@ def publish(
 
     The run is complete and stored: nothing here may fail it.
     """
-    ended = time.monotonic()
+    run_has_ended()
     get_run_logger().info("%s", summary)
     samples: list[SampledRow] = []
     try:
@@ -106,7 +105,7 @@ def publish(
             output.uri,
         )
         get_run_logger().debug("traceback of the failed report", exc_info=True)
-    if server_answers(ended):
+    if server_answers():
         with temporary_settings(ARTIFACT_SETTINGS):
             show_results(output, summary, samples, dataset=dataset.name, model=model, files=FILES)
     else:

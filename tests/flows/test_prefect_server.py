@@ -1,9 +1,11 @@
 """An unusable Prefect server is reported in one line, with the command that fixes it."""
 
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,37 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect_imageqa import image_qa
+from prefect_imageqa.flows import prefect_server
 from prefect_imageqa.flows.prefect_server import check_server
 from prefect_imageqa.flows.run import open_store
 from prefect_imageqa.serving.endpoint import load_endpoint
 from prefect_imageqa.tasks.errors import ImageQAError, PrefectServerError
 from prefect_imageqa.tasks.object_store.store import load_store
 
-StartFake = Callable[[int, str], str]
+StartFake = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefect_server, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(prefect_server, "POLL_SECONDS", 0.1)
 
 
 @pytest.fixture
 def start_fake() -> Iterator[StartFake]:
-    """Starts a server that answers all requests alike; returns the URL of its API."""
+    """Starts a server that answers all requests alike; returns the URL of its API.
+
+    Before that, it answers some requests with the statuses of `busy`.
+    """
     with ExitStack() as running:
 
-        def start(status: int, body: str) -> str:
+        def start(status: int, body: str, busy: Sequence[int] = ()) -> str:
+            statuses = chain(busy, repeat(status))
+
             class Answer(BaseHTTPRequestHandler):
                 def do_GET(self) -> None:
-                    self.send_response(status)
+                    self.send_response(next(statuses))
+                    self.send_header("Retry-After", "0")  # Prefect's client pauses even for nothing
                     self.end_headers()
                     self.wfile.write(body.encode())
 
@@ -84,8 +99,9 @@ def test_deploying_needs_a_server() -> None:
 @pytest.mark.parametrize(
     "url", ["http://user:a-password@127.0.0.1:9/api", "http://nowhere.invalid/api", "prefect"]
 )
-def test_no_server_answers(url: str) -> None:
+def test_no_server_answers(url: str, caplog: pytest.LogCaptureFixture) -> None:
     message = error_of(url)
+    assert caplog.records == []  # it is not waited for
     assert message.startswith("no Prefect server answers at ")
     assert "`prefect server start`" in message
 
@@ -112,6 +128,28 @@ def test_an_unusable_server_answers(
     status: int, body: str, expected: str, start_fake: StartFake
 ) -> None:
     assert expected in error_of(start_fake(status, body))
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_busy_server_is_waited_for(
+    status: int, start_fake: StartFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = start_fake(200, f'"{prefect.__version__}"', busy=[status, status])
+    with temporary_settings({PREFECT_API_URL: url}):
+        check_server()
+    [message] = [record.getMessage() for record in caplog.records]
+    expected = f"{url.replace('user:a-password@', '')} does not answer yet: waiting, up to 0 s"
+    assert message == f"the Prefect server at {expected}"
+
+
+def test_a_server_that_stays_silent_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prefect_server, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        message = error_of(f"http://user:a-password@127.0.0.1:{silent.getsockname()[1]}/api")
+    assert "does not answer (ReadTimeout): try again later" in message
+    assert "does not answer yet: waiting, up to" in caplog.text
 
 
 def test_another_major_version_is_reported_with_both_versions(start_fake: StartFake) -> None:

@@ -117,6 +117,21 @@ def test_no_request_is_blamed_while_a_server_fails_them_all(status: int, quick: 
             assert texts(outcomes.result(30)) == sent
 
 
+def test_a_server_that_is_away_again_and_again_costs_no_attempts(quick: None) -> None:
+    sent = [f"row {number}" for number in range(20)]
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.hanging = set(sent)
+        with completing(client, sent) as outcomes:
+            for _ in range(5):
+                wait_until(lambda: len(server.active) == 4)
+                server.status, server.hanging = 503, set()
+                wait_until(noted(client, "answers no request"))
+                server.status, server.hanging = 200, set(sent)
+            wait_until(lambda: len(server.active) == 4)
+            server.statuses, server.hanging = [503] * 4, set()
+            assert texts(outcomes.result(30)) == sent
+
+
 def test_no_request_is_blamed_while_a_tunnel_drops_them_all(quick: None) -> None:
     is_up = False
 

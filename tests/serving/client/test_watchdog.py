@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from chat import ask, completing, endpoint, noted, texts, wait_until
 from fake_vllm import TEST_TEXT, FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, notes, pool, watchdog
+from prefect_imageqa.serving.client import ChatClient, notes, pool, sender, watchdog
 from prefect_imageqa.serving.errors import EndpointLostError
 from servers import StubServer
 
@@ -68,6 +68,7 @@ def test_a_server_that_hangs_behind_a_gateway(
     """Which answers 504 in its place, before or after the server is looked at."""
     for module in (pool, watchdog):
         monkeypatch.setattr(module, "TEST_SECONDS", 0.15)
+    monkeypatch.setattr(sender, "CRASH_CHECK_SECONDS", 0.02)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.frozen, server.gateway_timeout = True, seconds
         with completing(client, ROWS) as outcomes:
@@ -128,19 +129,23 @@ def test_requests_of_a_server_that_is_killed_go_to_another(two: tuple[FakeVLLM, 
         assert client.stats.requests <= 40 + 4 + 8
 
 
-def test_requests_of_a_server_that_is_cut_off_go_to_another(
+def test_requests_of_a_server_that_stays_down_go_to_another(
     two: tuple[FakeVLLM, FakeVLLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a machine is gone: connections stay open, and new ones are refused."""
+    """Those whose connections are still open, as when its machine is gone."""
+    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 60.0)
     monkeypatch.setattr(watchdog, "_MOVE_SECONDS", 0.3)
     gone, other = two
-    with ChatClient(endpoint(gone.url, other.url), max_in_flight=8) as client:
-        gone.frozen = True
-        with completing(client, ROWS) as outcomes:
-            wait_until(lambda: len(gone.active) == 4)
-            gone.refuse()
-            assert texts(outcomes.result(30)) == ROWS
-        wait_until(noted(client, gone.url))
+    gone.hanging, gone.health = set(ROWS), 503
+    with (
+        ChatClient(endpoint(gone.url, other.url), max_in_flight=8) as client,
+        completing(client, ROWS) as outcomes,
+    ):
+        wait_until(lambda: len(gone.active) == 4)
+        gone.status_of = {gone.active[0]: 502}
+        gone.hanging.discard(gone.active[0])
+        wait_until(noted(client, f"{gone.url} does not answer"))
+        assert texts(outcomes.result(30)) == ROWS
 
 
 # --- servers that only seem to hang ---------------------------------------------------------------
@@ -208,16 +213,20 @@ def test_a_slow_server_is_given_more_time() -> None:
     """Five times what is usual until it is looked at, ten times until a request is cancelled."""
     with (
         FakeVLLM() as server,
-        ChatClient(endpoint(server.url), max_in_flight=10, request_timeout=0.4) as client,
+        ChatClient(endpoint(server.url), max_in_flight=20, request_timeout=0.4) as client,
     ):
         server.latency = 0.2
         assert texts(client.complete(map(ask, ROWS))) == ROWS
         (state,) = client._pool.servers
         assert 0.2 <= state.usual_latency() < 0.4
-        server.latency = 0.7
-        assert texts(client.complete(map(ask, ROWS[:4]))) == ROWS[:4]
+        server.hanging = set(ROWS[:4])
+        with completing(client, ROWS) as outcomes:
+            wait_until(lambda: client.stats.completions == 40 + 36)
+            time.sleep(0.4)
+            server.hanging = set()
+            assert texts(outcomes.result(30)) == ROWS
         assert server.asked[TEST_TEXT] == 0
-        assert client.stats.requests == 44
+        assert client.stats.requests == 80
 
 
 def test_a_watchdog_that_fails_goes_on(

@@ -212,9 +212,10 @@ def test_a_server_that_stays_away_stops_the_batch_and_replies_are_retained(
             generate(pending, client)
         assert client.stats.requests <= 3 + 2  # one dies with it, one more finds it gone
     assert 0.5 < time.monotonic() - started < 10
-    assert str(lost.value) == (
-        f"{mortal.url} does not answer: waited 0 s; when a server is back, run the same command "
-        "again to resume"
+    message = str(lost.value)
+    assert message.startswith(f"{mortal.url} does not answer")
+    assert message.endswith(
+        ": waited 0 s; when a server is back, run the same command again to resume"
     )
     assert set(pending.replies) == {prompt.key for prompt in prompts[:3]}
     assert mortal.process.wait(5) == 1
