@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from .pool import ServerPool
 from .servers import Health
 
-_SLOW_SECONDS = 60.0
+_SLOW_SECONDS = 45.0
 """Requests that are older than this are mentioned."""
 
 _REFUSED_SECONDS = 5.0

@@ -30,9 +30,6 @@ TEST_SECONDS = 15.0
 _MAX_PROBE_DELAY = 5.0
 """Seconds between two tests of a server that is not up, at most."""
 
-_WAIT_LOG_SECONDS = 60.0
-"""How often the log says that servers are still waited for."""
-
 
 class ServerPool:
     """The servers of an endpoint. Used on the client's event loop only.
@@ -62,7 +59,6 @@ class ServerPool:
         self._group = group
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._logged = 0.0
 
     async def close(self) -> None:
         """Close all connections."""
@@ -192,7 +188,6 @@ class ServerPool:
         self.wake()
 
     def _log_loss(self, server: Server) -> None:
-        self._logged = time.monotonic()
         others = len(self.up)
         if server.health is Health.STALLED and self.recovery is not None:
             return  # the restart is logged
@@ -255,12 +250,6 @@ class ServerPool:
         if since is None or self.recovery is not None or self.error is not None:
             return
         if now - since < self.server_wait:
-            if now - max(self._logged, since) > _WAIT_LOG_SECONDS:
-                self._logged = now
-                _LOGGER.warning(
-                    "still waiting for %s: %.0f s of %.0f",
-                    *(self._names(), now - since, self.server_wait),
-                )
             return
         reasons = {server.reason or "rejects every request" for server in self.servers}
         self.fail(

@@ -24,6 +24,10 @@ _COMPUTING_SHARE = 0.1
 
 _TICK_SECONDS = 0.25
 _NOTES_SECONDS = 1.0
+_FIRST_LOG_SECONDS = 10.0
+_LOG_SECONDS = 60.0
+"""Notes are logged when they have lasted for the first of these, and then at this interval."""
+
 _REFRESH_SECONDS = 30.0
 """How often names are resolved again, and the memory of a server of our own is looked at."""
 
@@ -63,7 +67,7 @@ class Watchdog:
         self._slots = slots
         self._max_overtaken = _MAX_OVERTAKEN * max_in_flight
         self._request_timeout = request_timeout
-        self._described = self._refreshed = time.monotonic()
+        self._described = self._refreshed = self._next_log = time.monotonic()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -81,10 +85,20 @@ class Watchdog:
         if now - self._described >= _NOTES_SECONDS:
             self._described = now
             self._stats.notes = notes_about(self._pool, now, self._request_timeout)
+            self._log_notes(now)
         if now - self._refreshed >= _REFRESH_SECONDS:
             self._refreshed = now
             await self._pool.refresh()
             await self._check_memory()
+
+    def _log_notes(self, now: float) -> None:
+        """Log the notes that last, soon and then once a minute."""
+        if not self._stats.notes:
+            self._next_log = now + _FIRST_LOG_SECONDS
+        elif now >= self._next_log:
+            self._next_log = now + _LOG_SECONDS
+            for note in self._stats.notes:
+                _LOGGER.warning("%s", note)
 
     def _watch(self, server: Server, now: float) -> None:
         if server.health is Health.UP:
