@@ -83,9 +83,6 @@ def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    # Of log lines, only warnings are shown: the bar tells the rest.
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     if source.count is None:
         threading.Thread(target=progress.count, args=(source,), daemon=True).start()
     view = _ProgressView(progress, console)
@@ -107,11 +104,19 @@ def _logging_to(console: Console) -> Iterator[None]:
     own = [handler.console for handler in handlers]
     for handler in handlers:
         handler.console = console
+        handler.addFilter(_is_shown)
     try:
         yield
     finally:
         for handler, original in zip(handlers, own, strict=True):
             handler.console = original
+            handler.removeFilter(_is_shown)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Of the lines of a run, only warnings are shown: the bar tells the rest."""
+    is_of_run = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+    return record.levelno >= logging.WARNING or not is_of_run
 
 
 class _ProgressView:

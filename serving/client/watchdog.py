@@ -67,7 +67,8 @@ class Watchdog:
         self._slots = slots
         self._max_overtaken = _MAX_OVERTAKEN * max_in_flight
         self._request_timeout = request_timeout
-        self._described = self._refreshed = self._next_log = time.monotonic()
+        self._described = self._refreshed = time.monotonic()
+        self._next_log = self._described + _FIRST_LOG_SECONDS
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -1,6 +1,7 @@
 """A run cancelled in Prefect stops soon, leaves no process running, and can be resumed."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
@@ -112,6 +113,14 @@ def state_of(client: SyncPrefectClient, run: FlowRun) -> str:
     return str(state.name)
 
 
+def warnings_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    """What the run and its tasks have logged at least as a warning."""
+    chosen = LogFilter(
+        flow_run_id=LogFilterFlowRunId(any_=[run.id]), level=LogFilterLevel(ge_=logging.WARNING)
+    )
+    return [log.message for log in client.read_logs(chosen)]
+
+
 def test_a_cancelled_run_stops_soon_and_can_be_resumed(
     client: SyncPrefectClient,
     deployment: uuid.UUID,
@@ -150,6 +159,8 @@ def test_a_cancelled_run_stops_soon_and_can_be_resumed(
     assert psutil.Process(worker.pid).children(recursive=True) == []
     record = json.loads((output / "runs" / f"{run.id}.json").read_bytes())
     assert record["state"] == "interrupted"
+    expected = ["cancelled: run it again with the same parameters to resume"]
+    wait_until(lambda: warnings_of(client, run) == expected, seconds=30)
     before = times_sent().total()
     assert before < ROWS
 

@@ -148,6 +148,10 @@ LASTING_MODEL_FAULTS = {
         Rule("respond", status=500, first=2),
         r"answers no request \(HTTP 500: no message\): waited 2 s",
     ),
+    "502 always": (  # by a gateway whose server is gone
+        Rule("respond", status=502, first=20),
+        r"answers no request \(HTTP 502: no message\): waited 2 s",
+    ),
     "reset always": (
         Rule("reset", first=20),
         r"answers no request \(.+\): waited 2 s",

@@ -139,7 +139,8 @@ def test_a_server_that_is_down_and_leaves_is_forgotten(
         names["vllm.test"] = ["127.0.0.1"]
         wait_until(lambda: len(client._pool.servers) == 1)
         wait_until(lambda: not client.stats.notes)
-        time.sleep(0.6)  # until it would be tested again
+        assert client._group
+        wait_until(lambda: client._group and len(client._group._tasks) == 1)  # only the watchdog
         assert len(texts(client.complete(map(ask, ROWS)))) == 40
     assert len(caplog.messages) == 1
 

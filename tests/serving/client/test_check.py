@@ -169,9 +169,11 @@ def test_a_check_can_wait_for_a_server_and_says_so(
         server.stop()
         with ThreadPoolExecutor(1) as executor:
             model = executor.submit(client.check, 60)
-            wait_until(lambda: caplog.messages)
+            wait_until(noted(client, f"{server.url} is not up yet: waiting, 0 s of 60"))
+            wait_until(noted(client, "waiting, 1 s of 60"))
             server.start()
             assert model.result(30) == "m"
+        wait_until(lambda: not client.stats.notes)
         assert len(texts(client.complete([ask("hello")]))) == 1
     (warning,) = caplog.messages
     assert warning.startswith(f"no server answers at {server.url}/v1 (connection refused): ")

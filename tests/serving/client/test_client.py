@@ -179,6 +179,20 @@ def test_an_error_in_the_callers_iterator_is_propagated(stub: StubServer) -> Non
         assert len(texts(client.complete([ask("hello")] * 3))) == 3
 
 
+def test_what_was_sent_before_an_error_in_the_callers_iterator_is_reported() -> None:
+    reported: list[Outcome] = []
+
+    def broken() -> Iterator[ChatRequest]:
+        yield ask("hello")
+        raise LookupError
+
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.latency = 0.2
+        with pytest.raises(LookupError):
+            client.complete(broken(), lambda _, outcome: reported.append(outcome))
+        assert texts(reported) == ["hello"]
+
+
 def test_an_error_in_the_callers_callback_is_propagated(stub: StubServer) -> None:
     def broken(position: int, outcome: Outcome) -> None:
         raise LookupError(f"{position} {type(outcome).__name__}")

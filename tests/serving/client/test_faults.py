@@ -123,13 +123,26 @@ def test_a_server_that_is_away_again_and_again_costs_no_attempts(quick: None) ->
         server.hanging = set(sent)
         with completing(client, sent) as outcomes:
             for _ in range(5):
-                wait_until(lambda: len(server.active) == 4)
+                wait_until(lambda: len(server.active) == 4 and not client.stats.notes)
                 server.status, server.hanging = 503, set()
                 wait_until(noted(client, "answers no request"))
                 server.status, server.hanging = 200, set(sent)
             wait_until(lambda: len(server.active) == 4)
             server.statuses, server.hanging = [503] * 4, set()
             assert texts(outcomes.result(30)) == sent
+
+
+@pytest.mark.parametrize(("models", "is_up"), [(200, True), (401, True), (502, False)])
+def test_behind_a_gateway_without_health_the_models_are_checked(
+    models: int, is_up: bool, quick: None
+) -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.health, server.models_status, server.status_of = 404, models, {"bad": 502}
+        with completing(client, ["bad"]) as outcomes:
+            if not is_up:
+                wait_until(noted(client, f"{server.url} does not answer: waiting, "))
+                server.models_status = 200
+            assert only_failure(outcomes.result(30)).kind is FailureKind.DISCONNECTED
 
 
 def test_no_request_is_blamed_while_a_tunnel_drops_them_all(quick: None) -> None:

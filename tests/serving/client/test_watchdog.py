@@ -91,6 +91,17 @@ def test_a_server_that_is_asleep_is_not_asked_until_it_wakes() -> None:
         assert {server.asked[row] for row in ROWS} == {1}
 
 
+def test_a_server_that_completes_what_it_was_sent_before_is_back() -> None:
+    """Though it does not answer test requests in time, because it is slow."""
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.hanging = {TEST_TEXT, *ROWS}
+        with completing(client, ROWS) as outcomes:
+            wait_until(noted(client, "is stalled"))
+            server.hanging = {TEST_TEXT}
+            assert texts(outcomes.result(30)) == ROWS
+        assert {server.asked[row] for row in ROWS} == {1}
+
+
 def test_the_wait_for_a_server_that_hangs_ends() -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=0.5) as client:
         server.frozen = True
@@ -227,6 +238,22 @@ def test_a_slow_server_is_given_more_time() -> None:
             assert texts(outcomes.result(30)) == ROWS
         assert server.asked[TEST_TEXT] == 0
         assert client.stats.requests == 80
+
+
+def test_notes_that_last_are_logged_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watchdog, "notes_about", lambda *_: ["a note"])
+    monkeypatch.setattr(watchdog, "_FIRST_LOG_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "_LOG_SECONDS", 0.3)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        wait_until(noted(client, "a note"))
+        began = time.time()
+        wait_until(lambda: len(caplog.records) == 2)
+    assert caplog.messages == ["a note", "a note"]
+    first, second = (record.created for record in caplog.records)
+    assert first - began > 0.1
+    assert second - first >= 0.3
 
 
 def test_a_watchdog_that_fails_goes_on(

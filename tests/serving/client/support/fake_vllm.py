@@ -116,6 +116,7 @@ class FakeVLLM(HTTPServer):
         health: HTTP status of `/health`.
         asleep: an operator has put the engine to sleep.
         tokens: the token counter on `/metrics`; None if there is no such page.
+        models_status: HTTP status of `/v1/models`.
         models: the names on `/v1/models`.
     """
 
@@ -136,13 +137,15 @@ class FakeVLLM(HTTPServer):
         self.health = 200
         self.asleep = False
         self.tokens: int | None = None
+        self.models_status = 200
         self.models = ["m"]
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/health":
             return web.Response(status=self.health)
         if request.path == "/v1/models":
-            return web.json_response({"data": [{"id": name} for name in self.models]})
+            models = {"data": [{"id": name} for name in self.models]}
+            return web.json_response(models, status=self.models_status)
         if request.path == "/metrics":
             return self._metrics()
         if (request.content_length or 0) > self.max_body and request.transport:
