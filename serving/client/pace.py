@@ -20,8 +20,9 @@ the present rate is added with each request, and the rate doubles every 14."""
 _FORGET = 100.0
 """At that multiple of the rate at the last rejection, there is no limit any more."""
 
-_MIN_RATE = 0.02
-"""Requests per second, at least."""
+_MIN_PER_PAUSE = 0.1
+"""Requests per pause, at least: rejections that do not depend on our own rate, as when others use
+up a quota, must not lower it for ever."""
 
 _MIN_PAUSE = 0.5
 """Seconds without requests after a rejection, if the server names no time."""
@@ -54,7 +55,7 @@ class Pace:
         self._rejected_at = 0.0
         self._paused_until = 0.0
         self._base = 0.0
-        self._pause = _MIN_PAUSE
+        self._pause = self._length = _MIN_PAUSE
         self._accepted = 0
         self._accepted_since = 0.0
 
@@ -104,7 +105,8 @@ class Pace:
         self._accepted -= 1
         if sent > self._rejected_at:
             self._rejected_at = now
-            self._paused_until = now + max(retry_after, self._pause) * random.uniform(1, 1.1)  # noqa: S311
+            self._length = max(retry_after, self._pause)
+            self._paused_until = now + self._length * random.uniform(1, 1.1)  # noqa: S311
         elif self._paused_until:  # sent before the pause: the same rejection once more
             self._paused_until = max(self._paused_until, now + retry_after)
 
@@ -117,6 +119,6 @@ class Pace:
         measured = self._accepted / max(now - self._accepted_since, 1e-3)
         if self.rate is not None:
             measured = max(0.3 * self.rate, min(_DECREASE * self.rate, measured))
-        self.rate = self._base = max(measured, _MIN_RATE)
+        self.rate = self._base = max(measured, _MIN_PER_PAUSE / self._length)
         self._pause = _MIN_PAUSE
         self._accepted, self._accepted_since = 0, now
