@@ -142,12 +142,14 @@ def bounded_exit() -> Iterator[None]:
         end = _end.get() or _End(time.monotonic())
         services = _services()
         with quiet_outages():
-            EventsWorker.drain_all(timeout=QUIET_SECONDS)
-            if not all(service.done() for service in services):
+            EventsWorker.drain_all(timeout=QUIET_SECONDS)  # asks all services to end
+            if services := _running(services):
                 seconds = max(end.began + EXIT_SECONDS - time.monotonic(), 0.0)
                 _LOGGER.warning("sending the last events to %s: up to %.0f s", _server(), seconds)
-                EventsWorker.drain_all(timeout=seconds)
-            if not all(service.done() for service in services):
+                deadline = time.monotonic() + seconds
+                while (services := _running(services)) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+            if services:
                 _LOGGER.warning("%s has not received all events and log lines", _server())
                 _cancel(services)
 
@@ -239,6 +241,10 @@ def _services() -> "list[asyncio.Task[None]]":
     return [service._task for service in list(services.values()) if service._task is not None]
 
 
+def _running(services: "list[asyncio.Task[None]]") -> "list[asyncio.Task[None]]":
+    return [service for service in services if not service.done()]
+
+
 def _cancel(services: "list[asyncio.Task[None]]") -> None:
     deadline = time.monotonic() + CHECK_SECONDS
     # Once is not enough: closing the connection to a server that hangs takes long, too.
@@ -246,7 +252,7 @@ def _cancel(services: "list[asyncio.Task[None]]") -> None:
         for service in services:
             service.get_loop().call_soon_threadsafe(service.cancel)
         time.sleep(0.1)
-        services = [service for service in services if not service.done()]
+        services = _running(services)
 
 
 def _problem() -> Exception | None:

@@ -96,14 +96,13 @@ class ClosedGateway(stub_faults.Gateway):
 
 @pytest.mark.parametrize("retry_after", [0.0, 1.0], ids=["no Retry-After", "Retry-After 1"])
 @pytest.mark.parametrize("window", [False, True], ids=["token bucket", "window"])
-@pytest.mark.parametrize("rate", [0.2, 1, 2, 5, 50])
+@pytest.mark.parametrize("rate", [1, 2, 5, 50])
 def test_few_requests_are_rejected_and_most_of_the_limit_is_used(
-    rate: float, window: bool, retry_after: float, simulation: Simulation
+    rate: int, window: bool, retry_after: float, simulation: Simulation
 ) -> None:
     simulation.gateway = stub_faults.Gateway(rate, window)
-    simulation.gateway.rate = rate
     simulation.retry_after = retry_after
-    rows = max(200, int(60 * rate))
+    rows = max(200, 60 * rate)
     seconds = simulation.send(rows)
     assert len(simulation.sent) / rows < 1.2
     assert rows / seconds > 0.6 * min(rate, MOST)
