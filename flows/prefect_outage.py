@@ -145,7 +145,7 @@ def bounded_exit() -> Iterator[None]:
             EventsWorker.drain_all(timeout=QUIET_SECONDS)  # asks all services to end
             if services := _running(services):
                 seconds = max(end.began + EXIT_SECONDS - time.monotonic(), 0.0)
-                _LOGGER.warning("sending the last events to %s: up to %.0f s", _server(), seconds)
+                _LOGGER.warning("sending what is left to %s: up to %.0f s", _server(), seconds)
                 deadline = time.monotonic() + seconds
                 while (services := _running(services)) and time.monotonic() < deadline:
                     time.sleep(0.1)

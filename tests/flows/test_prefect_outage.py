@@ -131,7 +131,7 @@ def test_a_server_that_comes_back_is_told_how_the_run_ended(
     server = f"the Prefect server at {proxy.url}/api"
     assert warnings(caplog) == [
         f"{server} does not answer (ConnectError): waiting, up to 45 s",
-        f"sending the last events to {server}: up to 0 s",
+        f"sending what is left to {server}: up to 0 s",
         f"{server} has not received all events and log lines",
     ]
 

@@ -17,19 +17,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return 0.0
 
     monkeypatch.setattr(sender, "backoff", backoff)
-    monkeypatch.setattr(sender, "CRASH_CHECK_SECONDS", 0.2)
-    monkeypatch.setattr(sender, "_CUT_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "CRASH_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "_CUT_CHECK_SECONDS", 0.05)
     return failures
 
 
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at a quiet server after 0.3 s, and gives up a test request after 0.3 s."""
-    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 0.3)
+    """Looks at a quiet server after 0.2 s, and gives up a test request after 0.2 s."""
+    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.02)
     monkeypatch.setattr(watchdog, "_NOTES_SECONDS", 0.02)
     for module in (pool, sender, watchdog):
-        monkeypatch.setattr(module, "TEST_SECONDS", 0.3)
+        monkeypatch.setattr(module, "TEST_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ ROWS = [str(number) for number in range(40)]
 def test_a_request_that_is_never_answered_fails_alone() -> None:
     with (
         FakeVLLM() as server,
-        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.5) as client,
+        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.3) as client,
     ):
-        server.hanging, server.latency = {"7"}, 0.1
+        server.hanging, server.latency = {"7"}, 0.08
         outcomes = client.complete(map(ask, ROWS))
     assert texts(outcomes) == [row for row in ROWS if row != "7"]
     failure = only_failure(outcomes[7:8])
@@ -28,7 +28,7 @@ def test_a_request_that_is_never_answered_fails_alone() -> None:
 
 
 def test_the_only_request_that_is_never_answered_fails_too() -> None:
-    with FakeVLLM() as server, ChatClient(endpoint(server.url), request_timeout=0.5) as client:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), request_timeout=0.3) as client:
         server.hanging = {"bad"}
         failure = only_failure(client.complete([ask("bad")]))
         assert (failure.kind, failure.attempts) == (FailureKind.TIMEOUT, 2)
@@ -44,7 +44,7 @@ def test_requests_are_not_blamed_for_a_server_that_hangs_longer_than_they_may_ta
         server.frozen = True
         with completing(client, ROWS) as outcomes:
             wait_until(noted(client, "is stalled"))
-            time.sleep(0.5)
+            time.sleep(0.2)
             server.frozen = False
             assert texts(outcomes.result(30)) == ROWS
 

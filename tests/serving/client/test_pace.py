@@ -94,6 +94,17 @@ class ClosedGateway(stub_faults.Gateway):
         return self._simulation.now >= self._until
 
 
+class RandomGateway(stub_faults.Gateway):
+    """Rejects every tenth request, at random."""
+
+    def __init__(self) -> None:
+        super().__init__(rate=1, window=False)
+        self._random = random.Random(7)
+
+    def admits(self) -> bool:
+        return self._random.random() < 0.9
+
+
 @pytest.mark.parametrize("retry_after", [0.0, 1.0], ids=["no Retry-After", "Retry-After 1"])
 @pytest.mark.parametrize("window", [False, True], ids=["token bucket", "window"])
 @pytest.mark.parametrize("rate", [1, 2, 5, 50])
@@ -130,6 +141,14 @@ def test_the_rate_recovers_when_everything_was_rejected_for_long(
     simulation.send(2000)
     assert simulation.now - opens < 2000 / MOST + 40
     assert len(simulation.sent) - before < 2000 + 200
+
+
+def test_rejections_that_do_not_depend_on_the_rate(simulation: Simulation) -> None:
+    """As when others use up a quota: to slow down does not help, so that must have an end."""
+    simulation.gateway = RandomGateway()
+    simulation.send(2000)
+    assert simulation.pace.rate
+    assert simulation.pace.rate * simulation.retry_after >= pace._MIN_PER_PAUSE / 2
 
 
 def test_a_limit_that_is_lowered(simulation: Simulation) -> None:
@@ -184,7 +203,7 @@ def test_a_server_that_rejects_everything_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(notes, "_REFUSED_SECONDS", 0.1)
-    with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=1.2) as client:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), server_wait=0.8) as client:
         server.status = 429
         with completing(client, map(str, range(40))) as outcomes:
             expected = f"{server.url} rejects every request (HTTP 429): waiting, 0 s of 1"

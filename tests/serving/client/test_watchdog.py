@@ -55,25 +55,25 @@ def test_nothing_is_asked_twice_when_a_server_goes_on() -> None:
         server.frozen = True
         with completing(client, ROWS) as outcomes:
             wait_until(noted(client, "is stalled"))
-            time.sleep(0.5)
+            time.sleep(0.2)
             server.frozen = False
             assert texts(outcomes.result(30)) == ROWS
         assert {server.asked[row] for row in ROWS} == {1}
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.4], ids=["soon", "late"])
+@pytest.mark.parametrize("seconds", [0.15, 0.3], ids=["soon", "late"])
 def test_a_server_that_hangs_behind_a_gateway(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which answers 504 in its place, before or after the server is looked at."""
     for module in (pool, watchdog):
-        monkeypatch.setattr(module, "TEST_SECONDS", 0.15)
+        monkeypatch.setattr(module, "TEST_SECONDS", 0.1)
     monkeypatch.setattr(sender, "CRASH_CHECK_SECONDS", 0.02)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.frozen, server.gateway_timeout = True, seconds
         with completing(client, ROWS) as outcomes:
             wait_until(noted(client, f"{server.url} is stalled"))
-            time.sleep(0.5)
+            time.sleep(0.2)
             assert not outcomes.done()
             server.frozen = False
             assert texts(outcomes.result(30)) == ROWS
@@ -84,7 +84,7 @@ def test_a_server_that_is_asleep_is_not_asked_until_it_wakes() -> None:
         server.frozen, server.asleep, server.tokens = True, True, 7
         with completing(client, ROWS) as outcomes:
             wait_until(noted(client, f"{server.url} is asleep: waiting, 0 s of 900"))
-            time.sleep(0.5)
+            time.sleep(0.2)
             assert server.asked[TEST_TEXT] == 0
             server.frozen = server.asleep = False
             assert texts(outcomes.result(30)) == ROWS
@@ -145,7 +145,7 @@ def test_requests_of_a_server_that_stays_down_go_to_another(
 ) -> None:
     """Those whose connections are still open, as when its machine is gone."""
     monkeypatch.setattr(watchdog, "QUIET_SECONDS", 60.0)
-    monkeypatch.setattr(watchdog, "_MOVE_SECONDS", 0.3)
+    monkeypatch.setattr(watchdog, "_MOVE_SECONDS", 0.2)
     gone, other = two
     gone.hanging, gone.health = set(ROWS), 503
     with (
@@ -166,7 +166,7 @@ def test_a_server_whose_counters_move_is_busy() -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
         server.frozen, server.tokens = True, 0
         with completing(client, ROWS) as outcomes:
-            until = time.monotonic() + 1.5
+            until = time.monotonic() + 1.0
             while time.monotonic() < until:
                 server.tokens += 10
                 time.sleep(0.02)
@@ -220,8 +220,9 @@ def test_a_server_that_completes_nothing_is_mentioned(monkeypatch: pytest.Monkey
         wait_until(lambda: not client.stats.notes)
 
 
-def test_a_slow_server_is_given_more_time() -> None:
+def test_a_slow_server_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five times what is usual until it is looked at, ten times until a request is cancelled."""
+    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 0.5)
     with (
         FakeVLLM() as server,
         ChatClient(endpoint(server.url), max_in_flight=20, request_timeout=0.4) as client,

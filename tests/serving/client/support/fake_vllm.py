@@ -102,7 +102,8 @@ class FakeVLLM(HTTPServer):
 
     Attributes:
         asked: requests received so far, by text; test requests have the text `TEST_TEXT`.
-        active: texts of the requests that it is working on, in the order in which they came.
+        active: texts of the requests that it is working on, in the order in which they came,
+            without test requests.
         peak: the largest number of them.
         frozen: it answers no completions, as if the engine hangs; `/health` is not affected.
         gateway_timeout: seconds after which a gateway answers 504 for it.
@@ -152,6 +153,8 @@ class FakeVLLM(HTTPServer):
             request.transport.abort()
         text = (await request.json())["messages"][-1]["content"]
         self.asked[text] += 1
+        if text == TEST_TEXT:
+            return await self._complete(text)
         self.active.append(text)
         self.peak = max(self.peak, len(self.active))
         try:
