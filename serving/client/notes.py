@@ -71,7 +71,7 @@ def _slowness(pool: ServerPool, now: float, request_timeout: float) -> Iterator[
             activity = f"; {server.activity}" if server.activity else ""
             yield f"{server.name} has completed nothing for {quiet:.0f} s{activity}"
         slow = sum(now - attempt.sent > _SLOW_SECONDS for attempt in server.attempts)
-        if slow and (slow < len(server.attempts) or quiet <= _QUIET_SECONDS):
+        if slow and (slow < len(server.attempts) or server.activity or quiet <= _QUIET_SECONDS):
             oldest = max(now - attempt.sent for attempt in server.attempts)
             limit = max(request_timeout, 10 * server.usual_latency())
             yield (

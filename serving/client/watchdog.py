@@ -5,7 +5,7 @@ import logging
 import time
 
 from ..background_loop import CoroutineGroup
-from ..types import FailureKind
+from ..types import Completion, FailureKind
 from .notes import notes_about
 from .pool import TEST_SECONDS, ServerPool
 from .servers import Health, Server
@@ -147,12 +147,12 @@ class Watchdog:
         try:
             before = await server.transport.counters()
             asleep = before is not None and before.asleep
-            alive = not asleep and await self._answers_test(server)
+            alive, spent = (False, 0) if asleep else await self._send_test(server)
             after = await server.transport.counters() if before is not None else None
         finally:
             server.looking = None
         now = time.monotonic()
-        tokens = after.tokens - before.tokens if before and after else 0
+        tokens = after.tokens - before.tokens - spent if before and after else 0
         if alive or tokens > 0 or server.last_completion > began:
             rate = tokens / (now - began)
             server.activity = f"it is working: {rate:,.0f} tokens/s" if tokens > 0 else _ANSWERS
@@ -181,11 +181,15 @@ class Watchdog:
         recovery = self._pool.recovery
         return recovery.processor_seconds() if recovery is not None else 0.0
 
-    async def _answers_test(self, server: Server) -> bool:
-        model, alive = self._pool.model, None
-        if model is not None:
-            alive = is_alive(await server.transport.test_request(model, TEST_SECONDS))
-        return await server.transport.is_healthy() if alive is None else alive
+    async def _send_test(self, server: Server) -> tuple[bool, int]:
+        """Whether a server answers a test request, and the tokens that this has taken."""
+        if self._pool.model is not None:
+            reply = await server.transport.test_request(self._pool.model, TEST_SECONDS)
+            if isinstance(reply, Completion):
+                return True, reply.prompt_tokens + reply.completion_tokens
+            if is_alive(reply) is False:
+                return False, 0
+        return await server.transport.is_healthy(), 0
 
     async def _check_memory(self) -> None:
         """Drain a server of our own that uses too much memory, to restart it."""
