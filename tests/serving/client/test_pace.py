@@ -190,12 +190,12 @@ def test_a_server_without_a_limit_gets_requests_at_once() -> None:
 
 
 def test_a_gateway_before_the_stub(start_stub: Any) -> None:
-    stub: StubServer = start_stub("--rate=100")
+    stub: StubServer = start_stub("--rate=20")
     with ChatClient(endpoint(stub.url, model="stub")) as client:
-        with completing(client, ["hello"] * 140) as outcomes:
+        with completing(client, ["hello"] * 50) as outcomes:
             wait_until(noted(client, f"{stub.url} limits the rate (HTTP 429): sending "))
-            assert len(texts(outcomes.result(30))) == 140
-        assert 140 < client.stats.requests < 140 + 64
+            assert len(texts(outcomes.result(30))) == 50
+        assert 50 < client.stats.requests < 50 + 64
         assert client.stats.failures == 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from chat import ask, completing, endpoint, noted, texts, wait_until
 from fake_vllm import FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, watchdog
+from prefect_imageqa.serving.client import ChatClient, pool, watchdog
 from prefect_imageqa.serving.errors import ServerError
 from prefect_imageqa.serving.types import FailureKind
 
@@ -127,8 +127,9 @@ def test_a_server_that_dies_is_restarted(
 
 
 def test_a_restart_that_does_not_help_is_repeated(
-    server: FakeVLLM, recovery: FakeRecovery, client: ChatClient
+    server: FakeVLLM, recovery: FakeRecovery, client: ChatClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool, "TEST_SECONDS", 15.0)  # one without a reply in time tells nothing
     server.status, recovery.repaired = 500, False
     with completing(client, ROWS) as outcomes:
         wait_until(lambda: len(recovery.reasons) >= 3)

@@ -128,7 +128,10 @@ def test_requests_of_a_server_that_hangs_go_to_another(two: tuple[FakeVLLM, Fake
         assert sum(frozen.asked[row] for row in ROWS) > 8
 
 
-def test_requests_of_a_server_that_is_killed_go_to_another(two: tuple[FakeVLLM, FakeVLLM]) -> None:
+def test_requests_of_a_server_that_is_killed_go_to_another(
+    two: tuple[FakeVLLM, FakeVLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 60.0)
     dying, other = two
     with ChatClient(endpoint(dying.url, other.url), max_in_flight=8) as client:
         dying.frozen = True
