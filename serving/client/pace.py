@@ -20,7 +20,7 @@ the present rate is added with each request, and the rate doubles every 14."""
 _FORGET = 100.0
 """At that multiple of the rate at the last rejection, there is no limit any more."""
 
-_MIN_PER_PAUSE = 0.05
+_MIN_PER_PAUSE = 0.3
 """Requests per pause, at least: rejections that do not depend on our own rate, as when others use
 up a quota, must not lower it for ever."""
 
