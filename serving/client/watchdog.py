@@ -69,17 +69,20 @@ class Watchdog:
         self._request_timeout = request_timeout
         self._described = self._refreshed = time.monotonic()
         self._next_log = self._described + _FIRST_LOG_SECONDS
+        self._refreshing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refreshing.set_result(None)
+        self._failure = ""
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
             try:
-                await self._tick(time.monotonic())
+                self._tick(time.monotonic())
             except Exception as error:  # a run without its watchdog could fall silent
-                _LOGGER.warning("the watchdog failed: %s: %s", type(error).__name__, error)
+                self._log_failure(error)
             await asyncio.sleep(_TICK_SECONDS)
 
-    async def _tick(self, now: float) -> None:
+    def _tick(self, now: float) -> None:
         for server in self._pool.servers:
             self._watch(server, now)
         self._pool.check_deadline(now)
@@ -87,10 +90,24 @@ class Watchdog:
             self._described = now
             self._stats.notes = notes_about(self._pool, now, self._request_timeout)
             self._log_notes(now)
-        if now - self._refreshed >= _REFRESH_SECONDS:
+        if now - self._refreshed >= _REFRESH_SECONDS and self._refreshing.done():
             self._refreshed = now
+            self._refreshing = self._group.spawn(self._refresh())
+
+    async def _refresh(self) -> None:
+        """What may take long, above all where name servers do not answer."""
+        try:
             await self._pool.refresh()
             await self._check_memory()
+        except Exception as error:
+            self._log_failure(error)
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log an error of the watchdog itself, but not again and again."""
+        message = f"{type(error).__name__}: {error}"
+        if message != self._failure:
+            _LOGGER.warning("the watchdog failed: %s", message)
+        self._failure = message
 
     def _log_notes(self, now: float) -> None:
         """Log the notes that last, soon and then once a minute."""
@@ -196,7 +213,8 @@ class Watchdog:
         recovery = self._pool.recovery
         if recovery is None or not self._pool.up:
             return
-        if reason := await asyncio.to_thread(recovery.recycling_reason):
+        reason = await asyncio.to_thread(recovery.recycling_reason)
+        if reason and self._pool.up:  # it may have been lost meanwhile
             (server,) = self._pool.servers
             server.health, server.reason, server.since = Health.DRAINING, reason, time.monotonic()
             _LOGGER.warning("%s %s: restarting it between batches", server.name, reason)

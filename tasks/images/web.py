@@ -9,8 +9,6 @@ import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -20,6 +18,7 @@ import tenacity
 from yarl import URL
 
 from ...serving.background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
+from ...serving.client.responses import retry_after_seconds
 from ..errors import StoreUnavailableError
 from ..object_store.patience import Patience
 from ..records import Kind, RowError
@@ -237,7 +236,7 @@ class WebImages:
                 answered = True
                 self._patience.answered(host_port(url))
                 if response.status in _TRANSIENT_STATUSES:
-                    wait = _retry_after(response.headers.get("Retry-After", ""))
+                    wait = retry_after_seconds(response.headers.get("Retry-After", ""))
                     message = f"{display_url(url)}: HTTP status {response.status}"
                     raise TransientError(Kind.CONNECTION, message, wait)
                 body = await self._body(response) if 200 <= response.status < 300 else b""
@@ -264,13 +263,3 @@ def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     requested = error.wait if isinstance(error, TransientError) else 0
     return min(max(_BACKOFF(state), requested), MAX_RETRY_WAIT)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds requested by a `Retry-After` header, which holds a number or a date."""
-    if value.isdecimal():
-        return float(value[:9])
-    try:
-        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return 0

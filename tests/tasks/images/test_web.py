@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import tenacity
 from aiohttp.client_reqrep import ConnectionKey
+from prefect_imageqa.serving.client.responses import retry_after_seconds
 from prefect_imageqa.tasks.images import web as web_images
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.web import MAX_ATTEMPTS, MAX_REQUESTS_PER_HOST, WebImages
@@ -316,7 +317,7 @@ def test_a_server_can_ask_to_wait_before_the_retry(
     ],
 )
 def test_retry_after(value: str, low: float, high: float) -> None:
-    assert low <= web_images._retry_after(value) <= high
+    assert low <= retry_after_seconds(value) <= high
 
 
 def test_a_truncated_image_is_an_error(site: Site, local: WebImages) -> None:
