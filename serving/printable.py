@@ -1,0 +1,24 @@
+"""Text of others (servers, file names, columns) made safe for one line of a terminal or log."""
+
+import re
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, among them those that start an escape sequence, line separators, and marks
+that change the direction of the text around them."""
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    r"""The text on one line, without what a terminal would act on.
+
+    White space becomes single spaces, any other control character its escape (`\x1b`), and a lone
+    surrogate `?`.
+
+    Args:
+        text: of any origin.
+        limit: characters that are kept; a longer text ends in "...".
+    """
+    if limit is not None:
+        text = text[: 8 * limit]  # bounded work, whatever the length
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    line = _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), line)
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
