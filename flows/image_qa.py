@@ -138,7 +138,7 @@ def image_qa(
         )
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
-        main_pass = run.start(table, pairs_pass(parameters))
+        main_pass = run.start(table, pairs_pass(parameters, table.columns))
         answer_rows(run, main_pass, run.rows.read())
         export = as_asset(export_rows, run.output, table)
         counts = export(
@@ -146,11 +146,11 @@ def image_qa(
             quote(main_pass.ledger),
             quote(run.rows.read_again()),  # rows are never all in memory
             quote(main_pass.row_keys),
-            columns,
+            table.columns,
             json_array=exports.json_array,
         )
         summary = run.complete(main_pass, counts)
-        publish(summary, run.output, table, main_pass, model=run.model)
+        publish(summary, run.output, table, run.rows.read_again, main_pass, model=run.model)
     check_answered(summary, main_pass)
     return summary
 

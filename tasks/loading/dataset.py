@@ -14,9 +14,10 @@ from ..errors import DatasetError, StoreError
 from ..images.references import ImageBase
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem
-from ..records import Kind, Problem, Row
+from ..records import Kind, Problem, Record, Row, RowError
 from ..run_names import short_name
-from .columns import Columns
+from .columns import AUTO, ColumnFinder, Columns, overlooked_conversation, read_value
+from .conversations import questions
 from .files import DatasetFiles, find_files
 from .json_formats import LocatedRecord
 from .tables import count_rows, read_table
@@ -24,8 +25,8 @@ from .tables import count_rows, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-_PEEK_ROWS = 100
-"""Number of leading rows within which the image column must appear."""
+_FREE = frozenset({"json", "jsonl", "webdataset"})
+"""Formats in which later records may have other columns than the first one."""
 
 _COUNTED_FILES = 64
 """Maximum number of Parquet files whose footers are read for a row count: more take too long."""
@@ -39,41 +40,68 @@ class Dataset:
 
     Attributes:
         name: short human-readable name, such as "capsbench.json".
-        columns: of the first readable records; later records of JSON files may have others.
+        names: columns of the first readable records; later records of JSON files may have others.
+        columns: which of them are read, found by now, and which one is written.
         count: number of rows, if that is known without reading them.
         base: what the relative image paths of its rows are resolved against.
         folder: the local folder or `s3://` URI that contains its files, if the source is a folder
             or a glob; None for a single file or a DataFrame.
         sources: path or URI of its file or folder; empty for a DataFrame.
+        notes: what should be known about the files, such as one that is not read.
+        found: whether the conversation column was found by itself, or not found, in a format whose
+            later records may have other columns.
         max_rows: limit of the rows read, from the first.
         reserved: the output column, which no row may have.
     """
 
     name: str
-    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    columns: Columns
     count: int | None
     base: ImageBase
     folder: str | None
     sources: tuple[str, ...]
     _read: Callable[[], Iterator[LocatedRecord]]
+    notes: tuple[str, ...] = ()
+    found: bool = False
     max_rows: int | None = None
     reserved: str | None = None
 
     def rows(self) -> Generator[Row, None, None]:
         """Read the rows from the start, in constant memory.
 
+        A record with a list of questions gives a row for each: the same record, but with that one
+        question.
+
         Raises:
             DatasetError: while iterating, if a file is corrupted in a way that affects more than
                 one row.
         """
-        for index, (where, record) in enumerate(islice(self._read(), self.max_rows)):
+        for index, (where, record) in enumerate(islice(self.records(), self.max_rows)):
             if isinstance(record, Problem):
                 yield Row(index, {}, where, record)
             elif self.reserved in record:
                 message = f"the row already has a column {self.reserved!r}; {_OTHER_COLUMN}"
                 yield Row(index, record, where, Problem(Kind.BAD_ROW, message))
             else:
-                yield Row(index, record, where)
+                overlooked = overlooked_conversation(record, self.columns) if self.found else None
+                yield Row(index, record, where, overlooked)
+
+    def records(self) -> Generator[LocatedRecord, None, None]:
+        """Read the records from the start, with their locations."""
+        for where, record in self._read():
+            if isinstance(record, Problem) or not (several := self._questions(record)):
+                yield where, record
+                continue
+            for number, question in enumerate(several, 1):
+                one = {**record, str(self.columns.conversation): question}
+                yield f"{where}, question {number}", one
+
+    def _questions(self, record: Record) -> list[str]:
+        try:
+            return questions(read_value(record, self.columns.conversation))
+        except RowError:  # it is the row's problem when its prompt is built
+            return []
 
 
 def load_run_name(parameters: dict[str, Any]) -> str:
@@ -105,7 +133,7 @@ def load_dataset(
             inside the dataset's folder.
     """
     table = open_dataset(dataset, columns, image_root=image_root, credentials=credentials)
-    if columns.output in table.columns:
+    if columns.output in table.names:
         raise DatasetError(f"{table.name} already has a column {columns.output!r}; {_OTHER_COLUMN}")
     if output and table.folder is not None:
         # The next run would take the files of the output for data.
@@ -132,51 +160,55 @@ def open_dataset(
     Args:
         source: a JSON array, JSON lines, CSV, TSV or Parquet file, a folder of images or of
             Parquet files, or a glob, local or `s3://`; or a pandas DataFrame.
-        columns: for a folder of images, the image column gets the path within the folder. In CSV
-            files, the image and conversation columns may hold JSON lists.
+        columns: for a folder of images, the image column gets the path within the folder.
         image_root: the only folder its images may come from.
         credentials: S3 credentials; by default those of the environment.
         require_images: whether the image column must exist, if one is set.
 
     Raises:
         DatasetError: there is no such dataset, it is empty or of an unknown format, its first
-            rows cannot be read, or it has no image column.
+            rows cannot be read, it has no image column, or not one that is given by name.
     """
     try:
         root = _check_image_root(image_root)
         if isinstance(source, str | Path):
             files = find_files(str(source), credentials)
-            dataset = _open_files(files, columns, root, credentials)
+            dataset, free = _open_files(files, columns, root, credentials), files.format in _FREE
         else:
-            dataset = _open_frame(source, root)
+            dataset, free = _open_frame(source, columns, root), False
     except StoreError as error:
         raise DatasetError(str(error)) from error
-    required = columns.image if require_images else None
-    names = _first_columns(dataset, required)
-    if required is not None and required not in names:
-        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise DatasetError(f"{dataset.name}: no column {required!r}; its columns are: {known}")
-    return replace(dataset, columns=names)
+    return _find_columns(dataset, free, require_images)
 
 
-def _first_columns(dataset: Dataset, required: str | None) -> tuple[str, ...]:
-    """The columns of the first records, read until the required one appears."""
-    columns: dict[str, None] = {}
-    problem = None
-    count = 0
-    with closing(dataset.rows()) as rows:
-        for row in islice(rows, _PEEK_ROWS):
-            count += 1
-            problem = problem or row.problem
-            columns.update(dict.fromkeys(row.record))
-            if row.record and (required is None or required in columns):
+def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) -> Dataset:
+    """Find the columns that are not given by name, in the first rows, and check the others."""
+    finder = ColumnFinder(dataset.columns, format_is_free)
+    problem: Problem | None = None
+    rows = 0
+    with closing(dataset.records()) as records:
+        for _, record in records:
+            rows += 1
+            if isinstance(record, Problem):
+                problem = problem or record
+            else:
+                finder.add(record)
+            if finder.is_done(rows):
                 break
-    if not count:
+    if not rows:
         raise DatasetError(f"{dataset.name}: has no rows")
-    if not columns and problem:
-        reason = f"none of the first {count} rows can be read: {problem.message}"
+    if not finder.names and problem:
+        reason = f"none of the first {rows} rows can be read: {problem.message}"
         raise DatasetError(f"{dataset.name}: {reason}")
-    return tuple(columns)
+    columns = finder.found(dataset.name, rows, require_images=require_images)
+    return replace(
+        dataset,
+        names=tuple(finder.names),
+        columns=columns,
+        count=None if finder.has_questions else dataset.count,
+        notes=(*dataset.notes, finder.note(columns)),
+        found=format_is_free and dataset.columns.conversation == AUTO,
+    )
 
 
 def _check_image_root(image_root: str | None) -> str | None:
@@ -190,8 +222,9 @@ def _check_image_root(image_root: str | None) -> str | None:
     return path
 
 
-def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
-    from .table_formats import find_duplicate, read_frame
+def _open_frame(frame: "pd.DataFrame", columns: Columns, image_root: str | None) -> Dataset:
+    from .csv_format import find_duplicate
+    from .table_formats import read_frame
 
     duplicate = find_duplicate(map(str, frame.columns))
     if duplicate is not None:
@@ -201,7 +234,8 @@ def _open_frame(frame: "pd.DataFrame", image_root: str | None) -> Dataset:
         for position, record in read_frame(frame):
             yield f"DataFrame{position}", record
 
-    return Dataset("DataFrame", (), len(frame), ImageBase(None, image_root), None, (), read)
+    base = ImageBase(None, image_root)
+    return Dataset("DataFrame", (), columns, len(frame), base, None, (), read)
 
 
 def _open_files(
@@ -213,24 +247,24 @@ def _open_files(
     base = ImageBase(files.folder, image_root)
     folder = files.folder if files.searched else None
     sources = (files.folder,) if files.searched else files.files
-    # Without an image column, a CSV file may still have the default one.
-    image_column = columns.image or "image"
     if files.format == "images":
         if image_root is not None:
             raise DatasetError(f"{files.name}: a folder of images takes no image root")
 
+        image_column = "image" if columns.image in (None, AUTO) else columns.image
+
         def read_names() -> Iterator[LocatedRecord]:
             return ((label, {image_column: label}) for label in files.labels)
 
-        return Dataset(files.name, (), len(files.files), base, folder, sources, read_names)
+        count = len(files.files)
+        return Dataset(files.name, (), columns, count, base, folder, sources, read_names)
 
-    count = None
+    rows = None
     if files.format == "parquet" and len(files.files) <= _COUNTED_FILES:
-        count = sum(count_rows(file, credentials) for file in files.files)
+        rows = sum(count_rows(file, credentials) for file in files.files)
 
     def read() -> Iterator[LocatedRecord]:
-        json_columns = (image_column, columns.conversation)
         for file, label in zip(files.files, files.labels, strict=True):
-            yield from read_table(file, label, files.format, json_columns, credentials)
+            yield from read_table(file, label, files.format, credentials)
 
-    return Dataset(files.name, (), count, base, folder, sources, read)
+    return Dataset(files.name, (), columns, rows, base, folder, sources, read)

@@ -4,17 +4,20 @@ Images are neither decoded nor downloaded here; local ones are read once, to ide
 content.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from prefect import task
 
+from ...serving.printable import printable
 from ...serving.types import Message
 from ..concurrency import STORE_THREADS, TASK_OPTIONS
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
+from ..loading.columns import Columns, read_value
+from ..loading.conversations import IMAGE_PLACEHOLDER, Turn, read_conversation
 from ..records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .keys import RequestSpec, problem_key, row_key
 
@@ -23,29 +26,6 @@ DEFAULT_SYSTEM_PROMPT = (
     "for the given image content."
 )
 DEFAULT_USER_PROMPT = "Please construct a QA pair based on the content in the image."
-
-IMAGE_PLACEHOLDER = "<image>"
-"""Position of an image in a turn's text, as in LLaVA's data."""
-
-Role = Literal["system", "user", "assistant"]
-
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-}
-"""Speaker names of both conversation formats (`from`/`value` and `role`/`content`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a row's conversation; its text may contain `<image>` placeholders."""
-
-    role: Role
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +72,7 @@ def chat_prompt(prompt_input: PromptInput) -> list[Message]:
     """
     system = [turn.text for turn in prompt_input.turns if turn.role == "system"]
     system.insert(0, prompt_input.system_prompt)
-    turns = [turn for turn in prompt_input.turns if turn.role != "system"]
-    while turns and turns[-1].role == "assistant":
-        turns.pop()
+    turns = asked_turns(prompt_input.turns)
     last = turns[-1].text if turns else ""
     if not last.replace(IMAGE_PLACEHOLDER, "").strip():
         turns[-1:] = [Turn("user", last + prompt_input.user_prompt)]
@@ -102,6 +80,19 @@ def chat_prompt(prompt_input: PromptInput) -> list[Message]:
     if merged := "\n\n".join(text.strip() for text in system if text.strip()):
         messages.append({"role": "system", "content": merged})
     return messages + _place_images(turns, prompt_input.image_count)
+
+
+def asked_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns up to the last one of the user, without those of the system."""
+    asked = [turn for turn in turns if turn.role != "system"]
+    while asked and asked[-1].role == "assistant":
+        asked.pop()
+    return asked
+
+
+def turn_images(turn: Turn) -> tuple[Any, ...]:
+    """The image of each placeholder in a turn's text; None for one of the image column."""
+    return turn.images or (None,) * turn.text.count(IMAGE_PLACEHOLDER)
 
 
 def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
@@ -132,57 +123,6 @@ def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
     return messages
 
 
-def read_conversation(value: Any) -> tuple[Turn, ...]:
-    """Read the value of a conversation column: a list of turns in either format, or one text.
-
-    Raises:
-        RowError: it is neither.
-    """
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (Turn("user", _read_text(1, value)),)
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, Sequence):
-        raise RowError(Kind.BAD_ROW, f"the conversation is a {type(value).__name__}, not a list")
-    return tuple(_read_turn(number, turn) for number, turn in enumerate(value, 1))
-
-
-def _read_turn(number: int, turn: Any) -> Turn:
-    if not isinstance(turn, Mapping):
-        raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation is not an object")
-    # In a Parquet file with both formats, every turn has the names of both.
-    speaker = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
-    content = next(
-        (turn[name] for name in ("value", "content") if turn.get(name) is not None), None
-    )
-    role = ROLES.get(str(speaker).lower())
-    if role is None:
-        raise RowError(
-            Kind.BAD_ROW,
-            f"turn {number} of the conversation is from {str(speaker)[:40]!r}; "
-            f"known speakers: {', '.join(ROLES)}",
-        )
-    return Turn(role, _read_text(number, content))
-
-
-def _read_text(number: int, content: Any) -> str:
-    """The text of a turn; in a list of OpenAI content parts, images become placeholders."""
-    if isinstance(content, str):
-        # JSON can contain a lone surrogate, which no server accepts.
-        return content.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(content, Sequence):
-        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
-        if all(kind in {"text", "image", "image_url"} for kind in kinds):
-            texts = (
-                str(part.get("text") or "") if kind == "text" else IMAGE_PLACEHOLDER
-                for kind, part in zip(kinds, content, strict=True)
-            )
-            return _read_text(number, "\n".join(texts))
-    raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
-
-
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
     """How rows become prompts.
@@ -194,8 +134,7 @@ class PromptSettings:
         style: builds the messages.
         system_prompt: comes before every conversation.
         user_prompt: used if a row's conversation leaves nothing to answer.
-        image_key: the image column; None sends no images.
-        conversation_key: the conversation column, which rows may lack.
+        columns: where a row's images and conversation are.
         limits: limits on the images of a row.
     """
 
@@ -205,8 +144,7 @@ class PromptSettings:
     style: PromptStyle = chat_prompt
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     user_prompt: str = DEFAULT_USER_PROMPT
-    image_key: str | None = "image"
-    conversation_key: str = "conversation"
+    columns: Columns = Columns(image="image", conversation="conversation")  # noqa: RUF009 - frozen
     limits: ImageSettings = field(default_factory=ImageSettings)
 
 
@@ -215,22 +153,43 @@ def _render_row(row: Row, settings: PromptSettings) -> Prompt:
     if row.problem:
         return Prompt(row.index, problem_key(row), row.where, problem=row.problem)
     try:
-        refs: tuple[ImageRef, ...] = ()
-        if settings.image_key is not None:
-            refs = image_refs(row.record.get(settings.image_key), settings.base)
-            if not refs:
-                raise RowError(
-                    Kind.NO_IMAGE, f"the row has no image in column {settings.image_key!r}"
-                )
+        turns = read_conversation(read_value(row.record, settings.columns.conversation))
+        refs = _row_images(row.record, turns, settings)
         if len(refs) > settings.limits.max_images:
             raise RowError(
                 Kind.BAD_ROW,
                 f"the row has {len(refs)} images, more than max_images "
                 f"({settings.limits.max_images})",
             )
-        return Prompt(row.index, "", row.where, _build_messages(row, len(refs), settings), refs)
+        messages = _build_messages(row.record, turns, len(refs), settings)
+        return Prompt(row.index, "", row.where, messages, refs)
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
+
+
+def _row_images(
+    record: Record, turns: Sequence[Turn], settings: PromptSettings
+) -> tuple[ImageRef, ...]:
+    """The images of a row, in the order in which a style numbers them.
+
+    First those of the image column that have no place in the conversation, then those that have
+    one, in its order. An image that the conversation has already is not sent twice.
+    """
+    column, refs = settings.columns.image, list[ImageRef]()
+    if column is not None and not settings.columns.has_embedded_images:
+        refs = list(image_refs(read_value(record, column), settings.base))
+    places = [image for turn in asked_turns(turns) for image in turn_images(turn)]
+    own = [None if image is None else _one_image(image, settings.base) for image in places]
+    free = own.count(None)
+    if len(refs) > free:
+        refs = [ref for ref in refs if ref not in own]
+    unplaced = max(len(refs) - free, 0)
+    upcoming = iter(refs[unplaced:])
+    placed = [next(upcoming, None) if ref is None else ref for ref in own]
+    found = (*refs[:unplaced], *(ref for ref in placed if ref is not None))
+    if column is not None and not found:
+        raise RowError(Kind.NO_IMAGE, f"the row has no image in column {printable(column, 60)!r}")
+    return found
 
 
 def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
@@ -244,13 +203,22 @@ def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
     return replace(prompt, key=row_key(ids, prompt.messages, settings.spec))
 
 
-def _build_messages(row: Row, image_count: int, settings: PromptSettings) -> tuple[Message, ...]:
+def _one_image(value: Any, base: ImageBase) -> ImageRef:
+    refs = image_refs(value, base)
+    if len(refs) != 1:
+        raise RowError(Kind.BAD_ROW, f"an image in the conversation is {len(refs)} images")
+    return refs[0]
+
+
+def _build_messages(
+    record: Record, turns: tuple[Turn, ...], image_count: int, settings: PromptSettings
+) -> tuple[Message, ...]:
     prompt_input = PromptInput(
-        turns=read_conversation(row.record.get(settings.conversation_key)),
+        turns=turns,
         image_count=image_count,
         system_prompt=settings.system_prompt,
         user_prompt=settings.user_prompt,
-        record=row.record,
+        record=record,
     )
     try:
         messages = tuple(settings.style(prompt_input))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..loading.columns import Columns
 from ..parsing.parse import ParseSettings, pair_parse_settings
 from ..prompting.prompts import PromptStyle, default_user_prompt
 from ..storing.layout import PAIRS
@@ -26,8 +27,7 @@ class Pass:
         parsing: how replies are parsed.
         system_prompt: system message of every conversation.
         user_prompt: user message if a row's conversation leaves nothing to answer.
-        image_key: the image column; None sends no images.
-        conversation_key: the conversation column, if a row has it.
+        columns: where a row's images and conversation are.
         sampling: request options: temperature, max_tokens, ...
     """
 
@@ -37,13 +37,12 @@ class Pass:
     parsing: ParseSettings
     system_prompt: str
     user_prompt: str
-    image_key: str | None
-    conversation_key: str
+    columns: Columns
     sampling: Mapping[str, Any]
 
 
-def pairs_pass(parameters: RunParameters) -> Pass:
-    """The pass over the dataset's own rows, which generates QA pairs.
+def pairs_pass(parameters: RunParameters, columns: Columns) -> Pass:
+    """The pass over the dataset's own rows, which generates QA pairs; `columns` are those read.
 
     Raises:
         ImageQAError: there is no such prompt style or parser.
@@ -58,7 +57,6 @@ def pairs_pass(parameters: RunParameters) -> Pass:
         system_prompt=parameters.system_prompt,
         user_prompt=parameters.user_prompt.strip()
         or default_user_prompt(parameters.pairs_per_image),
-        image_key=parameters.columns.image,
-        conversation_key=parameters.columns.conversation,
+        columns=columns,
         sampling=parameters.sampling.options(),
     )

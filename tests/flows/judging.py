@@ -46,8 +46,7 @@ JUDGE = Pass(
     parsing=ParseSettings("verdict", read_verdict, version=1),
     system_prompt="",
     user_prompt="",
-    image_key="image",
-    conversation_key="conversation",
+    columns=Columns(image="image", conversation="conversation"),
     sampling={"temperature": 0.0, "max_tokens": 4},
 )
 
@@ -75,7 +74,7 @@ def judged(dataset: str, output: str, endpoint: str) -> dict[str, Any]:
     parameters = RunParameters(**arguments.arguments)
     with open_run(parameters) as run:
         table = load_dataset(dataset, Columns())
-        pairs = run.start(table, pairs_pass(parameters))
+        pairs = run.start(table, pairs_pass(parameters, table.columns))
         answer_rows(run, pairs, table.rows())
         judge = run.open_pass(JUDGE, table.base)
         answer_rows(run, judge, pair_rows(pairs, table))

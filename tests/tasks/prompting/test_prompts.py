@@ -7,15 +7,15 @@ from prefect_imageqa.serving.types import Message
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
+from prefect_imageqa.tasks.loading.columns import Columns
+from prefect_imageqa.tasks.loading.conversations import Turn
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key
 from prefect_imageqa.tasks.prompting.prompts import (
     PromptInput,
     PromptSettings,
     PromptStyle,
-    Turn,
     chat_prompt,
     prompt_rows,
-    read_conversation,
 )
 from prefect_imageqa.tasks.records import Kind, Problem, Prompt, Row, RowError
 
@@ -36,68 +36,6 @@ def user(*parts: dict[str, Any]) -> Message:
 
 def rendered(*turns: Turn, images: int = 1, system: str = "") -> list[Message]:
     return chat_prompt(PromptInput(turns, images, system, "ASK", {}))
-
-
-@pytest.mark.parametrize(
-    ("value", "turns"),
-    [
-        (None, ()),
-        ("", (("user", ""),)),
-        (" \n", (("user", " \n"),)),
-        ("What?", (("user", "What?"),)),
-        ([], ()),
-        ({"from": "human", "value": "a"}, (("user", "a"),)),
-        (
-            [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
-            (("user", "a"), ("assistant", "b")),
-        ),
-        (
-            [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}],
-            (("system", "s"), ("user", "a")),
-        ),
-        ([{"role": "Assistant", "content": "a"}], (("assistant", "a"),)),
-        ([{"from": "model", "value": ""}], (("assistant", ""),)),
-        # a Parquet file with both formats
-        ([{"from": None, "role": "user", "value": None, "content": "a"}], (("user", "a"),)),
-        (
-            [{"role": "user", "content": [text("a"), {"type": "image"}, text("b")]}],
-            (("user", "a\n<image>\nb"),),
-        ),
-        (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            (("user", "<image>"),),
-        ),
-        ([{"role": "user", "content": [{"type": "text", "text": None}]}], (("user", ""),)),
-        ("half a \ud83d pair", (("user", "half a ? pair"),)),
-        ([{"from": "human", "value": "half a \ud83d pair"}], (("user", "half a ? pair"),)),
-        ([{"role": "user", "content": [text("\udcff")]}], (("user", "?"),)),
-    ],
-)
-def test_conversation_formats(value: Any, turns: tuple[tuple[str, str], ...]) -> None:
-    assert tuple((turn.role, turn.text) for turn in read_conversation(value)) == turns
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (5, "the conversation is a int, not a list"),
-        (["hello"], "turn 1 of the conversation is not an object"),
-        ([{"from": "human", "value": "a"}, None], "turn 2 of the conversation is not an object"),
-        ([{"from": "robot", "value": "a"}], "is from 'robot'; known speakers: system, human, user"),
-        ([{"from": "x" * 500, "value": "a"}], f"is from '{'x' * 40}'; known speakers"),
-        ([{"value": "a"}], "is from 'None'; known speakers"),
-        ([{"from": "human"}], "turn 1 of the conversation has no text"),
-        ([{"from": "human", "value": 5}], "turn 1 of the conversation has no text"),
-        ([{"from": "human", "value": b"a"}], "turn 1 of the conversation has no text"),
-        ([{"role": "user", "content": [{"type": "video"}]}], "conversation has no text"),
-        ([{"role": "user", "content": ["a"]}], "conversation has no text"),
-    ],
-)
-def test_an_invalid_conversation_affects_only_its_row(value: Any, message: str) -> None:
-    with pytest.raises(RowError) as raised:
-        read_conversation(value)
-    assert raised.value.problem.kind is Kind.BAD_ROW
-    assert message in raised.value.problem.message
 
 
 def test_without_a_conversation_the_user_prompt_is_used() -> None:
@@ -203,7 +141,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(
-    folder: Path, style: PromptStyle = chat_prompt, image_key: str | None = "image"
+    folder: Path,
+    style: PromptStyle = chat_prompt,
+    image_key: str | None = "image",
+    conversation_key: str | None = "conversation",
 ) -> PromptSettings:
     return PromptSettings(
         ImageBase(folder=str(folder)),
@@ -212,7 +153,7 @@ def settings(
         style=style,
         system_prompt="SYSTEM",
         user_prompt="ASK",
-        image_key=image_key,
+        columns=Columns(image=image_key, conversation=conversation_key),
         limits=ImageSettings(max_images=3),
     )
 
@@ -282,6 +223,105 @@ def test_an_unusable_row_becomes_a_prompt_with_a_problem(
     assert (prompt.messages, prompt.images) == ((), ())
     assert prompt.key == problem_key(row(record))
     assert prompt.key != prompt_row(row(record, index=4), settings(folder)).key
+
+
+def part(reference: Any, kind: str = "image") -> dict[str, Any]:
+    return {"type": kind, kind: reference}
+
+
+@pytest.mark.parametrize(
+    ("record", "images", "content"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [part("a.png"), text("Who?")]}]},
+            "a",
+            [image(0), text("Who?")],
+        ),
+        (
+            {"messages": [{"role": "user", "content": [text("Who?"), part("b.png")]}]},
+            "b",
+            [text("Who?"), image(0)],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [part({"url": "b.png"}, "image_url"), text("x")]},
+                    {"role": "assistant", "content": [text("y"), part("a.png")]},
+                ]
+            },
+            "b",
+            [image(0), text("x")],
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": [{"type": "image"}, part("b.png")]}],
+                "images": ["a.png"],
+            },
+            "ab",
+            [image(0), image(1), text("ASK")],
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": [text("Who?"), part("a.png")]}],
+                "images": ["a.png"],
+            },
+            "a",
+            [text("Who?"), image(0)],
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": [text("Who?"), part("a.png")]}],
+                "images": ["b.png"],
+            },
+            "ba",
+            [image(0), text("Who?"), image(1)],
+        ),
+        (
+            {"messages": [{"role": "user", "content": "<image>\n<image> Who?"}], "images": "a.png"},
+            "",
+            "2 <image> placeholders, but the row has 1 images",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [part("file:///a.png"), text("x")]}]},
+            "",
+            "file:// images are not fetched",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [part(["a.png", "b.png"])]}]},
+            "",
+            "an image in the conversation is 2 images",
+        ),
+        ({"messages": [{"role": "user", "content": "Who?"}]}, "", "no image in column 'images'"),
+    ],
+    ids=[
+        *("qwen", "after the text", "openai", "both", "same image", "another image"),
+        *("too few", "file URL", "list", "none"),
+    ],
+)
+def test_images_of_the_conversation_stay_in_their_place(
+    record: dict[str, Any], images: str, content: list[dict[str, Any]] | str, folder: Path
+) -> None:
+    prompt = prompt_row(row(record), settings(folder, chat_prompt, "images", "messages"))
+    if isinstance(content, str):
+        assert prompt.problem
+        assert content in prompt.problem.message
+        return
+    assert prompt.problem is None
+    assert [ref.path for ref in prompt.images] == [str(folder / f"{name}.png") for name in images]
+    assert prompt.messages[1] == {"role": "user", "content": content}
+
+
+def test_lists_in_texts_are_read(folder: Path) -> None:
+    record = {
+        "image": "['a.png', 'b.png']",
+        "conversation": "[{'from': 'human', 'value': 'Who?'}]",
+    }
+    prompt = prompt_row(row(record), settings(folder))
+    assert prompt.messages[1] == user(image(0), image(1), text("Who?"))
+    cut = prompt_row(row(record | {"conversation": "[{'from': 'hum"}), settings(folder))
+    assert cut.problem
+    assert cut.problem.kind is Kind.BAD_ROW
+    assert "column 'conversation' looks like a list, but" in cut.problem.message
 
 
 def test_an_unreadable_line_keeps_its_problem(folder: Path) -> None:
