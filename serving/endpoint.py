@@ -1,5 +1,7 @@
 """`VLLMEndpoint`: the address of running vLLM servers, as a Prefect block."""
 
+import re
+from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -8,20 +10,20 @@ from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from .errors import EndpointError, ImageQAError
+from .sync_block import SyncBlock
 
 B = TypeVar("B", bound=Block)
 
 
-class VLLMEndpoint(Block):
+class VLLMEndpoint(SyncBlock, Block):
     """One or more vLLM OpenAI-compatible servers that serve the same model.
 
     Example:
         ```python
-        from prefect_imageqa import VLLMEndpoint, ChatClient, image_qa
+        from prefect_imageqa import VLLMEndpoint, image_qa
 
         endpoint = VLLMEndpoint.load("BLOCK_NAME")
-        with ChatClient(endpoint) as client:
-            print("the model is", client.check())
+        print("the model is", endpoint.check())
         image_qa("qas.json", "s3://bucket/qa", endpoint=endpoint)
         ```
     """
@@ -42,7 +44,8 @@ class VLLMEndpoint(Block):
     urls: list[str] = Field(
         min_length=1,
         title="URLs",
-        description='JSON list of the servers\' base URLs, such as `["http://gpu-1:8000"]`.',
+        description='JSON list of the servers\' URLs, such as `["http://gpu-1:8000"]`; `/v1` and '
+        "`/v1/chat/completions` at the end make no difference.",
     )
     model: str | None = Field(
         default=None,
@@ -83,9 +86,23 @@ class VLLMEndpoint(Block):
         return self
 
     def api_urls(self) -> list[str]:
-        """The URLs of the OpenAI API: each ends with `/v1`."""
-        trimmed = [url.rstrip("/") for url in self.urls]
-        return [url if url.endswith("/v1") else f"{url}/v1" for url in trimmed]
+        """The URLs of the OpenAI API, without doubles: each ends with `/v1`, as a rule.
+
+        A URL may be the server's, that of its API, or that of one of its methods, such as
+        `/v1/chat/completions`. In front of such a method, any path is taken as it is.
+        """
+        return list(dict.fromkeys(map(_api_url, self.urls)))
+
+    def check(self) -> str:
+        """Ask the servers which models they serve; returns the name of the model to use.
+
+        Raises:
+            EndpointError: no server answers, or one rejects the key or does not serve the model.
+        """
+        # By name: the client is built on this module, and not the other way round.
+        client = import_module(".client", __package__).ChatClient(self)
+        with client:
+            return str(client.check())
 
     def headers(self) -> dict[str, str]:
         """HTTP headers of every request, including the API key. Never log them."""
@@ -95,6 +112,17 @@ class VLLMEndpoint(Block):
         if key := self.api_key.get_secret_value().strip():
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+_METHOD = re.compile(r"/+(?:chat/+completions|completions|models)/*$")
+_VERSION = re.compile(r"/v\d+$")
+
+
+def _api_url(url: str) -> str:
+    base = url.strip().rstrip("/")
+    api = _METHOD.sub("", base).rstrip("/")
+    is_complete = api != base and urlsplit(api).path
+    return api if is_complete or _VERSION.search(api) else f"{api}/v1"
 
 
 def http_url(url: str) -> SplitResult | None:
@@ -123,6 +151,11 @@ def safe_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, path, "", ""))
 
 
+def is_block_name(spec: str) -> bool:
+    """Whether an endpoint can be the name of a block; else it is a URL, or was meant as one."""
+    return not re.search(r"[:/]", spec)
+
+
 def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None) -> VLLMEndpoint:
     """Turn a URL, several URLs, the name of a saved block, or a block into an endpoint.
 
@@ -133,7 +166,7 @@ def load_endpoint(spec: str | list[str] | VLLMEndpoint, model: str | None = None
     """
     if isinstance(spec, VLLMEndpoint):
         endpoint = spec
-    elif isinstance(spec, str) and "://" not in spec:
+    elif isinstance(spec, str) and is_block_name(spec):
         endpoint = load_block(
             VLLMEndpoint, spec, EndpointError, "use a URL such as http://127.0.0.1:8000, or "
         )

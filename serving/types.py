@@ -28,12 +28,14 @@ class Completion:
 
     Attributes:
         text: the unmodified reply.
-        finish_reason: why the model stopped: "stop", "length", ...
+        finish_reason: "stop" if the model ended its reply, "length" if it was cut off; anything
+            else is the server's word, or "" if it gave none.
         prompt_tokens: tokens read, images included.
         completion_tokens: tokens generated.
         latency: seconds from sending the first attempt to receiving the complete reply.
         model: the model name in the server's reply.
         attempts: how many requests it took, at least 1.
+        reasoning: the model's reasoning, if the server keeps it apart from the reply.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Completion:
     latency: float
     model: str
     attempts: int = 1
+    reasoning: str = ""
 
 
 class FailureKind(StrEnum):

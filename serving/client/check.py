@@ -3,8 +3,12 @@
 import asyncio
 
 from ..errors import EndpointError, EndpointUnreachableError
+from ..printable import printable
 from .pool import ServerPool
 from .servers import Health, Server
+
+_MAX_LISTED = 20
+_MAX_NAME = 100
 
 
 async def served_model(pool: ServerPool, model: str | None) -> str:
@@ -35,7 +39,7 @@ async def served_model(pool: ServerPool, model: str | None) -> str:
         raise errors[0]
     if len(set(names)) > 1:
         raise EndpointError(
-            f"the servers serve different models ({', '.join(sorted(set(names)))}): "
+            f"the servers serve different models ({_listed(sorted(set(names)))}): "
             "name one with `model`"
         )
     for server, answer in zip(servers, answers, strict=True):
@@ -50,12 +54,16 @@ def _choose(server: Server, served: list[str], model: str | None) -> str:
     if model is None:
         if len(served) != 1:
             raise EndpointError(
-                f"{server.name} serves {len(served)} models ({', '.join(served)}): "
+                f"{server.name} serves {len(served)} models ({_listed(served)}): "
                 "name one with `model`"
             )
         return served[0]
     if model not in served:
-        raise EndpointError(
-            f"{server.name} does not serve {model!r}; it serves: {', '.join(served)}"
-        )
+        raise EndpointError(f"{server.name} does not serve {model!r}; it serves: {_listed(served)}")
     return model
+
+
+def _listed(names: list[str]) -> str:
+    """The names of models for a message: some of them, if a gateway has hundreds."""
+    listed = ", ".join(printable(name, _MAX_NAME) for name in names[:_MAX_LISTED])
+    return f"{listed}, ..." if len(names) > _MAX_LISTED else listed

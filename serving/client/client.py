@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from typing import Any, Self, TypeVar
@@ -196,7 +196,9 @@ class ChatClient:
                 outcome = (
                     body
                     if isinstance(body, Failure)
-                    else await self._sender.complete(Request(body, max_crashes, free))
+                    else await self._sender.complete(
+                        Request(body, max_crashes, free, _max_tokens(request.options))
+                    )
                 )
             finally:
                 free()
@@ -233,6 +235,12 @@ class ChatClient:
     async def _check(self) -> str:
         self._pool.model = await served_model(self._pool, self._model)
         return self._pool.model
+
+
+def _max_tokens(options: Mapping[str, Any]) -> int | None:
+    """How many tokens a request asks for at most, under either name of that option."""
+    limits = (options.get("max_completion_tokens"), options.get("max_tokens"))
+    return next((limit for limit in limits if isinstance(limit, int)), None)
 
 
 def _collect(future: Future[Outcome], errors: list[BaseException]) -> None:

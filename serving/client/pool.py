@@ -12,6 +12,7 @@ from ..endpoint import VLLMEndpoint
 from ..errors import EndpointLostError, ImageQAError
 from ..types import Completion, FailureKind, Recovery
 from .addresses import addresses_of
+from .proxies import proxy_of
 from .servers import Health, Server
 from .transport import Transport, is_alive
 
@@ -85,6 +86,8 @@ class ServerPool:
     async def _resolve(self, url: str) -> list[tuple[str, str]]:
         """URL and address of each server under a URL; no address where the name has only one."""
         known = [key for key in (s.transport.key for s in self.servers) if key[0] == url]
+        if proxy_of(url) is not None:
+            return [(url, "")]  # the proxy resolves the name
         if self.recovery is not None or (addresses := await addresses_of(url)) is None:
             return known or [(url, "")]
         if len(addresses) > 1 or any(address for _, address in known):

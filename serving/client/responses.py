@@ -7,17 +7,22 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import orjson
 
-from ..types import Completion, Failure, FailureKind, Outcome
-
-MAX_MESSAGE_CHARACTERS = 300
-"""Longer error messages of a server are truncated."""
+from ..printable import printable
+from ..types import Failure, FailureKind, Outcome
+from .bodies import BodyError
+from .envelope import MAX_MESSAGE_CHARACTERS, NoCompletionError, error_text, read_completion
 
 _GATEWAY_STATUSES = {502, *range(520, 524)}
 """A gateway's statuses for a server that is down, or closed the connection."""
 
 
 def read_reply(
-    status: int, data: bytes, latency: float, attempt: int, retry_after: str = ""
+    status: int,
+    data: bytes,
+    latency: float,
+    attempt: int,
+    retry_after: str = "",
+    max_tokens: int | None = None,
 ) -> Outcome:
     """Turn an HTTP reply into an outcome.
 
@@ -27,37 +32,24 @@ def read_reply(
         latency: in seconds.
         attempt: counts from 1.
         retry_after: the header of that name.
+        max_tokens: the limit of the request, if it has one.
     """
-    if status != 200:
-        wait = retry_after_seconds(retry_after)
-        kind = _kind_of_status(status)
-        if status == 503 and wait:
-            kind = FailureKind.RATE_LIMITED
-        return Failure(kind, f"HTTP {status}: {_error_message(data)}", status, attempt, wait)
-    try:
-        reply = orjson.loads(data)
-        choice = reply["choices"][0]
-        text = choice["message"]["content"] or ""
-        if not isinstance(text, str):
-            raise TypeError
-        usage = reply.get("usage") or {}
-        return Completion(
-            text=text,
-            finish_reason=str(choice["finish_reason"] or ""),
-            prompt_tokens=_tokens(usage.get("prompt_tokens")),
-            completion_tokens=_tokens(usage.get("completion_tokens")),
-            latency=latency,
-            model=str(reply.get("model", "")),
-            attempts=attempt,
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        message = "the server's reply is not a chat completion"
-        return Failure(FailureKind.BAD_REPLY, message, status, attempt)
+    wait = retry_after_seconds(retry_after)
+    if status == 200:
+        try:
+            return read_completion(data, latency, attempt, max_tokens)
+        except NoCompletionError as error:
+            # A gateway may answer 200 and put the error that it got itself into the body.
+            kind = FailureKind.BAD_REPLY if error.status is None else _kind(error.status, wait)
+            return Failure(kind, str(error), status, attempt, wait)
+    message = f"HTTP {status}: {_error_message(data)}"
+    return Failure(_kind(status, wait), message, status, attempt, wait)
 
 
-def _tokens(count: object) -> int:
-    """The token count, or 0 if it is implausible."""
-    return count if isinstance(count, int) and 0 <= count < 1 << 40 else 0
+def _kind(status: int, wait: float) -> FailureKind:
+    """The kind of failure that an HTTP status means, from a server that asks to wait so long."""
+    kind = _kind_of_status(status)
+    return FailureKind.RATE_LIMITED if status == 503 and wait else kind
 
 
 def _kind_of_status(status: int) -> FailureKind:
@@ -91,17 +83,16 @@ def retry_after_seconds(value: str) -> float:
 def _error_message(data: bytes) -> str:
     """The server's error message, as one line of bounded length."""
     try:
-        reply = orjson.loads(data)
-        error = reply.get("error", reply)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        text = data[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace")
-    return " ".join(text.split())[:MAX_MESSAGE_CHARACTERS] or "no message"
+        text = error_text(orjson.loads(data))
+    except ValueError:
+        start = data[: 4 * MAX_MESSAGE_CHARACTERS].decode("utf-8", "replace")
+        text = printable(start, MAX_MESSAGE_CHARACTERS)
+    return text or "no message"
 
 
 def kind_of_error(error: BaseException) -> FailureKind:
     """The kind of failure that an error of the HTTP client is."""
-    if isinstance(error, aiohttp.ClientResponseError):  # not HTTP, or a broken head
+    if isinstance(error, aiohttp.ClientResponseError | BodyError):  # not HTTP, or a broken head
         return FailureKind.BAD_REPLY
     return FailureKind.DISCONNECTED if is_disconnect(error) else FailureKind.CONNECTION
 
@@ -126,6 +117,8 @@ def reason(error: BaseException) -> str:
         if text.startswith("Connect call failed"):  # asyncio's, with the address once more
             text = os.strerror(error.os_error.errno or 0)
         return text.lower()
+    if isinstance(error, BodyError):
+        return str(error)
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, aiohttp.ServerDisconnectedError):

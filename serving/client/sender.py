@@ -34,6 +34,7 @@ class Request:
         body: the request as JSON.
         max_crashes: losses of the server, while it works on the request, after which it fails.
         free: called when the request no longer counts for the limit of requests in memory.
+        max_tokens: how many tokens it asks for at most, if it says so.
         started: `time.monotonic()` when it was first sent.
         attempts: how many times it was sent.
         crashes: how many times its server was lost while it worked on it.
@@ -44,6 +45,7 @@ class Request:
     body: bytes
     max_crashes: int
     free: Callable[[], None]
+    max_tokens: int | None = None
     started: float = 0.0
     attempts: int = 0
     crashes: int = 0
@@ -130,7 +132,9 @@ class Sender:
         self._stats.requests += 1
         self._stats.in_flight += 1
         try:
-            return await server.send(request.body, attempt, request.started, request.attempts)
+            return await server.send(
+                request.body, attempt, request.started, request.attempts, request.max_tokens
+            )
         finally:
             if attempt.has_slot:
                 self._stats.in_flight -= 1

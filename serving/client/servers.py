@@ -114,14 +114,21 @@ class Server:
             and self.pace.delay(now) <= 0
         )
 
-    async def send(self, body: bytes, attempt: Attempt, started: float, number: int) -> Outcome:
+    async def send(
+        self,
+        body: bytes,
+        attempt: Attempt,
+        started: float,
+        number: int,
+        max_tokens: int | None = None,
+    ) -> Outcome:
         """Send a request once, and note what the outcome tells about the server."""
         if not self.attempts and not self.is_late:
             self.last_alive = max(self.last_alive, attempt.sent)  # it was idle until now
         self.attempts.add(attempt)
         try:
             async with attempt.scope:
-                outcome = await self.transport.send(body, started, number)
+                outcome = await self.transport.send(body, started, number, max_tokens)
         except TimeoutError:
             outcome = Failure(
                 attempt.cancelled or FailureKind.TIMEOUT,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...serving.types import ChatRequest, Message
-from ..images.prepare import ImageSettings, prepare_image
+from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..records import Prompt, RowError
 
@@ -41,10 +41,7 @@ def build_request(
     """
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
-    uris = [
-        prepare_image(settings.reader.read(ref), settings.images).data_uri()
-        for ref in prompt.images
-    ]
+    uris = [settings.reader.prepare(ref, settings.images).data_uri() for ref in prompt.images]
     messages = [_with_images(message, uris) for message in prompt.messages]
     options = settings.options
     if unguided:

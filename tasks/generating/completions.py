@@ -7,11 +7,12 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
+from ...serving.types import Message
 from ..errors import RecordCorruptedError
 from ..prompting.keys import KEY_LENGTH, batch_key
 from ..records import Batch, Reply
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Bumped when the format of stored replies changes: replies of other versions are regenerated."""
 
 _LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
@@ -29,6 +30,7 @@ class StoredReply:
         row: position in the dataset at the time.
         where: human-readable location, such as "data.jsonl:17".
         reply: the completion, or why there is none.
+        question: the text of the user's last message, which some parsers need.
     """
 
     key: str
@@ -36,6 +38,7 @@ class StoredReply:
     row: int
     where: str
     reply: Reply
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,14 @@ class Completions:
     def from_batch(cls, batch: Batch) -> Self:
         """The replies to a batch in which every row has one."""
         replies = [
-            StoredReply(prompt.key, attempt, prompt.row, prompt.where, batch.replies[prompt.key])
+            StoredReply(
+                key=prompt.key,
+                attempt=attempt,
+                row=prompt.row,
+                where=prompt.where,
+                reply=batch.replies[prompt.key],
+                question=last_question(prompt.messages),
+            )
             for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
         ]
         return cls(replies, time.time(), batch.cache_buster)
@@ -95,6 +105,16 @@ class Completions:
         """The key of the batch that these replies belong to."""
         keys = [reply.key for reply in self.replies]
         return batch_key(keys, [reply.attempt for reply in self.replies], self.cache_buster)
+
+
+def last_question(messages: Sequence[Message]) -> str:
+    """The text of the user's last message, without its images; empty if there is none."""
+    contents = [message.get("content") for message in messages if message.get("role") == "user"]
+    last = contents[-1] if contents else ""
+    if isinstance(last, str):
+        return last.strip()
+    parts = [part.get("text") for part in last or () if isinstance(part, dict)]
+    return "\n".join(text for text in parts if isinstance(text, str)).strip()
 
 
 _REPLIES = TypeAdapter(list[StoredReply])

@@ -1,38 +1,75 @@
-"""Question-answer pairs from JSON objects anywhere in a text."""
+# ruff: noqa: RUF001 (quotation marks of several languages)
+"""Question-answer pairs from JSON objects anywhere in a text, also from damaged ones."""
 
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from re import Match
 
 from ..records import QAPair
+from .found_pairs import FoundPairs
+from .json_escapes import repair_escapes
+from .labels import ANSWER, QUESTION
+from .wrappers import trim
 
-_QUESTION_KEYS = ("question", "q", "问题", "问")
-_ANSWER_KEYS = ("answer", "a", "答案", "回答", "答")
-
+_NUMBER = r"[\s_#.-]*(?P<number>\d{1,3})?"
+_KEY = re.compile(
+    rf"(?:(?P<question>{QUESTION}|q)|(?P<answer>{ANSWER}|a)){_NUMBER}",
+    re.IGNORECASE,
+)
 _OBJECT_START = re.compile(r'\{\s*+"')
 
 # For each failed attempt, `JSONDecodeError` counts all lines before the position. A text with this
 # many braces that do not open JSON is a model stuck in a loop, or an attack.
 _MAX_ERRORS = 1000
 
+_CLOSING = {'"': '"', "'": "'", "“": "”", "”": "”", "„": "“", "«": "»"}
+_QUOTES = "".join(_CLOSING)
+_DAMAGED_KEY = re.compile(
+    rf"(?P<before>[{{,，])\s*+[{_QUOTES}](?P<name>[^{_QUOTES}»{{}}\[\]:,\n]{{1,40}}+)[{_QUOTES}»]"
+    r"\s*+[:：]\s*+"
+)
+_END_OF_VALUE = {
+    closing: re.compile(rf"{closing}\s*+[,，]?\s*+[}}\]]") for closing in set(_CLOSING.values())
+}
+_SCALAR = re.compile(r"(-?\d[\d.eE+-]*+|true|false|True|False)\s*+(?:[,，}\]]|$)")
+_NO_TEXT = re.compile(r"[\[{]|null\b|None\b")
+_QUOTE_OR_ESCAPE = re.compile(r'\\.|"', re.DOTALL)
 
-def json_pairs(text: str) -> list[QAPair]:
-    """The pairs in all JSON objects of a text; [] if there are none. Never raises.
+
+def json_pairs(text: str) -> FoundPairs:
+    """The pairs in all JSON objects of a text. Never raises.
 
     Objects may be bare, in arrays, one per line, nested under other keys, in code fences or
     surrounded by prose. Complete objects in a corrupted array count. Numbers and booleans keep
-    their spelling.
+    their spelling. Objects that are JSON but for trailing commas, other quotation marks or
+    quotation marks within a text are read too, if each of their texts has a clear end.
     """
+    text = repair_escapes(text)
+    found = _sound_pairs(text)
+    expected = sum(map(_is_question, _DAMAGED_KEY.finditer(text)))
+    if expected > len(found):
+        # Only if it gives more: what is read strictly is certain.
+        found = max(found, _damaged_pairs(text), key=len)
+    return FoundPairs(found, max(expected - len(found), 0))
+
+
+def _is_question(key: Match[str]) -> bool:
+    """Whether the value of a key should be a question."""
+    name = _KEY.fullmatch(key["name"].strip())
+    is_nested = key.string[key.end() : key.end() + 1] in {"{", "["}
+    return name is not None and name["question"] is not None and not is_nested
+
+
+def _sound_pairs(text: str) -> list[QAPair]:
     pairs: list[QAPair] = []
-
-    def collect(items: list[tuple[str, object]]) -> None:
-        values = {key.strip().casefold(): value for key, value in items}
-        question, answer = _first_text(values, _QUESTION_KEYS), _first_text(values, _ANSWER_KEYS)
-        if question and answer:
-            pairs.append(QAPair(question, answer))
-
     # The hook is called as each object ends, even inside one that later turns out corrupted.
     decoder = json.JSONDecoder(
-        object_pairs_hook=collect, parse_int=str, parse_float=str, parse_constant=str, strict=False
+        object_pairs_hook=lambda items: pairs.extend(_object_pairs(items)),
+        parse_int=str,
+        parse_float=str,
+        parse_constant=str,
+        strict=False,
     )
     position, errors = 0, 0
     while errors < _MAX_ERRORS and (start := _OBJECT_START.search(text, position)):
@@ -46,12 +83,84 @@ def json_pairs(text: str) -> list[QAPair]:
     return pairs
 
 
-def _first_text(values: dict[str, object], keys: tuple[str, ...]) -> str:
-    """The first value under one of the keys that is a string, number or boolean; else ""."""
-    for key in keys:
-        value = values.get(key)
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    return ""
+def _object_pairs(items: Sequence[tuple[str, object]]) -> Iterator[QAPair]:
+    """The pairs among the members of one object, by the numbers of their keys."""
+    questions: dict[str, str] = {}
+    answers: dict[str, str] = {}
+    for name, value in items:
+        key = _KEY.fullmatch(name.strip())
+        if key is not None and (text := _text(value)):
+            texts = answers if key["question"] is None else questions
+            texts.setdefault(key["number"] or "", text)
+    yield from (QAPair(questions[n], answers[n]) for n in questions if n in answers)
+    if not questions:
+        yield from _parallel_pairs({name.strip().casefold(): value for name, value in items})
+
+
+def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
+    """The pairs of `{"questions": [...], "answers": [...]}`."""
+    questions, answers = members.get("questions"), members.get("answers")
+    if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
+        pairs = (QAPair(_text(q), _text(a)) for q, a in zip(questions, answers, strict=True))
+        yield from (pair for pair in pairs if pair.question and pair.answer)
+
+
+def _text(value: object) -> str:
+    """A string, number or boolean as text; "" for anything else."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return trim(value) if isinstance(value, str) else ""
+
+
+def _damaged_pairs(text: str) -> list[QAPair]:
+    """The pairs of objects that no JSON parser reads, from one key to the next.
+
+    An object counts if all its texts have a clear end: what looks like a key may be part of one.
+    """
+    pairs: list[QAPair] = []
+    items: list[tuple[str, object]] = []
+    is_clear = True
+    keys = list(_DAMAGED_KEY.finditer(text))
+    for key, following in zip(keys, [*keys[1:], None], strict=False):
+        value = _damaged_value(text, key, following)
+        is_clear &= value is not None
+        items.append((key["name"], value))
+        if following is None or following["before"] == "{":
+            pairs.extend(_object_pairs(items) if is_clear else ())
+            items, is_clear = [], True
+    return pairs
+
+
+def _damaged_value(text: str, key: Match[str], following: Match[str] | None) -> str | None:
+    """The value of a key, "" if it is no text; None if its end is not clear."""
+    end = len(text) if following is None else following.start()
+    if scalar := _SCALAR.match(text, key.end(), end):
+        return scalar[1].lower()
+    if _NO_TEXT.match(text, key.end(), end):
+        return ""
+    closing = _CLOSING.get(text[key.end() : key.end() + 1])
+    if closing is None:
+        return None
+    start = key.end() + 1
+    if last := _END_OF_VALUE[closing].search(text, start, end):
+        value = text[start : last.start()]
+    elif following is not None and following["before"] != "{":
+        value = text[start:end].rstrip()
+        if not value.endswith(closing):
+            return None
+        value = value.removesuffix(closing)
+    else:
+        return None
+    return _unescaped(value, closing)
+
+
+def _unescaped(value: str, closing: str) -> str | None:
+    """The text of a string of JSON in which quotation marks need not be escaped."""
+    marks = [match[0] for match in _QUOTE_OR_ESCAPE.finditer(value)]
+    if closing == '"' and marks.count('"') % 2:
+        return None  # one of them may be the end
+    escaped = _QUOTE_OR_ESCAPE.sub(lambda m: '\\"' if m[0] == '"' else m[0], value)
+    try:
+        return str(json.loads(f'"{escaped}"', strict=False))
+    except ValueError:
+        return None

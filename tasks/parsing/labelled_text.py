@@ -1,105 +1,189 @@
-# ruff: noqa: RUF001, RUF002 (Chinese replies use fullwidth punctuation)
-"""Completion text -> question-answer pairs: pure functions, no I/O.
-
-Every function here handles any text in linear time: models get stuck in loops, and a text in an
-untrusted image can dictate what the model writes.
-"""
+# ruff: noqa: RUF001 (labels in Chinese have fullwidth punctuation)
+"""Question-answer pairs from labelled text: `**Question:** ...`, `Q1. ...`, `Antwort: ...`."""
 
 import re
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from re import Match
 
 from ..records import QAPair
-from .json_text import json_pairs
-
-PARSER_VERSION = 1
-"""Bumped when `parse_qa_pairs` changes its results, so that stored completions are reparsed."""
-
-
-def parse_qa_pairs(text: str) -> list[QAPair]:
-    """The pairs in a reply, in order; [] if there are none. Never raises.
-
-    Recognises labelled lines (`**Question:**`, `### Answer`, `Q1.`, `A:`, `1. Question:`, `问题：`,
-    `答：` ...) or, if there are none, JSON objects with these labels as keys, anywhere in the text.
-    Labels count only at the start of a line. An answer extends to the next question label.
-    Reasoning (`<think>`), text before the first question, and questions without an answer are
-    ignored.
-    """
-    text = strip_reasoning(text).replace("\r\n", "\n")
-    return _labelled_pairs(text) or json_pairs(text)
-
-
-_THINK_TAG = re.compile(r"<(/?)think>", re.IGNORECASE)
-
-
-def strip_reasoning(text: str) -> str:
-    """Drop `<think>` blocks, even without a start (often in the chat template) or an end tag."""
-    outside: list[str] = []
-    position, inside = 0, False
-    for number, tag in enumerate(_THINK_TAG.finditer(text)):
-        opens = not tag[1]
-        if not inside and (opens or number > 0):
-            outside.append(text[position : tag.start()])
-        position, inside = tag.end(), opens
-    if not inside:
-        outside.append(text[position:])
-    return "\n".join(outside)
-
+from .found_pairs import FoundPairs
+from .labels import (
+    ANSWER_LETTERS,
+    ANSWER_OR_LETTER,
+    LETTER,
+    NUMBER,
+    QUESTION_LETTERS,
+    QUESTION_OR_LETTER,
+)
+from .wrappers import trim
 
 # Possessive quantifiers (`*+`): backtracking through all lengths of a run would be quadratic.
-_LABEL = re.compile(
-    r"""
-    ^[^\S\n]*+ (?:>[^\S\n]*+)*+                              # indentation, block quote
+_LINE_LABEL = re.compile(
+    rf"""
+    ^[^\S\n]*+ (?:>[^\S\n]*+)*+ [\u200e\u200f]*+             # indentation, block quote
     (?:[-+*•][^\S\n]++)?+                                    # list mark
-    (?:[(（]?\d{1,3}[.)）、][^\S\n]*+)?+                      # list number
-    (?P<heading>\#{1,6}+[^\S\n]*+)?+
-    (?P<emphasis>\*{1,3}|_{1,3})?
-    (?:\d{1,3}[.)、][^\S\n]*+)?+                              # **1. Question:**
-    (?: (?P<question>question|问题|问|q) | (?P<answer>answer|答案|回答|答|a) )
+    (?:[(（]?\d{{1,3}}[.)）、][^\S\n]*+)?+                    # list number
+    (?P<heading>\#{{1,6}}+[^\S\n]*+)?+
+    (?P<emphasis>\*{{1,3}}|_{{1,3}})?
+    (?:\d{{1,3}}[.)、][^\S\n]*+)?+                            # **1. Question:**
+    (?P<bracket>[\[【](?!{LETTER}{NUMBER}?[\]】]))?           # but not [A], a choice
+    (?: (?P<question>{QUESTION_OR_LETTER}) | (?P<answer>{ANSWER_OR_LETTER}) )
     [^\S\n]*+
-    (?P<number>[(（\#]?(?:\d{1,3}|[一二三四五六七八九十]{1,3})[)）]?)?
-    (?:
+    (?P<number>[(（\#.-]?{NUMBER}[)）]?)?
+    (?:[^\S\n]*[(（][^()（）\n]{{1,40}}+[)）])?               # Question 1 (colour):
+    (?(bracket) [\]】] (?:[:：]?(?P=emphasis))?+ (?:[^\S\n]*[:：])?+   # **[Question]:**
+    | (?:
         (?P=emphasis) [^\S\n]*+ [:：]                        # **Question**:
       | [^\S\n]*+ [:：] (?:[^\S\n]*(?P=emphasis))?           # Question:   **Question:**
       | (?(number)[.)、](?!\d)(?:(?P=emphasis))?|(?!))       # Q1.   **Q1.**
       | (?P=emphasis)[^\S\n]*+$                              # **Question 1** on a line of its own
       | (?(heading)[^\S\n]*+$|(?!))                          # ### Question
-    )
+    ))
     """,
     re.MULTILINE | re.IGNORECASE | re.VERBOSE,
 )
 
+_INLINE_LABEL = re.compile(
+    rf"""
+    (?P<before>[?？؟.!。！…;；|]) ["'”’»)）*_]{{0,4}}+ \s*+    # the end of a sentence
+    (?P<label>
+      (?P<emphasis>\*{{1,3}}|_{{1,3}})?
+      (?: (?P<question>{QUESTION_OR_LETTER}) | (?P<answer>{ANSWER_OR_LETTER}) )
+      [^\S\n]*+ (?P<number>[(（\#]?{NUMBER}[)）]?)?
+      (?: (?P=emphasis) [^\S\n]*+ [:：] | [^\S\n]*+ [:：] (?:[^\S\n]*(?P=emphasis))? )
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_MAX_CHOICE = 200
+"""Characters within which the second of several choices follows the first."""
 
-def _labelled_pairs(text: str) -> list[QAPair]:
-    pairs = []
-    question: Match[str] | None = None
-    answer: Match[str] | None = None
-    for label in chain(_LABEL.finditer(text), [None]):
-        if label is not None and label["answer"]:
+_CHOICES = re.compile(r"(?<!\w)[BbＢ][:：.)]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A label in a text.
+
+    Attributes:
+        start: where it starts.
+        end: where its value starts.
+        is_question: whether it is one of a question.
+        is_letter: whether its word is a single letter, such as "Q".
+        has_number: whether it has a number.
+        emphasis: Markdown that opens before the label and is not closed within it.
+    """
+
+    start: int
+    end: int
+    is_question: bool
+    is_letter: bool
+    has_number: bool
+    emphasis: str
+
+
+def labelled_pairs(text: str) -> FoundPairs:
+    """The pairs in labelled lines.
+
+    Labels count at the start of a line. If an answer has none there, they also count in the line
+    of its question, at the end of a sentence. An answer extends to the next question's label.
+    """
+    lines = [_label(match, match.start()) for match in _LINE_LABEL.finditer(text)]
+    return _pairs(text, list(_without_quarters(list(_with_inline_labels(text, lines)))))
+
+
+def _label(match: Match[str], start: int) -> _Label:
+    word = (match["question"] or match["answer"]).casefold()
+    emphasis = match["emphasis"] or ""
+    closed = emphasis in match.string[match.end("emphasis") : match.end()] if emphasis else True
+    return _Label(
+        start=start,
+        end=match.end(),
+        is_question=match["question"] is not None,
+        is_letter=word in {*QUESTION_LETTERS, *ANSWER_LETTERS},
+        has_number=match["number"] is not None,
+        emphasis="" if closed else emphasis,
+    )
+
+
+def _with_inline_labels(text: str, labels: Sequence[_Label]) -> Iterator[_Label]:
+    """The labels, with those within a line after each question without an answer."""
+    for label, following in zip(labels, [*labels[1:], None], strict=False):
+        yield label
+        is_answered = following is not None and _may_answer(following, label)
+        if label.is_question and not is_answered:
+            end = len(text) if following is None else following.start
+            yield from _inline_labels(text, label, end)
+
+
+def _without_quarters(labels: Sequence[_Label]) -> Iterator[_Label]:
+    """The labels without those like "Q1:" in an answer that lists the quarters of a year.
+
+    They differ from the label of the first question, and have no answers.
+    """
+    first = next((label for label in labels if label.is_question), None)
+    for label, following in zip(labels, [*labels[1:], None], strict=False):
+        if first is not None and label.is_question and label.is_letter and label.has_number:
+            is_other = not (first.is_letter and first.has_number)
+            if is_other and (following is None or not _may_answer(following, label)):
+                continue
+        yield label
+
+
+def _inline_labels(text: str, question: _Label, end: int) -> Iterator[_Label]:
+    expects_answer = True
+    for match in _INLINE_LABEL.finditer(text, question.end, end):
+        label = _label(match, match.start("label"))
+        if label.is_question is expects_answer:
+            continue
+        if expects_answer:
+            if not _may_answer(label, question):
+                continue
+            if label.is_letter and not label.has_number:  # the first of several choices?
+                line = text[label.end : label.end + _MAX_CHOICE].partition("\n")[0]
+                if match["before"] not in {"?", "？", "؟"} or _CHOICES.search(line):
+                    continue
+        else:
+            question = label
+        expects_answer = not expects_answer
+        yield label
+
+
+def _may_answer(answer: _Label, question: _Label) -> bool:
+    """A bare "A:" answers only a "Q:": under "Question:" it is the first of several choices."""
+    return not answer.is_question and (question.is_letter or not answer.is_letter)
+
+
+def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
+    pairs, lost = [], 0
+    question: _Label | None = None
+    answer: _Label | None = None
+    for label in (*labels, None):
+        if label is not None and not label.is_question:
             if question is not None and answer is None and _may_answer(label, question):
                 answer = label
             continue
         # The next question's label, or the end of the text, ends the pair before it.
-        if question is not None and answer is not None:
-            end = len(text) if label is None else label.start()
+        end = len(text) if label is None else label.start
+        if question is not None:
+            has_next = label is not None
+            first_end = end if answer is None else answer.start
             pair = QAPair(
-                _value(text, question, answer.start(), before_question=False),
-                _value(text, answer, end, before_question=label is not None),
+                _value(text, question, first_end, before_question=has_next and answer is None),
+                "" if answer is None else _value(text, answer, end, before_question=has_next),
             )
             if pair.question and pair.answer:
                 pairs.append(pair)
+            elif pair.question or pair.answer:
+                lost += 1
         question, answer = label, None
-    return pairs
+    return FoundPairs(pairs, lost)
 
 
-def _may_answer(answer: Match[str], question: Match[str]) -> bool:
-    """A bare "A:" answers only a "Q:": under "Question:" it is the first of several choices."""
-    return len(answer["answer"]) > 1 or answer["answer"] == "答" or len(question["question"]) == 1
-
-
-def _value(text: str, label: Match[str], end: int, *, before_question: bool) -> str:
+def _value(text: str, label: _Label, end: int, *, before_question: bool) -> str:
     """The text after a label, without the decoration around it."""
-    lines = text[label.end() : end].strip().split("\n")
+    lines = text[label.end : end].strip().split("\n")
     open_fence = sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
     while lines:
         last = lines[-1].strip()
@@ -111,10 +195,11 @@ def _value(text: str, label: Match[str], end: int, *, before_question: bool) -> 
                 break
         lines.pop()
     value = "\n".join(lines).strip()
-    emphasis = label["emphasis"]
-    if emphasis and emphasis not in text[label.end("emphasis") : label.end()]:
-        value = value.removesuffix(emphasis).rstrip()  # **Question: all of it in bold**
-    return value
+    if label.emphasis:
+        value = value.removesuffix(label.emphasis)  # **Question: all of it in bold**
+    if value.count("|") == 1:
+        value = value.removesuffix("|")  # Question: ... | Answer: ...
+    return trim(value)
 
 
 _RULE = re.compile(r"([-*_=~])(?:[ \t]*+\1){2,}+|\*\*|__")

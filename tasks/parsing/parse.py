@@ -3,21 +3,40 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from prefect import task
 
+from ...serving.printable import printable
 from ...serving.types import Completion
 from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
 from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
-from .labelled_text import PARSER_VERSION, parse_qa_pairs, strip_reasoning
+from .qa_pairs import PARSER_VERSION, find_qa_pairs, parse_answer, parse_qa_pairs
+from .wrappers import unwrap
 
-Parser = Callable[[str], Any]
-"""Turns the raw text of a completion into plain JSON; an exception affects only that row."""
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a parser makes of a reply.
+
+    Attributes:
+        value: plain JSON.
+        lost: how many QA pairs the reply seems to have that are not in the value.
+    """
+
+    value: Any
+    lost: int = 0
+
+
+Parser = Callable[[str, str], Parsed]
+"""Parses the raw text of a completion, given also the text of the user's last message.
+
+An exception affects only that row.
+"""
 
 PairParser = Callable[[str], list[QAPair]]
 """The interface of a custom parser: text -> QA pairs."""
@@ -29,15 +48,17 @@ class ParseSettings:
 
     Attributes:
         name: the parser's name, which identifies its behaviour.
-        parser: text -> plain JSON.
+        parser: text and question -> plain JSON.
         required: whether a reply in which the parser finds nothing is quarantined.
         version: changes with the parser's behaviour; None if only the name identifies it.
+        user_prompt: what is asked about rows that ask nothing themselves.
     """
 
     name: str
     parser: Parser
     required: bool = True
     version: int | None = None
+    user_prompt: str = ""
 
     @property
     def label(self) -> str:
@@ -50,20 +71,49 @@ class ParseSettings:
         return label if self.required else f"{label}-raw"
 
 
-def pair_parse_settings(name: str, parser: PairParser, require_pairs: bool = True) -> ParseSettings:
-    """Settings for a parser of QA pairs; only the built-in parser has a version."""
-    version = PARSER_VERSION if parser is parse_qa_pairs else None
-    return ParseSettings(name, partial(_plain_pairs, parser), require_pairs, version)
+def pair_parse_settings(
+    name: str, parser: PairParser, require_pairs: bool = True, user_prompt: str = ""
+) -> ParseSettings:
+    """Settings for a parser of QA pairs; only the built-in parsers have a version."""
+    built_in = _BUILT_IN.get(parser)
+    version = None if built_in is None else PARSER_VERSION
+    reads = built_in or partial(_read_with, parser)
+    return ParseSettings(name, reads, require_pairs, version, user_prompt)
 
 
-def _plain_pairs(parser: PairParser, text: str) -> list[dict[str, str]]:
-    """The pairs as plain JSON, stripped, without those whose question or answer is empty."""
-    pairs = [(pair.question.strip(), pair.answer.strip()) for pair in parser(text)]
+def _read_qa_pairs(text: str, _question: str) -> Parsed:
+    found = find_qa_pairs(text)
+    return Parsed(_plain(found.pairs), found.lost)
+
+
+def _read_answer(text: str, question: str) -> Parsed:
+    return Parsed(_plain(parse_answer(text, question)))
+
+
+def _read_with(parser: PairParser, text: str, _question: str) -> Parsed:
+    return Parsed(_plain(parser(text)))
+
+
+_BUILT_IN: Mapping[PairParser, Parser] = {
+    parse_qa_pairs: _read_qa_pairs,
+    parse_answer: _read_answer,
+}
+
+
+def _plain(pairs: Iterable[QAPair]) -> list[dict[str, str]]:
+    """The pairs as plain JSON, tidied, without those whose question or answer is empty."""
+    tidy = [(_tidy(pair.question), _tidy(pair.answer)) for pair in pairs]
     return [
-        {"question": question, "answer": answer}
-        for question, answer in pairs
-        if question and answer
+        {"question": question, "answer": answer} for question, answer in tidy if question and answer
     ]
+
+
+_CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"}
+
+
+def _tidy(text: str) -> str:
+    """The text without control characters but tabs and line breaks, and stripped."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS).strip()
 
 
 QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
@@ -107,73 +157,134 @@ def parse_completions(completions: Completions, settings: ParseSettings) -> Pars
 def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     """Parse the reply to one row into an answered or quarantined row."""
     reply = stored.reply
-    parsed = reply if isinstance(reply, Problem) else parse_completion(reply, settings)
-    if isinstance(reply, Completion) and not isinstance(parsed, Problem):
-        return Answered(
-            key=stored.key,
-            text=reply.text,
-            parsed=parsed,
-            model=reply.model,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            latency=round(reply.latency, 4),
-        )
+    if isinstance(reply, Problem):
+        return _quarantined(stored, reply)
+    parsed = parse_completion(reply, settings, stored.question)
+    if isinstance(parsed, Problem):
+        return _quarantined(stored, parsed, reply.text or reply.reasoning)
+    return Answered(
+        key=stored.key,
+        text=reply.text,
+        parsed=parsed.value,
+        model=reply.model,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        latency=round(reply.latency, 4),
+        reasoning=reply.reasoning,
+        lost=parsed.lost,
+    )
+
+
+def _quarantined(stored: StoredReply, problem: Problem, text: str | None = None) -> Quarantined:
     return Quarantined(
         key=stored.key,
         row=stored.row,
         where=stored.where,
-        kind=parsed.kind,
-        message=parsed.message,
-        status=parsed.status,
-        attempts=reply.attempts,
-        text=reply.text if isinstance(reply, Completion) else None,
+        kind=problem.kind,
+        message=problem.message,
+        status=problem.status,
+        attempts=stored.reply.attempts,
+        text=text,
         attempt=stored.attempt,
     )
 
 
-def parse_completion(completion: Completion, settings: ParseSettings) -> Any | Problem:
-    """The parser's result for a completion, or why it is not an answer."""
+def parse_completion(
+    completion: Completion, settings: ParseSettings, question: str = ""
+) -> Parsed | Problem:
+    """The parser's result for a completion, or why it is not an answer.
+
+    Args:
+        completion: the reply.
+        settings: how it is parsed.
+        question: the text of the user's last message.
+    """
     problem = _unfinished(completion)
     if problem is not None:
         return problem
     try:
-        parsed = settings.parser(completion.text)
-        json.dumps(parsed)
+        parsed = settings.parser(completion.text, question)
+        json.dumps(parsed.value)
     except Exception as error:
         # A custom parser may fail in any way on unexpected text: that is this row's problem.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = printable(f"{type(error).__name__}: {error}", 200)
         return Problem(
             Kind.UNPARSED,
             f"parser {settings.name} raised {reason}; check the raw text and fix the parser",
         )
-    if settings.required and not parsed:
-        return Problem(
-            Kind.UNPARSED,
-            f"parser {settings.name} found nothing in {len(completion.text)} characters; "
-            "check the raw text, then state the format in the prompt, or request JSON output",
-        )
+    if settings.required and not parsed.value:
+        return Problem(Kind.UNPARSED, _nothing_found(completion, parsed.lost, settings, question))
     return parsed
 
 
+def _nothing_found(
+    completion: Completion, lost: int, settings: ParseSettings, question: str
+) -> str:
+    """Why the parser found nothing, in one line."""
+    if settings.parser is _read_answer:
+        return "the row asks no question that the reply could answer; use parser qa_pairs"
+    found = f"found nothing in {len(completion.text)} characters"
+    if lost:
+        found += f" but {lost} question{'s' if lost > 1 else ''} without a readable answer"
+    advice = "check the raw text, then state the format in the prompt, or request JSON output"
+    if settings.parser is _read_qa_pairs and question not in {"", settings.user_prompt}:
+        advice = (
+            "if the reply is the answer to the row's own question, use `--parser answer`; "
+            f"otherwise {advice}"
+        )
+    return f"parser {settings.name} {found}; {advice}"
+
+
 def _unfinished(completion: Completion) -> Problem | None:
+    """Why a completion is no complete reply; None if it is one."""
     if completion.finish_reason == "length":
+        spent = ""
+        if completion.reasoning and not completion.text.strip():
+            spent = ", all of them reasoning"
         return Problem(
             Kind.TRUNCATED,
-            f"the reply was truncated after {completion.completion_tokens} tokens; raise "
+            f"the reply was truncated after {completion.completion_tokens} tokens{spent}; raise "
             "max_tokens (and the server's max_model_len if that is the limit), or request "
             "shorter replies",
         )
     if completion.finish_reason != "stop":
-        return Problem(
-            Kind.TRUNCATED,
-            f"the server ended the reply early (finish_reason {completion.finish_reason[:40]!r}); "
-            "check the raw text and the server's log",
-        )
-    if not strip_reasoning(completion.text).strip():
-        content = "only reasoning" if completion.text.strip() else "nothing"
-        return Problem(
-            Kind.EMPTY,
-            f"the model wrote {content} ({completion.completion_tokens} tokens); "
-            "check the prompt and the model's chat template",
-        )
+        is_empty = completion.finish_reason in {"refusal", "tool_calls"}
+        return Problem(Kind.EMPTY if is_empty else Kind.TRUNCATED, _early_end(completion))
+    if not unwrap(completion.text):
+        return Problem(Kind.EMPTY, _no_answer(completion))
     return None
+
+
+def _early_end(completion: Completion) -> str:
+    """What a finish reason other than the natural one means, and what to do."""
+    reason = printable(completion.finish_reason, 40)
+    if reason == "refusal":
+        return f"the model refused to answer: {printable(completion.text, 200)}"
+    if reason == "content_filter":
+        return "the server's content filter withheld the reply (finish_reason 'content_filter')"
+    if reason == "tool_calls":
+        return (
+            "the model called a tool instead of answering (finish_reason 'tool_calls'); start the "
+            "server without tool calling"
+        )
+    if not reason:
+        return (
+            "the server does not say why the reply ended (no finish_reason), so it may be "
+            "incomplete; check the raw text, and whether max_tokens is set and usage reported"
+        )
+    return (
+        f"the server ended the reply early (finish_reason {reason!r}); check the raw text and the "
+        "server's log"
+    )
+
+
+def _no_answer(completion: Completion) -> str:
+    """Why a complete reply holds no answer, and what to do."""
+    tokens = f"{completion.completion_tokens} tokens"
+    if completion.reasoning:
+        return (
+            f"the model wrote only reasoning ({tokens}), and no answer: its server takes all of it "
+            "for reasoning. Start vLLM without --reasoning-parser, or with the one of this model"
+        )
+    content = "only reasoning" if completion.text.strip() else "nothing"
+    return f"the model wrote {content} ({tokens}); check the prompt and the model's chat template"

@@ -15,20 +15,32 @@ KEY = "sk-secret-0a1b2c"
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["http://gpu:8000", "http://gpu:8000/", "http://gpu:8000/v1", "http://gpu:8000/v1/"],
+    ("url", "api"),
+    [
+        ("http://gpu:8000", "http://gpu:8000/v1"),
+        ("http://gpu:8000/", "http://gpu:8000/v1"),
+        ("http://gpu:8000/v1", "http://gpu:8000/v1"),
+        (" http://gpu:8000/v1/\n", "http://gpu:8000/v1"),
+        ("http://gpu:8000/v1/chat/completions", "http://gpu:8000/v1"),
+        ("http://gpu:8000/v1//chat/completions/", "http://gpu:8000/v1"),
+        ("http://gpu:8000/v1/completions", "http://gpu:8000/v1"),
+        ("http://gpu:8000/v1/models", "http://gpu:8000/v1"),
+        ("http://gpu:8000/chat/completions", "http://gpu:8000/v1"),
+        ("http://[::1]:8000", "http://[::1]:8000/v1"),
+        ("https://gate/vllm/a", "https://gate/vllm/a/v1"),
+        ("https://gate/vllm/b/v1", "https://gate/vllm/b/v1"),
+        ("https://gate/api/v4", "https://gate/api/v4"),
+        ("https://gate/v1beta/openai/chat/completions", "https://gate/v1beta/openai"),
+        ("https://gate/models/vllm", "https://gate/models/vllm/v1"),
+    ],
 )
-def test_v1_in_a_url_is_optional(url: str) -> None:
-    assert VLLMEndpoint(urls=[url]).api_urls() == ["http://gpu:8000/v1"]
+def test_the_url_of_a_server_of_its_api_or_of_a_method(url: str, api: str) -> None:
+    assert VLLMEndpoint(urls=[url]).api_urls() == [api]
 
 
-def test_a_path_before_v1_is_preserved() -> None:
-    urls = ["https://gate/vllm/a", "https://gate/vllm/b/v1", "http://[::1]:8000"]
-    assert VLLMEndpoint(urls=urls).api_urls() == [
-        "https://gate/vllm/a/v1",
-        "https://gate/vllm/b/v1",
-        "http://[::1]:8000/v1",
-    ]
+def test_a_server_given_twice_is_one_server() -> None:
+    urls = ["http://gpu:8000", "http://other:8000", "http://gpu:8000/v1/chat/completions"]
+    assert VLLMEndpoint(urls=urls).api_urls() == ["http://gpu:8000/v1", "http://other:8000/v1"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +162,7 @@ def test_a_block_survives_a_round_trip() -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize("name", ["no-such-block", "gpu-1:8000", "", "a/b"])
+@pytest.mark.parametrize("name", ["no-such-block", ""])
 def test_a_missing_block_is_one_clear_line(name: str) -> None:
     with pytest.raises(EndpointError) as raised:
         load_endpoint(name)
@@ -159,6 +171,12 @@ def test_a_missing_block_is_one_clear_line(name: str) -> None:
         "http://127.0.0.1:8000, or save a block in Prefect under Blocks "
         "(`prefect block register -m prefect_imageqa` lists its type there)"
     )
+
+
+@pytest.mark.parametrize("url", ["gpu-1:8000", "http//gpu-1:8000", "a/b"])
+def test_a_url_without_its_scheme_is_no_name_of_a_block(url: str) -> None:
+    with pytest.raises(EndpointError, match=f"endpoint: '{url}' is not an http:// or https:// URL"):
+        load_endpoint(url)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -203,7 +221,7 @@ def test_a_check_finds_the_model(keyed_stub: Any, model: str | None) -> None:
     [
         ({"urls": ["http://127.0.0.1:1"]}, "no server answers at http://127.0.0.1:1/v1 ("),
         ({"api_key": KEY}, "{url}/v1 rejects the API key (HTTP 401)"),
-        ({"api_key": ""}, "{url}/v1 rejects the API key (HTTP 401)"),
+        ({"api_key": ""}, "{url}/v1 wants an API key (HTTP 401), and no key was sent: "),
         ({"model": "gpt-9"}, "{url} does not serve 'gpt-9'; it serves: stub"),
     ],
     ids=["unreachable", "wrong key", "no key", "wrong model"],

@@ -32,8 +32,13 @@ def test_the_only_model_served_is_used(stub: StubServer) -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["a", "b"], r"serves 2 models \(a, b\): name one"), ([], "serves no model")],
-    ids=["two", "none"],
+    [
+        (["a", "b"], r"serves 2 models \(a, b\): name one"),
+        (["a\x1b[1m\nb", "c"], r"serves 2 models \(a\\x1b\[1m b, c\): name one"),
+        (["m"] * 30, r"serves 30 models \(m(, m){19}, \.\.\.\): name one"),
+        ([], "serves no model"),
+    ],
+    ids=["two", "escapes", "many", "none"],
 )
 def test_one_of_several_models_must_be_named(names: list[str], message: str) -> None:
     with (

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from aiohttp import web
 from chat import ask, completing, endpoint, only_failure, texts, wait_until
-from fake_vllm import FakeVLLM
+from fake_vllm import FakeVLLM, serving
 from prefect_imageqa.serving.client import ChatClient, pace, retry_policy, sender, transport
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, FailureKind
@@ -58,7 +59,21 @@ def test_each_kind_of_failure_has_its_number_of_attempts(
     assert quick == list(range(1, attempts))
     assert only_failure([failure]).status == status
     if status != 204:
-        assert only_failure([failure]).message == f"HTTP {status}: simulated failure"
+        sent = " (no key was sent)" if status == 401 else ""
+        assert only_failure([failure]).message == f"HTTP {status}: simulated failure{sent}"
+
+
+def test_a_gateway_that_sends_its_error_with_http_200_each_time(quick: list[int]) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.Response()
+        return web.json_response({"error": {"message": "overloaded", "code": 502}})
+
+    with serving(answer) as url, ChatClient(endpoint(url)) as client:
+        failure = only_failure(client.complete([ask("bad")]))
+    assert (failure.kind, failure.attempts) == (FailureKind.DISCONNECTED, 4)
+    assert failure.message == "HTTP 200 with error 502: overloaded"
+    assert quick == [1, 2, 3]
 
 
 @pytest.mark.parametrize("status", [307, 408, 429, 500, 502, 503])

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.errors import RecordCorruptedError
-from prefect_imageqa.tasks.generating.completions import Completions
+from prefect_imageqa.tasks.generating.completions import Completions, last_question
 from prefect_imageqa.tasks.prompting.keys import batch_key
 from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
 
@@ -12,11 +12,14 @@ KEYS = tuple(f"{number:032x}" for number in range(2))
 BATCH = Batch(
     number=3,
     key=batch_key(KEYS, (0, 2), "cache_buster"),
-    prompts=tuple(Prompt(number, key, f"d:{number}") for number, key in enumerate(KEYS)),
+    prompts=tuple(
+        Prompt(number, key, f"d:{number}", ({"role": "user", "content": f"What is {number}?"},))
+        for number, key in enumerate(KEYS)
+    ),
     attempts=(0, 2),
     cache_buster="cache_buster",
     replies={
-        KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2),
+        KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2, "a reason \ud800"),
         KEYS[1]: Problem(Kind.TIMEOUT, "timed out", 504, 1),
     },
 )
@@ -30,12 +33,45 @@ def stored() -> dict[str, Any]:
 def test_stored_completions_hold_everything_that_parsing_needs() -> None:
     loaded = Completions.load(stored())
     assert [reply.reply for reply in loaded.replies] == list(BATCH.replies.values())
-    assert [(reply.key, reply.attempt, reply.row, reply.where) for reply in loaded.replies] == [
-        (KEYS[0], 0, 0, "d:0"),
-        (KEYS[1], 2, 1, "d:1"),
-    ]
+    assert [
+        (reply.key, reply.attempt, reply.row, reply.where, reply.question)
+        for reply in loaded.replies
+    ] == [(KEYS[0], 0, 0, "d:0", "What is 0?"), (KEYS[1], 2, 1, "d:1", "What is 1?")]
     assert loaded.dump() == stored() | {"time": loaded.time}
     assert loaded.key == BATCH.key
+
+
+@pytest.mark.parametrize(
+    ("messages", "question"),
+    [
+        ([], ""),
+        ([{"role": "system", "content": "Be brief."}], ""),
+        ([{"role": "user", "content": " What? \n"}], "What?"),
+        (
+            [
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": "He."},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": 0},
+                        {"type": "text", "text": "Look."},
+                        {"type": "text", "text": "What?"},
+                    ],
+                },
+            ],
+            "Look.\nWhat?",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": 0}]}], ""),
+        ([{"role": "user", "content": None}], ""),
+        ([{"role": "user", "content": ["What?", {"type": "text", "text": 5}]}], ""),
+    ],
+    ids=["none", "system", "text", "several", "image", "null", "odd parts"],
+)
+def test_the_question_is_the_text_of_the_users_last_message(
+    messages: list[dict[str, Any]], question: str
+) -> None:
+    assert last_question(messages) == question
 
 
 def without(name: str) -> dict[str, Any]:
@@ -69,7 +105,9 @@ def with_problem(**changed: Any) -> dict[str, Any]:
         with_row(key="no key"),
         with_row(key="00"),
         with_row(attempt="often"),
+        with_row(question=None),
         with_row(reply={"text": "no more"}),
+        with_completion(reasoning=None),
         with_completion(text=3),
         with_completion(finish_reason=5),
         with_completion(latency="long"),

@@ -133,7 +133,7 @@ def test_a_lost_store_of_images_stops_the_batch_and_replies_are_retained(
         ("status 503", Problem(Kind.SERVER_ERROR, "HTTP 503: simulated failure", 503, 4)),
         (
             "raw no",
-            Problem(Kind.SERVER_ERROR, "the server's reply is not a chat completion", 200, 3),
+            Problem(Kind.SERVER_ERROR, "the server's reply is not JSON, but 'no'", 200, 3),
         ),
     ],
 )

@@ -1,0 +1,237 @@
+"""The body of an HTTP 200 as vLLM, and servers like it, write it: pure functions, no network.
+
+Servers and gateways that speak OpenAI's protocol differ in where they put the text, the model's
+reasoning and errors, and in their words for how a reply ended. Everything else sees one form.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ..printable import printable
+from ..types import Completion
+
+MAX_MESSAGE_CHARACTERS = 300
+"""Longer error messages of a server are truncated."""
+
+_MAX_NAME = 255
+"""Characters kept of the model's name, and of an unknown finish reason."""
+
+_NATURAL_ENDS = frozenset(
+    {"stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "stop_token", "complete"}
+)
+_CUT_OFF = frozenset({"length", "max_tokens", "max_length", "model_length", "max_output_tokens"})
+
+_NO_REASON = frozenset({"", "null", "none", "unknown", "finish_reason_unspecified"})
+
+_STATUS_OF_WORD = {
+    "overload": 503,
+    "unavailable": 503,
+    "rate_limit": 429,
+    "ratelimit": 429,
+    "too_many": 429,
+    "quota": 429,
+    "timeout": 504,
+    "timed_out": 504,
+    "bad_gateway": 502,
+    "auth": 401,
+    "api_key": 401,
+    "permission": 403,
+    "not_found": 404,
+    "notfound": 404,
+    "internal": 500,
+    "server_error": 500,
+    "invalid": 400,
+    "badrequest": 400,
+    "bad_request": 400,
+    "context_length": 400,
+}
+"""HTTP statuses by parts of the words that servers use as the code or type of an error."""
+
+
+class NoCompletionError(Exception):
+    """A body that holds no chat completion; the message says what it holds.
+
+    Attributes:
+        status: of an error, the HTTP status with which it should have been sent.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The parts of a message."""
+
+    text: str
+    reasoning: str
+    refusal: str
+
+
+def read_completion(
+    data: bytes, latency: float, attempt: int, max_tokens: int | None = None
+) -> Completion:
+    """Read a chat completion.
+
+    The finish reason becomes "stop" for every natural end and "length" for every reply that was
+    cut off. A server that gives none is believed to have finished a reply that is shorter than it
+    may be. A refusal of the model has the finish reason "refusal".
+
+    Args:
+        data: the body.
+        latency: in seconds.
+        attempt: counts from 1.
+        max_tokens: the limit of the request, if it has one.
+
+    Raises:
+        NoCompletionError: it is something else.
+    """
+    reply = _json(data)
+    choice = _choice(reply)
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
+        kind = "a text completion" if isinstance(choice.get("text"), str) else "no message"
+        raise NoCompletionError(f"the server's reply holds {kind}, not a chat completion")
+    content = _content(message)
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    completion_tokens = _tokens(usage.get("completion_tokens"))
+    is_short = max_tokens is not None and 0 < completion_tokens < max_tokens
+    finish_reason = _finish_reason(choice.get("finish_reason"), is_short=is_short)
+    if content.refusal:
+        finish_reason = "refusal"
+    elif message.get("tool_calls") and not content.text:
+        finish_reason = "tool_calls"
+    model = reply.get("model")
+    return Completion(
+        text=content.text or content.refusal,
+        finish_reason=finish_reason,
+        prompt_tokens=_tokens(usage.get("prompt_tokens")),
+        completion_tokens=completion_tokens,
+        latency=latency,
+        model=model[:_MAX_NAME] if isinstance(model, str) else "",
+        attempts=attempt,
+        reasoning=content.reasoning,
+    )
+
+
+def _json(data: bytes) -> Mapping[str, Any]:
+    try:
+        reply = orjson.loads(data)
+    except ValueError:
+        start = printable(data[: 8 * 60].decode("utf-8", "replace"), 60)
+        if start.startswith("data:"):
+            raise NoCompletionError(
+                "the server streams its reply, although it was asked not to"
+            ) from None
+        raise NoCompletionError(
+            f"the server's reply is not JSON, but {start!r}" if start else "the reply is empty"
+        ) from None
+    if not isinstance(reply, Mapping):
+        raise NoCompletionError("the server's reply is not a chat completion")
+    return reply
+
+
+def _choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = reply.get("choices")
+    if reply.get("error") or (not choices and any(map(reply.get, _ERROR_FIELDS))):
+        raise _error(reply)
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        what = "no choices" if not choices else "malformed choices"
+        raise NoCompletionError(f"the server's reply has {what}: it is not a chat completion")
+    choice: Mapping[str, Any] = choices[0]
+    if choice.get("error"):  # of a gateway whose upstream failed midway
+        raise _error(choice)
+    return choice
+
+
+_ERROR_FIELDS = ("message", "msg", "detail")
+"""Where servers put the words of an error."""
+
+
+def _error(reply: Mapping[str, Any]) -> NoCompletionError:
+    error = reply.get("error")
+    holder: Mapping[str, Any] = error if isinstance(error, Mapping) else reply
+    words = [holder.get(name) for name in ("code", "status", "type")]
+    status = next(filter(None, map(_status, words)), None)
+    shown = f"HTTP 200 with error {status}" if status else "HTTP 200 with an error"
+    return NoCompletionError(f"{shown}: {error_text(reply)}", status or 500)
+
+
+def _status(word: object) -> int | None:
+    """The HTTP status that the code or type of an error stands for."""
+    if isinstance(word, int | float) or (isinstance(word, str) and word.isdecimal()):
+        number = int(str(word)[:9].partition(".")[0] or 0)
+        return number if 400 <= number < 600 else None
+    if not isinstance(word, str):
+        return None
+    plain = word[:100].casefold().replace("-", "_").replace(" ", "_")
+    return next((status for part, status in _STATUS_OF_WORD.items() if part in plain), None)
+
+
+def error_text(reply: object) -> str:
+    """The words of an error, on one line of bounded length."""
+    error = reply.get("error") or reply if isinstance(reply, Mapping) else reply
+    if isinstance(error, Mapping):
+        error = next(filter(None, map(error.get, _ERROR_FIELDS)), error)
+    return printable(str(error), MAX_MESSAGE_CHARACTERS)
+
+
+def _content(message: Mapping[str, Any]) -> _Content:
+    refusal, content = message.get("refusal"), message.get("content")
+    parts = {"text": "", "reasoning": "", "refusal": refusal if isinstance(refusal, str) else ""}
+    # vLLM and Ollama say `reasoning`; SGLang, DeepSeek and older versions of vLLM the other.
+    beside = filter(None, map(message.get, ("reasoning", "reasoning_content")))
+    parts["reasoning"] = next((text for text in beside if isinstance(text, str)), "")
+    if isinstance(content, str):
+        parts["text"] = content
+    elif isinstance(content, list):
+        found = list(_parts(content))
+        for kind in parts:
+            parts[kind] += "".join(text for part_kind, text in found if part_kind == kind)
+    elif content is not None:
+        raise NoCompletionError("the server's reply has malformed text")
+    if "content" not in message and "tool_calls" not in message and not any(parts.values()):
+        raise NoCompletionError("the server's reply has no text: it is not a chat completion")
+    return _Content(**parts)
+
+
+_KINDS = {"thinking": "reasoning", "reasoning": "reasoning", "refusal": "refusal"}
+
+
+def _parts(content: list[Any]) -> Iterator[tuple[str, str]]:
+    """What each part of a message is for, and its text; parts that are no text are left out."""
+    for part in content:
+        if isinstance(part, str):
+            yield "text", part
+            continue
+        if not isinstance(part, Mapping):
+            raise NoCompletionError("the server's reply has malformed parts of text")
+        name = part.get("type")
+        value = part.get("text", part.get(name) if isinstance(name, str) else None)
+        if isinstance(value, list):  # Mistral: {"type": "thinking", "thinking": [{"text": ...}]}
+            inner = (item.get("text") for item in value if isinstance(item, Mapping))
+            value = "".join(text for text in inner if isinstance(text, str))
+        if isinstance(value, str):
+            yield _KINDS.get(str(name), "text"), value
+
+
+def _finish_reason(given: object, *, is_short: bool) -> str:
+    if isinstance(given, Mapping):  # SGLang's own form
+        given = given.get("type")
+    word = given if isinstance(given, str) else ""
+    plain = word.strip().casefold()
+    if plain in _NATURAL_ENDS or (plain in _NO_REASON and is_short):
+        return "stop"
+    if plain in _CUT_OFF:
+        return "length"
+    return "" if plain in _NO_REASON else word[:_MAX_NAME]
+
+
+def _tokens(count: object) -> int:
+    """The token count, or 0 if it is implausible."""
+    return count if isinstance(count, int) and 0 <= count < 1 << 40 else 0

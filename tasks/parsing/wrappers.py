@@ -1,0 +1,120 @@
+# ruff: noqa: RUF001 (DeepSeek's tokens have fullwidth bars)
+"""What models and their chat templates put around a reply, and a server may leave in the text."""
+
+import re
+
+_REASONING = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning")),
+    ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>", "<channel|>"),
+)
+"""Start and end of a model's reasoning: of most models, then of Seed, MiniMax, GLM, Mistral, Kimi,
+OpenThinker, Cohere and Gemma."""
+
+_TAGS = {
+    tag.casefold(): (kind, tag == pair[0]) for kind, pair in enumerate(_REASONING) for tag in pair
+}
+_TAG = re.compile("|".join(map(re.escape, _TAGS)), re.IGNORECASE | re.ASCII)
+
+_CHANNEL = re.compile(r"<\|channel\|>([^<]{0,60}+)(?:<\|constrain\|>[^<]{0,60}+)?+<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+_BARE_CHANNELS = re.compile(r"\s*+analysis(?=\S).*?assistantfinal", re.DOTALL)
+"""The same without its special tokens: "analysisThe user wants ... assistantfinalThe answer"."""
+
+_MARKERS = re.compile(
+    r"<\|(?:begin|end)_of_(?:box|solution)\|>|<\|(?:START|END)_RESPONSE\|>"
+    r"|\[(?:BEGIN|END) FINAL RESPONSE\]"
+)
+"""Tokens around what counts: of GLM, OpenThinker, Cohere and Apriel."""
+
+_TOKENS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>"),
+    *("<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|eos|>", "<|end_of_sentence|>"),
+    *("<|assistant|>", "<|user|>", "<|observation|>", "<|END_OF_TURN_TOKEN|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<end_of_utterance>"),
+    *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<bos>", "<eos>", "<pad>"),
+    *("[EOS]", "[/INST]"),
+)
+"""Special tokens that start or end a turn."""
+
+_ROLES = ("assistant\n", "model\n")
+_WRAPPING_TAGS = ("answer", "response")
+
+
+def unwrap(text: str) -> str:
+    """A reply without its reasoning, channels, markers and special tokens.
+
+    Reasoning may lack its start, which is often in the chat template, or its end.
+    """
+    return trim(_MARKERS.sub("", _outside_reasoning(_final_channel(text))))
+
+
+def trim(text: str) -> str:
+    """A text without white space, special tokens and `<answer>` tags at its ends."""
+    text = text.strip()
+    if text[:1] not in {"<", "["} and text[-1:] not in {">", "]"}:
+        return text  # as most are
+    text = _without_tokens(text)
+    for tag in _WRAPPING_TAGS:
+        start, end = f"<{tag}>", f"</{tag}>"
+        inner = text.removeprefix(start).removesuffix(end)
+        if text.startswith(start) and start not in inner and end not in inner:
+            text = _without_tokens(inner)
+    return text
+
+
+def _final_channel(text: str) -> str:
+    """What gpt-oss writes into its final channel; a text without channels as it is."""
+    channels = list(_CHANNEL.finditer(text))
+    if not channels:
+        bare = _BARE_CHANNELS.match(text)
+        return text[bare.end() :] if bare else text
+    final = []
+    for channel in channels:
+        if channel[1].strip() == "final":
+            end = _CHANNEL_END.search(text, channel.end())
+            final.append(text[channel.end() : end.start() if end else len(text)])
+    return "\n".join(final)
+
+
+def _outside_reasoning(text: str) -> str:
+    outside: list[str] = []
+    position, inside = 0, None
+    for number, tag in enumerate(_TAG.finditer(text)):
+        kind, opens = _TAGS[tag[0].casefold()]
+        if inside not in {None, kind}:
+            continue
+        if inside is None and (opens or number > 0):
+            outside.append(text[position : tag.start()])
+        position, inside = tag.end(), kind if opens else None
+    if inside is None:
+        outside.append(text[position:])
+    return "\n".join(outside)
+
+
+def _without_tokens(text: str) -> str:
+    """The text without white space and special tokens at its ends."""
+    # In HTML, <s> and </s> are a pair: it is no special token of Llama then.
+    start_tokens = _TOKENS if "</s>" in text else (*_TOKENS, "<s>")
+    end_tokens = _TOKENS if "<s>" in text else (*_TOKENS, "</s>")
+    start, end = 0, len(text)
+    while True:
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if not text.endswith(end_tokens, start, end):
+            break
+        end -= next(len(token) for token in end_tokens if text.endswith(token, start, end))
+    while True:
+        while start < end and text[start].isspace():
+            start += 1
+        if not text.startswith(start_tokens, start, end):
+            break
+        start += next(len(token) for token in start_tokens if text.startswith(token, start, end))
+        start += next((len(role) for role in _ROLES if text.startswith(role, start, end)), 0)
+    return text[start:end]

@@ -1,0 +1,444 @@
+# ruff: noqa: RUF001 (labels in many scripts)
+"""The forms in which models write question-answer pairs, and texts that are none."""
+
+import gc
+import json
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prefect_imageqa.tasks.parsing.qa_pairs import find_qa_pairs, parse_answer, parse_qa_pairs
+from prefect_imageqa.tasks.records import QAPair
+
+ONE = [("What is it?", "A cat.")]
+TWO = [("What is it?", "A cat."), ("Where?", "On the mat.")]
+
+FORMATS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "bold": ("**Question:** What is it?\n**Answer:** A cat.", ONE),
+    "bold-colon-outside": ("**Question**: What is it?\n\n**Answer**: A cat.", ONE),
+    "italic": ("*Question:* What is it?\n*Answer:* A cat.", ONE),
+    "underscores": ("__Question:__ What is it?\n_Answer:_ A cat.", ONE),
+    "all-in-bold": ("**Question: What is it?**\n**Answer: A cat.**", ONE),
+    "headings": ("### Question\nWhat is it?\n\n### Answer\nA cat.", ONE),
+    "headings-colon": ("## Question: What is it?\n## Answer: A cat.", ONE),
+    "headings-bold": ("### **Question 1**\nWhat is it?\n### **Answer 1**\nA cat.", ONE),
+    "bold-own-line": ("**Question 1**\nWhat is it?\n**Answer 1**\nA cat.", ONE),
+    "plain": ("Question: What is it?\nAnswer: A cat.", ONE),
+    "plain-lower": ("question: What is it?\nanswer: A cat.", ONE),
+    "letters": ("Q: What is it?\nA: A cat.", ONE),
+    "letters-mixed": ("Q: What is it?\nAnswer: A cat.", ONE),
+    "letters-numbered": ("Q1. What is it?\nA1. A cat.\nQ2. Where?\nA2. On the mat.", TWO),
+    "letters-bracket": ("Q1) What is it?\nA1) A cat.\nQ2) Where?\nA2) On the mat.", TWO),
+    "letters-bold": (
+        "**Q1:** What is it?\n**A1:** A cat.\n**Q2:** Where?\n**A2:** On the mat.",
+        TWO,
+    ),
+    "letters-bold-dot": ("**Q1.** What is it?\n**A1.** A cat.", ONE),
+    "numbered-labels": (
+        "Question 1: What is it?\nAnswer 1: A cat.\nQuestion 2: Where?\nAnswer 2: On the mat.",
+        TWO,
+    ),
+    "numbered-hash": ("Question #1: What is it?\nAnswer #1: A cat.", ONE),
+    "numbered-blocks": (
+        "1. **Question:** What is it?\n   **Answer:** A cat.\n\n"
+        "2. **Question:** Where?\n   **Answer:** On the mat.",
+        TWO,
+    ),
+    "number-in-bold": ("**1. Question:** What is it?\n**Answer:** A cat.", ONE),
+    "list-marks": ("- Question: What is it?\n- Answer: A cat.", ONE),
+    "list-marks-bold": ("* **Question:** What is it?\n* **Answer:** A cat.", ONE),
+    "quoted": ("> **Question:** What is it?\n> **Answer:** A cat.", ONE),
+    "crlf": ("**Question:** What is it?\r\n\r\n**Answer:** A cat.\r\n", ONE),
+    "value-on-next-line": ("**Question:**\nWhat is it?\n\n**Answer:**\nA cat.", ONE),
+    "preamble": ("Sure! Here is a pair:\n\nQuestion: What is it?\nAnswer: A cat.", ONE),
+    "rules": (
+        "---\n**Question:** What is it?\n**Answer:** A cat.\n\n---\n\n"
+        "**Question:** Where?\n**Answer:** On the mat.\n\n* * *\n",
+        TWO,
+    ),
+    "titles": (
+        "### Pair 1\nQuestion: What is it?\nAnswer: A cat.\n\n"
+        "**Pair 2:**\nQuestion: Where?\nAnswer: On the mat.",
+        TWO,
+    ),
+    "all-in-a-fence": ("```\nQuestion: What is it?\nAnswer: A cat.\n```", ONE),
+    "chinese": ("问题：What is it?\n答案：A cat.", ONE),
+    "chinese-short": ("问：What is it?\n答：A cat.\n问：Where?\n答：On the mat.", TWO),
+    "chinese-numbered": (
+        "问题1：What is it?\n答案1：A cat.\n**问题二：** Where?\n**回答二：** On the mat.",
+        TWO,
+    ),
+    "think": (
+        "<think>Question: no?\nAnswer: no.</think>\nQuestion: What is it?\nAnswer: A cat.",
+        ONE,
+    ),
+    "think-no-start": (
+        "Let me see. Q: no\nA: no</think>Question: What is it?\nAnswer: A cat.",
+        ONE,
+    ),
+    "think-no-end": ("Question: What is it?\nAnswer: A cat.\n<think>Question: x\nAnswer: y", ONE),
+    "multi-line": (
+        "Question: What is it?\n(a) cat\n(b) dog\nAnswer: A cat.\n\nIt sits.\n\n\nStill.\n\n"
+        "Question: Where?\nAnswer: On the mat.",
+        [("What is it?\n(a) cat\n(b) dog", "A cat.\n\nIt sits.\n\n\nStill."), TWO[1]],
+    ),
+    "choices": (
+        "Question: Which?\nA: cat\nB: dog\nAnswer: B",
+        [("Which?\nA: cat\nB: dog", "B")],
+    ),
+    "code-in-answer": (
+        "Q: How?\nA: So:\n```\nrun\n```\nQ: Where?\nA: On the mat.",
+        [("How?", "So:\n```\nrun\n```"), TWO[1]],
+    ),
+    "numbers-and-quotes": (
+        'Question: What does it "say"?\nAnswer: "3.10" — 1,000 × 5%.\n42',
+        [('What does it "say"?', '"3.10" — 1,000 × 5%.\n42')],
+    ),
+    "bold-value": ("**Question:** What?\n**Answer:** **Red**", [("What?", "**Red**")]),
+    "label-in-sentence": (
+        "Question: What is in the Answer: key?\nAnswer: See the Question: field.",
+        [("What is in the Answer: key?", "See the Question: field.")],
+    ),
+    "json-object": ('{"question": "What is it?", "answer": "A cat."}', ONE),
+    "json-keys": (
+        '[{"Q": "What is it?", "A": "A cat."}, {"问题": "Where?", "答案": "On the mat."}]',
+        TWO,
+    ),
+    "json-nested": (
+        '{"qa_pairs": [{"Question": "What is it?", "Answer": "A cat."},'
+        ' {"QUESTION": "Where?", "answer": "On the mat."}]}',
+        TWO,
+    ),
+    "json-lines": (
+        '{"question": "What is it?", "answer": "A cat."}\n{"q": "Where?", "a": "On the mat."}\n',
+        TWO,
+    ),
+    "json-fence": (
+        'Here {you} go:\n```json\n[\n  {\n    "question": "What is it?",\n'
+        '    "answer": "A cat."\n  }\n]\n```\nAnything else?',
+        ONE,
+    ),
+    "json-in-prose": ('Sure: {"question": "What is it?", "answer": "A cat."} Enjoy!', ONE),
+    "json-corrupted": ('[{"q": "What is it?", "a": "A cat."}, {"q": "Where?", "a": }, oops', ONE),
+    "json-numbers": ('{"question": "What is it?", "answer": 3.10}', [("What is it?", "3.10")]),
+    "json-true": ('{"question": "Red?", "answer": true}', [("Red?", "true")]),
+    "brackets": ("[Question] What is it?\n[Answer]: A cat.", ONE),
+    "brackets-bold": ("**[Question 1]:** What is it?\n**[Answer 1]** A cat.", ONE),
+    "brackets-chinese": ("【问题】What is it?\n【答案】A cat.", ONE),
+    "brackets-choices": (
+        "Q: Which?\n[A] cat\n[B] dog\nAnswer: B",
+        [("Which?\n[A] cat\n[B] dog", "B")],
+    ),
+    "quarters-in-answer": (
+        "Question: What is it?\nAnswer:\nQ1: 10\nQ2: 20\nQuestion: Where?\nAnswer: On the mat.",
+        [("What is it?", "Q1: 10\nQ2: 20"), TWO[1]],
+    ),
+    "quarters-between-letters": (
+        "Q: What is it?\nA: By quarter:\nQ1: 10\nQ2: 20",
+        [("What is it?", "By quarter:\nQ1: 10\nQ2: 20")],
+    ),
+    "letters-after-words": (
+        "Question 1: What is it?\nAnswer 1: A cat.\nQ2: Where?\nA2: On the mat.",
+        TWO,
+    ),
+    "table-in-answer": (
+        "Q: Which?\nA: These:\n| a | b |\n|---|---|\n| 1 | 2 |",
+        [("Which?", "These:\n| a | b |\n|---|---|\n| 1 | 2 |")],
+    ),
+    "remarks": ("**Question 1 (Object):** What is it?\n**Answer 1 (short)**: A cat.", ONE),
+    "letters-dotted": ("Q.1: What is it?\nA.1: A cat.\nQ-2: Where?\nA-2: On the mat.", TWO),
+    "table": (
+        "Here:\n\n| # | Question | Answer |\n|---|:--|:--|\n| 1 | What is it? | A cat. |\n"
+        "| 2 | **Where?** | On the mat. |\n\nDone.",
+        [("What is it?", "A cat."), ("**Where?**", "On the mat.")],
+    ),
+    "table-without-frame": (
+        "问题 | 答案\n--- | ---\nWhat is it? | A \\| cat.\n",
+        [("What is it?", "A | cat.")],
+    ),
+    "one-line": ("Question: What is it? Answer: A cat.", ONE),
+    "one-line-bold": ("**Question:** What is it? **Answer:** A cat.", ONE),
+    "one-line-letters": ("Q: What is it? A: A cat. Q: Where? A: On the mat.", TWO),
+    "one-line-each": ("Q1: What is it? A1: A cat.\nQ2: Where? A2: On the mat.", TWO),
+    "one-line-numbered": (
+        "Question 1: What is it? Answer 1: A cat. Question 2: Where? Answer 2: On the mat.",
+        TWO,
+    ),
+    "one-line-bar": ("Question: What is it? | Answer: A cat.", ONE),
+    "one-line-chinese": (
+        "问：这是什么？答：一只猫。问：在哪里？答：在垫子上。",
+        [("这是什么？", "一只猫。"), ("在哪里？", "在垫子上。")],
+    ),
+    "one-line-choices": (
+        "Q: Which? A: cat B: dog\nAnswer: B",
+        [("Which? A: cat B: dog", "B")],
+    ),
+    "chinese-traditional": ("問題：這是什麼？\n答案：一隻貓。", [("這是什麼？", "一隻貓。")]),
+    "japanese": ("質問：これは何ですか？\n回答：猫です。", [("これは何ですか？", "猫です。")]),
+    "japanese-short": ("問：何？ 答え：猫", [("何？", "猫")]),
+    "korean": ("질문: 무엇입니까?\n답변: 고양이.", [("무엇입니까?", "고양이.")]),
+    "spanish": ("**Pregunta 1:** ¿Qué es?\n**Respuesta 1:** Un gato.", [("¿Qué es?", "Un gato.")]),
+    "french": ("**Question :** Où ?\n**Réponse :** Là.", [("Où ?", "Là.")]),
+    "french-letters": ("Q : Où ?\nR : Là.", [("Où ?", "Là.")]),
+    "french-decomposed": (
+        unicodedata.normalize("NFD", "Question : Ou ?\nRéponse : La."),
+        [("Ou ?", "La.")],
+    ),
+    "german": (
+        "1. Frage: Was ist das?\n   Antwort: Eine Katze.",
+        [("Was ist das?", "Eine Katze.")],
+    ),
+    "portuguese": ("### Pergunta\nO que é?\n### Resposta\nUm gato.", [("O que é?", "Um gato.")]),
+    "italian": ("Domanda: Cos'è?\nRisposta: Un gatto.", [("Cos'è?", "Un gatto.")]),
+    "russian": ("ВОПРОС: Что это?\nОтвет: Кот.", [("Что это?", "Кот.")]),
+    "arabic": ("السؤال: ما هذا؟\nالإجابة: قطة.", [("ما هذا؟", "قطة.")]),
+    "arabic-one-line": ("سؤال: ما هذا؟ جواب: قطة.", [("ما هذا؟", "قطة.")]),
+    "arabic-letters-marked": ("\u200fس: ما هذا؟\n\u200fج: قطة.", [("ما هذا؟", "قطة.")]),
+    "hindi": ("प्रश्न: यह क्या है?\nउत्तर: बिल्ली।", [("यह क्या है?", "बिल्ली।")]),
+    "turkish": ("Soru: Bu ne?\nCevap: Kedi.", [("Bu ne?", "Kedi.")]),
+    "vietnamese": ("Câu hỏi: Gì?\nTrả lời: Mèo.", [("Gì?", "Mèo.")]),
+    "indonesian": ("Pertanyaan: Apa?\nJawaban: Kucing.", [("Apa?", "Kucing.")]),
+    "dutch": ("Vraag: Wat?\nAntwoord: Kat.", [("Wat?", "Kat.")]),
+    "polish": ("Pytanie: Co?\nOdpowiedź: Kot.", [("Co?", "Kot.")]),
+    "tags": ("<question>What is it?</question>\n<answer>A cat.</answer>", ONE),
+    "tags-in-a-list": (
+        "<qa><question>What is it?</question><answer>A cat.</answer></qa>\n"
+        "<qa><question>Where?</question><answer>On the mat.</answer></qa>",
+        TWO,
+    ),
+    "box-tokens": (
+        "<think>A photo.</think>\nQuestion: What is it?\n"
+        "Answer: <|begin_of_box|>A cat.<|end_of_box|>",
+        ONE,
+    ),
+    "channels": (
+        "<|channel|>analysis<|message|>Q: no\nA: no<|end|><|start|>assistant<|channel|>final"
+        "<|message|>Q: What is it?\nA: A cat.<|return|>",
+        ONE,
+    ),
+    "answer-tag": ("<answer>\nQuestion: What is it?\nAnswer: A cat.\n</answer>", ONE),
+    "answer-tag-in-value": ("Q: What is it?\nA: <answer>A cat.</answer></s>", ONE),
+    "end-token": ("Question: What is it?\nAnswer: A cat.<|im_end|>", ONE),
+    "title-and-label": ("### Question 1\n**Question:** What is it?\n**Answer:** A cat.", ONE),
+    "html-and-latex": (
+        "Q: What is $\\frac{1}{2}$?\nA: <b>Half</b>, <s>two</s> $\\theta$ `<think` </b>",
+        [("What is $\\frac{1}{2}$?", "<b>Half</b>, <s>two</s> $\\theta$ `<think` </b>")],
+    ),
+    "json-numbered-keys": (
+        '{"Q1": "What is it?", "A1": "A cat.", "q2": "Where?", "a2": "On the mat."}',
+        TWO,
+    ),
+    "json-numbered-words": (
+        '{"question_1": "What is it?", "answer_1": "A cat.", '
+        '"Question 2": "Where?", "Answer 2": "On the mat."}',
+        TWO,
+    ),
+    "json-under-numbers": ('{"Q1": {"question": "What is it?", "answer": "A cat."}}', ONE),
+    "json-french": ('{"question": "What is it?", "réponse": "A cat."}', ONE),
+    "json-spanish": ('[{"Pregunta": "What is it?", "Respuesta": "A cat."}]', ONE),
+    "json-two-lists": (
+        '{"questions": ["What is it?", "Where?"], "answers": ["A cat.", "On the mat."]}',
+        TWO,
+    ),
+    "json-trailing-commas": ('[{"question": "What is it?", "answer": "A cat.",},]', ONE),
+    "json-curly-quotes": ("{“question”: “What is it?”, “answer”: “A cat.”}", ONE),
+    "json-fullwidth": ("{“问题”：“什么？”，“答案”：“猫”}", [("什么？", "猫")]),
+    "json-single-quotes": (
+        "[{'question': 'What's it?', 'answer': 'It\\'s a cat.'}]",
+        [("What's it?", "It's a cat.")],
+    ),
+    "json-inner-quotes": (
+        '{"question": "What does it say?", "answer": "It says "STOP" in red."}',
+        [("What does it say?", 'It says "STOP" in red.')],
+    ),
+    "json-line-breaks": (
+        '{"question": "What is it?", "answer": "A cat.\nIt sits.\\nStill."}',
+        [("What is it?", "A cat.\nIt sits.\nStill.")],
+    ),
+    "json-latex": (
+        r'{"question": "$\frac{1}{2} \times \theta$?", "answer": "$\beta + \nu \rho \alpha$"}',
+        [(r"$\frac{1}{2} \times \theta$?", r"$\beta + \nu \rho \alpha$")],
+    ),
+    "json-latex-doubled": (
+        r'{"question": "$\\frac{1}{2}$?", "answer": "\\(\\nu\\) and\nname"}',
+        [(r"$\frac{1}{2}$?", "\\(\\nu\\) and\nname")],
+    ),
+    "json-line-breaks-before-words": (
+        r'{"question": "Which?\na) red\nb) tan\ne) neither", "answer": "e)\nnot\tred"}',
+        [("Which?\na) red\nb) tan\ne) neither", "e)\nnot\tred")],
+    ),
+    "json-after-answer-label": ('Answer:\n{"question": "What is it?", "answer": "A cat."}', ONE),
+}
+
+NO_PAIRS = {
+    "empty": "",
+    "blank": " \n\t\n",
+    "prose": "A cat sits on the mat. Question and answer: none.",
+    "question-only": "Question: What is it?",
+    "empty-answer": "Question: What is it?\nAnswer:\n",
+    "empty-question": "Question:\nAnswer: A cat.",
+    "rule-for-answer": "**Question:** What is it?\n**Answer:**\n\n---\n",
+    "answer-first": "Answer: A cat.\nQuestion: What is it?",
+    "options": "A. cat\nB. dog",
+    "table-of-others": "| Name | Answer |\n|---|---|\n| What? | That. |",
+    "table-without-rule": "| Question | Answer |\n| What? | That. |",
+    "prose-with-labels": "I have a question: what is it? My answer: a cat.",
+    "sentence-with-labels": "A question. Answer: none.",
+    "quoted-labels": "The text says 'Question: What? Answer: That.'",
+    "label-without-sentence-end": "Question: What is in the Answer: key",
+    "unrelated-letters": "R: 5 ohm\nQ: 3 W",
+    "one-line-choices": "Q: Which one? A: cat B: dog",
+    "only-thinking-aloud": "[THINK]Q: What?\nA: That.[/THINK]",
+    "only-analysis": "<|channel|>analysis<|message|>Q: What?\nA: That.",
+    "tag-without-answer": "<question>What?</question>",
+    "tags-the-wrong-way": "<answer>That.</answer><question>What?</question>",
+    "json-cut": '{"question": "What?", "answer": "Tha',
+    "json-list": '{"question": "What?", "answer": ["This", "That"]}',
+    "json-coordinates": '{"q": 1, "r": 2}',
+    "json-uneven-lists": '{"questions": ["What?", "Where?"], "answers": ["That."]}',
+    "json-end-not-clear": '{"question": "What?", "answer": "a", "b": c"}',
+    "only-thinking": "<think>Question: What?\nAnswer: That.",
+    "json-empty-values": '{"question": " ", "answer": "A cat."}',
+    "json-null": '{"question": "What is it?", "answer": null}',
+    "json-other": '{"caption": "A cat."}',
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), FORMATS.values(), ids=FORMATS.keys())
+def test_pairs_are_parsed_from_many_formats(text: str, expected: list[tuple[str, str]]) -> None:
+    found = find_qa_pairs(text)
+    assert found.pairs == [QAPair(*pair) for pair in expected]
+    assert found.lost == (1 if "corrupted" in text or "oops" in text else 0)
+
+
+@pytest.mark.parametrize("text", NO_PAIRS.values(), ids=NO_PAIRS.keys())
+def test_no_pairs_are_invented(text: str) -> None:
+    assert parse_qa_pairs(text) == []
+
+
+# The first word is one that no label, rule or title starts with; the rest of a line is arbitrary.
+_line = st.builds(
+    "{} {}.".format,
+    st.sampled_from(["It", "42", '"Yes"', "3.5", "红色", "(b)", "Éa:", "The answer:"]),
+    st.text(
+        st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="<[◁?!|;"),
+        max_size=20,
+    ),
+)
+_value = st.lists(_line | st.just(""), min_size=1, max_size=4).map("\n".join).map(str.strip)
+_pairs = st.lists(st.builds(QAPair, _value.filter(bool), _value.filter(bool)), max_size=4)
+
+
+def _render(template: str, separator: str) -> Callable[[list[QAPair]], str]:
+    def render(pairs: list[QAPair]) -> str:
+        return separator.join(
+            template.format(n=n, q=pair.question, a=pair.answer) for n, pair in enumerate(pairs, 1)
+        )
+
+    return render
+
+
+def _as_objects(pairs: list[QAPair]) -> list[dict[str, str]]:
+    return [{"question": pair.question, "answer": pair.answer} for pair in pairs]
+
+
+RENDERERS: dict[str, Callable[[list[QAPair]], str]] = {
+    "bold": _render("**Question:** {q}\n**Answer:** {a}", "\n\n---\n\n"),
+    "headings": _render("### Question {n}\n{q}\n\n### Answer {n}\n{a}", "\n\n"),
+    "letters": _render("Q{n}: {q}\nA{n}: {a}", "\n"),
+    "numbered": _render("{n}. **Question:** {q}\n   **Answer:** {a}", "\n\n"),
+    "chinese": _render("问题{n}：{q}\n答案{n}：{a}", "\n"),
+    "json": lambda pairs: json.dumps(_as_objects(pairs)),
+    "json-pretty": lambda pairs: json.dumps(
+        {"pairs": _as_objects(pairs)}, indent=2, ensure_ascii=False
+    ),
+    "json-lines": lambda pairs: "\n".join(map(json.dumps, _as_objects(pairs))),
+    "json-fence": lambda pairs: f"Here:\n```json\n{json.dumps(_as_objects(pairs))}\n```\nDone.",
+}
+
+
+@settings(deadline=None)
+@given(pairs=_pairs)
+def test_pairs_survive_a_round_trip_through_every_format(pairs: list[QAPair]) -> None:
+    for name, render in RENDERERS.items():
+        assert parse_qa_pairs(render(pairs)) == pairs, name
+
+
+_fragments = st.sampled_from(
+    ["Question", "**", "Answer", ":", "：", "\n", " ", "Q1.", "A1.", "问", "答", "{", "}", "[", '"',
+     "question", "answer", "```", "<think>", "</think>", "---", "###", ",", "\\", "1. ", "x"]
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters()) | st.lists(_fragments, max_size=60).map("".join))
+def test_pairs_from_any_text_are_stripped_and_complete(text: str) -> None:
+    for pair in parse_qa_pairs(text):
+        assert pair.question == pair.question.strip() != ""
+        assert pair.answer == pair.answer.strip() != ""
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """No garbage collection: its time depends on everything else in the process."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_gc")
+@pytest.mark.parametrize(
+    "unit",
+    ["Question:", "Question:\n", "Q:\nA:\n", "Q:x\nA:\n\n", "A:\n", "{", '{"', '{"a":', '{"a":[',
+     '{"\\"', '{"question":"q","answer":"a"}', '{"q":1,"a":{"q":1,"a":"b"}', "[", '["', "**", "*",
+     "_", "#", "# ", "> ", " ", "\n", "\r\n", "1. ", "1", "---\n", "- ", "```\n", "`", "<think>",
+     "</think>", "<think></think>", "问题", "问：答：", "\ud800", '"', "\\", "\\n", "'", "{'",
+     '{"q":"', ',"q":"', "<question>", "<answer>", "<|channel|>", "<|channel|>final<|message|>",
+     "<|im_end|>", "</s>", "Q: x? A: y. ", "? A:", "? ", "analysis", "[THINK]",
+     "[Q", "Q(", "【问题】", "|", "| ", "|---|---|\n", "|a|b|\n"],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "frame",
+    ["{}", "**Q:** x\n**A: {}\nQ: z", "**Question{}x", "|Question|Answer|\n|-|-|\n{}"],
+    ids=["bare", "as-answer", "within-label", "in-table"],
+)
+def test_time_grows_linearly_with_hostile_text(unit: str, frame: str) -> None:
+    def seconds(size: int) -> float:
+        text = frame.replace("{}", unit * (size // len(unit)))
+        start = time.thread_time()
+        parse_qa_pairs(text)
+        return time.thread_time() - start
+
+    # Twice the text should take twice the time; if it were quadratic, four times a time that is far
+    # above the 20 ms added for noise. Several tries, because a busy machine disturbs some.
+    assert any(seconds(100_000) < 3 * seconds(50_000) + 0.02 for _ in range(5))
+
+
+LOST = {
+    "question-without-answer": "Q: What?\nA: That.\nQ: Where?",
+    "empty-answer": "Q: What?\nA: That.\nQ: Where?\nA:\n",
+    "question-twice": "Q: Where?\nQ: What?\nA: That.",
+    "tag-without-end": "<question>What?</question><answer>That.</answer><question>Where?",
+    "table-with-a-gap": "|Question|Answer|\n|-|-|\n|What?|That.|\n|Where?| |",
+    "json-cut": '[{"question": "What?", "answer": "That."}, {"question": "Where?", "answer": "On',
+    "json-null": '[{"q": "What?", "a": "That."}, {"q": "Where?", "a": null}]',
+    "json-without-answer": '{"q1": "What?", "a1": "That.", "q2": "Where?"}',
+}
+
+
+@pytest.mark.parametrize("text", LOST.values(), ids=LOST.keys())
+def test_a_pair_that_cannot_be_read_is_counted(text: str) -> None:
+    found = find_qa_pairs(text)
+    assert found.pairs == [QAPair("What?", "That.")]
+    assert found.lost == 1
+
+
+def test_a_whole_reply_is_the_answer_to_the_rows_own_question() -> None:
+    reply = "<think>Q: no\nA: no</think>\n<answer>Red,\r\nQ: or so.</answer><|im_end|>"
+    assert parse_answer(reply, "What colour?") == [QAPair("What colour?", "Red,\nQ: or so.")]
+    assert parse_answer(reply) == []
+    assert parse_answer("<think>Hm.</think>", "What colour?") == []
