@@ -1,6 +1,6 @@
 """Load: a dataset (a URI or a DataFrame) -> rows.
 
-In: a JSON, CSV or Parquet table, a folder or glob of images, or a pandas DataFrame. Out: a
+In: a JSON, CSV, Parquet, Arrow or WebDataset table, a folder of images, or a DataFrame. Out: a
 `Dataset`, which streams its rows from the source on every pass; a record that cannot be read
 becomes a row with a problem, not an error.
 """

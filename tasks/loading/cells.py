@@ -91,9 +91,13 @@ class _Literal:
     def _value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
-        token = kind, text, _ = self._take()
+        token = kind, text, position = self._take()
         if kind == "text":
-            return ast.literal_eval(text)
+            try:
+                return ast.literal_eval(text)
+            except (SyntaxError, ValueError):  # a letter such as é in bytes, a surrogate
+                message = f"the text at character {position + 1} is not valid"
+                raise ValueError(message) from None
         if kind == "number":
             return _number(text)
         if kind == "name" and text in _NAMES:

@@ -158,8 +158,8 @@ def open_dataset(
     """Find a dataset and check, by its first rows, that it can be used.
 
     Args:
-        source: a JSON array, JSON lines, CSV, TSV or Parquet file, a folder of images or of
-            Parquet files, or a glob, local or `s3://`; or a pandas DataFrame.
+        source: a JSON, CSV, Parquet, Arrow or WebDataset file, a folder of images or of such
+            files, or a glob, local or `s3://`; or a pandas DataFrame.
         columns: for a folder of images, the image column gets the path within the folder.
         image_root: the only folder its images may come from.
         credentials: S3 credentials; by default those of the environment.
@@ -256,8 +256,8 @@ def _open_files(
         def read_names() -> Iterator[LocatedRecord]:
             return ((label, {image_column: label}) for label in files.labels)
 
-        count = len(files.files)
-        return Dataset(files.name, (), columns, count, base, folder, sources, read_names)
+        count, notes = len(files.files), files.notes
+        return Dataset(files.name, (), columns, count, base, folder, sources, read_names, notes)
 
     rows = None
     if files.format == "parquet" and len(files.files) <= _COUNTED_FILES:
@@ -267,4 +267,4 @@ def _open_files(
         for file, label in zip(files.files, files.labels, strict=True):
             yield from read_table(file, label, files.format, credentials)
 
-    return Dataset(files.name, (), columns, rows, base, folder, sources, read)
+    return Dataset(files.name, (), columns, rows, base, folder, sources, read, files.notes)

@@ -1,4 +1,4 @@
-"""CSV, Parquet and DataFrames -> records of plain Python values, streamed.
+"""Parquet, Arrow and DataFrames -> records of plain Python values, streamed.
 
 Imports pandas and pyarrow: import this module only if a dataset is in one of these formats.
 """
@@ -7,8 +7,9 @@ import datetime
 import decimal
 import io
 import math
-from collections import Counter
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..records import Record
-from .json_formats import LocatedRecord, parse_json
+from ...serving.printable import printable
+from ..records import Kind, Problem, Record
+from .csv_format import find_duplicate
+from .json_formats import LocatedRecord
+from .long_records import MAX_RECORD_BYTES, too_long
 
-_CSV_ROWS = 1000
-"""Rows per chunk."""
-
-_PARQUET_ROWS = 16
+_PARQUET_ROWS = 4
 """Rows per decoded batch: few, because each may embed images of several megabytes."""
 
 _PARQUET_BUFFER = 1 << 20
 """Bytes read ahead per column."""
+
+_ARROW_FILE, _ARROW_FILE_HEAD = b"ARROW1", 8
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
 def to_python(value: Any) -> Any:
@@ -47,15 +51,11 @@ def to_python(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
+    if isinstance(value, uuid.UUID):
+        return str(value)
     if isinstance(value, decimal.Decimal):
         return to_python(float(value))
     return value
-
-
-def find_duplicate(names: Iterable[str]) -> str | None:
-    """A column name that appears twice: a record, keyed by name, would lose one of the columns."""
-    counts = Counter(names)
-    return next((name for name, count in counts.items() if count > 1), None)
 
 
 def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,74 +65,107 @@ def read_frame(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"[{number}]", dict(zip(names, map(to_python, values), strict=True))
 
 
-def read_csv(
-    file: io.BufferedReader, *, separator: str = ",", json_columns: tuple[str, ...] = ()
-) -> Iterator[LocatedRecord]:
-    """Read UTF-8 text with a header line; cells remain text, and only empty ones are missing.
-
-    Cells of `json_columns` that hold a JSON list are parsed.
-
-    Raises:
-        ValueError: a line does not match the header, or a quote is never closed.
-    """
-    try:
-        chunks = pd.read_csv(
-            file,
-            sep=separator,
-            chunksize=_CSV_ROWS,
-            keep_default_na=False,
-            na_values=[""],
-            dtype=str,
-        )
-    except pd.errors.EmptyDataError:
-        return
-    number = 0
-    for chunk in chunks:
-        if not isinstance(chunk.index, pd.RangeIndex):
-            raise ValueError("the first line names fewer columns than the next lines have")
-        for _, record in read_frame(chunk):
-            yield f"[{number}]", _with_json(record, json_columns)
-            number += 1
-
-
-def _with_json(record: dict[str, Any], columns: tuple[str, ...]) -> Record:
-    for name in columns:
-        cell = record.get(name)
-        if isinstance(cell, str) and cell.lstrip().startswith("["):
-            try:
-                record[name] = parse_json(cell.encode())
-            except ValueError:
-                continue  # plain text that begins with a bracket
-    return record
-
-
 def read_parquet(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read a Parquet file in small batches; memory is bounded by its page size, not its length.
 
     Raises:
-        ValueError: it is not a Parquet file, or it is corrupted.
+        ValueError: it is not a Parquet file, it is corrupted, or its rows are too large.
     """
-    number = 0
-    try:
+    with _arrow_errors():
         # With pre_buffer, pyarrow keeps all row groups read so far in memory.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
-        if (duplicate := find_duplicate(table.schema_arrow.names)) is not None:
-            raise ValueError(f"two columns are named {duplicate!r}; rename one")
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
-            for row in range(batch.num_rows):
-                yield f"[{number}]", to_python(batch.slice(row, 1).to_pylist()[0])
-                number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error).split("\n")[0]) from None
-    except OverflowError as error:
-        raise ValueError(f"row {number} has a date or time out of range: {error}") from None
+        rows = _batch_rows(table.metadata)
+        yield from _records(
+            table.schema_arrow, table.iter_batches(batch_size=rows, use_threads=False)
+        )
+
+
+def read_arrow(file: io.BufferedReader) -> Iterator[LocatedRecord]:
+    """Read an Arrow file or stream, as `save_to_disk` of Hugging Face's `datasets` writes it.
+
+    One of its batches at a time is in memory.
+
+    Raises:
+        ValueError: it is none, or it is corrupted.
+    """
+    if file.peek(len(_ARROW_FILE))[: len(_ARROW_FILE)] == _ARROW_FILE:
+        file.read(_ARROW_FILE_HEAD)  # a stream follows
+    with _arrow_errors(), pa.ipc.open_stream(file) as stream:
+        yield from _records(stream.schema, stream)
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """The number of rows to decode at once, so that they take little memory."""
+    largest = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)  # its columns may crash the process, if it is broken
+        size = group.total_byte_size // max(1, group.num_rows)
+        if size > MAX_RECORD_BYTES:
+            raise ValueError(too_long(f"on average, a row of row group {number}", size).message)
+        largest = max(largest, size)
+    return max(1, min(_PARQUET_ROWS, MAX_RECORD_BYTES // largest))
+
+
+def _records(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[LocatedRecord]:
+    if (duplicate := find_duplicate(schema.names)) is not None:
+        raise ValueError(f"two columns are named {duplicate!r}; rename one")
+    number = 0
+    for batch in batches:
+        batch.validate(full=True)  # reading a broken one may crash the process
+        is_large = batch.nbytes > MAX_RECORD_BYTES
+        for index in range(batch.num_rows):
+            row = batch.slice(index, 1)
+            size = _size(row) if is_large else 0
+            if size > MAX_RECORD_BYTES:
+                yield f"[{number}]", too_long(f"row {number} (from 0)", size)
+            else:
+                yield f"[{number}]", _record(row, number)
+            number += 1
+
+
+def _size(row: pa.RecordBatch) -> int:
+    """Bytes of a row; those of a dictionary belong to all rows."""
+    columns = (column for column in row.columns if not pa.types.is_dictionary(column.type))
+    return sum(column.nbytes for column in columns)
+
+
+def _record(row: pa.RecordBatch, number: int) -> Record | Problem:
+    try:
+        record: dict[str, Any] = to_python(row.to_pylist()[0])
+    except (OverflowError, ValueError) as error:
+        reason = f"a date, time or text out of range: {error}"
+        return Problem(Kind.BAD_ROW, f"row {number} (from 0) has {printable(reason, 200)}")
     except KeyError as error:
-        raise ValueError(f"row {number} has a time in an unknown time zone: {error}") from None
+        reason = f"a time in an unknown time zone: {error}"
+        return Problem(Kind.BAD_ROW, f"row {number} (from 0) has {printable(reason, 200)}")
+    for field in row.schema:
+        if _is_byte_list(field.type):
+            record[field.name] = _image_or_list(record[field.name])
+    return record
+
+
+def _is_byte_list(type_: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(type_) for is_list in lists) and pa.types.is_uint8(type_.value_type)
+
+
+def _image_or_list(value: list[int | None] | None) -> Any:
+    """The bytes of an image that some writers store as a list of numbers."""
+    head = value[:4] if value else []
+    is_image = None not in head and bytes(head).startswith(_IMAGE_STARTS)  # type: ignore[arg-type] # no None
+    return bytes(value) if is_image and value else value  # type: ignore[arg-type] # or a TypeError
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        reason = str(error).split("\n")[0] or "a part of it claims more memory than there is"
+        raise ValueError(reason) from None
 
 
 def count_parquet(file: io.BufferedReader) -> int:
     """The number of rows according to the file's footer."""
-    try:
+    with _arrow_errors():
         return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error).split("\n")[0]) from None

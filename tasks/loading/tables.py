@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,14 +12,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...serving.printable import printable
 from ..errors import DatasetError, StoreError
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import GuardedFile
 from ..object_store.store_errors import store_errors
-from .json_formats import LocatedRecord, is_json_array, read_json_array, read_json_lines
+from ..records import Problem
+from .csv_dialects import SAMPLE_BYTES, CsvDialect, recognise
+from .csv_format import read_csv
+from .image_folders import from_dataset_folder, is_metadata
+from .json_formats import LocatedRecord, batch_note, read_json_array, read_json_lines
+from .json_kinds import is_json_array
+from .shared_images import share_images
+from .webdataset import read_webdataset
 
 Reader = Callable[[io.BufferedReader], Iterator[LocatedRecord]]
 OpenFile = Callable[[], AbstractContextManager[io.BufferedReader]]
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""The usual delimiter of a format; another one is recognised."""
+
+_UNREADABLE = (ValueError, EOFError, zlib.error, lzma.LZMAError)
+
+_BUFFER_BYTES = 256 << 10
 
 _S3_BUFFER_BYTES = 4 << 20
 """Bytes read per request: enough to hide its latency."""
@@ -28,33 +44,50 @@ def read_table(
     uri: str,
     label: str,
     file_format: str,
-    json_columns: tuple[str, ...],
     credentials: S3Credentials | None,
 ) -> Iterator[LocatedRecord]:
     """Read the records of one file.
 
     Args:
         uri: a local path or `s3://` URI; its suffix indicates the compression.
-        label: the file's name in the locations of its records.
+        label: its path within the dataset's folder, for the locations of its records.
         file_format: one of the values of `files.TABLE_FORMATS`.
-        json_columns: CSV columns whose cells may hold JSON lists.
         credentials: S3 credentials.
 
     Raises:
         DatasetError: the file cannot be read, or not to its end.
     """
     open_file = partial(_open, uri, credentials)
+    # The metadata of a folder of images within the dataset's folder.
+    folder = posixpath.dirname(label) if is_metadata(label, file_format) else ""
     count = 0
     try:
         with open_file() as file:
-            for position, record in _reader(open_file, file_format, json_columns)(file):
+            for position, record in _reader(open_file, file_format)(file):
+                if folder and not isinstance(record, Problem):
+                    record = from_dataset_folder(record, folder)
                 yield f"{label}{position}", record
                 count += 1
     except StoreError as error:
         raise DatasetError(str(error)) from error
-    except (ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DatasetError(f"{uri}: cannot be read after {count} rows: {reason}") from error
+    except _UNREADABLE as error:
+        reason = printable(str(error).strip().split("\n")[0], 500)
+        where = f" after {count} rows" if count else ""
+        raise DatasetError(f"{uri}: cannot be read{where}: {reason}") from error
+
+
+def start_note(uri: str, file_format: str, credentials: S3Credentials | None) -> str:
+    """What is unusual about a file, by its start; empty also if that cannot be read."""
+    open_file = partial(_open, uri, credentials)
+    try:
+        if file_format in DELIMITERS:
+            return _dialect(open_file, file_format).note(DELIMITERS[file_format])
+        if file_format == "jsonl":
+            with open_file() as file:
+                return batch_note(file)
+    except (StoreError, *_UNREADABLE):  # the reader says why
+        pass
+    return ""
 
 
 def count_rows(uri: str, credentials: S3Credentials | None) -> int:
@@ -73,18 +106,24 @@ def count_rows(uri: str, credentials: S3Credentials | None) -> int:
         raise DatasetError(f"{uri}: {error}") from error
 
 
-def _reader(open_file: OpenFile, file_format: str, json_columns: tuple[str, ...]) -> Reader:
+def _reader(open_file: OpenFile, file_format: str) -> Reader:
     if file_format == "jsonl":
         return read_json_lines
     if file_format == "json":
-        with open_file() as file:
-            return read_json_array if is_json_array(file) else read_json_lines
-    from .table_formats import read_csv, read_parquet
+        return read_json_array if is_json_array(open_file) else read_json_lines
+    if file_format in DELIMITERS:
+        dialect = _dialect(open_file, file_format)
+        return lambda file: share_images(read_csv(file, dialect))
+    if file_format == "webdataset":
+        return read_webdataset
+    from .table_formats import read_arrow, read_parquet
 
-    if file_format == "parquet":
-        return read_parquet
-    separator = "\t" if file_format == "tsv" else ","
-    return partial(read_csv, separator=separator, json_columns=json_columns)
+    return read_arrow if file_format == "arrow" else read_parquet
+
+
+def _dialect(open_file: OpenFile, file_format: str) -> CsvDialect:
+    with open_file() as file:
+        return recognise(file.read(SAMPLE_BYTES), DELIMITERS[file_format])
 
 
 @contextmanager
@@ -96,9 +135,9 @@ def _open(uri: str, credentials: S3Credentials | None) -> Iterator[io.BufferedRe
             object_ = GuardedFile(uri, credentials)
             file = stack.enter_context(io.BufferedReader(object_, _S3_BUFFER_BYTES))
         else:
-            file = stack.enter_context(Path(uri).open("rb"))
+            file = stack.enter_context(Path(uri).open("rb", _BUFFER_BYTES))
         match Path(uri.lower()).suffix:
-            case ".gz":
+            case ".gz" | ".tgz":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             case ".bz2":
                 file = stack.enter_context(bz2.BZ2File(file))
@@ -108,4 +147,6 @@ def _open(uri: str, credentials: S3Credentials | None) -> Iterator[io.BufferedRe
                 import pyarrow as pa
 
                 file = stack.enter_context(pa.CompressedInputStream(file, "zstd"))
-        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+        if not isinstance(file, io.BufferedReader):
+            file = io.BufferedReader(file, _BUFFER_BYTES)
+        yield file

@@ -1,11 +1,13 @@
 import bz2
 import datetime
 import gzip
+import io
 import json
 import lzma
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -20,7 +22,6 @@ import zstandard
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
-from prefect_imageqa.tasks.loading import json_formats
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset, open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
@@ -76,7 +77,7 @@ def test_json_records_are_read_on_every_pass(tmp_path: Path, name: str, text: st
     assert records(dataset) == RECORDS, "a second pass starts from the beginning"
     assert isinstance(records(dataset)[0]["id"], int)
     assert isinstance(records(dataset)[2]["score"], float)
-    assert dataset.columns == ("image", "id", "score", "conversation", "tags")
+    assert dataset.names == ("image", "id", "score", "conversation", "tags")
     assert (dataset.name, dataset.count) == (name, None)
     assert dataset.base == ImageBase(str(tmp_path))
 
@@ -155,27 +156,23 @@ def test_an_array_item_that_is_not_an_object_affects_only_that_item(tmp_path: Pa
     assert rows[7].record == {"image": "z"}
 
 
-def test_an_invalid_array_is_read_up_to_the_error(tmp_path: Path) -> None:
+def test_an_array_that_is_not_closed_is_read_up_to_there(tmp_path: Path) -> None:
     text = json.dumps([{"image": "a.png"}] * 50_000)
     dataset = open_dataset(save(tmp_path / "d.json", text[:-3] + "x}]"))
     seen: list[str] = []
-    with pytest.raises(DatasetError, match="cannot be read after 49999 rows: ") as caught:
+    with pytest.raises(
+        DatasetError, match="cannot be read after 49999 rows: the text ends wi"
+    ) as e:
         seen.extend(row.where for row in dataset.rows())
     assert len(seen) == 49_999
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(e.value)
 
 
-def test_json_lines_may_hold_nan_and_integers_of_more_than_64_bits(tmp_path: Path) -> None:
-    path = save(tmp_path / "d.jsonl", f'{{"image": [NaN, Infinity, -Infinity]}}\n{{"n": {2**70}}}')
-    assert records(open_dataset(path)) == [{"image": [None] * 3}, {"n": float(2**70)}]
-
-
-def test_a_line_may_be_longer_than_what_detection_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_formats, "_MAX_LINE_BYTES", 1 << 20)
-    record = {"image": "a.png", "text": "x" * (2 << 20)}
-    assert records(open_dataset(save(tmp_path / "d.jsonl", json.dumps(record)))) == [record]
+@pytest.mark.parametrize("text", ["{}\n{}", "[{},{}]"], ids=["lines", "array"])
+def test_json_may_hold_nan_and_integers_of_more_than_64_bits(tmp_path: Path, text: str) -> None:
+    numbers = ('{"image": [NaN, Infinity, -Infinity]}', f'{{"image": {2**70}}}')
+    path = save(tmp_path / "d.json", text.replace("{}", "%s") % numbers)
+    assert records(open_dataset(path)) == [{"image": [None] * 3}, {"image": float(2**70)}]
 
 
 @pytest.mark.parametrize(
@@ -186,21 +183,24 @@ def test_a_line_may_be_longer_than_what_detection_reads(
         ("d.jsonl", "\n\n", "has no rows"),
         ("d.csv", "", "has no rows"),
         ("d.csv", "image,n\n", "has no rows"),
-        ("d.json", '{"images": [{"image": 1}]}', "no column 'image'; its columns are: images"),
         ("d.json", '{\n "image": 1\n}', "one JSON object, not a list of records"),
         ("d.json", '{"x": [\n{"image": 1},\n{"image": 1}\n]}', "one JSON object, not a list"),
         ("d.json", '{"x":\nbroken\n\n{\n', "one JSON object, not a list of records"),
-        ("d.json", '[{"image": NaN}]', "NaN is not JSON: write null, or use JSON lines"),
-        ("d.json", '[{"äöüß€": "äöüß€äöüß€", "b": -Infinity}]', "-Infinity is not JSON: write"),
-        ("d.json", '[{"NaN": "NaN", "b": Nope}]', "after 0 rows: lexical error"),
-        ("d.json", f'[{{"n": {2**70}}}]', "integer of more than 64 bits: write it as text"),
+        (
+            "d.json",
+            '[{"NaN": "NaN", "b": Nope}]',
+            "record 0 [(]from 0[)] is not JSON: Expecting value",
+        ),
         ("d.json", '"text"', "neither a JSON array nor JSON lines"),
-        ("d.json", '[{"img": 1, "id": 2}]', "no column 'image'; its columns are: img, id"),
+        (
+            "d.json",
+            '[{"photo": 1, "id": 2}]',
+            "no column of images found; its columns are: photo, id",
+        ),
         ("d.jsonl", "garbage\n" * 300, "none of the first 100 rows can be read: line 1 is not"),
-        ("d.json", "[", "cannot be read after 0 rows"),
-        ("d.csv", "img;n\n1;2\n", "no column 'image'; its columns are: img;n"),
+        ("d.json", "[", "cannot be read: the text ends within record 0"),
         ("d.csv", "image,n\n1,2,3\n", "names fewer columns"),
-        ("d.csv", b"image\n\xff\xff\n", "cannot be read"),
+        ("d.csv", b"image\n\xff\xff\xff\xff\n", "cannot be read: it is not UTF-8"),
         ("d.parquet", "not parquet", "Parquet magic bytes|too small"),
         ("d.parquet.gz", "x", "unknown format; supported: .json, .jsonl"),
         ("d.xlsx", "x", "unknown format; supported: .json, .jsonl"),
@@ -225,7 +225,7 @@ def test_an_unusable_file_is_reported_in_one_line(
         ("gs://bucket/d.json", "not supported"),
         ("s3://bucket/\ud800.json", "empty or invalid path"),
         ("https://host/d.json", "not supported"),
-        (".", "has no images and no Parquet files"),
+        (".", "the folder has no images and no tables"),
         ("/dev/zero", "neither a file nor a folder"),
     ],
 )
@@ -239,8 +239,8 @@ def test_an_unusable_source_is_reported(
 
 def test_the_image_column_may_appear_late_or_not_be_used(tmp_path: Path) -> None:
     path = save(tmp_path / "d.jsonl", '{"x": 1}\n{"y": 2, "photo": "a"}\n')
-    assert open_dataset(path, Columns(image="photo")).columns == ("x", "y", "photo")
-    assert open_dataset(path, Columns(image=None)).columns == ("x",)
+    assert open_dataset(path, Columns(image="photo")).names == ("x", "y", "photo")
+    assert open_dataset(path, Columns(image=None)).names == ("x", "y", "photo")
 
 
 def test_json_lines_in_a_json_file_are_recognised_by_any_line(tmp_path: Path) -> None:
@@ -265,14 +265,14 @@ def test_csv_cells_remain_text(tmp_path: Path) -> None:
     assert rows == [
         {
             "image": "007",
-            "conversation": [{"from": "human", "value": "hi"}],
+            "conversation": '[{"from": "human", "value": "hi"}]',
             "n": "007",
             "score": "1e5",
             "flag": "True",
             "caption": "NA",
         },
         {
-            "image": ["a.png", "b.png"],
+            "image": '["a.png", "b.png"]',
             "conversation": "[not json",
             "n": None,
             "score": None,
@@ -291,13 +291,6 @@ def test_csv_cells_remain_text(tmp_path: Path) -> None:
     assert locations(dataset) == ["d.csv[0]", "d.csv[1]", "d.csv[2]"]
     tabs = save(tmp_path / "d.tsv", "image\tn\na b.png\t1\n")
     assert records(open_dataset(tabs)) == [{"image": "a b.png", "n": "1"}]
-
-
-def test_a_csv_line_with_too_many_cells_is_reported_with_its_number(tmp_path: Path) -> None:
-    text = "image,n\n" + "a.png,1\n" * 3000 + "a.png,1,2\n"
-    dataset = open_dataset(save(tmp_path / "d.csv", text))
-    with pytest.raises(DatasetError, match="line 3002"):
-        list(dataset.rows())
 
 
 def test_parquet_values_become_plain_python(tmp_path: Path) -> None:
@@ -330,20 +323,21 @@ def test_parquet_values_become_plain_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("values", "bad", "text"),
     [
-        (pa.array([0, 0, 10**9], pa.date32()), "after 2 rows: row 2 has a date or time out of"),
-        (pa.array([0, None, 10**18], pa.timestamp("us")), "after 2 rows: row 2 has a date or"),
-        (pa.array([None, 0, 0], pa.timestamp("us", "Foo/Bar")), "after 1 rows: .*'Foo/Bar'"),
+        (pa.array([0, 0, 10**9], pa.date32()), [2], "has a date, time or text out of range: "),
+        (pa.array([0, 10**18, 0], pa.timestamp("us")), [1], "has a date, time or text out of"),
+        (pa.array([None, 0, None], pa.timestamp("us", "Foo/Bar")), [1], "zone: 'Foo/Bar'"),
     ],
     ids=["date", "timestamp", "zone"],
 )
-def test_a_time_that_python_cannot_represent_is_reported_with_its_row(
-    tmp_path: Path, values: pa.Array, text: str
+def test_a_time_that_python_cannot_represent_costs_its_row(
+    tmp_path: Path, values: pa.Array, bad: list[int], text: str
 ) -> None:
     pq.write_table(pa.table({"image": ["a"] * 3, "t": values}), tmp_path / "d.parquet")
-    with pytest.raises(DatasetError, match=rf"d\.parquet: cannot be read {text}"):
-        list(open_dataset(tmp_path / "d.parquet").rows())
+    problems = {row.index: row.problem for row in open_dataset(tmp_path / "d.parquet").rows()}
+    assert [index for index, problem in problems.items() if problem] == bad
+    assert text in str(problems[bad[0]])
 
 
 def test_a_parquet_file_with_two_columns_of_the_same_name_is_rejected(tmp_path: Path) -> None:
@@ -379,7 +373,7 @@ def test_dataframe_values_become_plain_python() -> None:
     )
     dataset = open_dataset(frame)
     assert (dataset.name, dataset.count, dataset.base) == ("DataFrame", 3, ImageBase())
-    assert dataset.columns == ("image", "n", "score", "when", "nested", "7")
+    assert dataset.names == ("image", "n", "score", "when", "nested", "7")
     rows = records(dataset)
     assert [row["image"] for row in rows] == ["a.png", None, None]
     assert [type(row["n"]) for row in rows] == [int] * 3
@@ -395,7 +389,7 @@ def test_dataframe_values_become_plain_python() -> None:
     [
         (pd.DataFrame(), "no rows"),
         (pd.DataFrame({"image": []}), "no rows"),
-        (pd.DataFrame({"img": ["a"]}), "its columns are: img"),
+        (pd.DataFrame({"photo": ["a"]}), "its columns are: photo"),
         (pd.DataFrame([["a", "b"]], columns=["image", "image"]), "two columns named 'image'"),
         (pd.DataFrame([["a", 1, 2]], columns=["image", 7, "7"]), "two columns named '7'"),
     ],
@@ -421,7 +415,7 @@ def test_a_folder_of_images(image_folder: Path) -> None:
     expected = ["a.JPG", "b.png", "sub/c d.webp", "sub/deep/e.png"]
     assert records(dataset) == [{"photo": name} for name in expected]
     assert locations(dataset) == expected
-    assert (dataset.name, dataset.count, dataset.columns) == ("imgs", 4, ("photo",))
+    assert (dataset.name, dataset.count, dataset.names) == ("imgs", 4, ("photo",))
     found = [image_refs(row.record["photo"], dataset.base)[0].path for row in dataset.rows()]
     assert found == [f"{image_folder}/{name}" for name in expected]
 
@@ -470,10 +464,10 @@ def test_several_tables_of_one_format(tmp_path: Path) -> None:
         assert locations(dataset)[3] == where
         assert dataset.count == count
     save(tmp_path / "lines" / "x.csv", "image\na\n")
-    with pytest.raises(DatasetError, match="has csv and jsonl files"):
+    with pytest.raises(DatasetError, match=r"has csv files \(x\.csv\) and jsonl files \(0\.jsonl"):
         open_dataset(tmp_path / "lines" / "*")
     save(tmp_path / "parts" / "a.png", "")
-    with pytest.raises(DatasetError, match="has images and parquet files"):
+    with pytest.raises(DatasetError, match=r"has images \(a\.png\) and parquet files"):
         open_dataset(tmp_path / "parts")
 
 
@@ -499,15 +493,16 @@ def test_max_rows_limits_the_rows(tmp_path: Path) -> None:
 
 
 def test_an_existing_output_column_is_reported(tmp_path: Path) -> None:
-    """In the first row it is an error; one that appears later affects only its row."""
-    path = save(tmp_path / "d.jsonl", '{"image": "a"}\n{"image": "b", "output": "mine"}\n')
-    rows = list(load_dataset.fn(str(path), Columns()).rows())
-    assert rows[0].problem is None
-    assert rows[1].problem is not None
-    assert rows[1].problem.kind is Kind.BAD_ROW
+    """In the first rows it is an error; one that appears later affects only its row."""
+    text = '{"image": "a"}\n' * 100 + '{"image": "b", "output": "mine"}\n'
+    path = save(tmp_path / "d.jsonl", text)
+    *rows, last = load_dataset.fn(str(path), Columns()).rows()
+    assert {row.problem for row in rows} == {None}
+    assert last.problem is not None
+    assert last.problem.kind is Kind.BAD_ROW
     assert (
         "the row already has a column 'output'; choose another output column"
-        in rows[1].problem.message
+        in last.problem.message
     )
     with pytest.raises(DatasetError, match="already has a column 'image'; choose another output"):
         load_dataset.fn(str(path), Columns(output="image"))
@@ -630,6 +625,12 @@ def write_table(folder: Path, file_format: str, rows: int) -> Path:
     if file_format == "parquet":
         image = [{"bytes": os.urandom(20_000), "path": None} for _ in range(rows // 20)]
         pq.write_table(pa.table({"image": image}), path, row_group_size=40)
+    elif file_format == "tar":
+        with tarfile.open(path, "w") as tar:
+            for number in range(rows):
+                member = tarfile.TarInfo(f"{number}.png")
+                member.size = 900
+                tar.addfile(member, io.BytesIO(bytes(900)))
     elif file_format == "csv":
         path.write_text("image,text\n" + f"a.png,{'x' * 900}\n" * rows)
     elif file_format == "jsonl":
@@ -642,7 +643,7 @@ def write_table(folder: Path, file_format: str, rows: int) -> Path:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     pairs = [
         [str(write_table(tmp_path, file_format, rows)) for rows in (3000, 12_000)]
-        for file_format in ("json", "jsonl", "csv", "parquet")
+        for file_format in ("json", "jsonl", "csv", "tar", "parquet")
     ]
     assert all(Path(large).stat().st_size > 10e6 for _, large in pairs)
     done = subprocess.run(
@@ -652,6 +653,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         text=True,
     )
     results = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert [rows for rows, _ in results] == [12_000] * 3 + [12_000 // 20]
+    assert [rows for rows, _ in results] == [12_000] * 4 + [12_000 // 20]
     # Measured: below 400. A reader that holds the file or its records takes more than 10,000.
     assert all(growth < 4000 for _, growth in results), f"{results} kB more than for a small file"

@@ -1,0 +1,106 @@
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect_imageqa.tasks.errors import DatasetError
+from prefect_imageqa.tasks.loading import long_records, table_formats
+from prefect_imageqa.tasks.loading.files import find_files
+from prefect_imageqa.tasks.loading.tables import read_table
+from prefect_imageqa.tasks.records import Problem
+
+PNG = b"\x89PNG\r\n\x1a\nabc"
+IMAGE = {"bytes": PNG, "path": None}
+COLUMNS: dict[str, tuple[pa.Array, Any]] = {
+    "struct": (pa.array([IMAGE]), IMAGE),
+    "list": (pa.array([[IMAGE, IMAGE]]), [IMAGE, IMAGE]),
+    "binary": (pa.array([PNG]), PNG),
+    "large_binary": (pa.array([PNG], pa.large_binary()), PNG),
+    "binary_view": (pa.array([PNG], pa.binary_view()), PNG),
+    "fixed_binary": (pa.array([PNG], pa.binary(len(PNG))), PNG),
+    "dictionary": (pa.array([PNG]).dictionary_encode(), PNG),
+    "numbers": (pa.array([list(PNG)], pa.list_(pa.uint8())), PNG),
+    "large_numbers": (pa.array([list(PNG)], pa.large_list(pa.uint8())), PNG),
+    "ratings": (pa.array([[1, 5]], pa.list_(pa.uint8())), [1, 5]),
+    "no_numbers": (pa.array([None], pa.list_(pa.uint8())), None),
+    "map": (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), [["a", 1]]),
+    "id": (
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16))),
+        str(uuid.UUID(int=0)),
+    ),
+}
+TABLE = pa.table({name: array for name, (array, _) in COLUMNS.items()})
+
+
+def write_stream(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def write_file(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def read(path: Path) -> list[Any]:
+    """The records, and the messages of problems."""
+    files = find_files(str(path))
+    return [
+        record.message if isinstance(record, Problem) else record
+        for file, label in zip(files.files, files.labels, strict=True)
+        for _, record in read_table(file, label, files.format, None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("d.parquet", pq.write_table), ("d.arrow", write_stream), ("d.arrow", write_file)],
+    ids=["parquet", "arrow-stream", "arrow-file"],
+)
+def test_images_are_read_from_any_type_that_holds_bytes(
+    tmp_path: Path, name: str, write: Callable[[pa.Table, Path], None]
+) -> None:
+    write(TABLE, tmp_path / name)
+    assert read(tmp_path / name) == [{name: value for name, (_, value) in COLUMNS.items()}]
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a", "b"]})
+    for number in range(2):
+        write_stream(table, tmp_path / f"data-{number:05}-of-00002.arrow")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "state.json").write_text("{}")
+    assert read(tmp_path) == [{"image": "a"}, {"image": "b"}] * 2
+    assert find_files(str(tmp_path)).notes == ()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 900])
+def test_a_broken_arrow_file_is_an_error(tmp_path: Path, kept: int) -> None:
+    write_file(TABLE, tmp_path / "d.arrow")
+    data = (tmp_path / "d.arrow").read_bytes()
+    for broken in (data[:kept], data[:kept] + b"\xff" * 100):
+        (tmp_path / "d.arrow").write_bytes(broken)
+        with pytest.raises(DatasetError, match=r"d\.arrow: cannot be read: "):
+            read(tmp_path / "d.arrow")
+
+
+def test_a_cell_that_is_too_large_costs_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (table_formats, long_records):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1 << 20)
+    table = pa.table({"image": [b"a", bytes(3 << 20), b"c", b"d", b"e"]})
+    for name, write in (("d.parquet", pq.write_table), ("d.arrow", write_stream)):
+        write(table, tmp_path / name)
+        first, problem, *rest = read(tmp_path / name)
+        assert first == {"image": b"a"}
+        assert problem.startswith("row 1 (from 0) has 3 MB, and a record may have 1 MB; keep large")
+        assert [record["image"] for record in rest] == [b"c", b"d", b"e"]
+    pq.write_table(
+        pa.table({"image": [bytes(3 << 20)]}), tmp_path / "x.parquet", use_dictionary=False
+    )
+    with pytest.raises(DatasetError, match="on average, a row of row group 0 has 3 MB, and a reco"):
+        read(tmp_path / "x.parquet")
