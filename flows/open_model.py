@@ -1,23 +1,30 @@
 """The model of a run: at a running endpoint, or on a server started for the run."""
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from prefect.logging.loggers import LoggingAdapter
+from prefect.runtime import deployment
+from pydantic import SecretStr
 
 from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.client.stats import ClientStats
-from ..serving.endpoint import VLLMEndpoint, load_endpoint
+from ..serving.endpoint import VLLMEndpoint, is_block_name, load_endpoint
 from ..serving.server.checkpoint import checkpoint_digest
 from ..serving.server.launch import ServerOptions, local_checkpoint
 from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 from ..tasks.runs.parameters import Limits
+from .run_log import HAS_LINES
+
+API_KEY = "PREFECT_IMAGEQA_API_KEY"
+"""Environment variable with the API key of endpoints that are given by URL."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,17 @@ def resolve_endpoint(
 ) -> VLLMEndpoint | None:
     """The endpoint of URLs or a block name; None if a server must be started for the model.
 
+    URLs get the API key of the environment, if it has one.
+
     Raises:
-        EndpointError: neither is given, a URL is malformed, or no block has that name.
+        EndpointError: neither is given, a URL or the key is malformed, or no block has that name.
         ServerError: there is no such checkpoint.
     """
-    if isinstance(endpoint, str) and "://" in endpoint:
+    if isinstance(endpoint, str) and not is_block_name(endpoint):
         endpoint = endpoint.split()
     if endpoint:
-        return load_endpoint(endpoint, model)
+        block = load_endpoint(endpoint, model)
+        return _with_key(block) if isinstance(endpoint, list) else block
     if not model:
         raise EndpointError(
             "no model to ask: give the endpoint of a running server, or a model to start a server "
@@ -53,6 +63,21 @@ def resolve_endpoint(
         )
     local_checkpoint(model)
     return None
+
+
+def _with_key(endpoint: VLLMEndpoint) -> VLLMEndpoint:
+    """The endpoint with the API key of the environment.
+
+    Not in a run of a deployment: whoever may start one chooses the URL, and could send himself the
+    key of the worker. There, a saved block has both.
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    if not key or deployment.id:
+        return endpoint
+    try:
+        return VLLMEndpoint(urls=endpoint.urls, model=endpoint.model, api_key=SecretStr(key))
+    except ValueError:  # not shown: its text is about a header
+        raise EndpointError(f"{API_KEY} has a line break or control character") from None
 
 
 @contextmanager
@@ -132,4 +157,4 @@ class _ForwardingHandler(logging.Handler):
         self._target = target
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._target.log(record.levelno, record.getMessage())
+        self._target.log(record.levelno, record.getMessage(), extra={HAS_LINES: True})

@@ -12,7 +12,6 @@ from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
-from ..tasks.exporting.output_status import EXPORTS
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.generating.generate import generate_batch
@@ -26,8 +25,6 @@ from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore, load_store
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.prompts import PromptSettings
-from ..tasks.reporting.dataset_card import CARD
-from ..tasks.reporting.report import REPORT
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
 from ..tasks.runs.run_record import RunCounts, last_completed
@@ -41,13 +38,11 @@ from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .output_lease import OutputLease
+from .own_files import check_own_files
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
 from .summary import RunSummary
-
-OWN_FILES = (*EXPORTS, REPORT, CARD)
-"""Files that a run overwrites in its output."""
 
 
 @contextmanager
@@ -142,9 +137,11 @@ class Run:
             ServerError: the model's server could not be started.
             StoreError: the output cannot be read or written.
         """
-        parameters = self.parameters
+        for note in table.notes:
+            get_run_logger().info("%s", note)
+        parameters = self.parameters.model_copy(update={"columns": table.columns})
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
-        self._check_own_files(table)
+        check_own_files(self.output, table, json_array=parameters.exports.json_array)
         if endpoint is not None:  # fail before anything is written
             self._open_model(endpoint)
         record = new_record(self._id, parameters, table.name, main)
@@ -205,8 +202,7 @@ class Run:
                 style=definition.style,
                 system_prompt=definition.system_prompt,
                 user_prompt=definition.user_prompt,
-                image_key=definition.image_key,
-                conversation_key=definition.conversation_key,
+                columns=definition.columns,
                 limits=images,
             ),
             generation_settings=GenerationSettings(self.reader, definition.sampling, images),
@@ -230,7 +226,8 @@ class Run:
             raise StoreError(
                 f"{self.output.uri}: the exports do not match the stored rows: run again"
             )
-        results = {**counts.model_dump(), "pairs": exported.pairs}
+        from_export = exported.model_dump(include={"pairs", "lost_pairs"})
+        results = counts.model_dump() | from_export
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
         if new := self.rows.new:
@@ -240,20 +237,6 @@ class Run:
                 " or more" if new >= COUNTED_ROWS else "",
             )
         return summary
-
-    def _check_own_files(self, table: Dataset) -> None:
-        """Refuse to overwrite files that no run has written, above all the dataset itself."""
-        own = [self.output.uri_of(name) for name in OWN_FILES]
-        if sources := [uri for uri in own if uri in table.sources]:
-            raise StoreError(
-                f"{sources[0]} is the dataset and would be overwritten: choose another output"
-            )
-        if read_manifest(self.output) is None:
-            for name in filter(self.output.exists, OWN_FILES):
-                raise StoreError(
-                    f"{self.output.uri_of(name)} already exists and was not written by a run: "
-                    "choose another output"
-                )
 
     def _spec(self, definition: Pass) -> RequestSpec:
         return RequestSpec(

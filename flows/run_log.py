@@ -1,5 +1,7 @@
 """How the log of a run reads: it says how the run ended in one sentence, where Prefect has many.
 
+Whatever others wrote into a name or a message reaches neither terminal nor log as it is.
+
 What is left out here is in the states of the task runs in Prefect's UI, and logged at debug level.
 """
 
@@ -16,6 +18,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.logging.handlers import PrefectConsoleHandler
 
+from ..serving.printable import printable, printable_lines, printable_traceback
 from ..tasks.errors import ImageQAError
 
 Shorten = Callable[[logging.LogRecord], None]
@@ -33,6 +36,9 @@ _TASK_FAILURES = (
     "Failed to write result",  # it tries to store the error as the result of a cached task
 )
 """What else Prefect logs when a task run fails."""
+
+HAS_LINES = "has_lines"
+"""Attribute of a record that may have several lines, such as the end of a server's log."""
 
 _said: "WeakSet[BaseException]" = WeakSet()
 """Errors that have been logged: Prefect logs the same one at several levels of its engine."""
@@ -71,8 +77,20 @@ def _is_not_last(record: logging.LogRecord) -> bool:
 def _if_own(flow: str, shorten: Shorten, record: logging.LogRecord) -> bool:
     # The process of a worker runs a single flow, and its records do not name it.
     if getattr(record, "flow_name", flow) in (flow, "<unknown>"):
+        error = _user_error(record)
         shorten(record)
+        if error is None:  # whose message is printable
+            _make_printable(record)
     return logging.getLogger(record.name).isEnabledFor(record.levelno)
+
+
+def _make_printable(record: logging.LogRecord) -> None:
+    """Names and messages of others are in the log: no terminal may act on what they contain."""
+    text = record.getMessage()
+    has_lines = getattr(record, HAS_LINES, False)
+    record.msg, record.args = printable_lines(text) if has_lines else printable(text), ()
+    if record.exc_info and record.exc_info[1]:  # the formatter takes this text, if there is one
+        record.exc_text = printable_traceback(record.exc_info[1])
 
 
 def _shorten_run(record: logging.LogRecord) -> None:

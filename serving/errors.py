@@ -1,12 +1,24 @@
 """Errors of the model's server. `tasks.errors` has the complete hierarchy."""
 
+from .printable import printable, printable_lines
+
 
 class ImageQAError(Exception):
-    """Base of every error this package raises on purpose; its message is meant for the user."""
+    """Base of every error this package raises on purpose; its message is meant for the user.
+
+    It may quote anyone: servers, names of files and columns, cells. Whatever they contain, it is
+    one line, and safe for a terminal and a log.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ServerError(ImageQAError):
-    """A vLLM server could not be started, or died."""
+    """A vLLM server could not be started, or died; more lines of the message are its log's."""
+
+    def __str__(self) -> str:
+        return printable_lines(Exception.__str__(self))
 
 
 class EndpointError(ImageQAError):

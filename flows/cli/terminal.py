@@ -20,12 +20,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ...serving.endpoint import is_block_name
 from ...serving.server.process import terminate_on_signals
+from ...serving.server.vllm_python import find_vllm_python
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ..image_qa import image_qa
-from ..open_model import open_model
+from ..open_model import open_model, resolve_endpoint
 from ..prefect_outage import bounded_exit
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
@@ -63,8 +65,12 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     )
     patience.stop()  # from here on it is the run that waits
     names = parameters.get("endpoint") or []
-    urls = [url for url in names if "://" in url]
-    if urls and not checked.limits.wait:
+    urls = [url for url in names if not is_block_name(url)]
+    if urls or not names:
+        resolve_endpoint(urls, checked.model or None)
+    if not names:
+        find_vllm_python()
+    elif urls and not checked.limits.wait:
         with open_model(urls, checked.model or None):
             pass
     progress = RunProgress()

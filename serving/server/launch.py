@@ -1,5 +1,6 @@
 """How a vLLM server is started: options, command line, environment, port, log file."""
 
+import ipaddress
 import os
 import re
 import socket
@@ -7,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ServerError
+from .environment import inherited_environment
 from .vllm_python import VLLMPython, has_gpu
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # neither a flag nor a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,9 @@ def serve_command(
 
 
 def serve_environment(options: ServerOptions, python: VLLMPython) -> dict[str, str]:
-    """Our environment, adapted for the server. The user's settings for vLLM take precedence."""
+    """What the server needs of our environment. The user's settings for vLLM take precedence."""
     environment = {
-        **os.environ,
+        **inherited_environment(),
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -145,6 +147,16 @@ def serve_environment(options: ServerOptions, python: VLLMPython) -> dict[str, s
             cores = len(os.sched_getaffinity(0))
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
     return environment
+
+
+def is_exposed(options: ServerOptions) -> bool:
+    """Whether anyone on the network can use the server: it wants no key, and listens to others."""
+    if options.api_key or any(flag.startswith("--api-key") for flag in options.extra_args):
+        return False
+    try:
+        return not ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        return options.host.lower() != "localhost"
 
 
 def free_port(host: str) -> int:

@@ -22,8 +22,12 @@ _ROUTINE = re.compile(
     r"^(\([^)]*\) )?(INFO\b|DEBUG\b|WARNING\b|\[transformers\]|[IW]\d{4} )"
     r"|Warning: |^\s+warnings\.warn\(|it/s\]$"
 )
+_WARNING = re.compile(
+    r"^(\([^)]*\) )?(WARNING\b|ERROR\b|\[transformers\]|\[?[IWE]\d{4} |\s)|Warning: "
+)
+"""Lines that tell nothing about how far a start is: warnings and the code they quote."""
 _PREFIX = re.compile(
-    r"^(\([^)]*pid=\d+\) )?([A-Z]+ \d\d-\d\d [\d:]+ |[A-Z]+: +)?(\[[\w.]+:\d+\] )?"
+    r"^(\([^)]*pid=\d+\) )?([A-Z]+ \d\d-\d\d [\d:]+ |[A-Z]+: +)?(\[[\w.]+:\d+\]( |$))?"
 )
 _FRAME = re.compile(r"^(\s|Traceback|$)")
 
@@ -114,9 +118,10 @@ class OwnedProcess:
                 self._supervisor.wait()
 
     def last_line(self) -> str:
-        """The last line of the log without its timestamp, or "" if the log is empty."""
-        lines = _read_tail(self.log_file, self._log_start)
-        return _PREFIX.sub("", lines[-1]).strip() if lines else ""
+        """The last line of the log that tells of progress, without its timestamp; "" if none."""
+        lines = reversed(_read_tail(self.log_file, self._log_start))
+        texts = (_PREFIX.sub("", line).strip() for line in lines if not _WARNING.search(line))
+        return next(filter(None, texts), "")
 
     def log_tail(self, count: int = 15) -> str:
         """The last lines of the log that show why it ended; if there are none, its last lines.

@@ -192,6 +192,6 @@ def _first_sentence(cause: ServerError) -> str:
 
 def _one_line(cause: ServerError) -> str:
     """The first sentence, and the last line of the log if the message has it."""
-    last = str(cause).rpartition("\n")[2]
+    last = str(cause).rpartition("\n")[2].strip()
     first = _first_sentence(cause)
     return first if last == str(cause) else f"{first} ({last})"

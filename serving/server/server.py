@@ -11,6 +11,7 @@ from .launch import (
     check_port_free,
     default_log_file,
     free_port,
+    is_exposed,
     local_checkpoint,
     serve_command,
     serve_environment,
@@ -92,6 +93,12 @@ class VLLMServer:
         """
         if self._process is not None:
             raise ServerError(f"the vLLM server for {self.model_name} is already started")
+        if is_exposed(self.options):
+            _LOGGER.warning(
+                "anyone who can reach %s port %s can use the server: set VLLM_API_KEY to a key",
+                self.options.host,
+                self._port,
+            )
         self._stopped.clear()
         try:
             self._launch(append=False)

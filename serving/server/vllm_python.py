@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ServerError
+from .environment import inherited_environment
 
 PYTHON_VARIABLE = "PREFECT_IMAGEQA_VLLM_PYTHON"
 _VENV_PYTHON = Path(".venv-vllm", "bin", "python")
@@ -71,7 +72,12 @@ def _probe(path: Path, origin: str) -> VLLMPython:
     path = path.absolute()
     try:
         probe = subprocess.run(  # noqa: S603
-            [path, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True
+            [path, "-c", _PROBE],
+            env=inherited_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         found, cpu_only = json.loads(probe.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -30,7 +30,7 @@ def _built_in_or_custom(built_in: Iterable[str]) -> Any:
     """In the form, a choice between the names of built-in plug-ins and the name of a custom one."""
     choices = [
         {"type": "string", "enum": [*built_in], "title": "Built-in"},
-        {"type": "string", "title": "Custom (package.module:function)"},
+        {"type": "string", "title": "Custom (registered or allowed on the worker)"},
     ]
     return Annotated[Any, WithJsonSchema({"anyOf": choices})]
 
@@ -160,7 +160,7 @@ class Images(ImageSettings):
     root: OptionalText = Field(
         default="",
         description="Folder that image paths are relative to and may not leave. By default the "
-        "dataset's folder, which absolute paths may leave.",
+        "dataset's folder, which absolute paths may leave, but not in a deployment.",
     )
     allow_private_hosts: bool = Field(
         default=False, description="Also fetch web images from private and loopback addresses."
@@ -182,7 +182,7 @@ class Parsing(_Group):
 
     parser: ParserLike = Field(
         default="qa_pairs",
-        description="Turns a reply into QA pairs: a built-in name or package.module:function.",
+        description="Turns a reply into QA pairs: the name of a built-in or registered parser.",
     )
     require_pairs: bool = Field(
         default=True,
@@ -268,7 +268,7 @@ class Caching(_Group):
 
 
 class Exports(_Group):
-    """Which files are written in addition to qa.jsonl, pairs.parquet and quarantine.jsonl."""
+    """Which files are written in addition to the exports that every run writes."""
 
     json_array: bool = Field(
         default=False, description="Also write qa.json: the rows of qa.jsonl as one JSON array."

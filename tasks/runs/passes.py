@@ -49,14 +49,16 @@ def pairs_pass(parameters: RunParameters, columns: Columns) -> Pass:
     """
     style_name, style = find_prompt_style(parameters.prompt_style)
     parser_name, parser = find_parser(parameters.parsing.parser)
+    user_prompt = parameters.user_prompt.strip() or default_user_prompt(parameters.pairs_per_image)
     return Pass(
         name=PAIRS,
         style_name=style_name,
         style=style,
-        parsing=pair_parse_settings(parser_name, parser, parameters.parsing.require_pairs),
+        parsing=pair_parse_settings(
+            parser_name, parser, parameters.parsing.require_pairs, user_prompt
+        ),
         system_prompt=parameters.system_prompt,
-        user_prompt=parameters.user_prompt.strip()
-        or default_user_prompt(parameters.pairs_per_image),
+        user_prompt=user_prompt,
         columns=columns,
         sampling=parameters.sampling.options(),
     )

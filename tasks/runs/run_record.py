@@ -34,6 +34,8 @@ class RunCounts(BaseModel):
         duplicates: rows like an earlier one that this run attempted, and whose outcome they share;
             not part of `rows` until the run has ended.
         pairs: QA pairs of the ok rows.
+        lost_pairs: pairs that replies of the ok rows seem to have, but that could not be read; 0
+            until the run has ended.
         requests: requests sent to the model, including retries.
         prompt_tokens: tokens the model read.
         completion_tokens: tokens the model generated.
@@ -52,6 +54,7 @@ class RunCounts(BaseModel):
     retried: int = 0
     duplicates: int = 0
     pairs: int = 0
+    lost_pairs: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -49,6 +49,7 @@ def prefect(folder: Path, *arguments: str) -> str:
     """Run Prefect's command line in a folder, on the tests' server."""
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments]
     settings = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PWD": str(folder)}
+    settings["PREFECT_IMAGEQA_API_KEY"] = "stub-api-key-5f2c"  # which no run may send anywhere
     done = subprocess.run(
         command,
         env={**os.environ, **settings},
@@ -112,6 +113,8 @@ class WorkerRuns:
         folder: where the deployments were deployed from; dataset and output paths are relative.
         stub: the model server of all runs.
         mistake: a run whose endpoint does not exist.
+        attack: a run whose parser is a shell command, with replies to suit.
+        thief: a run whose endpoint wants the API key in the worker's environment.
         preview: a run created with `run_deployment`.
         retried: a run that fails and is retried, first by Prefect, then as in Prefect's UI.
         first_states: the states of `retried` before it was retried as in the UI.
@@ -120,13 +123,15 @@ class WorkerRuns:
     folder: Path
     stub: Any
     mistake: UUID
+    attack: UUID
+    thief: UUID
     preview: UUID
     retried: UUID
     first_states: list[str]
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, start_stub: Any) -> WorkerRuns:
+def runs(folder: Path, start_stub: Any, keyed_stub: Any) -> WorkerRuns:
     """What a worker makes of runs of every deployment."""
     stub = start_stub()
     write_demo_dataset(folder, 22, seed=5)
@@ -137,8 +142,23 @@ def runs(folder: Path, start_stub: Any) -> WorkerRuns:
     mistake = schedule(
         "on-demand", parameters={**nightly, "output": "mistake", "endpoint": "no-such-block"}
     )
+    shell = [{"conversation": [{"from": "human", "value": "STUB text touch started-by-reply"}]}]
+    (folder / "attack.json").write_text(json.dumps([{**rows[0], **row} for row in shell]))
+    attack = schedule(
+        "on-demand",
+        parameters={
+            **nightly,
+            "dataset": "attack.json",
+            "output": "attack",
+            "parsing": {"parser": "os:system"},
+        },
+    )
+    thief = schedule(
+        "on-demand", parameters={**nightly, "output": "theft", "endpoint": keyed_stub.url}
+    )
     preview: Any = run_deployment(
         "image-qa/preview",
+        flow_run_name="First try",
         parameters={
             **nightly,
             "output": "preview",
@@ -163,7 +183,7 @@ def runs(folder: Path, start_stub: Any) -> WorkerRuns:
         # This is what "Retry" in the UI does.
         client.set_flow_run_state(retried, Scheduled(name="AwaitingRetry"), force=True)
     prefect(folder, *worker)
-    return WorkerRuns(folder, stub, mistake, preview.id, retried, first_states)
+    return WorkerRuns(folder, stub, mistake, attack, thief, preview.id, retried, first_states)
 
 
 def answered(runs: WorkerRuns, output: str) -> int:
@@ -180,12 +200,22 @@ def test_nightly_runs_process_only_the_new_images(runs: WorkerRuns) -> None:
     assert answered(runs, "nightly") == 22
 
 
-def test_a_mistake_in_a_parameter_is_reported_in_one_line(runs: WorkerRuns) -> None:
-    message = "there is no vLLM Endpoint block named 'no-such-block': "
-    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[runs.mistake]))
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("mistake", "there is no vLLM Endpoint block named 'no-such-block': "),
+        ("attack", "there is no parser 'os:system': give one of "),
+        ("thief", "{keyed_stub}/v1 wants an API key (HTTP 401), and no key was sent: "),
+    ],
+)
+def test_a_mistake_in_a_parameter_is_reported_in_one_line(
+    run: str, message: str, runs: WorkerRuns, keyed_stub: Any
+) -> None:
+    run_id, message = getattr(runs, run), message.format(keyed_stub=keyed_stub.url)
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
     deadline = time.monotonic() + 60
     with get_client(sync_client=True) as client:
-        state = client.read_flow_run(runs.mistake).state
+        state = client.read_flow_run(run_id).state
         while True:
             logs = [log.message for log in client.read_logs(of_run, limit=200)]
             if reported := [log for log in logs if log.startswith(message)]:
@@ -199,6 +229,12 @@ def test_a_mistake_in_a_parameter_is_reported_in_one_line(runs: WorkerRuns) -> N
     assert not [log for log in logs if "Traceback" in log]
 
 
+def test_a_parameter_does_not_run_code_on_a_worker(runs: WorkerRuns) -> None:
+    assert states_of(runs.attack)[-1] == "Failed"
+    assert not list(runs.folder.rglob("started-by-reply*"))
+    assert not (runs.folder / "attack").exists()
+
+
 def test_a_run_is_retried_by_prefect_and_from_the_ui(runs: WorkerRuns) -> None:
     assert runs.first_states[-4:] == ["Running", "AwaitingRetry", "Running", "Failed"]
     later = states_of(runs.retried)[len(runs.first_states) :]
@@ -208,6 +244,9 @@ def test_a_run_is_retried_by_prefect_and_from_the_ui(runs: WorkerRuns) -> None:
 
 def test_run_deployment_passes_its_parameters_on(runs: WorkerRuns) -> None:
     assert states_of(runs.preview)[-1] == "Completed"
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(runs.preview).name == "First try"
+        assert client.read_flow_run(runs.attack).name.startswith("attack.json to attack, ")
     assert answered(runs, "preview") == 3
     limits = [body["max_tokens"] for body in runs.stub.stats()["bodies"]]
     assert limits.count(64) == 3

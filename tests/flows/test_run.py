@@ -13,6 +13,7 @@ from prefect_imageqa import (
     Caching,
     Columns,
     DatasetError,
+    Exports,
     ImageQAError,
     Images,
     Limits,
@@ -21,25 +22,40 @@ from prefect_imageqa import (
     image_qa,
 )
 from prefect_imageqa.tasks.runs.run_record import read_runs, unfinished_runs
+from prefect_imageqa.tasks.storing.layout import LAYOUT_VERSION, open_output
 
 
 def requests_to(stub: Any) -> int:
     return int(stub.stats()["requests"])
 
 
-@pytest.mark.parametrize("name", ["qa.jsonl", "pairs.parquet", "report.html", "README.md"])
 def test_a_file_not_written_by_a_run_is_not_overwritten(
-    name: str, stub: Any, drawn: Path, tmp_path: Path
+    stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / name).write_text("mine")
+    file = tmp_path / "out" / "README.md"
+    file.parent.mkdir()
+    file.write_text("mine")
     before = requests_to(stub)
-    with pytest.raises(StoreError, match=f"{name} already exists and was not written by a run"):
-        image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url)
-    assert (output / name).read_text() == "mine"
-    assert [path.name for path in output.iterdir()] == [name]
+    with pytest.raises(StoreError, match=r"README\.md already exists"):
+        image_qa(str(drawn / "dataset.json"), str(tmp_path / "out"), endpoint=stub.url)
+    assert file.read_text() == "mine"
+    assert list((tmp_path / "out").iterdir()) == [file]
     assert requests_to(stub) == before
+
+
+def test_files_put_beside_those_of_a_run_are_not_overwritten(
+    with_report: None, stub: Any, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, output = str(drawn / "dataset.json"), tmp_path / "out"
+    open_output(ObjectStore(uri=str(output)))  # as a killed first run leaves it
+    (output / "README.md").write_text("mine")
+    image_qa(dataset, str(output), endpoint=stub.url, max_rows=2)
+    assert (output / "README.md").read_text() == "mine"
+    assert (output / "report.html").exists()
+    assert "README.md is not as a run has written it, and stays as it is" in caplog.text
+    (output / "qa.json").write_text("mine")
+    with pytest.raises(StoreError, match=r"qa\.json already exists"):
+        image_qa(dataset, str(output), endpoint=stub.url, exports=Exports(json_array=True))
 
 
 def test_a_run_does_not_overwrite_its_dataset(stub: Any, drawn: Path, tmp_path: Path) -> None:
@@ -55,7 +71,9 @@ def test_a_run_does_not_overwrite_its_dataset(stub: Any, drawn: Path, tmp_path: 
 def test_a_corrupted_manifest_is_reported_before_any_request(
     stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "manifest.json").write_text('{"layout_version": 3, "junk": 1}')
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"layout_version": LAYOUT_VERSION, "junk": 1})
+    )
     before = requests_to(stub)
     with pytest.raises(StoreError, match=r"manifest\.json is not a run record"):
         image_qa(str(drawn / "dataset.json"), str(tmp_path), endpoint=stub.url)

@@ -1,10 +1,12 @@
 """A run that is stopped or fails says so in one sentence."""
 
 import io
+import json
 import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +80,51 @@ def test_a_run_whose_output_is_lost(
         image_qa(rows, str(tmp_path / "out"), endpoint=stub.url, limits=BATCHES)
     assert said(caplog, logging.WARNING) == [str(caught.value)]
     assert caplog.text.count(str(caught.value)) == 1
+
+
+ESCAPES = "\x1b]0;owned\x07\n\x9b2J\u202e"
+"""What a terminal would act on."""
+
+
+def test_escapes_of_others_reach_neither_the_log_nor_the_error(
+    stub: Any,
+    drawn: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    runs_of: Callable[..., Any],
+) -> None:
+    """From names of files and columns, from cells, and from what a server says."""
+    (drawn / f"{ESCAPES}.png").symlink_to(drawn / "images" / "000.png")
+    rows = [
+        {"image": f"{ESCAPES}.png", "conversation": f"STUB raw {ESCAPES}", ESCAPES: ESCAPES},
+        {"image": f"{ESCAPES}/missing.png", "conversation": ESCAPES},
+    ]
+    dataset = drawn / f"a{ESCAPES}b.jsonl"
+    dataset.write_text("\n".join(map(json.dumps, rows)))
+    output = str(tmp_path / f"out{ESCAPES}")
+    with pytest.raises(ImageQAError, match="no row is answered") as caught:
+        image_qa(str(dataset), output, endpoint=stub.url)
+    [run] = runs_of(output)
+    printed = capfd.readouterr()
+    said = [*caplog.messages, *printed.err.split("\n"), *printed.out.split("\n")]
+    said += [str(caught.value), run.name, str(run.state.message)]
+    assert any("owned" in text for text in said)
+    assert not [text for text in said if not text.isprintable()]
+
+
+def test_a_traceback_is_printable() -> None:
+    record = logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, "failed", (), None)
+    try:
+        raise ValueError(ESCAPES)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    for shorten in logging.getLogger("prefect.flow_runs").filters:
+        shorten.filter(record) if isinstance(shorten, logging.Filter) else shorten(record)  # type: ignore[operator]
+    lines = logging.Formatter().format(record).split("\n")
+    assert lines[-1] == r"\x9b2J\u202e"
+    assert lines[-2] == r"ValueError: \x1b]0;owned\x07"
+    assert all(line.isprintable() for line in lines)
 
 
 def test_an_error_that_the_caller_prints_is_not_on_the_console() -> None:

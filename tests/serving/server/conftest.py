@@ -32,6 +32,16 @@ subprocess.Popen(
 if "--hung" in sys.argv:
     ignore()
 print("(APIServer pid=7) INFO 11-23 20:51:51 [model.py:1] Loading the weights", flush=True)
+for warning in (
+    "(APIServer pid=7) WARNING 11-23 20:51:51 [cpu.py:224] Triton is not installed.",
+    "[transformers] Model config: pad_token_id must be `None` or an integer.",
+    "W1127 07:11:49.874000 20265 torch/_library/triton.py:53] Triton not available",
+    "[W1127 07:11:51.956058658 utils.cpp:68] Warning: NUMA binding: Using MEMBIND",
+    "/a/dispatcher.py:138: FutureWarning: `torch.distributed.reduce_op` is deprecated",
+    "  lookup(value)",
+    "(APIServer pid=7) INFO 11-23 20:51:51 [api_utils.py:347]",
+):
+    print(warning, flush=True)
 if mode == "die":
     error = "(EngineCore pid=8) ERROR 11-23 20:51:51 [core.py:1] "
     for line in ("Traceback (most recent call last):", "  File x, line 1", "    load()"):

@@ -8,6 +8,7 @@ from prefect_imageqa.serving import demo_model
 from prefect_imageqa.serving.errors import ServerError
 from prefect_imageqa.serving.server.launch import (
     ServerOptions,
+    is_exposed,
     local_checkpoint,
     serve_command,
     serve_environment,
@@ -23,7 +24,16 @@ def test_a_hub_name_is_no_local_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["./nowhere", "~/nowhere", "/no/where", "checkpoints/a/b", "nowhere", Path("no/where")]
+    "model",
+    [
+        "./nowhere",
+        "~/nowhere",
+        "/no/where",
+        "checkpoints/a/b",
+        "nowhere",
+        "--config/x",
+        Path("no/where"),
+    ],
 )
 def test_a_missing_folder_is_rejected(model: str | Path) -> None:
     with pytest.raises(ServerError, match="no such folder"):
@@ -69,6 +79,62 @@ def test_the_command_and_environment_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert (
         not {"HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE"} & serve_environment(options, python).keys()
     )
+
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "a",
+    "PREFECT_API_KEY": "b",
+    "OPENAI_API_KEY": "c",
+    "GITHUB_TOKEN": "d",
+    "DATABASE_URL": "e",
+    "VLLM_API_KEY": "f",
+}
+NEEDED = {
+    "PATH": "/bin",
+    "HOME": "/home/me",
+    "LD_LIBRARY_PATH": "/usr/local/cuda/lib64",
+    "LD_PRELOAD": "/usr/lib/libtcmalloc.so",
+    "CUDA_VISIBLE_DEVICES": "1",
+    "HIP_VISIBLE_DEVICES": "1",
+    "ROCR_VISIBLE_DEVICES": "1",
+    "NCCL_SOCKET_IFNAME": "eth0",
+    "HF_TOKEN": "g",
+    "https_proxy": "http://proxy:3128",
+    "SSL_CERT_FILE": "/etc/company.pem",
+    "XDG_CACHE_HOME": "/scratch",
+}
+
+
+def test_the_server_gets_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SECRETS | NEEDED).items():
+        monkeypatch.setenv(name, value)
+    python = VLLMPython(Path("/env/bin/python"), cpu_only=False)
+    environment = serve_environment(ServerOptions("owner/name"), python)
+    assert not SECRETS.keys() & environment.keys()
+    assert NEEDED.items() <= environment.items()
+    monkeypatch.setenv("PREFECT_IMAGEQA_VLLM_ENV", "AWS_SECRET_ACCESS_KEY DATABASE_URL NOT_SET")
+    environment = serve_environment(ServerOptions("owner/name"), python)
+    assert SECRETS.keys() & environment.keys() == {"AWS_SECRET_ACCESS_KEY", "DATABASE_URL"}
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "flags", "exposed"),
+    [
+        ("127.0.0.1", None, (), False),
+        ("::1", None, (), False),
+        ("localhost", None, (), False),
+        ("192.168.1.7", None, (), True),
+        ("::", None, (), True),
+        ("gpu-1", "", (), True),
+        ("::", "secret", (), False),
+        ("::", None, ("--api-key", "secret"), False),
+    ],
+)
+def test_a_server_that_anyone_can_use_is_known(
+    host: str, key: str | None, flags: tuple[str, ...], exposed: bool
+) -> None:
+    options = ServerOptions("owner/name", host=host, api_key=key, extra_args=flags)
+    assert is_exposed(options) == exposed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -147,6 +148,20 @@ def test_death_during_the_start_is_reported_with_the_log(
         server.start()
     assert str(death.value).splitlines()[1:] == ["RuntimeError: the weights are torn"]
     assert str(server.log_file) in str(death.value)
+
+
+def test_a_server_that_anyone_can_use_is_warned_about(
+    options: Callable[..., ServerOptions], caplog: pytest.LogCaptureFixture
+) -> None:
+    exposed = replace(options("die"), host="0.0.0.0")  # noqa: S104
+    for server in (VLLMServer(exposed), VLLMServer(replace(exposed, api_key="secret"))):
+        with pytest.raises(ServerError, match="torn"):
+            server.start()
+    [warning] = [message for message in caplog.messages if "anyone" in message]
+    assert re.fullmatch(
+        r"anyone who can reach 0\.0\.0\.0 port \d+ can use the server: set VLLM_API_KEY to a key",
+        warning,
+    )
 
 
 def test_a_hanging_start_logs_its_progress_and_can_be_stopped(

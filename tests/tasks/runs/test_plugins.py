@@ -1,12 +1,16 @@
+import json
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect_imageqa.tasks.errors import ImageQAError
-from prefect_imageqa.tasks.parsing.labelled_text import parse_qa_pairs
+from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
 from prefect_imageqa.tasks.prompting.prompts import chat_prompt
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.runs.plugins import find_parser, find_prompt_style
+from prefect_imageqa.tasks.runs import plugins
+from prefect_imageqa.tasks.runs.plugins import find_parser, find_prompt_style, import_plugin
 
 
 def shout(text: str) -> list[QAPair]:
@@ -27,11 +31,6 @@ def test_a_built_in_plugin_has_a_short_name() -> None:
     assert find_parser(parse_qa_pairs) == ("qa_pairs", parse_qa_pairs)
     assert find_prompt_style("chat") == ("chat", chat_prompt)
     assert find_prompt_style(chat_prompt) == ("chat", chat_prompt)
-
-
-def test_a_plugin_given_by_its_import_path_keeps_that_name() -> None:
-    name = "prefect_imageqa.tasks.prompting.prompts:chat_prompt"
-    assert find_prompt_style(name) == (name, chat_prompt)
 
 
 def test_a_custom_function_is_named_by_its_module() -> None:
@@ -60,26 +59,67 @@ def test_a_nested_function_is_refused() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        ":",
-        "qa-pairs",
-        "json",
-        "json:",
-        "json:nope",
-        "no_such_module:parse",
-        ".relative:parse",
-        "a..b:parse",
-        "os:name",
+        *("", ":", "qa-pairs", "json", "json:", "os:system", "builtins:exec", "a..b:parse"),
+        "prefect_imageqa.tasks.parsing.qa_pairs:parse_qa_pairs",
+        "my_module:do",  # only the beginning, or another spelling, of what is allowed
+        "my_module:do_it ",
+        "my_module: do_it",
+        "MY_MODULE:do_it",
     ],
 )
-def test_an_unknown_name_is_reported_in_one_line(name: str) -> None:
+def test_a_name_never_imports_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOWED_VARIABLE, "my_module:do_it")
+    monkeypatch.setattr(plugins, "importlib", None)
     with pytest.raises(ImageQAError) as raised:
         find_parser(name)
-    assert str(raised.value).startswith(f"there is no parser {name!r} (")
-    assert "use a built-in one (qa_pairs) or package.module:function" in str(raised.value)
-    assert "\n" not in str(raised.value)
+    known = ", ".join(sorted(plugins.PARSERS))
+    assert str(raised.value) == (
+        f"there is no parser {name.strip()!r}: give one of {known}, or in "
+        "Python the function itself; PREFECT_IMAGEQA_ALLOWED_PLUGINS allows functions by name"
+    )
     with pytest.raises(ImageQAError, match="there is no prompt style"):
         find_prompt_style(name)
+
+
+def test_an_operator_allows_functions_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}:Parsers.static"
+    monkeypatch.setenv(plugins.ALLOWED_VARIABLE, f"other:parse\n{name}")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[shout.__module__])
+    assert find_parser(name) == (name, Parsers.static)
+    with pytest.raises(ImageQAError, match=r"there is no parser 'other:parse' \(No module named"):
+        find_parser("other:parse")
+
+
+def test_a_package_registers_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A real distribution on the path: its entry points are read from its metadata."""
+    (tmp_path / "boxes.py").write_text("def parse(text):\n    return []\n")
+    metadata = tmp_path / "boxes-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: boxes\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[prefect_imageqa.plugins]\nparser.boxes = boxes:parse\nprompt_style.broken = boxes:no\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name, parse = find_parser("boxes")
+    assert name == "boxes:parse"  # as if the function itself was given
+    assert find_parser(parse) == (name, parse)
+    with pytest.raises(ImageQAError, match="no prompt style 'boxes': give one of broken, "):
+        find_prompt_style("boxes")
+    with pytest.raises(ImageQAError, match="there is no prompt style 'boxes:no'"):
+        find_prompt_style("broken")
+
+
+def test_a_person_at_a_terminal_may_name_code() -> None:
+    assert import_plugin("parser", "json:loads") is json.loads
+    assert import_plugin("parser", "qa_pairs") == "qa_pairs"
+
+
+@pytest.mark.parametrize("name", ["no_such_module:parse", "json:nope", "os:name", ".relative:x"])
+def test_code_that_does_not_exist_is_reported_in_one_line(name: str) -> None:
+    with pytest.raises(ImageQAError) as raised:
+        import_plugin("parser", name)
+    assert str(raised.value).startswith(f"there is no parser {name!r} (")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_function_of_a_script_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
