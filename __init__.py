@@ -7,7 +7,10 @@ first use, because Prefect and pandas take their time.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .serving.loopback import bypass_proxies
+
 if TYPE_CHECKING:
+    from .flows.dataflow import APIVLMServing_openai as APIVLMServing_openai
     from .flows.dataflow import FileStorage as FileStorage
     from .flows.dataflow import ImageQAGenerator as ImageQAGenerator
     from .flows.dataflow import PromptedVQAGenerator as PromptedVQAGenerator
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "image_qa": ".flows.image_qa",
+    "APIVLMServing_openai": ".flows.dataflow",
     "FileStorage": ".flows.dataflow",
     "ImageQAGenerator": ".flows.dataflow",
     "LocalModelVLMServing_vllm": ".flows.dataflow",
@@ -81,6 +85,8 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+
+bypass_proxies()  # before Prefect or botocore reads the environment
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and no others

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+from coolname.data import config as _words  # Prefect's own dependency: it picks names with it
 from prefect import Flow
 from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
+from ..serving.ephemeral_server import ephemeral_settings
+from ..serving.printable import printable
 from ..tasks.run_names import short_name
 from .prefect_outage import (
     UnreportedError,
@@ -28,12 +30,12 @@ from .prefect_outage import (
 from .prefect_server import check_server
 from .run_log import shorten_log
 
-EPHEMERAL_STARTUP_SECONDS = 120
-"""The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
-
-
 URIS = frozenset({"dataset", "output", "endpoint", "store", "cache", "root"})
 """Parameters that may be URIs: people put passwords into these, although they are rejected."""
+
+_PREFECTS_WORDS = {
+    word for kind in cast("dict[str, Any]", _words).values() for word in kind.get("words", ())
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,10 +58,20 @@ def deployable_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
 
 def run_name() -> str:
-    """Name the current flow run by its dataset and output: `capsbench.json to qa`."""
-    parameters = flow_run.parameters
+    """The name of the current flow run; one that somebody has chosen stays.
+
+    Of the words that Prefect picks, dataset and output are put first:
+    `capsbench.json to qa, wooden-cobra`. So the runs of a schedule have different names, and those
+    in the log of a worker are found again.
+    """
+    given, parameters = str(flow_run.name or ""), flow_run.parameters
+    words = given.split("-")
+    if given and not (len(words) == 2 and _PREFECTS_WORDS.issuperset(words)):
+        return given
     name = f"{short_name(parameters['dataset'])} to {short_name(parameters['output'])}"
-    return f"{name}, first {parameters['max_rows']}" if parameters.get("max_rows") else name
+    if parameters.get("max_rows"):
+        name = f"{name}, first {parameters['max_rows']}"
+    return f"{name}, {given}" if given else name
 
 
 class DeployableFlow(Flow[P, R]):
@@ -103,9 +115,7 @@ class DeployableFlow(Flow[P, R]):
         is_subflow = FlowRunContext.get() is not None
         if not is_subflow:
             check_server()
-        setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
-        seconds = max(setting.value(), EPHEMERAL_STARTUP_SECONDS)
-        with temporary_settings({setting: seconds}), has_caller(not is_subflow), quiet_outages():
+        with ephemeral_settings(), has_caller(not is_subflow), quiet_outages():
             try:
                 return super().__call__(*args, **kwargs)
             except UnreportedError as error:
@@ -132,7 +142,9 @@ def _drop(record: logging.LogRecord) -> bool:  # noqa: ARG001
 def _messages(error: ValidationError) -> list[str]:
     """What is wrong with each parameter, without the values: they may be secret."""
     return [
-        f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].removeprefix('Value error, ')}"
+        printable(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].removeprefix('Value error, ')}"
+        )
         for detail in error.errors(include_url=False, include_input=False)
     ]
 

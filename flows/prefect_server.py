@@ -17,6 +17,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from ..serving.client.proxies import proxy_of
 from ..serving.endpoint import safe_url
 from ..tasks.errors import PrefectServerError
 
@@ -62,8 +63,17 @@ def check_server(*, needed: bool = False) -> None:
     retries = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
     client = get_client(httpx_settings={"timeout": TIMEOUT_SECONDS}, sync_client=True)
     with retries, client:
-        if client.server_type != ServerType.CLOUD:  # works with every version
+        if client.server_type == ServerType.CLOUD:  # works with every version
+            return
+        try:
             _wait_for_version(client, safe_url(url))
+        except PrefectServerError as error:
+            if (proxy := proxy_of(url)) is None:
+                raise
+            raise PrefectServerError(
+                f"{error}. It was asked through the proxy {safe_url(proxy)}: if that is not the "
+                "way to it, add its host to the environment variable no_proxy"
+            ) from None
 
 
 def _wait_for_version(client: SyncPrefectClient, url: str) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ...serving.demo_model.questions import Verdict, judge_pair
 from ...serving.demo_model.scenes import write_demo_dataset
+from ...serving.printable import printable
 from ...tasks.exporting.pairs_parquet import PAIRS
 from ...tasks.reporting.report import REPORT
 from .terminal import run_in_terminal
@@ -52,5 +54,6 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
 def _table(pairs: pd.DataFrame, verdicts: list[Verdict]) -> Table:
     table = Table("image", "question", "answer", "verdict", title="The first pairs")
     for (_, pair), verdict in list(zip(pairs.iterrows(), verdicts, strict=True))[:TABLE_ROWS]:
-        table.add_row(", ".join(pair["image"]), pair["question"], pair["answer"], str(verdict))
+        texts = (", ".join(pair["image"]), pair["question"], pair["answer"])
+        table.add_row(*(Text(printable(text)) for text in texts), str(verdict))
     return table

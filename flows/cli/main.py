@@ -1,12 +1,15 @@
 """`prefect-imageqa`: the command line. Slow imports are deferred until a command needs them."""
 
 import os
+import select
+import signal
 import sys
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
 
 from ...serving.errors import ImageQAError
+from ...serving.printable import printable_traceback
 from .deploy import deployments
 from .options import Count
 from .outputs import outputs
@@ -69,7 +72,8 @@ def serve(
 
         python -m prefect_imageqa.serving.server.cpu_env .venv-vllm
 
-    Put further flags of `vllm serve` after `--`. If VLLM_API_KEY is set, clients must send it.
+    Put further flags of `vllm serve` after `--`. If VLLM_API_KEY is set, clients must send that
+    key; `prefect-imageqa run` sends the one in PREFECT_IMAGEQA_API_KEY.
 
     Parameters
     ----------
@@ -133,10 +137,13 @@ def _log_to_stderr() -> None:
 def main() -> None:
     """Entry point. A user error is reported in one line, without a traceback.
 
-    Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 nobody reads the output.
     """
+    sys.excepthook = lambda _, error, __: print(printable_traceback(error), file=sys.stderr)
     try:
-        sys.exit(app(exit_on_error=False, print_error=False))
+        code = app(exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except CycloptsError as error:
         print(f"prefect-imageqa: {_usage_error(error)}", file=sys.stderr)
         sys.exit(2)
@@ -144,8 +151,24 @@ def main() -> None:
         print(f"prefect-imageqa: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("prefect-imageqa: interrupted; run the same command again to resume", file=sys.stderr)
+        hint = "; run the same command again to resume" if sys.argv[1:2] == ["run"] else ""
+        print(f"prefect-imageqa: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_has_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more, as with `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    # Whatever is still buffered has nowhere to go: Python would report that at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _usage_error(error: CycloptsError) -> str:

@@ -60,7 +60,11 @@ def verify(output: Output, /, *, store: Store = None) -> int:
     with _busy(f"reading {output_store.uri}"):
         verified = verify_output(output_store)
     if not verified.problems:
-        print(f"{verified.rows:,} rows, {verified.objects:,} objects: all present and readable")
+        print(
+            f"all {verified.rows:,} rows of the last completed run are stored and exported once: "
+            f"{verified.ok:,} answered, {verified.quarantined:,} quarantined; "
+            f"all {verified.objects:,} objects of the output are readable"
+        )
         return 0
     for problem in verified.problems:
         print(_printable(problem))
@@ -108,7 +112,10 @@ def clean(
     if not dry_run:
         with _busy(f"removing {len(unused.objects):,} objects"):
             remove_unused(output_store, unused)
-    print(f"{'would remove' if dry_run else 'removed'} {_sums(unused.objects)}")
+    if unused.objects:
+        print(f"{'would remove' if dry_run else 'removed'} {_sums(unused.objects)}")
+    else:
+        print("nothing to remove: what is stored belongs to the configurations that are kept")
     return 0
 
 
@@ -138,21 +145,35 @@ def _status_lines(uri: str, state: "OutputStatus") -> Iterator[str]:
     else:
         last, summary = state.last, state.last.counts
         yield f"last completed run: {last.updated:%Y-%m-%d %H:%M:%S} UTC, {_describe(last)}"
-        rows = f"  {summary.rows:,} rows: {summary.ok:,} ok"
+        rows = f"  {summary.rows:,} rows: {summary.ok:,} answered"
         rows += f", {summary.filtered:,} filtered" if summary.filtered else ""
         yield f"{rows}, {_quarantined(summary.reasons, summary.quarantined)}"
     for run in state.unfinished:
         yield f"{'in progress' if run.is_live else 'not completed'}: {_describe(run)}"
         yield f"  {_progress(run)}; {_life(run)}"
         yield from (f"  {note}" for note in run.notes if run.is_live)
-    for label, counts in state.stored.items():
-        kinds = {kind.value: count for kind, count in counts.reasons.items()}
-        quarantined = _quarantined(kinds, counts.quarantined)
-        yield f"stored by parser {label}: {counts.answered:,} answered, {quarantined}"
+    yield from _stored_lines(state)
     if state.unparsed:
-        yield f"completions not parsed yet: {state.unparsed:,}; the next run parses them"
+        batches = "batch of replies is" if state.unparsed == 1 else "batches of replies are"
+        yield f"{state.unparsed:,} {batches} not parsed yet; the next run does it, without asking"
     for kind, objects in state.objects.items():
         yield f"  {kind:<12}{objects.count:>9,} objects{_size(objects.bytes):>12}"
+
+
+def _stored_lines(state: "OutputStatus") -> Iterator[str]:
+    """What is stored in addition to the rows of the last completed run."""
+    for label, counts in state.others.items():
+        if not counts.answered and not counts.quarantined:
+            continue
+        kinds = {kind.value: count for kind, count in counts.reasons.items()}
+        rows = f"{counts.answered:,} rows answered, {_quarantined(kinds, counts.quarantined)}"
+        if state.last is None:
+            yield f"stored by now: {rows} (parser {label})"
+        else:
+            yield (
+                f"besides that run's: {rows}, of another dataset, model, prompt or setting "
+                f"(parser {label}); its next run asks only for the rest"
+            )
 
 
 def _describe(run: "RunRecord") -> str:
@@ -163,7 +184,10 @@ def _progress(run: "RunRecord") -> str:
     if run.is_live and run.progress:
         return run.progress
     done, total = run.counts.rows + run.counts.duplicates, run.total
-    return f"{done:,}{f' of {total:,}' if total is not None else ''} rows done"
+    rows = f"{done:,}{f' of {total:,}' if total is not None else ''} rows done"
+    if run.is_live or run.state not in ("running", "waiting"):
+        return rows
+    return f"{rows} at its last heartbeat, and perhaps a few more"
 
 
 def _life(run: "RunRecord") -> str:
@@ -191,12 +215,12 @@ def _quarantined(reasons: Mapping[str, int], count: int) -> str:
 
 
 def _sums(objects: Mapping[str, int]) -> str:
-    """Removed objects in one line: '3 objects, 12.0 kB: 2 completions, 1 parts'."""
+    """Removed objects in one line: '3 objects, 12.0 kB: 2 of completions, 1 of parts'."""
     kinds = Counter(name.split("/")[1] for name in objects)  # <pass>/<kind>/...
-    details = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    details = ", ".join(f"{count:,} of {kind}" for kind, count in kinds.items())
     count = len(objects)
     line = f"{count:,} {'object' if count == 1 else 'objects'}, {_size(sum(objects.values()))}"
-    return f"{line}{f': {details}' if details else ''}"
+    return f"{line}: {details.replace('of keys', 'of row keys')}"
 
 
 def _size(count: int) -> str:
@@ -212,6 +236,10 @@ def _status_json(state: "OutputStatus") -> dict[str, Any]:
         "stored": {
             label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
             for label, counts in state.stored.items()
+        },
+        "others": {
+            label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
+            for label, counts in state.others.items()
         },
         "unparsed": state.unparsed,
         "objects": {

@@ -11,12 +11,20 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import BaseModel, ValidationError
 
+from ...tasks.runs.plugins import import_plugin
 from ..image_qa import image_qa
 from .terminal import run_in_terminal
 
 _TYPES: dict[str, Any] = {
     "dataset": str,
-    "endpoint": Annotated[list[str] | None, Parameter(negative=())],
+    "endpoint": Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            help="URL of a running vLLM server, or the name of a saved vLLM Endpoint block; repeat "
+            "the option for several URLs. Without it, a server is started for the model.",
+        ),
+    ],
     "prompt_style": str,
     "store": str | None,
 }
@@ -33,6 +41,8 @@ _FLAGS = {
 _USAGE = """
     Exit code 0: the run completed, even with quarantined rows; 1: it failed, or no row is answered;
     2: usage error.
+
+    If PREFECT_IMAGEQA_API_KEY is set, it is sent to endpoints that are given by URL.
 
     Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
 """
@@ -53,7 +63,7 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
         print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
         return 2
     try:
-        summary = run_in_terminal(dataset, parameters)
+        summary = run_in_terminal(dataset, _with_code(parameters))
     except ValidationError as error:
         print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
         return 2
@@ -82,6 +92,20 @@ def validation_message(error: ValidationError, flag: str = "") -> str:
     elif path:
         flag = f"--{path[0].replace('_', '-')}"
     return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _with_code(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with the functions that a person at a terminal names as module:function.
+
+    The flow itself takes no code by name: its parameters may come from anyone.
+    """
+    code: dict[str, Any] = {}
+    if style := parameters.get("prompt_style"):
+        code["prompt_style"] = import_plugin("prompt style", style)
+    if parsing := parameters.get("parsing"):
+        parser = import_plugin("parser", parsing.parser)
+        code["parsing"] = parsing.model_copy(update={"parser": parser})
+    return parameters | code
 
 
 def _parameters() -> dict[str, inspect.Parameter]:

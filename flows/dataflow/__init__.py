@@ -1,7 +1,14 @@
-"""The operator API of DataFlow-MM: operators, `FileStorage` and a local vLLM server."""
+"""The operator API of DataFlow-MM: operators, `FileStorage` and servings."""
 
+from .api_model import APIVLMServing_openai
 from .file_storage import FileStorage
 from .local_model import LocalModelVLMServing_vllm
 from .operators import ImageQAGenerator, PromptedVQAGenerator
 
-__all__ = ["FileStorage", "ImageQAGenerator", "LocalModelVLMServing_vllm", "PromptedVQAGenerator"]
+__all__ = [
+    "APIVLMServing_openai",
+    "FileStorage",
+    "ImageQAGenerator",
+    "LocalModelVLMServing_vllm",
+    "PromptedVQAGenerator",
+]

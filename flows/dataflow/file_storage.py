@@ -9,6 +9,7 @@ import pandas as pd
 from ...serving.errors import ImageQAError
 from ...tasks.errors import StoreError
 from ...tasks.exporting.qa_json import dump_record, json_default
+from ...tasks.loading.columns import Columns
 from ...tasks.loading.dataset import open_dataset
 from ...tasks.loading.table_formats import to_python
 from ...tasks.object_store.store import ObjectStore
@@ -32,7 +33,7 @@ class FileStorage:
         self,
         first_entry_file_name: str,
         cache_path: str = "./cache",
-        file_name_prefix: str = "dataflow_cache_step",
+        file_name_prefix: str = "dataflow_cache",
         cache_type: CacheType = "jsonl",
     ) -> None:
         if cache_type not in get_args(CacheType):
@@ -70,12 +71,14 @@ class FileStorage:
         """The current table, as a DataFrame or a list of records.
 
         Columns hold plain Python values (`dtype` object), so that values are written as they were
-        read. A line that is not JSON becomes a row of nulls: the number of rows never changes.
+        read; cells of CSV are text. A line that is not JSON becomes a row of nulls: the number of
+        rows never changes.
 
         Raises:
             DatasetError: the table is missing, empty or unreadable.
         """
-        source = open_dataset(self.current(), require_images=False)
+        as_it_is = Columns(image=None, conversation=None)
+        source = open_dataset(self.current(), as_it_is, require_images=False)
         records = [dict(row.record) for row in source.rows()]
         if output_type == "dict":
             return records
@@ -130,14 +133,14 @@ def _encode(frame: pd.DataFrame, cache_type: CacheType) -> bytes:
         cells = [{name: _cell(value) for name, value in record.items()} for record in records]
         columns = [str(name) for name in frame.columns]
         return pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False).encode()
-    lines = [dump_record(record, None) for record in records]
+    lines = [dump_record(record) for record in records]
     if cache_type == "jsonl":
         return b"".join(line + b"\n" for line in lines)
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 
 
 def _cell(value: Any) -> Any:
-    """Lists and objects are written to CSV as JSON; lists of images and turns are read back."""
+    """Lists and objects are written to CSV as JSON, as which a run reads images and turns."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=json_default)
     return json_default(value) if isinstance(value, bytes) else value

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from ...serving.endpoint import VLLMEndpoint
+from prefect.logging import get_logger
+
 from ...serving.server.checkpoint import checkpoint_digest
 from ...serving.server.launch import ServerOptions, local_checkpoint
 from ...serving.server.server import VLLMServer
 from ...tasks.runs.parameters import Sampling
+from ..open_model import forward_logs
 
 _servers: dict[ServerOptions, VLLMServer] = {}
 """Running servers of this process; each is stopped when the process ends."""
@@ -67,11 +69,12 @@ class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
         )
 
     def start_serving(self) -> VLLMServer:
-        """The running server; started if necessary."""
+        """The running server; started if necessary, which takes a minute or more and is logged."""
         server = _servers.get(self.options)
         if server is None or not server.is_alive():
             server = VLLMServer(self.options)
-            server.start()
+            with forward_logs(get_logger("dataflow")):
+                server.start()
             _servers[self.options] = server
         return server
 
@@ -80,16 +83,13 @@ class LocalModelVLMServing_vllm:  # noqa: N801 - DataFlow's name
         if server := _servers.pop(self.options, None):
             server.stop()
 
-
-def endpoint_of(serving: LocalModelVLMServing_vllm | VLLMEndpoint | str) -> dict[str, Any]:
-    """The arguments of `image_qa` that select the model and its sampling."""
-    if not isinstance(serving, LocalModelVLMServing_vllm):
-        return {"endpoint": serving}
-    server = serving.start_serving()
-    checkpoint = local_checkpoint(serving.options.model)
-    return {
-        "endpoint": server.url,
-        "model": server.model_name,
-        "model_revision": checkpoint_digest(checkpoint) if checkpoint else "",
-        "sampling": serving.sampling,
-    }
+    def flow_parameters(self) -> dict[str, Any]:
+        """The parameters of `image_qa` that select the model and its sampling."""
+        server = self.start_serving()
+        checkpoint = local_checkpoint(self.options.model)
+        return {
+            "endpoint": server.url,
+            "model": server.model_name,
+            "model_revision": checkpoint_digest(checkpoint) if checkpoint else "",
+            "sampling": self.sampling,
+        }

@@ -6,22 +6,38 @@ A pipeline written for DataFlow runs unchanged except for its imports:
 """
 
 import json
+from dataclasses import replace
+from typing import Any, Protocol
 
 import pandas as pd
 
 from ...serving.endpoint import VLLMEndpoint
+from ...serving.types import Message
 from ...tasks.errors import ImageQAError
 from ...tasks.exporting.qa_json import QA_JSONL
 from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
-from ...tasks.loading.columns import Columns
+from ...tasks.loading.columns import Columns, read_value, shown_names
+from ...tasks.loading.conversations import questions
 from ...tasks.object_store.store import ObjectStore
+from ...tasks.prompting.prompts import PromptInput, chat_prompt
+from ...tasks.records import RowError
 from ...tasks.runs.parameters import Exports, Parsing
 from ..image_qa import image_qa
 from ..summary import RunSummary
+from .api_model import APIVLMServing_openai
 from .file_storage import FileStorage
-from .local_model import LocalModelVLMServing_vllm, endpoint_of
+from .local_model import LocalModelVLMServing_vllm
 
 VIDEO_COLUMNS = frozenset({"video", "videos"})
+
+Serving = LocalModelVLMServing_vllm | APIVLMServing_openai | VLLMEndpoint | str
+
+
+class PromptTemplate(Protocol):
+    """What DataFlow calls a prompt template."""
+
+    def build_prompt(self) -> str:
+        """The prompt."""
 
 
 class PromptedVQAGenerator:
@@ -30,15 +46,18 @@ class PromptedVQAGenerator:
     Args:
         serving: a local model, or the URL or `VLLMEndpoint` of a running server.
         system_prompt: system message of every prompt.
+        prompt_template: its prompt takes the place of the first turn of every conversation.
     """
 
     def __init__(
         self,
-        serving: LocalModelVLMServing_vllm | VLLMEndpoint | str,
+        serving: Serving,
         system_prompt: str = "You are a helpful assistant.",
+        prompt_template: PromptTemplate | None = None,
     ) -> None:
         self.serving = serving
         self.system_prompt = system_prompt
+        self.prompt_template = prompt_template
 
     def run(
         self,
@@ -46,8 +65,8 @@ class PromptedVQAGenerator:
         input_conversation_key: str | None = "conversation",
         input_prompt_key: str | None = None,
         input_image_key: str | None = None,
-        output_answer_key: str = "answer",
         input_video_key: str | None = None,
+        output_answer_key: str = "answer",
     ) -> str:
         """Read the storage's current table, answer its rows, and write the next table.
 
@@ -59,22 +78,20 @@ class PromptedVQAGenerator:
             input_conversation_key: column of conversations.
             input_prompt_key: column of plain prompts; takes precedence over conversations.
             input_image_key: column of images; None sends no images.
+            input_video_key: column of videos, which are not supported: the table may not have it,
+                or it must be empty.
             output_answer_key: column for the replies; an existing one is replaced.
-            input_video_key: not supported; must be None.
 
         Returns:
             `output_answer_key`.
 
         Raises:
-            ImageQAError: as `image_qa`, and for a video column.
+            ImageQAError: as `image_qa`; or there is no such column of prompts, a row has several
+                questions, or there are videos.
         """
         table = storage.read()
-        video_key = input_video_key or _video_column(table, input_image_key)
-        if video_key is not None:
-            raise ImageQAError(
-                f"column {video_key!r} holds videos, which are not supported: extract frames, "
-                "and name their column as the image column"
-            )
+        _reject_videos(table, input_image_key, input_video_key)
+        prompt_key = _prompt_column(table, input_prompt_key, input_conversation_key)
         answer_key = output_answer_key
         while answer_key in table.columns:
             answer_key = f"new_{answer_key}"
@@ -82,20 +99,26 @@ class PromptedVQAGenerator:
             dataset=storage.current(),
             output=storage.work_folder(),
             system_prompt=self.system_prompt,
+            **self._prompt(input_prompt_key),
             columns=Columns(
                 image=input_image_key,
-                conversation=input_prompt_key or input_conversation_key or "",
+                conversation=prompt_key,
                 output=answer_key,
             ),
             parsing=Parsing(require_pairs=False),
             exports=Exports(json_array=True),
-            **endpoint_of(self.serving),
+            **_flow_parameters(self.serving),
         )
         failures = ObjectStore(uri=summary.output).read(QUARANTINE_JSONL)
         table[output_answer_key] = _answers(summary, answer_key, failures)
         storage.write(table)
         storage.write_quarantine(failures)
         return output_answer_key
+
+    def _prompt(self, prompt_key: str | None) -> dict[str, Any]:
+        if self.prompt_template is None or prompt_key is not None:
+            return {}
+        return {"prompt_style": templated, "user_prompt": self.prompt_template.build_prompt()}
 
 
 class ImageQAGenerator:
@@ -108,7 +131,7 @@ class ImageQAGenerator:
 
     def __init__(
         self,
-        llm_serving: LocalModelVLMServing_vllm | VLLMEndpoint | str,
+        llm_serving: Serving,
         system_prompt: str = "You are a image question-answer generator. Your task is to generate "
         "a question-answer pair for the given image content.",
     ) -> None:
@@ -126,11 +149,54 @@ class ImageQAGenerator:
         )
 
 
-def _video_column(table: pd.DataFrame, image_key: str | None) -> str | None:
-    """A video column that would be used as the image column, or silently ignored."""
-    if image_key is not None:
-        return image_key if image_key in VIDEO_COLUMNS else None
-    return next((name for name in table.columns if name in VIDEO_COLUMNS), None)
+def templated(prompt_input: PromptInput) -> list[Message]:
+    """The chat style, with the user prompt in place of the conversation's first turn."""
+    first = [replace(turn, text=prompt_input.user_prompt) for turn in prompt_input.turns[:1]]
+    return chat_prompt(replace(prompt_input, turns=(*first, *prompt_input.turns[1:])))
+
+
+def _flow_parameters(serving: Serving) -> dict[str, Any]:
+    if isinstance(serving, LocalModelVLMServing_vllm | APIVLMServing_openai):
+        return serving.flow_parameters()
+    return {"endpoint": serving}
+
+
+def _reject_videos(table: pd.DataFrame, image_key: str | None, video_key: str | None) -> None:
+    """Videos would be sent as images, or left out without a word."""
+    names: set[str | None] = {video_key} | (VIDEO_COLUMNS & {image_key})
+    if image_key is None and video_key is None:
+        names = set(VIDEO_COLUMNS)
+    for name in table.columns:
+        if name in names and table[name].notna().any():
+            raise ImageQAError(
+                f"column {name!r} holds videos, which are not supported: extract frames, and name "
+                "their column as the image column"
+            )
+
+
+def _prompt_column(
+    table: pd.DataFrame, prompt_key: str | None, conversation_key: str | None
+) -> str | None:
+    """The column that says what each row is asked; None if the table has none."""
+    if prompt_key is not None and prompt_key not in table.columns:
+        known = shown_names(map(str, table.columns))
+        raise ImageQAError(f"no column {prompt_key!r}; the columns are: {known}")
+    key = prompt_key or conversation_key
+    if key not in table.columns:
+        return None
+    if any(map(_is_several, table[key])):
+        raise ImageQAError(
+            f"column {key!r} has several questions in a row: give each a row of its own"
+        )
+    return key
+
+
+def _is_several(cell: Any) -> bool:
+    """Whether a run would ask several questions about a row, which has one place for an answer."""
+    try:
+        return bool(questions(read_value({"": cell}, "")))
+    except RowError:  # the row is quarantined
+        return False
 
 
 def _answers(summary: RunSummary, key: str, failures: bytes) -> list[str | None]:

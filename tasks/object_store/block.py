@@ -13,13 +13,14 @@ from prefect.filesystems import WritableFileSystem
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from ...serving.endpoint import find_block, http_url, load_block, may_hold_secrets
+from ...serving.sync_block import SyncBlock
 from ..errors import StoreError
 from .credentials import S3Credentials
 from .filesystems import split_uri
 from .patience import Patience
 
 
-class StoreBlock(WritableFileSystem, ABC):  # abstract: Prefect's block catalog skips it
+class StoreBlock(SyncBlock, WritableFileSystem, ABC):  # abstract: Prefect's block catalog skips it
     """Location of a store and the credentials for it. Use its subclass `ObjectStore`."""
 
     # Rejected input may contain a secret.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from ...serving.endpoint import safe_url
+from ...serving.printable import printable
 from ..errors import ObjectMissingError, StoreError
 from .credentials import S3Credentials
 from .store_errors import store_errors
@@ -39,6 +40,8 @@ def split_uri(uri: str) -> tuple[str, str]:
         raise StoreError(f"empty or invalid path; give {SUPPORTED}")
     scheme, mark, rest = uri.partition("://")
     if not mark:
+        if uri[:3].lower() == "s3:":  # a slash was forgotten; else there would be a folder "s3:"
+            raise StoreError(f"{printable(uri, 60)}: give {SUPPORTED}")
         return "file", os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
     if scheme.lower() != "s3":
         raise StoreError(f"{scheme[:20]}:// is not supported; give {SUPPORTED}")

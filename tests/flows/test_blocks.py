@@ -1,5 +1,6 @@
 """The blocks in Prefect: registered, documented, and their secrets hidden."""
 
+import asyncio
 import json
 import os
 import re
@@ -117,6 +118,17 @@ def test_the_api_does_not_reveal_secrets_of_blocks() -> None:
         data = json.loads(answers[0])["data"]
         hidden = {name for name, value in data.items() if "********" in json.dumps(value)}
         assert hidden == masked & data.keys()
+
+
+def test_blocks_load_and_save_in_a_notebook(stub: Any, tmp_path: Path) -> None:
+    async def cell() -> str:  # of a notebook, where an event loop runs
+        VLLMEndpoint(urls=[f"{stub.url}/v1/chat/completions"]).save("of-a-notebook", overwrite=True)
+        ObjectStore(uri=str(tmp_path)).save("of-a-notebook", overwrite=True)
+        ObjectStore.load("of-a-notebook").check()
+        return VLLMEndpoint.load("of-a-notebook").check()
+
+    assert asyncio.run(cell()) == "stub"
+    assert VLLMEndpoint.load("of-a-notebook").check() == "stub"
 
 
 def test_saving_the_values_of_the_form_keeps_the_secrets() -> None:

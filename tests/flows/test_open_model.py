@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.runtime import deployment
+from prefect_imageqa import VLLMEndpoint
 from prefect_imageqa.flows.open_model import RunModel, forward_logs, open_model
 from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.server import recovery
@@ -25,6 +27,7 @@ from prefect_imageqa.tasks.errors import (
     ServerError,
 )
 from prefect_imageqa.tasks.runs.parameters import Limits
+from pydantic import SecretStr
 
 CHECKPOINT = Path(scenes.__file__).parent / "checkpoint"
 STUB = Path(__file__).resolve().parents[2] / "benchmarks" / "stub_server.py"
@@ -116,6 +119,37 @@ def test_closing_the_model_stops_a_restart(own_server: None, tmp_path: Path) -> 
         with pytest.raises(EndpointError, match="the client was closed"):
             waiting.result(10)
     assert psutil.Process().children(recursive=True) == before
+
+
+@pytest.mark.parametrize("key", ["stub-api-key-5f2c", "stub-api-key-5f2c\n"], ids=["key", "line"])
+def test_urls_get_the_key_of_the_environment(
+    key: str, keyed_stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_IMAGEQA_API_KEY", key)
+    with open_model(keyed_stub.url, None) as model:
+        assert model.client.model == "stub"
+        assert answers(model)
+
+
+def test_a_key_that_is_no_header_is_reported_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_IMAGEQA_API_KEY", "half\nhunter2")
+    with pytest.raises(EndpointError) as error, open_model("http://127.0.0.1:9", None):
+        pass
+    assert str(error.value) == "PREFECT_IMAGEQA_API_KEY has a line break or control character"
+
+
+def test_whoever_starts_a_deployment_is_not_sent_the_key_of_the_worker(
+    keyed_stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_IMAGEQA_API_KEY", "stub-api-key-5f2c")
+    monkeypatch.setitem(deployment.FIELDS, "id", lambda: "of-a-deployment")
+    block = VLLMEndpoint(urls=[keyed_stub.url], api_key=SecretStr("stub-api-key-5f2c"))
+    with open_model(block, None) as model:
+        assert answers(model)
+    with pytest.raises(EndpointError, match="no key was sent"), open_model(keyed_stub.url, None):
+        pass
 
 
 def test_a_shared_server_is_waited_for(start_stub: Any) -> None:

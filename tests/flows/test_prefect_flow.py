@@ -1,10 +1,13 @@
-"""How Prefect stores the parameters of a run."""
+"""How Prefect names a run and stores its parameters."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+from prefect.utilities.names import generate_slug
 from prefect_imageqa import image_qa
+from prefect_imageqa.flows import prefect_flow
 
 
 def stored(**parameters: Any) -> dict[str, Any]:
@@ -41,3 +44,28 @@ def test_a_prompt_is_stored_unchanged() -> None:
 
 def test_of_a_table_only_the_type_is_stored() -> None:
     assert stored(dataset=pd.DataFrame({"a": [1]}))["dataset"] == "<DataFrame>"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("wooden-cobra", "qas.json to qa, first 10, wooden-cobra"),
+        ("test-run", "test-run"),
+        ("Monday, new prompt", "Monday, new prompt"),
+        ("qas.json to qa, first 10, wooden-cobra", "qas.json to qa, first 10, wooden-cobra"),
+        ("", "qas.json to qa, first 10"),
+    ],
+    ids=["picked by Prefect", "typed like it", "typed", "of a first attempt", "none"],
+)
+def test_a_chosen_name_of_a_run_stays(
+    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {"dataset": "s3://b/qas.json", "output": "s3://b/qa", "max_rows": 10}
+    current = SimpleNamespace(name=given, parameters=parameters)
+    monkeypatch.setattr(prefect_flow, "flow_run", current)
+    assert prefect_flow.run_name() == expected
+
+
+def test_names_that_prefect_picks_are_known() -> None:
+    words = {word for _ in range(300) for word in generate_slug(2).split("-")}
+    assert words <= prefect_flow._PREFECTS_WORDS

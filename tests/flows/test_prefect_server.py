@@ -106,6 +106,18 @@ def test_no_server_answers(url: str, caplog: pytest.LogCaptureFixture) -> None:
     assert "`prefect server start`" in message
 
 
+@pytest.mark.parametrize("status", [403, 502], ids=["forbidden", "bad gateway"])
+def test_a_proxy_in_the_way_is_named(
+    status: int, start_fake: StartFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = start_fake(status, "").removesuffix("/api")
+    monkeypatch.setenv("http_proxy", proxy)
+    message = error_of("http://prefect.corp:4200/api")
+    assert "the Prefect server at http://prefect.corp:4200/api" in message
+    assert f"through the proxy {proxy.replace('user:a-password@', '')}: " in message
+    assert "no_proxy" in message
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [

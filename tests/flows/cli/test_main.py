@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa.flows.cli.main import main
+from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
@@ -105,7 +106,10 @@ def test_json_is_the_last_line_on_stdout(stub: Any, drawn: Path, tmp_path: Path)
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
     # No Prefect server is configured: the run starts an ephemeral one, here on an empty database.
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    env.pop("PREFECT_API_URL", None)
+    # As on a company's network, where no proxy can reach a server on this machine.
+    env |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    for name in ("PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
+        env.pop(name, None)
     done = run_cli("run", dataset, "--output", output, "--endpoint", stub.url, "--json", env=env)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -128,6 +132,8 @@ def test_options_reach_the_server(
         *("--endpoint", stub.url, "--model", "stub", "--system-prompt", "Be exact."),
         *("--user-prompt", "Ask me.", "--image-key", "picture", "--output-key", "qa"),
         *("--temperature", "0", "--max-tokens", "99", "--seed", "5"),
+        *("--parser", f"{parse_qa_pairs.__module__}:{parse_qa_pairs.__name__}"),
+        *("--prompt-style", "prefect_imageqa.tasks.prompting.prompts:chat_prompt"),
     )
     assert code == 0, stderr
     assert stdout.splitlines() == ["1 answered, 0 quarantined", str(tmp_path / "out")]
@@ -169,10 +175,30 @@ ERRORS = {
         1,
         "no server answers",
     ),
+    "no scheme": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "127.0.0.1:9"],
+        1,
+        "'127.0.0.1:9' is not an http:// or https:// URL",
+    ),
+    "one slash": (
+        ["run", "DATASET", "--output", "s3:/bucket/qa", "--endpoint", "URL"],
+        1,
+        "s3:/bucket/qa: give a local path or s3://bucket/prefix",
+    ),
+    "no checkpoint": (
+        ["run", "DATASET", "--output", "OUT", "--model", "./no-checkpoint"],
+        1,
+        "no-checkpoint: no such folder",
+    ),
     "wrong model": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--model", "gpt-5"],
         1,
         "does not serve 'gpt-5'",
+    ),
+    "no parser": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--parser", "no_such:parser"],
+        1,
+        "there is no parser 'no_such:parser' (No module named 'no_such')",
     ),
     "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }
@@ -216,9 +242,9 @@ def test_a_user_error_is_one_line(
         ),
         # Found only inside the flow run: Prefect logs the failure, without a traceback.
         pytest.param(
-            ["run", "DATASET", "--output", "OUT", "--model", "./no-checkpoint"],
+            ["run", "DATASET", "--output", "OUT", "--endpoint", "no-block"],
             1,
-            "no-checkpoint",
+            "there is no vLLM Endpoint block named 'no-block'",
             id="flow",
         ),
     ],
@@ -239,6 +265,27 @@ def test_a_process_with_a_user_error_prints_no_traceback(
     assert "Traceback" not in text
     assert len(text.splitlines()) == 1 or arguments[0] == "run"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [COMMAND, "status", "--json", "/nothing/there"]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_only_an_interrupted_run_can_be_resumed(
+    call_main: CallMain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefect_imageqa.serving.server.server.VLLMServer.__init__", interrupt)
+    assert call_main("serve", "owner/name") == (130, "", "prefect-imageqa: interrupted\n")
 
 
 def test_an_interrupted_run_resumes(

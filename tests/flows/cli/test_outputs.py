@@ -77,12 +77,16 @@ def test_an_output_is_verified_and_cleaned(
     assert run().requests == 10
     status = call("status", output)
     assert status.code == 0
-    assert "12 rows: 10 ok, 2 quarantined: 2 image_missing" in status.out
+    assert "  12 rows: 10 answered, 2 quarantined: 2 image_missing\n" in status.out
+    # Those without an image have the same key with every prompt.
+    assert "besides that run's: 10 rows answered, 0 quarantined, of another" in status.out
     assert json.loads(call("status", output, "--json").out)["output"] == output
     verified = call("verify", output)
     assert (verified.code, verified.err) == (0, "")
-    assert "12 rows, " in verified.out
-    assert "all present and readable" in verified.out
+    assert verified.out.startswith(
+        "all 12 rows of the last completed run are stored and exported once: 10 answered, "
+        "2 quarantined; all "
+    )
 
     # Three batches and the keys, but not the parts of the two rows without an image.
     before = set(store.list())
@@ -91,12 +95,13 @@ def test_an_output_is_verified_and_cleaned(
     assert set(store.list()) == before
     removed = call("clean", output).out
     assert removed.startswith("removed 5 objects")
-    assert removed.endswith(": 3 completions, 1 parts, 1 keys\n")
+    assert removed.endswith(": 3 of completions, 1 of parts, 1 of row keys\n")
     deleted = before - set(store.list())
     assert len(deleted) == 5
     assert deleted < old
     verified = call("verify", output)
     assert (verified.code, verified.out.count("\n")) == (0, 1), verified.out
+    assert call("clean", output).out.startswith("nothing to remove: ")
     again = run()
     assert (again.requests, again.quarantined) == (0, 2)
     # The rows in the removed part; the other parts were not removed.
@@ -148,7 +153,10 @@ def test_a_run_in_progress_tells_what_it_waits_for(
     dead = record.model_copy(update={"updated": replied})
     dead.write(store)
     shown = call("status", store.uri).out.splitlines()
-    assert shown[3].startswith("  3,338 of 6,000 rows done; no heartbeat for 44 min: killed or")
+    assert shown[3].startswith(
+        "  3,338 of 6,000 rows done at its last heartbeat, and perhaps a few more; no heartbeat "
+        "for 44 min: killed or stuck"
+    )
     assert not any("waiting" in line for line in shown)
 
 

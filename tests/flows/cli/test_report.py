@@ -74,7 +74,7 @@ def test_a_report_is_recreated_without_requests(
     for name in ("report.html", "README.md"):
         store.remove(name)
     requests = stub.stats()["requests"]
-    assert call("report", output) == (0, f"{output}/report.html\n", "")
+    assert call("report", output, "--dataset", str(mixed)) == (0, f"{output}/report.html\n", "")
     assert stub.stats()["requests"] == requests
 
     page = store.read("report.html").decode()
@@ -116,9 +116,15 @@ def test_a_missing_dataset_and_a_corrupted_export(
     output = tmp_path / "out"
     image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url, max_rows=5)
 
-    shutil.rmtree(drawn)
-    assert call("report", str(output))[0] == 0
+    assert call("report", str(output), "--dataset", str(drawn / "dataset.json"))[0] == 0
+    assert (output / "report.html").read_text().count("data:image/jpeg") == 5
+    code, _, err = call("report", str(output))
+    assert (code, err) == (0, "the report has no images: give the run's dataset as --dataset\n")
     assert (output / "report.html").read_text().count("no image") == 5
+
+    shutil.rmtree(drawn)
+    code, _, err = call("report", str(output), "--dataset", str(drawn / "dataset.json"))
+    assert (code, err.count("\n")) == (1, 1)
 
     (output / "quarantine.jsonl").write_text("{\n")
     code, _, err = call("report", str(output))

@@ -1,0 +1,31 @@
+"""The server that Prefect starts for a moment: the user's settings stay."""
+
+import pytest
+from prefect.context import SettingsContext, get_settings_context
+from prefect.settings import (
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    Settings,
+)
+from prefect_imageqa.serving.ephemeral_server import ephemeral_settings
+
+ANALYTICS = "PREFECT_SERVER_ANALYTICS_ENABLED"
+SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+
+
+@pytest.mark.parametrize(
+    ("given", "analytics", "seconds"),
+    [({}, False, 120), ({ANALYTICS: "true"}, True, 120), ({SECONDS: "500"}, False, 500)],
+    ids=["nothing set", "telemetry", "patience"],
+)
+def test_what_is_not_set_suits_a_first_start(
+    given: dict[str, str], analytics: bool, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (ANALYTICS, SECONDS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    users = SettingsContext(profile=get_settings_context().profile, settings=Settings())
+    with users, ephemeral_settings():
+        assert PREFECT_SERVER_ANALYTICS_ENABLED.value() is analytics
+        assert seconds == PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
