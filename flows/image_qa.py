@@ -56,6 +56,7 @@ from ..tasks.runs.passes import pairs_pass
 from ..tasks.storing import StoredBatch, store_batch
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
 from .circuit_breaker import check_answered
+from .image_roots import confine_images
 from .open_pass import OpenPass
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, publish
@@ -136,6 +137,7 @@ def image_qa(
         table = load_dataset(
             quote(dataset), columns, output, images.root, max_rows, run.credentials
         )
+        table = confine_images(table, run.reader, images.root)
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
         main_pass = run.start(table, pairs_pass(parameters, table.columns))

@@ -36,17 +36,20 @@ class RunSummary(RunCounts):
         if self.duplicates:
             rows = "duplicates share" if self.duplicates > 1 else "duplicate shares"
             text += f"; {self.duplicates:,} {rows} the outcome of another row"
+        if self.lost_pairs:
+            text += f"; {self.lost_pairs:,} more of their pairs could not be read"
         return text
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        left_out = {"attempted", "duplicates", "pairs", "reasons", "retried", "store"}
+        left_out = {"attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"}
         return self.model_dump_json(exclude=left_out)
 
     def to_pandas(self) -> "pd.DataFrame":
         """The ok rows, as in `qa.jsonl`: the input columns and the output column.
 
-        Columns hold plain Python values (`dtype` object).
+        In place of an embedded image is its name. Columns hold plain Python values (`dtype`
+        object).
         """
         import pandas as pd
 

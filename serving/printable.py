@@ -1,6 +1,7 @@
 """Text of others (servers, file names, columns) made safe for one line of a terminal or log."""
 
 import re
+import traceback
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters, among them those that start an escape sequence, line separators, and marks
@@ -22,3 +23,17 @@ def printable(text: str, limit: int | None = None) -> str:
     line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     line = _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), line)
     return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def printable_lines(text: str) -> str:
+    """The same for a message that may have several lines, such as the end of a server's log.
+
+    All lines but the first are indented, so that none looks like a message of its own.
+    """
+    return "\n  ".join(map(printable, text.strip().split("\n")))
+
+
+def printable_traceback(error: BaseException) -> str:
+    """The same for an error with its traceback, whose lines stay as they are."""
+    lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + printable(line) for line in lines)

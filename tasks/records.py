@@ -178,6 +178,8 @@ class Answered:
         prompt_tokens: tokens of the prompt, images included.
         completion_tokens: tokens of the completion.
         latency: seconds.
+        reasoning: the model's reasoning, if the server keeps it apart from the completion.
+        lost: QA pairs that the completion seems to have, but that cannot be read.
     """
 
     key: str
@@ -187,6 +189,8 @@ class Answered:
     prompt_tokens: int
     completion_tokens: int
     latency: float
+    reasoning: str = ""
+    lost: int = 0
 
     @property
     def pairs(self) -> tuple[QAPair, ...]:
@@ -213,7 +217,7 @@ class Quarantined:
         message: one line: what is wrong and what to do.
         status: the server's HTTP status, if there was one.
         attempts: number of requests sent for the row in this run.
-        text: the raw completion, if there was one.
+        text: the raw completion, or else the model's reasoning, if there was one.
         attempt: how many times the row was quarantined before.
     """
 

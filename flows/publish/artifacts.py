@@ -29,6 +29,7 @@ from ...tasks.reporting.markdown import (
     quarantine_table,
     summary_markdown,
 )
+from ...tasks.reporting.quarantine import quarantine_groups
 from ...tasks.reporting.samples import SampledRow
 from ..progress import RunProgress
 from ..summary import RunSummary
@@ -79,6 +80,7 @@ def show_results(
     dataset: str,
     model: str,
     files: Mapping[str, str],
+    duplicates: int = 0,
 ) -> None:
     """Publish the results of a run: its summary, a gallery, and the quarantined rows.
 
@@ -89,11 +91,14 @@ def show_results(
         dataset: name of the dataset.
         model: name of the model.
         files: objects of the output to list in the summary, title -> name.
+        duplicates: rows of the dataset that are like an earlier one.
     """
 
     def show_summary() -> None:
         uris = {title: output.uri_of(name) for title, name in files.items()}
-        markdown = summary_markdown(summary, dataset=dataset, model=model, files=uris)
+        markdown = summary_markdown(
+            summary, dataset=dataset, model=model, files=uris, duplicates=duplicates
+        )
         create_markdown_artifact(markdown, key("summary"), description("Summary"))
 
     def show_gallery() -> None:
@@ -101,10 +106,11 @@ def show_results(
         create_markdown_artifact(markdown, key("gallery"), description("Gallery"))
 
     def show_quarantine() -> None:
-        table = quarantine_table(output)
+        groups = quarantine_groups(output)
+        table = quarantine_table(groups)
         title = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
-        if len(table) < summary.quarantined:
-            title = f"{title}, the first {len(table):,}"
+        if len(table) < len(groups):
+            title = f"{title}, the {len(table):,} most common reasons"
         create_table_artifact(table, key("quarantine"), description(title))
 
     def key(what: str) -> str:

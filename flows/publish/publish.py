@@ -1,6 +1,6 @@
 """Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from prefect import get_run_logger
@@ -14,15 +14,17 @@ from prefect.tasks import Task
 
 from ...tasks.concurrency import TASK_OPTIONS
 from ...tasks.errors import StoreError
-from ...tasks.exporting.pairs_parquet import PAIRS
+from ...tasks.exporting.pairs_parquet import PAIRS, ROWS
 from ...tasks.exporting.qa_json import QA_JSONL
 from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
+from ...tasks.records import Row
 from ...tasks.reporting.dataset_card import CARD
 from ...tasks.reporting.report import REPORT, make_report
-from ...tasks.reporting.samples import SampledRow
+from ...tasks.reporting.samples import ImageSource, SampledRow
 from ...tasks.runs.run_record import RunCounts
+from ...tasks.storing.key_index import count_duplicates
 from ..open_pass import OpenPass
 from ..prefect_outage import run_has_ended, server_answers
 from ..summary import RunSummary
@@ -33,6 +35,7 @@ FILES = {
     "Report": REPORT,
     "Answers": QA_JSONL,
     "Pairs": PAIRS,
+    "Rows": ROWS,
     "Quarantine": QUARANTINE_JSONL,
     "Dataset card": CARD,
 }
@@ -78,7 +81,13 @@ def _asset_key(uri: str) -> str | None:
 
 
 def publish(
-    summary: RunSummary, output: ObjectStore, dataset: Dataset, main_pass: OpenPass, *, model: str
+    summary: RunSummary,
+    output: ObjectStore,
+    dataset: Dataset,
+    rows: Callable[[], Iterator[Row]],
+    main_pass: OpenPass,
+    *,
+    model: str,
 ) -> None:
     """Write the report of a completed run, and publish its artifacts and events.
 
@@ -92,7 +101,7 @@ def publish(
             output,
             reader=main_pass.generation_settings.reader,
             images=main_pass.generation_settings.images,
-            base=dataset.base,
+            source=ImageSource(rows, dataset.columns, dataset.base),
             stored=main_pass.ledger.rows,
         )
     except StoreError as error:
@@ -100,14 +109,23 @@ def publish(
     except Exception as error:  # whatever a plot or an untrusted image may raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         get_run_logger().warning(
-            "could not write the report (%s): retry with `prefect-imageqa report %s`",
+            "could not write the report (%s): retry with `prefect-imageqa report %s --dataset %s`",
             reason,
             output.uri,
+            dataset.name,
         )
         get_run_logger().debug("traceback of the failed report", exc_info=True)
     if server_answers():
         with temporary_settings(ARTIFACT_SETTINGS):
-            show_results(output, summary, samples, dataset=dataset.name, model=model, files=FILES)
+            show_results(
+                output,
+                summary,
+                samples,
+                dataset=dataset.name,
+                model=model,
+                files=FILES,
+                duplicates=count_duplicates(main_pass.row_keys),
+            )
     else:
         get_run_logger().info("no artifacts of the results are published")
     emit_completed(summary, dataset=dataset.name, model=model)

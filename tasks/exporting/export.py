@@ -1,5 +1,6 @@
 """Writes the exports: one module here for each of them."""
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,18 @@ from ..object_store.store import ObjectStore
 from ..records import Answered, Row
 from ..runs.run_record import RunCounts
 from ..storing.ledger import Ledger
-from .pairs_parquet import PAIRS, PairsWriter
+from .dataset_columns import DatasetColumns
+from .embedded import image_names
+from .pairs_parquet import OWN_NAMES, PAIRS, ROWS, ParquetWriter
 from .qa_json import QA_JSONL, QAJsonWriter
 from .quarantine_jsonl import QUARANTINE_JSONL, QuarantineWriter
+
+_LOGGER = logging.getLogger("prefect_imageqa.exporting")
 
 REWRITE_REMEDY = "run the same command again to rewrite it"
 """What to do if an export is corrupted."""
 
-ALWAYS_EXPORTED = (QA_JSONL, PAIRS, QUARANTINE_JSONL)
+ALWAYS_EXPORTED = (QA_JSONL, PAIRS, ROWS, QUARANTINE_JSONL)
 
 
 @task(name="export", task_run_name="export", **TASK_OPTIONS)
@@ -41,8 +46,7 @@ def export_rows(
         ledger: has an answer or a failure for every key.
         rows: the dataset from its start, at least as many rows as keys.
         keys: the row keys, in dataset order.
-        columns: names the column for the raw completion, and the image column, whose embedded
-            bytes become data URIs.
+        columns: the columns of images and conversations, and the column for the raw completion.
         json_array: whether to write `qa.json` as well.
 
     Raises:
@@ -51,17 +55,22 @@ def export_rows(
             written.
     """
     rows_read = 0
+    lost_pairs, first_loss = 0, ""
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as name, ExitStack() as stack:
         folder = Path(name)
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
-        pairs = PairsWriter(folder, stack, columns.image)
+        left_out = [name for name in (columns.image, columns.conversation) if name]
+        tables = ParquetWriter(folder, stack, DatasetColumns(left_out, OWN_NAMES))
         quarantine = QuarantineWriter(folder, stack)
         for row, outcome in zip(rows, ledger.outcomes(keys), strict=False):
             rows_read += 1
             if isinstance(outcome, Answered):
                 answers.add(row, outcome)
-                pairs.add(row, outcome)
+                tables.add(row, outcome, image_names(row, columns))
+                if outcome.lost:
+                    lost_pairs += outcome.lost
+                    first_loss = first_loss or row.where
             elif outcome is not None:
                 reasons[outcome.kind] += 1
                 quarantine.add(row, outcome)
@@ -70,15 +79,24 @@ def export_rows(
         if rows_read != len(keys):
             raise DatasetError("the dataset changed during the run: run again")
         answers.finish()
-        pairs.finish()
+        tables.finish()
         stack.close()
         for path in folder.iterdir():
             store.put(path.name, path)
+    if lost_pairs:
+        _LOGGER.warning(
+            "%s in the replies of answered rows could not be read (a question without an answer, "
+            "or damaged JSON), the first in that of %s; the replies are in %s",
+            f"{lost_pairs:,} pair{'' if lost_pairs == 1 else 's'}",
+            first_loss,
+            QA_JSONL,
+        )
     quarantined = reasons.total()
     return RunCounts(
         rows=rows_read,
         ok=rows_read - quarantined,
         quarantined=quarantined,
-        pairs=pairs.count,
+        pairs=tables.pairs,
+        lost_pairs=lost_pairs,
         reasons=reasons,
     )

@@ -1,12 +1,18 @@
 """The status of an output: its runs, including those in progress, and what is stored."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..errors import ObjectMissingError
 from ..object_store.store import ObjectStore
 from ..runs.run_record import RunRecord, last_completed, read_runs, unfinished_runs
+from ..storing.key_index import KEY
 from ..storing.layout import COMPLETIONS, KEYS, PARTS, RUNS, PassFolder, read_manifest
 from ..storing.ledger import Ledger, LedgerCounts
+from ..storing.row_keys import read_keys
 from .export import ALWAYS_EXPORTED
 from .qa_json import QA_JSON
 
@@ -29,6 +35,8 @@ class OutputStatus:
         last: the last completed run.
         unfinished: runs in progress or not completed, see `unfinished_runs`.
         stored: counts of the stored rows by parser label, for the parsers of the runs above.
+        others: the same without the rows of the last completed run: rows of other datasets, or of
+            other models, prompts and settings.
         unparsed: number of stored completions that none of these parsers has parsed.
         objects: objects by kind.
     """
@@ -36,6 +44,7 @@ class OutputStatus:
     last: RunRecord | None
     unfinished: Sequence[RunRecord]
     stored: Mapping[str, LedgerCounts]
+    others: Mapping[str, LedgerCounts]
     unparsed: int
     objects: Mapping[str, Objects]
 
@@ -61,9 +70,21 @@ def output_status(store: ObjectStore) -> OutputStatus | None:
         last,
         unfinished,
         {label: ledger.counts() for label, ledger in ledgers.items()},
+        {label: _others(store, ledger, last, label) for label, ledger in ledgers.items()},
         len(completions - parsed),
         _by_kind(sizes),
     )
+
+
+def _others(
+    store: ObjectStore, ledger: Ledger, last: RunRecord | None, parser: str
+) -> LedgerCounts:
+    """Counts of the rows that are not of the last completed run."""
+    keys = np.empty(0, KEY)
+    if last is not None and last.parser == parser:
+        with suppress(ObjectMissingError):  # `verify` reports that
+            keys = np.unique(read_keys(store, last.keys))
+    return ledger.counts_without(keys)
 
 
 def in_folder(names: Iterable[str], folder: str) -> list[str]:

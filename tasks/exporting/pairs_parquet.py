@@ -1,75 +1,135 @@
-"""`pairs.parquet`: one row per question-answer pair."""
+"""`rows.parquet` and `pairs.parquet`: the answered rows, and their question-answer pairs.
 
-from collections.abc import Mapping, Sequence
+Both carry the dataset's own small columns, so that they can be joined with it. `rows.parquet` has
+the same rows as `qa.jsonl`, but one schema.
+"""
+
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import ObjectCorruptedError
 from ..records import Answered, QAPair, Row
+from .dataset_columns import COLUMN_TYPES, DatasetColumns
+from .growing_parquet import GrowingFile
 
 PAIRS = "pairs.parquet"
+ROWS = "rows.parquet"
+
+_ROW_FIELDS = [("row", pa.int64()), ("key", pa.string()), ("image", pa.list_(pa.string()))]
+
+ROWS_SCHEMA = pa.schema([*_ROW_FIELDS, ("reply", pa.string()), ("reasoning", pa.string())])
+"""The columns of `rows.parquet`, before those of the dataset."""
 
 PAIRS_SCHEMA = pa.schema(
     [
-        ("row", pa.int64()),
-        ("key", pa.string()),
+        *_ROW_FIELDS[:2],
         ("pair", pa.int32()),
-        ("image", pa.list_(pa.string())),
+        _ROW_FIELDS[2],
         ("question", pa.string()),
         ("answer", pa.string()),
     ]
 )
-_PAIRS_PER_GROUP = 4096
+"""The columns of `pairs.parquet`, before those of the dataset."""
+
+OWN_NAMES = frozenset((*ROWS_SCHEMA.names, *PAIRS_SCHEMA.names))
+
+_PER_GROUP = 4096
+_CHARACTERS_PER_GROUP = 8_000_000
+"""Row groups are written when there are more rows, pairs or characters."""
 
 
-class PairsWriter:
-    """Writes the pairs of answered rows to `pairs.parquet` in a folder.
+@dataclass
+class _Group:
+    """Rows and pairs in memory, by column."""
+
+    rows: list[int] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    image_ends: list[int] = field(default_factory=lambda: [0])
+    replies: list[str] = field(default_factory=list)
+    reasonings: list[str | None] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+
+class ParquetWriter:
+    """Writes `rows.parquet` and `pairs.parquet` in a folder.
 
     Args:
-        folder: where the file is created.
-        stack: closes it.
-        image_key: the image column, or None; its paths are written as they are in the dataset.
+        folder: where the files are created.
+        stack: closes them.
+        columns: the dataset's own columns.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, image_key: str | None) -> None:
-        self.count = 0
-        self._image_key = image_key
-        self._group: list[dict[str, Any]] = []
-        self._file = stack.enter_context(
-            pq.ParquetWriter(folder / PAIRS, PAIRS_SCHEMA, compression="zstd")
-        )
+    def __init__(self, folder: Path, stack: ExitStack, columns: DatasetColumns) -> None:
+        self.pairs = 0
+        self._columns = columns
+        self._rows_file = GrowingFile(folder / ROWS, stack)
+        self._pairs_file = GrowingFile(folder / PAIRS, stack)
+        self._group = _Group()
+        self._size = 0
 
-    def add(self, row: Row, answer: Answered) -> None:
-        """Write the pairs of an answered row.
+    def add(self, row: Row, answer: Answered, images: Sequence[str]) -> None:
+        """Write an answered row and its pairs.
 
         Raises:
             ObjectCorruptedError: the stored answer does not consist of QA pairs.
         """
-        images = [] if self._image_key is None else _image_names(row.record.get(self._image_key))
+        group, position = self._group, len(self._group.rows)
+        reply = _encodable(answer.text)
+        group.rows.append(row.index)
+        group.keys.append(answer.key)
+        group.images += images
+        group.image_ends.append(len(group.images))
+        group.replies.append(reply)
+        group.reasonings.append(_encodable(answer.reasoning) or None)
+        size = len(reply) + len(answer.reasoning) + self._columns.add(row.record)
         for number, pair in enumerate(pairs_of(answer, row.where)):
-            self.count += 1
-            self._group.append(
-                {
-                    "row": row.index,
-                    "key": answer.key,
-                    "pair": number,
-                    "image": images,
-                    "question": pair.question,
-                    "answer": pair.answer,
-                }
-            )
-        if len(self._group) >= _PAIRS_PER_GROUP:
-            self.finish()
+            group.positions.append(position)
+            group.numbers.append(number)
+            group.questions.append(pair.question)
+            group.answers.append(pair.answer)
+            size += len(pair.question) + len(pair.answer)
+        self._size += size
+        if (
+            position + 1 >= _PER_GROUP
+            or len(group.numbers) >= _PER_GROUP
+            or self._size >= _CHARACTERS_PER_GROUP
+        ):
+            self._write_group()
 
     def finish(self) -> None:
-        """Write the pairs that are still in memory."""
-        if self._group:
-            self._file.write_table(pa.Table.from_pylist(self._group, schema=PAIRS_SCHEMA))
-            self._group.clear()
+        """Write the rows that are still in memory, and complete the files."""
+        self._write_group()
+        self._rows_file.finish()
+        self._pairs_file.finish()
+
+    def _write_group(self) -> None:
+        group = self._group
+        fields, own = self._columns.take()
+        of_row = [pa.array(group.rows, pa.int64()), pa.array(group.keys, pa.string())]
+        of_row.append(
+            pa.ListArray.from_arrays(group.image_ends, pa.array(group.images, pa.string()))
+        )
+        texts = [pa.array(group.replies, pa.string()), pa.array(group.reasonings, pa.string())]
+        arrays = [*of_row, *texts, *own]
+        schema = pa.schema([*ROWS_SCHEMA, *fields])
+        self._rows_file.write(pa.Table.from_arrays(arrays, schema=schema))
+        row_of_pair = pa.array(group.positions, pa.int64())
+        row, key, image, *own = (array.take(row_of_pair) for array in (*of_row, *own))
+        number = pa.array(group.numbers, pa.int32())
+        texts = [pa.array(group.questions, pa.string()), pa.array(group.answers, pa.string())]
+        arrays = [row, key, number, image, *texts, *own]
+        schema = pa.schema([*PAIRS_SCHEMA, *fields])
+        self._pairs_file.write(pa.Table.from_arrays(arrays, schema=schema))
+        self.pairs += len(group.numbers)
+        self._group, self._size = _Group(), 0
 
 
 def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
@@ -90,17 +150,20 @@ def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
         ) from None
 
 
-def _image_names(value: Any) -> list[str]:
-    """Paths of a row's images as written in the dataset; embedded images have none."""
-    if isinstance(value, str):
-        # A file name need not be valid UTF-8, but an Arrow string must be.
-        return (
-            []
-            if value.strip()[:5].lower() == "data:"
-            else [value.encode(errors="replace").decode()]
-        )
-    if isinstance(value, Mapping):
-        return _image_names(value.get("path"))
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [name for item in value for name in _image_names(item)]
-    return []
+def dataset_fields(schema: pa.Schema, own: pa.Schema) -> list[pa.Field]:
+    """The dataset's columns in a Parquet export, which follow the export's `own`.
+
+    Raises:
+        ValueError: there are other columns, or of other types, than an export has.
+    """
+    fields = list(schema)
+    if not pa.schema(fields[: len(own)]).equals(own):
+        raise ValueError("unexpected columns")
+    if not COLUMN_TYPES.issuperset(field.type for field in fields[len(own) :]):
+        raise ValueError("unexpected types of columns")
+    return fields[len(own) :]
+
+
+def _encodable(text: str) -> str:
+    # JSON allows half a surrogate pair in a reply, but an Arrow string does not.
+    return text if text.isascii() else text.encode(errors="replace").decode()

@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from PIL import Image
 
-from ..images.formats import sniff
-from ..images.references import encode_png
 from ..loading.columns import Columns
-from ..records import Answered, Row, RowError
+from ..records import Answered, Row
+from .embedded import is_embedded, with_references
 
 QA_JSONL = "qa.jsonl"
 QA_JSON = "qa.json"
+
+_MAX_UNSEARCHED = 65_536
+"""Bytes: a longer line may contain an image in base64 that is not marked as such."""
 
 
 class QAJsonWriter:
     """Writes the rows to `qa.jsonl` in a folder, and also as one array to `qa.json` if wanted.
 
+    Embedded images are not copied: there are their names, digests and sizes instead.
+
     Args:
         folder: where the files are created.
         stack: closes them.
-        columns: names the column for the raw completion, and the image column, whose embedded
-            bytes become data URIs.
+        columns: names the column for the raw completion, and the image column.
         json_array: whether to write `qa.json`.
     """
 
@@ -41,8 +43,10 @@ class QAJsonWriter:
 
     def add(self, row: Row, answer: Answered) -> None:
         """Write an answered row."""
-        record = {**row.record, self._columns.output: answer.text}
-        line = dump_record(record, self._columns.image)
+        outputs = {self._columns.output: answer.text}
+        if answer.reasoning:
+            outputs = {reasoning_name(row.record): answer.reasoning, **outputs}
+        line = self._line(row, outputs)
         self._lines.write(line + b"\n")
         if self._array:
             self._array.write(self._separator + line)
@@ -53,16 +57,33 @@ class QAJsonWriter:
         if self._array:
             self._array.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
 
+    def _line(self, row: Row, outputs: Mapping[str, str]) -> bytes:
+        image = row.record.get(self._columns.image or "")
+        if image is None or (isinstance(image, str) and not is_embedded(image)):
+            # Most rows embed nothing, and need no closer look.
+            try:
+                line = orjson.dumps({**row.record, **outputs}, option=orjson.OPT_NON_STR_KEYS)
+            except TypeError:  # there are bytes, or what only `dump_record` can write
+                line = b""
+            if line and len(line) < _MAX_UNSEARCHED and b"base64" not in line.lower():
+                return line
+        return dump_record({**with_references(row, self._columns), **outputs})
 
-def dump_record(record: Mapping[str, Any], image_key: str | None) -> bytes:
+
+def reasoning_name(record: Mapping[str, Any]) -> str:
+    """The column for the model's reasoning: one that the dataset does not have."""
+    name = "reasoning"
+    while name in record:
+        name = f"model_{name}"
+    return name
+
+
+def dump_record(record: Mapping[str, Any]) -> bytes:
     """A record as one line of strict JSON; bytes become data URIs, which loading can read."""
-    plain = {
-        name: _image_value(value) if name == image_key else value for name, value in record.items()
-    }
     try:
-        return orjson.dumps(plain, default=json_default, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(record, default=json_default, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # orjson rejects numbers beyond 64 bits and lone surrogates; json does not
-        return json.dumps(_without_nan(plain), default=json_default).encode()
+        return json.dumps(_without_nan(record), default=json_default).encode()
 
 
 def json_default(value: Any) -> str:
@@ -79,23 +100,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _image_value(value: Any) -> Any:
-    if isinstance(value, Image.Image):
-        value = encode_png(value)
-    if isinstance(value, bytes):
-        encoded = base64.b64encode(value).decode("ascii")
-        return f"data:{_mime(value)};base64,{encoded}"
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return _image_value(value["bytes"])
-    if isinstance(value, list):
-        return [_image_value(item) for item in value]
-    return value
-
-
-def _mime(data: bytes) -> str:
-    try:
-        return f"image/{sniff(data)[0].lower()}"
-    except RowError:
-        return "application/octet-stream"

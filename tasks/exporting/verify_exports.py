@@ -14,7 +14,7 @@ from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array, pack_keys
 from ..storing.parts import reported_corruption
-from .pairs_parquet import PAIRS, PAIRS_SCHEMA
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, ROWS_SCHEMA, dataset_fields
 from .qa_json import QA_JSON, QA_JSONL
 from .quarantine_jsonl import QUARANTINE_JSONL
 
@@ -121,9 +121,8 @@ def check_pairs(
     last = (-1, 0)
     try:
         with reported_corruption(store, PAIRS):
-            for table in _pairs(store):
+            for table in _tables(store, PAIRS, PAIRS_SCHEMA):
                 rows, numbers = (table.column(name).to_numpy() for name in ("row", "pair"))
-                row_keys = pack_keys(table.column("key").to_pylist())
                 before = np.concatenate([[last[0]], rows[:-1]])
                 number_before = np.concatenate([[last[1]], numbers[:-1]])
                 follows = np.where(
@@ -131,18 +130,9 @@ def check_pairs(
                     numbers == number_before + 1,
                     (rows > before) & (numbers == 0),
                 )
-                known = (rows >= 0) & (rows < len(keys))
-                at = np.where(known, rows, 0)
-                for what, valid in {
-                    "pair out of order, missing or duplicate": follows,
-                    "pair of a row that is not in the dataset": known,
-                    "pair with another row key than in the dataset": ~known
-                    | (row_keys == keys[at]),
-                    f"pair of a row that is in {QUARANTINE_JSONL}": ~known | ~quarantined[at],
-                }.items():
-                    if len(invalid := np.flatnonzero(~valid)):
-                        first = f"row {rows[invalid[0]]}"
-                        findings.add(PAIRS, what, where=first, count=len(invalid))
+                invalid = {"pair out of order, missing or duplicate": ~follows}
+                invalid |= _invalid_rows("pair", table, keys, quarantined)
+                _add_rows(PAIRS, rows, invalid, findings)
                 total += len(table)
                 last = (rows[-1], numbers[-1])
     except ObjectCorruptedError:
@@ -151,16 +141,61 @@ def check_pairs(
         _check_count(PAIRS, "pairs", total, count, findings)
 
 
-def _pairs(store: ObjectStore) -> Iterator[pa.Table]:
-    """The row groups of `pairs.parquet`, without empty ones; all columns are validated."""
-    with store.open(PAIRS) as source:
+def check_rows(
+    store: ObjectStore, keys: Array, quarantined: Array, count: int, findings: Findings
+) -> None:
+    """Check that `rows.parquet` has `count` rows, in order."""
+    total, last = 0, -1
+    try:
+        with reported_corruption(store, ROWS):
+            for table in _tables(store, ROWS, ROWS_SCHEMA):
+                rows = table.column("row").to_numpy()
+                before = np.concatenate([[last], rows[:-1]])
+                invalid = {"row out of order or duplicate": rows <= before}
+                invalid |= _invalid_rows("row", table, keys, quarantined)
+                _add_rows(ROWS, rows, invalid, findings)
+                total += len(table)
+                last = rows[-1]
+    except ObjectCorruptedError:
+        findings.add(ROWS, "corrupted")
+    else:
+        _check_count(ROWS, "rows", total, count, findings)
+
+
+def _invalid_rows(
+    what: str, table: pa.Table, keys: Array, quarantined: Array
+) -> dict[str, np.ndarray[Any, Any]]:
+    """For each line of a table, whether it cannot be one of the dataset's answered rows."""
+    rows = table.column("row").to_numpy()
+    row_keys = pack_keys(table.column("key").to_pylist())
+    known = (rows >= 0) & (rows < len(keys))
+    at = np.where(known, rows, 0)
+    of = "" if what == "row" else " of a row"
+    return {
+        f"{what}{of} that is not in the dataset": ~known,
+        f"{what} with another row key than in the dataset": known & (row_keys != keys[at]),
+        f"{what}{of} that is in {QUARANTINE_JSONL}": known & quarantined[at],
+    }
+
+
+def _add_rows(
+    name: str, rows: Array, invalid: Mapping[str, np.ndarray[Any, Any]], findings: Findings
+) -> None:
+    for what, where in invalid.items():
+        if len(found := np.flatnonzero(where)):
+            findings.add(name, what, where=f"row {rows[found[0]]}", count=len(found))
+
+
+def _tables(store: ObjectStore, name: str, own: pa.Schema) -> Iterator[pa.Table]:
+    """The row groups of a Parquet export, without empty ones; all columns are validated."""
+    with store.open(name) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
-        if not file.schema_arrow.equals(PAIRS_SCHEMA):
-            raise ValueError("unexpected columns")
+        dataset_fields(file.schema_arrow, own)
+        required = [column for column in ("row", "key", "pair") if column in own.names]
         for group in range(file.metadata.num_row_groups):
             table = file.read_row_group(group, use_threads=False)
             table.validate(full=True)
-            if any(table.column(name).null_count for name in ("row", "key", "pair")):
+            if any(table.column(column).null_count for column in required):
                 raise ValueError("missing values")
             if len(table):
                 yield table

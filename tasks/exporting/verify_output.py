@@ -17,7 +17,7 @@ from ..errors import (
 from ..generating.cache import check_completions
 from ..object_store.store import ObjectStore
 from ..records import Answered
-from ..runs.run_record import RunRecord, last_completed, read_run
+from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
 from ..storing.layout import MANIFEST, RUNS, PassFolder, batch_of
 from ..storing.parts import (
@@ -32,9 +32,16 @@ from ..storing.row_keys import read_keys
 from ..storing.stored_rows import part_source
 from .export import ALWAYS_EXPORTED
 from .output_status import EXPORTS, in_folder
-from .pairs_parquet import PAIRS
+from .pairs_parquet import PAIRS, ROWS
 from .quarantine_jsonl import QUARANTINE_JSONL
-from .verify_exports import RUN_AGAIN, Findings, check_answers, check_failures, check_pairs
+from .verify_exports import (
+    RUN_AGAIN,
+    Findings,
+    check_answers,
+    check_failures,
+    check_pairs,
+    check_rows,
+)
 
 _FOLDER = PassFolder()
 
@@ -48,12 +55,16 @@ class Verification:
 
     Attributes:
         rows: rows of the last completed run.
+        ok: those with an answer.
+        quarantined: those without.
         objects: number of objects that were checked.
         problems: one line per problem; empty if there are none.
         is_live: whether a run is in progress: then some objects can be newer than others.
     """
 
     rows: int
+    ok: int
+    quarantined: int
     objects: int
     problems: Sequence[str]
     is_live: bool
@@ -98,9 +109,15 @@ def verify(store: ObjectStore) -> Verification:
         index.extend(rows)
         _check_exports(store, sizes, last, keys, index, findings)
     exports = sum(name in sizes for name in EXPORTS)
-    count = last.counts.rows if last else 0
-    total = checked + len(key_names) + exports + 1  # the manifest
-    return Verification(count, total, findings.lines(), is_live)
+    counts = last.counts if last else RunCounts()
+    return Verification(
+        rows=counts.rows,
+        ok=counts.ok,
+        quarantined=counts.quarantined,
+        objects=checked + len(key_names) + exports + 1,  # the manifest
+        problems=findings.lines(),
+        is_live=is_live,
+    )
 
 
 def _objects(
@@ -193,6 +210,8 @@ def _check_exports(
         quarantined = check_failures(store, keys, run.counts.quarantined, findings)
     if PAIRS in sizes:
         check_pairs(store, keys, quarantined, run.counts.pairs, findings)
+    if ROWS in sizes:
+        check_rows(store, keys, quarantined, run.counts.ok, findings)
     # A later run may have answered rows that were quarantined when the exports were written.
     found = index.find(keys)
     failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)

@@ -1,9 +1,12 @@
-"""Decoding with Pillow: an opened image of any mode -> upright 8-bit pixels."""
+"""Decoding with Pillow: an opened image of any mode -> upright 8-bit pixels, in bounded memory."""
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
+
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
+
+from .colour_profiles import to_srgb
+from .deep_grey import grey_range
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -15,69 +18,97 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_STRIP_PIXELS = 1_000_000
+"""Pixels of a large image that are converted at a time."""
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        # Anything can be raised here, as in `prepare_image`; but a photo with an unreadable EXIF
-        # block is still a good photo, and viewers show it as it is stored.
-        return 1
-    return value if value in _TO_UPRIGHT else 1
+_REDUCING_GAP = 2.0
+"""Images are averaged down to no less than this many times their final size; see Pillow's
+`Image.resize`."""
 
 
 def upright(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied."""
     image.load()  # already rotates a TIFF
-    rotation = _TO_UPRIGHT.get(orientation(image))
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Anything can be raised here, as in `prepare_image`; but a photo with an unreadable EXIF
+        # block is still a good photo, and viewers show it as it is stored.
+        return image
+    rotation = _TO_UPRIGHT.get(orientation)
     return image.transpose(rotation) if rotation is not None else image
 
 
-def decode(image: ImageFile, size: tuple[int, int]) -> Image.Image:
+def decode(
+    image: Image.Image,
+    size: tuple[int, int],
+    orientation: int = 1,
+    profile: bytes | None = None,
+) -> tuple[Image.Image, bool]:
     """Decode an opened image (its first frame) to upright RGB or 8-bit grey pixels, on white.
 
     Args:
         image: the opened image.
         size: target width and height before rotation, at most `image.size`.
+        orientation: as in EXIF; 1 for a TIFF file, which Pillow rotates itself.
+        profile: the embedded colour profile.
+
+    Returns:
+        The pixels; and whether grey values were scaled to the range that the image holds.
 
     Raises:
         Exception: of any type, if the file is corrupted.
     """
-    image.draft(None, size)  # JPEG only: decodes at 1/2, 1/4 or 1/8, down to no less than `size`
+    if isinstance(image, ImageFile):
+        image.draft(None, size)  # JPEG only: at 1/2, 1/4 or 1/8, down to no less than `size`
     image.load()
-    rotation = _TO_UPRIGHT.get(orientation(image))  # after load, which already rotates a TIFF
-    pixels = _to_8_bit(image)
-    if pixels.size != size:
-        pixels = pixels.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    convert, is_scaled = _converter(image)
+    pixels = _resized(image, size, convert)
     if pixels.mode == "RGBA":
         white = Image.new("RGBA", pixels.size, "white")
         pixels = Image.alpha_composite(white, pixels).convert("RGB")
-    return pixels if rotation is None else pixels.transpose(rotation)
+    pixels = to_srgb(pixels, profile)
+    rotation = _TO_UPRIGHT.get(orientation)
+    return (pixels if rotation is None else pixels.transpose(rotation)), is_scaled
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Convert any mode to L, RGB or RGBA."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        return _grey_to_8_bit(np.asarray(image, dtype=np.float32))
+def _resized(
+    image: Image.Image, size: tuple[int, int], convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Convert and resize an image; a much larger one strip by strip, without a copy of it."""
+    width, height = image.size
+    across = int(width / size[0] / _REDUCING_GAP) or 1
+    down = int(height / size[1] / _REDUCING_GAP) or 1
+    if across == down == 1:
+        pixels = convert(image)
+    else:
+        rows = down * max(1, _STRIP_PIXELS // (down * width))
+        strips = [
+            convert(image.crop((0, top, width, min(top + rows, height)))).reduce((across, down))
+            for top in range(0, height, rows)
+        ]
+        pixels = Image.new(strips[0].mode, (strips[0].width, sum(s.height for s in strips)))
+        for number, strip in enumerate(strips):
+            pixels.paste(strip, (0, number * rows // down))
+    if pixels.size == size:
+        return pixels
+    box = (0, 0, width / across, height / down)
+    return pixels.resize(size, Image.Resampling.LANCZOS, box)
+
+
+def _converter(image: Image.Image) -> tuple[Callable[[Image.Image], Image.Image], bool]:
+    """How an image, or a part of it, becomes L, RGB, RGBA or CMYK; and whether that scales it."""
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        found = grey_range(image, max(1, _STRIP_PIXELS // image.width))
+        return found.to_8_bit, found.is_scaled
+    if mode in ("LA", "La", "RGBa") or image.has_transparency_data:
+        return _to_rgba, False
+    target = "L" if mode in ("1", "L") else "CMYK" if mode == "CMYK" else "RGB"
+    return (lambda part: part if part.mode == target else part.convert(target)), False
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
-    if image.has_transparency_data or image.mode in ("LA", "RGBa"):
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _grey_to_8_bit(values: npt.NDArray[np.float32]) -> Image.Image:
-    """Scale grey values whose white point is not declared.
-
-    Pillow may open 16-bit files as 32-bit integers; these keep the 16-bit scale. For anything else
-    (heights, depths, radiances) the lowest value becomes black and the highest white.
-    """
-    values = np.nan_to_num(values, nan=0.0)
-    low, high = float(values.min()), float(values.max())
-    if 255 < high <= 65535 and low >= 0:
-        low, high = 0.0, 65535.0
-    scaled = (values - low) * (255.0 / max(high - low, 1e-30))
-    return Image.fromarray(scaled.astype(np.uint8))
+    return image if image.mode == "RGBA" else image.convert("RGBA")

@@ -2,25 +2,24 @@
 
 The files are untrusted: the type is read from the content and never from the name, only a short
 list of Pillow's decoders is used, and the declared size is checked before anything is decoded.
-Embedded colour profiles are dropped, not converted: colours are read as sRGB.
+So is the work that its structure asks for, and decoded images share one budget of memory. Colours
+are converted to sRGB by the embedded profile, if there is one.
 """
 
 import base64
 import io
-import struct
 from dataclasses import dataclass, field
 
 from PIL import Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..records import Kind, RowError
-from .decoding import decode, orientation
-from .formats import Decoder, sniff
+from .avif_process import decode_avif
+from .colour_profiles import is_srgb
+from .decoding import decode
+from .decoding_budget import MAX_BYTES, MAX_SECONDS, MEMORY
+from .formats import Format, sniff
+from .structure import Structure, broken
 
 
 class ImageSettings(BaseModel):
@@ -35,7 +34,8 @@ class ImageSettings(BaseModel):
         default=100_000_000,
         ge=1,
         description="Images that declare more pixels (width x height) are refused undecoded. "
-        "Decoding takes up to 4 bytes of memory per pixel, twice that during conversion.",
+        "So are those whose decoding would take over 2 s of CPU time or 512 MB of memory: 4 bytes "
+        "per pixel, 16 for WebP and AVIF.",
     )
     max_side: int = Field(
         default=1024,
@@ -72,12 +72,14 @@ class PreparedImage:
         mime: its type, "image/jpeg" or "image/png".
         width: in pixels, as shown.
         height: in pixels, as shown.
+        is_scaled: whether grey values of more than 8 bits were scaled to the range that it holds.
     """
 
     data: bytes = field(repr=False)
     mime: str
     width: int
     height: int
+    is_scaled: bool = False
 
     def data_uri(self) -> str:
         """The image as a `data:` URI for a chat request."""
@@ -89,8 +91,9 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
 
     A plain RGB or grey JPEG or PNG within `max_side` is passed through unchanged after checks of
     its header and its end: decoding it would cost far more than everything else, and the server
-    decodes it anyway. Everything else is decoded (first frame, upright, on white, 8 bits) and
+    decodes it anyway. Everything else is decoded (first frame, upright, sRGB, on white, 8 bits) and
     re-encoded without metadata. The result depends only on the arguments and the Pillow version.
+    It waits while other threads decode images that need the memory.
 
     Raises:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
@@ -101,9 +104,9 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
             f"the file has {len(data):,} bytes, over the {settings.max_file_bytes:,} of "
             "max_file_bytes; shrink it or raise the limit",
         )
-    name, decoder = sniff(data)
+    found = sniff(data)
     try:
-        return _prepare(decoder, data, settings)
+        return _prepare(found, data, settings)
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -113,22 +116,79 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         # struct.error, zlib.error, IndexError, TypeError, MemoryError ...), a list that changes
         # between versions. All mean the same here, and must cost no more than this row.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise broken(found.name, reason) from error
+
+
+def _prepare(found: Format, data: bytes, settings: ImageSettings) -> PreparedImage:
+    file = found.read(data)
+    size = _checked_size(file.size, settings)
+    if file.mime and size == file.size and _is_plain(file, data):
+        return PreparedImage(data, file.mime, *size)
+    memory = _checked_cost(found, file, size)
+    with MEMORY.hold(memory):
+        pixels, is_scaled = _decoded(found, file, size, settings)
+    return _encode(pixels, found.is_lossless, settings, is_scaled)
+
+
+def _is_plain(file: Structure, data: bytes) -> bool:
+    """Whether a file that needs no decoding has no more bytes than its pixels, in RGB."""
+    width, height = file.size
+    return len(data) <= 3 * width * height + _MAX_OVERHEAD and is_srgb(file.profile)
+
+
+_MAX_OVERHEAD = 64 * 1024
+"""Bytes of metadata in a file that is sent as it is."""
+
+
+def _checked_cost(found: Format, file: Structure, size: tuple[int, int]) -> int:
+    """Bytes of memory that decoding takes, estimated from the headers.
+
+    Raises:
+        RowError: IMAGE_TOO_LARGE: more than all images share, or too much time.
+    """
+    (width, height), target = file.size, size[0] * size[1]
+    if found.name == "JPEG":  # decoded at 1/2, 1/4 or 1/8 of its size
+        halvings = min(width // size[0], height // size[1], 8).bit_length() - 1
+        width, height = width >> halvings, height >> halvings
+    pixels = width * height
+    # See `decode`: either converted as a whole, or averaged strip by strip.
+    copies = 2 * pixels if pixels <= 16 * target else 12 * target
+    memory = 4 * (pixels + copies) + file.buffers + len(file.data)
+    seconds = file.seconds + _CONVERT_SECONDS * pixels
+    if memory > MAX_BYTES or seconds > MAX_SECONDS:
+        cost = (
+            f"{memory / 1e6:,.0f} MB of memory, over the {MAX_BYTES / 1e6:,.0f}"
+            if memory > MAX_BYTES
+            else f"about {seconds:.1f} s of CPU time, over the {MAX_SECONDS:g}"
+        )
         raise RowError(
-            Kind.IMAGE_BROKEN,
-            f"the {name} file is corrupted or of an unsupported kind ({reason}); replace it",
-        ) from error
+            Kind.IMAGE_TOO_LARGE,
+            f"decoding the {found.name} file of {file.size[0]} x {file.size[1]} pixels would take "
+            f"{cost} that one image may; shrink it, or save it as a baseline JPEG",
+        )
+    return memory
 
 
-def _prepare(decoder: Decoder, data: bytes, settings: ImageSettings) -> PreparedImage:
-    file = io.BytesIO(data)
-    image = decoder(file)
-    width, height = _checked_size(image.size, settings)
-    if (width, height) == image.size:
-        mime = _mime_if_plain(image, data, file.tell())
-        if mime is not None:
-            return PreparedImage(data, mime, width, height)
-    lossless = not isinstance(image, JpegImageFile | WebPImageFile | AvifImageFile)
-    return _encode(decode(image, (width, height)), lossless, settings)
+_CONVERT_SECONDS = 5e-9
+"""For one pixel, in the slowest mode."""
+
+
+def _decoded(
+    found: Format, file: Structure, size: tuple[int, int], settings: ImageSettings
+) -> tuple[Image.Image, bool]:
+    """The pixels to send, and whether grey values were scaled."""
+    if found.decoder is None:
+        image, orientation, profile = decode_avif(file)
+    else:
+        opened = found.decoder(io.BytesIO(file.data))
+        image, orientation = opened, file.orientation
+        profile = file.profile or opened.info.get("icc_profile")
+    # What the decoder says is what it decodes.
+    if image.size != file.size:
+        size = _checked_size(image.size, settings)
+        if image.width * image.height > file.size[0] * file.size[1]:
+            raise broken(found.name, "larger than its header says")
+    return decode(image, size, orientation, profile)
 
 
 def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
@@ -157,52 +217,19 @@ def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, 
     return width, height
 
 
-def _mime_if_plain(image: ImageFile, data: bytes, header_end: int) -> str | None:
-    """MIME type of a file that can be sent as it is; None if it must be decoded."""
-    if isinstance(image, JpegImageFile):
-        # Some cameras append a few bytes. A file with more than that after its end marker (a video,
-        # say) or without one is decoded, which shows whether it is truncated. The search starts
-        # after the header, because an embedded thumbnail has an end marker too.
-        end = data.rfind(b"\xff\xd9", max(header_end, len(data) - 1024))
-        plain = image.mode in ("L", "RGB") and orientation(image) == 1 and end != -1
-        return "image/jpeg" if plain else None
-    if isinstance(image, PngImageFile):
-        depth, colour_type = data[24], data[25]
-        plain = depth == 8 and colour_type in (0, 2) and _is_plain_png(data)
-        return "image/png" if plain else None
-    return None
-
-
-# Chunks that change the picture (transparency, frames, orientation) or are compressed text.
-_PNG_CHUNKS_TO_DECODE = frozenset((b"tRNS", b"acTL", b"eXIf", b"iTXt", b"zTXt"))
-
-
-def _is_plain_png(data: bytes) -> bool:
-    """Whether the chunks are complete and none of them requires decoding the file."""
-    position, has_pixels = 8, False
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IEND":
-            return has_pixels
-        is_profile = kind == b"tEXt" and data.startswith(b"Raw profile", position + 8)
-        if kind in _PNG_CHUNKS_TO_DECODE or is_profile:
-            return False
-        has_pixels |= kind == b"IDAT"
-        position += 12 + length
-    return False
-
-
 # Up to this many pixels a PNG is small, and in an icon or a thumbnail every pixel counts.
 _MAX_PNG_PIXELS = 256 * 256
 
 
-def _encode(image: Image.Image, lossless: bool, settings: ImageSettings) -> PreparedImage:
+def _encode(
+    image: Image.Image, lossless: bool, settings: ImageSettings, is_scaled: bool
+) -> PreparedImage:
     """Encode without metadata: small images from lossless files as PNG, all others as JPEG."""
     buffer = io.BytesIO()
     image.info.clear()  # Pillow would write comments, transparency and colour profiles found there
     if lossless and image.width * image.height <= _MAX_PNG_PIXELS:
         image.save(buffer, "PNG")
-        return PreparedImage(buffer.getvalue(), "image/png", *image.size)
+        return PreparedImage(buffer.getvalue(), "image/png", *image.size, is_scaled)
     # Full colour resolution keeps thin coloured lines and text readable (screenshots, charts).
     image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:4:4")
-    return PreparedImage(buffer.getvalue(), "image/jpeg", *image.size)
+    return PreparedImage(buffer.getvalue(), "image/jpeg", *image.size, is_scaled)

@@ -5,14 +5,12 @@
 
 import errno
 import hashlib
-import io
+import logging
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -29,7 +27,9 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import call_store
 from ..records import ImageRef, Kind, RowError
 from .file_digests import FileDigests, file_version, is_settled
-from .prepare import ImageSettings
+from .prepare import ImageSettings, PreparedImage, prepare_image
+from .spellings import spellings
+from .untrusted_files import hash_file, open_local, stat_local
 from .web import WebImages
 
 T = TypeVar("T")
@@ -37,17 +37,7 @@ T = TypeVar("T")
 READ_THREADS = 48
 """Enough to hide an object store's latency; waiting threads cost nothing."""
 
-_PERMANENT_ERRNOS = {
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ENXIO,
-    errno.EPERM,
-}
-"""Errors of a local file that a retry cannot fix; others, e.g. of a network disk, are transient."""
+_LOGGER = logging.getLogger("prefect_imageqa.images")
 
 
 class ImageReader:
@@ -88,10 +78,17 @@ class ImageReader:
         self._credentials = credentials or S3Credentials()
         self._allow_private_hosts = allow_private_hosts
         self._digests = digests
-        self._root = Path(root).expanduser().resolve() if root and "://" not in root else None
+        self._root: Path | None = None
+        self.confine(root)
         self._web: WebImages | None = None
         self._web_lock = threading.Lock()
+        self._scaled = 0
         self._closed = False
+
+    def confine(self, root: str | None) -> None:
+        """Read local images only from this folder, if one is given."""
+        if root and "://" not in root:
+            self._root = Path(root).expanduser().resolve()
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +107,12 @@ class ImageReader:
             self._web.close()
         if self._digests:
             self._digests.close()
+        if closing and self._scaled:
+            _LOGGER.warning(
+                "%s images with grey values of more than 8 bits were scaled to the range that each "
+                "holds: its lowest value was sent as black, its highest as white",
+                f"{self._scaled:,}",
+            )
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     def identify(self, ref: ImageRef) -> str:
@@ -157,25 +160,41 @@ class ImageReader:
             # One byte over the limit shows that it is too large, without a request for the size.
             data = self._call_s3(ref.path, lambda s3, key: _head(s3, key, self._max_bytes + 1))
         else:
-            with _open_local(ref.path, self._root) as file:
+            with open_local(ref.path, self._root) as file:
                 size = os.fstat(file.fileno()).st_size
-                data = file.read(size) if size <= self._max_bytes else None
+                # What is read counts, not the size that the file system states.
+                data = file.read(size + 1) if size <= self._max_bytes else None
         if data is None or len(data) > self._max_bytes:
             raise self._too_large(ref)
         return data
 
+    def prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
+        """Read an image and prepare it for the model.
+
+        Raises:
+            RowError: as for `read` and `prepare_image`.
+            StoreUnavailableError: as for `read`.
+        """
+        prepared = prepare_image(self.read(ref), settings)
+        if prepared.is_scaled:
+            with self._web_lock:
+                self._scaled += 1
+        return prepared
+
     def _file_digest(self, ref: ImageRef) -> str:
         path = str(ref.path)
         if self._digests:
-            info = _stat(path)
+            info = stat_local(path)
             known = self._digests.get(path, file_version(info))
             if known and info.st_size <= self._max_bytes:
                 return known
-        with _open_local(path, self._root) as file:
+        with open_local(path, self._root) as file:
             now, info = time.time(), os.fstat(file.fileno())
             if info.st_size > self._max_bytes:
                 raise self._too_large(ref)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hash_file(file, self._max_bytes)
+            if digest is None:
+                raise self._too_large(ref)
             unchanged = file_version(os.fstat(file.fileno())) == file_version(info)
         if self._digests and unchanged and is_settled(info, now):
             self._digests.add(path, file_version(info), digest)
@@ -193,6 +212,20 @@ class ImageReader:
         return self._content_digest(ref)  # not every S3-compatible server has ETags
 
     def _call_s3(self, uri: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+        """Call with the key, or with another spelling of it under which there is an object."""
+        first: RowError | None = None
+        for spelling in spellings(uri):
+            if first and ".." in spelling.split("/"):  # not what `image_refs` has checked
+                continue
+            try:
+                return self._call_key(spelling, call)
+            except RowError as error:
+                if error.problem.kind is not Kind.IMAGE_MISSING:
+                    raise
+                first = first or error
+        raise first or RowError(Kind.IMAGE_MISSING, f"{uri}: not found")
+
+    def _call_key(self, uri: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
         try:
             return call_store(uri, self._credentials, call, essential=False)
         except (ObjectUnavailableError, AccessDeniedError) as error:
@@ -222,33 +255,6 @@ class ImageReader:
 
 def _is_web(path: str) -> bool:
     return path.startswith(("http://", "https://"))
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)  # noqa: PTH116 (building a Path costs more than the call)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-@contextmanager
-def _open_local(path: str, root: Path | None) -> Iterator[io.BufferedReader]:
-    """Open a regular file; a pipe or device in its place must not block or yield endless data."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RowError(Kind.IMAGE_MISSING, f"{path}: is not a regular file")
-            opened = Path(f"/proc/self/fd/{file.fileno()}").readlink()
-            if root is not None and not opened.is_relative_to(root):
-                raise RowError(Kind.IMAGE_REFUSED, f"{path} is not inside the image root {root}")
-            yield file
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str, error: OSError) -> RowError:
-    kind = Kind.IMAGE_MISSING if error.errno in _PERMANENT_ERRNOS else Kind.CONNECTION
-    return RowError(kind, f"{path}: {error.strerror or error}")
 
 
 def _head(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:

@@ -1,27 +1,31 @@
 """The image column of a row -> references to images that may be read."""
 
-import base64
-import binascii
 import io
 import os
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
 from ..object_store.filesystems import is_encodable
 from ..records import ImageRef, Kind, RowError
-from .decoding import upright
+from .base64_images import base64_image, data_uri_bytes
+from .decoding import decode, upright
+from .spellings import is_windows_path, spellings
 from .web_addresses import display_url, parse_image_url
 
 # A file's name may contain a colon; but file:/etc/passwd is a URL too.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20})://|(file|https?):", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+_MAPPING_KEYS = ("bytes", "path", "image", "image_url", "url")
+"""Where mappings hold an image: Hugging Face's, and parts of messages for OpenAI and Qwen."""
+
+_MAX_NAME, _MAX_PATH = 255, 4096
+"""Bytes of a file's name, and of a path; longer ones exist nowhere."""
 
 _MAX_NESTING = 8
 """Nested lists in an image column; deeper nesting is surely a mistake."""
@@ -35,14 +39,19 @@ class ImageBase:
         folder: the dataset's folder, local or an `s3://` URI; None for a DataFrame. Paths of a
             local dataset are also looked up in the working directory.
         image_root: the only folder that images may come from, if given.
+        is_confined: without an image root, whether local paths may not leave `folder`, nor
+            `s3://` URIs its bucket. Web images may be used then.
     """
 
     folder: str | None = None
     image_root: str | None = None
+    is_confined: bool = False
 
 
 def image_refs(value: Any, base: ImageBase) -> tuple[ImageRef, ...]:
-    """Parse an image column: path, URL, data URI, bytes, Hugging Face or PIL image, or a list.
+    """Parse an image column: path, URL, base64, bytes, Hugging Face or PIL image, or a list.
+
+    A part of a message for OpenAI or Qwen (`image`, `image_url`) is an image too.
 
     Opens no file and contacts no server; local paths are checked for existence.
 
@@ -65,10 +74,15 @@ def _refs(value: Any, base: ImageBase, depth: int) -> list[ImageRef]:
         return [ImageRef(data=bytes(value))] if value else []
     if isinstance(value, Image.Image):
         return [ImageRef(data=encode_png(value))]
-    if isinstance(value, Mapping) and not {"bytes", "path"}.isdisjoint(value):
-        return _refs(value.get("bytes") or value.get("path"), base, depth + 1)
+    if isinstance(value, Mapping) and not value.keys().isdisjoint(_MAPPING_KEYS):
+        held = next((value[key] for key in _MAPPING_KEYS if value.get(key)), None)
+        return _refs(held, base, depth + 1) if depth < _MAX_NESTING else _unusable(value)
     if isinstance(value, Sequence) and depth < _MAX_NESTING:
         return [ref for item in value for ref in _refs(item, base, depth + 1)]
+    return _unusable(value)
+
+
+def _unusable(value: Any) -> NoReturn:
     raise RowError(
         Kind.BAD_ROW,
         f"the image column holds a {type(value).__name__}; "
@@ -78,7 +92,9 @@ def _refs(value: Any, base: ImageBase, depth: int) -> list[ImageRef]:
 
 def _text_ref(text: str, base: ImageBase) -> ImageRef:
     if text[:5].lower() == "data:":
-        return ImageRef(data=_data_uri_bytes(text))
+        return ImageRef(data=data_uri_bytes(text))
+    if (data := base64_image(text)) is not None:
+        return ImageRef(data=data)
     if not is_encodable(text):
         raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
     scheme = _scheme(text)
@@ -90,10 +106,15 @@ def _text_ref(text: str, base: ImageBase) -> ImageRef:
             Kind.IMAGE_REFUSED,
             f"{scheme}:// images are not fetched; give a local path, or an http(s):// or s3:// URL",
         )
+    if len(text) > _MAX_PATH or max(map(len, re.split(r"[/\\]", text))) > _MAX_NAME:
+        message = f"a text of {len(text):,} characters is no path, and no image in base64"
+        raise RowError(Kind.BAD_ROW, f"{message} ({_short(text, 40)})")
     if scheme:
         text = f"s3://{text[5:]}"
     if base.image_root is not None:
         path = _inside_root(text, base.image_root)
+    elif base.is_confined and base.folder is not None:
+        path = _inside_folder(text, base.folder)
     else:
         path = text if scheme else _find(text, base.folder)
     if not is_encodable(path):
@@ -121,19 +142,46 @@ def _find(path: str, folder: str | None) -> str:
     if folder is not None and folder.startswith("s3://") and not path.startswith("/"):
         return _join_s3(folder, path)
     folders = [str(Path.cwd())] if folder is None else [folder, str(Path.cwd())]
-    for parent in folders:
-        if _is_file(candidate := str(Path(parent, path))):
-            return candidate
+    for spelling in spellings(path):
+        for parent in folders:
+            if _is_file(candidate := str(Path(parent, spelling))):
+                return candidate
     where = "" if path.startswith("/") else f" in {' or '.join(dict.fromkeys(folders))}"
-    raise RowError(Kind.IMAGE_MISSING, f"there is no file {_short(path)}{where}")
+    raise _missing(path, where)
+
+
+def _missing(path: str, where: str) -> RowError:
+    hint = ""
+    if is_windows_path(path):
+        hint = "; it is a path of a Windows machine: give one relative to the dataset's folder"
+    elif not path.isascii():
+        hint = "; its letters were also looked up composed and decomposed (Unicode NFC and NFD)"
+    return RowError(Kind.IMAGE_MISSING, f"there is no file {_short(path)}{where}{hint}")
 
 
 def _join_s3(folder: str, path: str) -> str:
+    """The URI of a relative path. An empty part (`a//b`) belongs to the key: S3 has no folders."""
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    key = posixpath.normpath(posixpath.join(prefix, path))
-    if key.startswith(".."):
-        raise RowError(Kind.IMAGE_REFUSED, f"{_short(path)} leads out of the bucket {bucket}")
-    return f"s3://{bucket}/{key}"
+    key: list[str] = prefix.split("/") if prefix else []
+    for part in path.split("/"):
+        if part == ".." and not key:
+            raise RowError(Kind.IMAGE_REFUSED, f"{_short(path)} leads out of the bucket {bucket}")
+        if part == "..":
+            key.pop()
+        elif part != ".":
+            key.append(part)
+    return f"s3://{bucket}/{'/'.join(key)}"
+
+
+def _inside_folder(path: str, folder: str) -> str:
+    if not folder.startswith("s3://"):
+        return _inside_root(path, folder)
+    bucket = "/".join(folder.split("/")[:3])
+    if path.startswith(f"{bucket}/"):
+        return path
+    if path.startswith(("/", "s3://")):
+        raise _outside(path, bucket)
+    return _join_s3(folder, path)
 
 
 def _inside_root(path: str, root: str) -> str:
@@ -145,43 +193,34 @@ def _inside_root(path: str, root: str) -> str:
         return uri
     if path.startswith("s3://"):
         raise _outside(path, root)
-    try:
-        # Resolve links before the check, not after it.
-        home = Path(root).expanduser().resolve()
-        found = (home / path).resolve()
-    except (OSError, RuntimeError, ValueError):
-        raise RowError(Kind.BAD_ROW, f"{_short(path)} is not a path") from None
-    if not found.is_relative_to(home):
-        raise _outside(path, root)
-    if not _is_file(str(found)):
-        raise RowError(Kind.IMAGE_MISSING, f"there is no file {_short(path)} in {root}")
-    return str(found)
+    for spelling in spellings(path):
+        try:
+            # Resolve links before the check, not after it.
+            home = Path(root).expanduser().resolve()
+            found = (home / spelling).resolve()
+        except (OSError, RuntimeError, ValueError):
+            raise RowError(Kind.BAD_ROW, f"{_short(path)} is not a path") from None
+        if not found.is_relative_to(home):
+            raise _outside(path, root)
+        if _is_file(str(found)):
+            return str(found)
+    raise _missing(path, f" in {root}")
 
 
 def _is_file(path: str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises on a name that is too long)
 
 
-def _short(text: str) -> str:
+def _short(text: str, limit: int = 120) -> str:
     """Untrusted text, made safe for a one-line message."""
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")
+    return repr(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
 def _outside(path: str, root: str) -> RowError:
-    return RowError(Kind.IMAGE_REFUSED, f"{_short(path)} is not inside the image root {root}")
-
-
-def _data_uri_bytes(uri: str) -> bytes:
-    head = _DATA_URI.match(uri)
-    if head is None:
-        raise RowError(Kind.BAD_ROW, "a data URI must have the form data:image/...;base64,...")
-    try:
-        data = base64.b64decode("".join(uri[head.end() :].split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise RowError(Kind.BAD_ROW, "a data URI with invalid base64") from None
-    if not data:
-        raise RowError(Kind.BAD_ROW, "a data URI without data")
-    return data
+    return RowError(
+        Kind.IMAGE_REFUSED,
+        f"{_short(path)} is not inside the image root {root} (images.root)",
+    )
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -189,8 +228,8 @@ def encode_png(image: Image.Image) -> bytes:
     encoded = io.BytesIO()
     try:
         shown = upright(image)
-        if shown.mode not in _PNG_MODES:
-            shown = shown.convert("RGB")
+        if shown.mode not in _PNG_MODES:  # for depths `convert` would clip them at 255
+            shown, _ = decode(shown, shown.size, profile=shown.info.get("icc_profile"))
         shown.save(encoded, "PNG", compress_level=1)
     except Exception as error:  # of any type, if it was opened from a corrupted file
         raise RowError(Kind.IMAGE_BROKEN, f"a PIL image that cannot be encoded: {error}") from None

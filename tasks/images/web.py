@@ -44,13 +44,17 @@ MAX_REQUESTS_PER_HOST = 4
 CONNECT_SECONDS = 10.0
 
 TOTAL_SECONDS = 30.0
-"""For one attempt with redirects and the complete body; waiting for a busy host is not counted."""
+"""For one attempt with redirects and the complete body; waiting for a busy host is not counted. No
+attempt begins later."""
 
 MAX_RETRY_WAIT = 30.0
 """Most seconds to wait before a retry, even if a server asks for more."""
 
 HOST_COOLDOWN_SECONDS = 60.0
 """How long an unreachable or silent host is skipped: datasets have many dead hosts."""
+
+MAX_SLOW_IMAGES = 3
+"""Images that a host takes too long to send, one after the other, until it is skipped too."""
 
 MAX_SKIPPED_HOSTS = 10_000
 """More are not remembered: a dataset may have images from any number of hosts."""
@@ -99,6 +103,7 @@ class WebImages:
         self._background = loop or BackgroundLoop()
         self._group = CoroutineGroup(self._background)
         self._skipped_until: dict[str, float] = {}
+        self._slow_images: dict[str, int] = {}
         self._await(self._open())
 
     def close(self) -> None:
@@ -182,8 +187,9 @@ class WebImages:
         began = time.monotonic()
         try:
             return await tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(TransientError),
-                stop=tenacity.stop_after_attempt(MAX_ATTEMPTS),
+                retry=tenacity.retry_if_exception(_may_pass),
+                stop=tenacity.stop_after_attempt(MAX_ATTEMPTS)
+                | tenacity.stop_after_delay(TOTAL_SECONDS),
                 wait=_wait,
                 reraise=True,
             )(self._follow, method, url)
@@ -213,7 +219,9 @@ class WebImages:
             async with self._host_slots.setdefault(host, asyncio.Semaphore(MAX_REQUESTS_PER_HOST)):
                 server = host_port(target)
                 if self._skipped_until.get(server, 0) > time.monotonic():
-                    message = f"{display_url(target)}: {server} was unreachable a moment ago"
+                    is_slow = self._slow_images.get(server, 0) >= MAX_SLOW_IMAGES
+                    state = "too slow" if is_slow else "unreachable"
+                    message = f"{display_url(target)}: {server} was {state} a moment ago"
                     raise RowError(Kind.CONNECTION, message)
                 started = time.monotonic()
                 reply = await self._send(method, target, max(seconds, 0.001))
@@ -227,6 +235,7 @@ class WebImages:
     async def _send(self, method: str, url: URL, seconds: float) -> _Reply:
         """Send one request, without following redirects."""
         limits = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        began, is_reading = time.monotonic(), False
         # After slow redirects the host has too little time left to be blamed for a timeout.
         answered = seconds < CONNECT_SECONDS
         try:
@@ -239,10 +248,28 @@ class WebImages:
                     wait = retry_after_seconds(response.headers.get("Retry-After", ""))
                     message = f"{display_url(url)}: HTTP status {response.status}"
                     raise TransientError(Kind.CONNECTION, message, wait)
+                is_reading = True
                 body = await self._body(response) if 200 <= response.status < 300 else b""
+                if method == "GET":
+                    self._slow_images.pop(host_port(url), None)
                 return _Reply(response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise request_error(url, error, TOTAL_SECONDS, answered=answered) from None
+            failed = request_error(url, error, TOTAL_SECONDS, answered=answered)
+            took_long = (
+                isinstance(error, TimeoutError) or time.monotonic() - began > CONNECT_SECONDS
+            )
+            if is_reading and took_long and isinstance(failed, TransientError):
+                failed.is_slow = True
+                self._note_slow(host_port(url))
+            raise failed from None
+
+    def _note_slow(self, host: str) -> None:
+        """Skip a host that sends image after image too slowly: each keeps a row waiting."""
+        if len(self._slow_images) >= MAX_SKIPPED_HOSTS:
+            self._slow_images.clear()
+        self._slow_images[host] = self._slow_images.get(host, 0) + 1
+        if self._slow_images[host] >= MAX_SLOW_IMAGES:
+            self._skip(host)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
@@ -257,6 +284,10 @@ class WebImages:
     def _too_large(self, url: URL) -> RowError:
         limit = f"the limit of {self._max_bytes / 1e6:g} MB"
         return RowError(Kind.IMAGE_TOO_LARGE, f"{display_url(url)} is larger than {limit}")
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, TransientError) and not error.is_slow
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

@@ -14,12 +14,23 @@ class TransientError(RowError):
     Attributes:
         wait: seconds that the server asks to wait first.
         unreachable: host and port, if connecting failed or nothing was answered; else empty.
+        is_slow: whether the host answers, but takes too long to send the image: a retry would take
+            as long.
     """
 
-    def __init__(self, kind: Kind, message: str, wait: float = 0, unreachable: str = "") -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        wait: float = 0,
+        unreachable: str = "",
+        *,
+        is_slow: bool = False,
+    ) -> None:
         super().__init__(kind, message)
         self.wait = wait
         self.unreachable = unreachable
+        self.is_slow = is_slow
 
 
 def request_error(

@@ -22,7 +22,7 @@ from ...serving.types import Message
 from ..images.prepare import ImageSettings
 from ..records import Row
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Bumped when the content of a key changes: then every row counts as new."""
 
 KEY_LENGTH = 32

@@ -10,8 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..exporting.pairs_parquet import PAIRS
-from ..exporting.qa_json import QA_JSONL
+from ..exporting.pairs_parquet import PAIRS, ROWS
 from ..runs.run_record import RunRecord
 from .facts import load_template, provenance, reasons, strip_invisible
 from .samples import SampledRow
@@ -20,6 +19,9 @@ CARD = "README.md"
 
 _MAX_FENCED = 2000
 """Longer prompts and pairs are truncated to this many characters."""
+
+_MAX_COLUMNS = 30
+"""Columns of the dataset that are listed."""
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -38,8 +40,16 @@ _MARKUP = re.compile(r"([$&*<>@\[\\\]_`|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _OMITTED_FACTS = frozenset({"System prompt", "User prompt", "Dataset", "Image root", "Row limit"})
 
 
-def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
-    """The card of a completed run, with the first row that has pairs as an example."""
+def render_card(
+    run: RunRecord, rows: Sequence[SampledRow], columns: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The card of a completed run.
+
+    Args:
+        run: the run.
+        rows: the first of them that has pairs is an example.
+        columns: names and types of the dataset's own columns in the exports.
+    """
     # Imported late because it is slow. These classes do not contact the Hub.
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -50,9 +60,10 @@ def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
         size_categories=next((name for size, name in _SIZES if pairs < size), "1B<n<10B"),
         tags=["synthetic", "image-question-answering", "prefect-imageqa", "prefect", "vllm"],
         pretty_name=" ".join(strip_invisible(run.dataset).split()),
+        # Of one format: `datasets` reads all configurations of a repository with one builder.
         configs=[
             {"config_name": "pairs", "data_files": PAIRS, "default": True},
-            {"config_name": "rows", "data_files": QA_JSONL},
+            {"config_name": "rows", "data_files": ROWS},
         ],
     )
     facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _OMITTED_FACTS]
@@ -64,6 +75,8 @@ def render_card(run: RunRecord, rows: Sequence[SampledRow]) -> str:
         reasons=list(reasons(run)),
         example=next((row for row in rows if row.pairs), None),
         fence=_fence,
+        columns=columns[:_MAX_COLUMNS],
+        more_columns=max(0, len(columns) - _MAX_COLUMNS),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 

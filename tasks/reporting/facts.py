@@ -10,10 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..records import TRANSIENT, QAPair
 from ..runs.run_record import RunRecord
+from .quarantine import QuarantineGroup
 from .samples import SampledRow
 from .statistics import Statistics, Tally
 
 _MAX_FIRST_WORDS = 12
+_MAX_GROUPS = 50
 _MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
 """Characters shown of a row's reply, all its pairs, a reason, and a fact about the run."""
 
@@ -60,6 +62,7 @@ class Fact:
         share: the value as a share of all rows.
         percent: length of its bar.
         long: whether the value is multi-line text.
+        details: more explanations.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Fact:
     share: str = ""
     percent: float = 0.0
     long: bool = False
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Card:
 def headline(run: RunRecord, statistics: Statistics) -> Iterator[Fact]:
     """The large numbers at the top of the page."""
     counts = run.counts
-    yield Fact("Rows", f"{counts.rows:,}")
+    duplicates = f"{statistics.duplicates:,} like another" if statistics.duplicates else ""
+    yield Fact("Rows", f"{counts.rows:,}", duplicates)
     yield Fact("Answered", f"{counts.ok:,}", _share(counts.ok, counts.rows))
     if counts.filtered:
         yield Fact("Filtered", f"{counts.filtered:,}", _share(counts.filtered, counts.rows))
@@ -154,12 +159,30 @@ def first_words(statistics: Statistics) -> Iterator[Fact]:
 
 def reasons(run: RunRecord) -> Iterator[Fact]:
     """Why rows are quarantined, the most common reason first."""
-    transient = "retries them"
-    permanent = "skips them; --retry-quarantined retries them"
     for kind, count in sorted(run.counts.reasons.items(), key=lambda item: (-item[1], item[0])):
-        note = transient if kind in TRANSIENT else permanent
         share = _share(count, run.counts.rows)
-        yield Fact(_truncate(kind, "reason"), f"{count:,}", note, share=share)
+        yield Fact(_truncate(kind, "reason"), f"{count:,}", next_run(kind), share=share)
+
+
+def quarantine_facts(run: RunRecord, groups: Sequence[QuarantineGroup]) -> Iterator[Fact]:
+    """The groups of quarantined rows: the reason, how many, the message and examples."""
+    for group in groups[:_MAX_GROUPS]:
+        message = _truncate(group.message or "other messages", "reason")
+        examples = _truncate(", ".join(group.examples), "reason")
+        yield Fact(
+            group.kind,
+            f"{group.rows:,}",
+            message,
+            share=_share(group.rows, run.counts.rows),
+            details=(f"for example {examples}", next_run(group.kind)),
+        )
+
+
+def next_run(kind: str) -> str:
+    """What the next run does with rows that are quarantined for a reason."""
+    if kind in TRANSIENT:
+        return "retries them"
+    return "skips them; --retry-quarantined retries them"
 
 
 def provenance(run: RunRecord) -> Iterator[Fact]:

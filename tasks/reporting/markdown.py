@@ -5,16 +5,14 @@ and its older UI also renders Markdown in table cells and follows `javascript:` 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from textwrap import wrap
 from typing import Any
 
-from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
-from ..object_store.store import ObjectStore
 from ..runs.run_record import RunCounts
-from ..storing.parts import reported_corruption
+from .facts import next_run
+from .quarantine import QuarantineGroup
 from .samples import SampledRow
 
 GALLERY_BYTES = 900_000
@@ -22,6 +20,9 @@ GALLERY_BYTES = 900_000
 
 GALLERY_ROWS = 24
 """This many thumbnails of at most 32 kB fit into `GALLERY_BYTES`."""
+
+_COLUMNS = 3
+"""Rows side by side in the gallery."""
 
 TABLE_ROWS = 100
 
@@ -37,12 +38,15 @@ _MARKUP = re.compile(r"(?<=[<!\]])(?=.)")
 _WORD_JOINER = "\u2060"
 """A zero-width character that breaks up text which would become a link or markup."""
 
+_LINE_LENGTH = 34
+"""Characters of a line in the gallery: about as wide as a thumbnail."""
+
 _THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def escape_markdown(text: str) -> str:
     """Escape untrusted text so that Markdown shows it literally, on one line, truncated if long."""
-    return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_WORD_JOINER, _one_line(text)))
+    return _escape(_one_line(text))
 
 
 def escape_cell(text: str) -> str:
@@ -53,7 +57,9 @@ def escape_cell(text: str) -> str:
     return _MARKUP.sub(_WORD_JOINER, _LINKS.sub(_WORD_JOINER, _one_line(text)))
 
 
-def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping[str, str]) -> str:
+def summary_markdown(
+    run: RunCounts, *, dataset: str, model: str, files: Mapping[str, str], duplicates: int = 0
+) -> str:
     """Counts, reasons, tokens and throughput of a completed run.
 
     Args:
@@ -61,6 +67,7 @@ def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping
         dataset: name of the dataset, the heading.
         model: name of the model.
         files: objects of the output to list, title -> path or URI without secrets.
+        duplicates: rows of the dataset that are like an earlier one.
     """
     counts = {
         "Rows": run.rows,
@@ -68,8 +75,11 @@ def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping
         "of them from earlier runs": run.reused,
         "filtered": run.filtered,
         "quarantined": run.quarantined,
+        "rows like another one, which share its outcome": duplicates,
         "QA pairs": run.pairs,
     }
+    optional = ("filtered", "rows like another one, which share its outcome")
+    shown = [(name, f"{n:,}") for name, n in counts.items() if n or name not in optional]
     performance = {
         "Model": escape_markdown(model),
         "Requests": f"{run.requests:,}",
@@ -79,21 +89,18 @@ def summary_markdown(run: RunCounts, *, dataset: str, model: str, files: Mapping
         "New answers per second": _rate(run.ok - run.reused, run.seconds),
         "Completion tokens per second": _rate(run.completion_tokens, run.seconds),
     }
-    parts = [
-        f"# {escape_markdown(dataset)}",
-        _table(("", "rows"), [(name, f"{count:,}") for name, count in counts.items()]),
-    ]
+    parts = [f"# {escape_markdown(dataset)}", _table(("Result", "Number"), shown)]
     if run.reasons:
         by_count = sorted(run.reasons.items(), key=lambda item: (-item[1], item[0]))
         reasons = [
             (escape_markdown(kind), f"{count:,}", f"{count / run.rows:.2%}")
             for kind, count in by_count
         ]
-        parts += ["## Quarantined", _table(("reason", "rows", "share"), reasons)]
-    parts += ["## This run", _table(("", ""), performance.items())]
+        parts += ["## Quarantined", _table(("Reason", "Rows", "Share"), reasons)]
+    parts += ["## This run", _table(("Measure", "Value"), performance.items())]
     if files:
         links = [(escape_markdown(title), escape_markdown(uri)) for title, uri in files.items()]
-        parts += ["## Output", _table(("", ""), links)]
+        parts += ["## Output", _table(("File", "Location"), links, alignment=":---")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,29 +116,33 @@ def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLER
         limit: bytes of Markdown.
     """
     count = min(len(rows), GALLERY_ROWS)
-    blocks = {number: _block(rows[number * len(rows) // count]) for number in range(count)}
-    sizes = {number: len(block.encode()) + 2 for number, block in blocks.items()}
+    cells = {number: _cell(rows[number * len(rows) // count]) for number in range(count)}
+    sizes = {number: len(cell.encode()) + 3 for number, cell in cells.items()}
     budget = limit - 200  # for the heading
     for largest in sorted(sizes, key=lambda number: -sizes[number]):
-        if sum(sizes[number] for number in blocks) <= budget:
+        if sum(sizes[number] for number in cells) <= budget:
             break
-        del blocks[largest]
-    heading = f"# {len(blocks):,} of {of:,} rows"
-    return "\n\n".join([heading, *blocks.values()]) + "\n"
+        del cells[largest]
+    parts = [f"# {len(cells):,} of {of:,} rows"]
+    if cells:
+        padded = [*cells.values(), *[""] * (-len(cells) % _COLUMNS)]
+        lines = [padded[start : start + _COLUMNS] for start in range(0, len(padded), _COLUMNS)]
+        parts.append(_table(["Row"] * _COLUMNS, lines, alignment=":---"))
+    return "\n\n".join(parts) + "\n"
 
 
-def quarantine_table(store: ObjectStore) -> list[dict[str, Any]]:
-    """The first quarantined rows of an output, for a table artifact."""
-    with reported_corruption(store, QUARANTINE_JSONL):
-        return [
-            {
-                "row": record["row"],
-                "where": escape_cell(str(record["where"])),
-                "kind": escape_cell(str(record["kind"])),
-                "reason": escape_cell(str(record["message"])),
-            }
-            for record in map(json.loads, islice(store.lines(QUARANTINE_JSONL), TABLE_ROWS))
-        ]
+def quarantine_table(groups: Sequence[QuarantineGroup]) -> list[dict[str, Any]]:
+    """The quarantined rows in groups, for a table artifact."""
+    return [
+        {
+            "rows": group.rows,
+            "kind": escape_cell(group.kind),
+            "reason": escape_cell(group.message or "other reasons"),
+            "examples": escape_cell(", ".join(group.examples)),
+            "next run": next_run(group.kind),
+        }
+        for group in groups[:TABLE_ROWS]
+    ]
 
 
 def artifact_key(output: str, what: str) -> str:
@@ -144,6 +155,19 @@ def artifact_key(output: str, what: str) -> str:
     return "-".join(filter(None, ["image-qa", name[:40].strip("-"), digest, what]))
 
 
+def _escape(line: str) -> str:
+    return _PUNCTUATION.sub(r"\\\1", _LINKS.sub(_WORD_JOINER, line))
+
+
+def _wrapped(text: str, label: str = "") -> list[str]:
+    """Escape text as lines of a cell, after a label; one of Prefect's UIs does not wrap them."""
+    head = f"{label}:" if label else ""
+    lines = wrap(f"{head} {_one_line(text)}".strip(), _LINE_LENGTH, break_on_hyphens=False)
+    first, *others = lines or [head]
+    bold = f"**{_escape(label)}:** " if label else ""
+    return [bold + _escape(first[len(head) :].lstrip()), *map(_escape, others)]
+
+
 def _one_line(text: str) -> str:
     # The two joiners shape letters and emoji; other control characters only hide or reorder text.
     visible = (
@@ -154,24 +178,32 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _MAX_TEXT else f"{line[: _MAX_TEXT - 1]}…"
 
 
-def _block(row: SampledRow) -> str:
-    images = [f"![]({uri})" for uri in row.thumbnails if _THUMBNAIL.fullmatch(uri)]
-    parts = [f"### {escape_markdown(row.where)}", " ".join(images)]
+def _cell(row: SampledRow) -> str:
+    """A row as a cell of a Markdown table: on one line, with `<br>` as the only HTML."""
+    images = [image.thumbnail for image in row.images if _THUMBNAIL.fullmatch(image.thumbnail)]
+    lines = [" ".join(f"![]({uri})" for uri in images)]
+    for image in row.images:
+        lines += _wrapped(image.name)
+    if row.more_images:
+        lines.append(f"and {row.more_images} more")
+    lines += [f"*{line}*" for line in _wrapped(row.where)]
     for pair in row.pairs[:_MAX_PAIRS]:
-        parts.append(f"**Q:** {escape_markdown(pair.question)}")
-        parts.append(f"**A:** {escape_markdown(pair.answer)}")
+        lines += ["", *_wrapped(pair.question, "Q"), *_wrapped(pair.answer, "A")]
     if len(row.pairs) > _MAX_PAIRS:
-        parts.append(f"and {len(row.pairs) - _MAX_PAIRS} more")
+        lines += ["", f"and {len(row.pairs) - _MAX_PAIRS} more"]
     if row.kind:
-        parts.append(f"**{escape_markdown(row.kind)}:** {escape_markdown(row.reason)}")
+        lines += ["", *_wrapped(row.reason, _one_line(row.kind))]
     elif not row.pairs:
-        parts.append(f"**Reply:** {escape_markdown(row.text)}")
-    return "\n\n".join(filter(None, parts))
+        lines += ["", *_wrapped(row.text, "Reply")]
+    return "<br>".join(lines).removeprefix("<br>")
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    alignment = ["---"] + ["---:"] * (len(headers) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, alignment, *rows])
+def _table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *, alignment: str = "---:"
+) -> str:
+    """A Markdown table; `alignment` is that of all columns but the first."""
+    alignments = [":---"] + [alignment] * (len(headers) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, alignments, *rows])
 
 
 def _rate(count: int, seconds: float) -> str:

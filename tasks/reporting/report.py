@@ -9,16 +9,20 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from ..exporting.export import REWRITE_REMEDY
+from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
-from ..images.references import ImageBase
 from ..object_store.store import ObjectStore
 from ..runs.run_record import RunRecord, completed_run, read_runs
 from ..storing.layout import PassFolder
+from ..storing.parts import reported_corruption
 from ..storing.stored_rows import StoredRows
-from .dataset_card import CARD, render_card
+from .dataset_card import render_card
 from .facts import (
     TEMPLATES,
     card,
@@ -28,16 +32,18 @@ from .facts import (
     headline,
     load_template,
     provenance,
-    reasons,
+    quarantine_facts,
     strip_invisible,
 )
+from .own_card import write_card
 from .plots import draw_plots
-from .samples import SampledRow, sample_rows
+from .quarantine import QuarantineGroup, quarantine_groups
+from .samples import ImageSource, SampledRow, sample_rows
 from .statistics import Statistics, compute_statistics
 
 REPORT = "report.html"
 
-MAX_BYTES = 5_000_000
+MAX_BYTES = 8_000_000
 """Size limit of the page: if huge rows exceed it, fewer rows are shown."""
 
 MAX_ANSWERED, MAX_QUARANTINED = 60, 40
@@ -51,16 +57,18 @@ def make_report(
     *,
     reader: ImageReader,
     images: ImageSettings,
-    base: ImageBase,
+    source: ImageSource | None,
     stored: StoredRows | None = None,
 ) -> list[SampledRow]:
     """Write `report.html` and `README.md` of the last completed run.
+
+    A README.md that is not as a run has written it is left as it is.
 
     Args:
         store: the output.
         reader: reads the images.
         images: limits on what is decoded.
-        base: what relative image paths are resolved against.
+        source: where the images are; None for a report without images.
         stored: the rows as the run's parser stored them, if already open: saves reading their keys.
 
     Returns:
@@ -81,12 +89,13 @@ def make_report(
         quarantined=MAX_QUARANTINED,
         reader=reader,
         images=images,
-        base=base,
+        source=source,
     )
     runs = [other for other in read_runs(store) if other.keys == run.keys]
     statistics = compute_statistics(store, run, stored)
-    store.write(REPORT, render_report(run, statistics, rows, runs))
-    store.write(CARD, render_card(run, rows).encode("utf-8", "replace"))
+    groups = quarantine_groups(store)
+    store.write(REPORT, render_report(run, statistics, rows, runs, groups))
+    write_card(store, render_card(run, rows, _dataset_columns(store)))
     return rows
 
 
@@ -95,6 +104,7 @@ def render_report(
     statistics: Statistics,
     rows: Sequence[SampledRow],
     runs: Sequence[RunRecord] = (),
+    groups: Sequence[QuarantineGroup] = (),
 ) -> bytes:
     """Render the page about a completed run, with at most `MAX_BYTES`.
 
@@ -103,6 +113,7 @@ def render_report(
         statistics: of all its answered rows.
         rows: the rows to show.
         runs: all runs of the same dataset and configuration, oldest first.
+        groups: its quarantined rows.
     """
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     page = load_template("report.html.j2", finalize=_finalize)
@@ -114,7 +125,7 @@ def render_report(
         "headline": list(headline(run, statistics)),
         "plots": list(draw_plots(statistics)),
         "words": list(first_words(statistics)),
-        "reasons": list(reasons(run)),
+        "groups": list(quarantine_facts(run, groups)),
         "provenance": list(provenance(run)),
         "runs": list(reversed(runs))[:_MAX_RUNS],
     }
@@ -127,6 +138,13 @@ def render_report(
         if len(data) <= MAX_BYTES or not rows:
             return data
         rows = rows[::2] if len(rows) > 1 else ()
+
+
+def _dataset_columns(store: ObjectStore) -> Sequence[tuple[str, str]]:
+    """Names and types of the dataset's columns in the exports."""
+    with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
+        schema = pq.read_schema(pa.PythonFile(source, mode="r"))
+        return [(field.name, str(field.type)) for field in dataset_fields(schema, PAIRS_SCHEMA)]
 
 
 def _finalize(value: Any) -> Any:

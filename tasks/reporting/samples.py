@@ -1,13 +1,11 @@
 """A sample of rows of an output, evenly spread, with thumbnails."""
 
-import io
 import json
-import math
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,19 +13,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError, StoreUnavailableError
+from ..exporting.embedded import image_names
 from ..exporting.export import REWRITE_REMEDY
 from ..exporting.pairs_parquet import pairs_of
-from ..exporting.qa_json import QA_JSONL
 from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
-from ..images.thumbnails import SIDE, SMALL_SIDE, thumbnail
-from ..loading.dataset import open_dataset
-from ..object_store.credentials import S3Credentials
+from ..images.thumbnails import LARGE_SIDE, SIDE, SMALL_SIDE, thumbnail
+from ..images.web_addresses import display_url
+from ..loading.columns import Columns, image_value
 from ..object_store.store import ObjectStore
-from ..records import Answered, Kind, QAPair, RowError
-from ..runs.parameters import RunParameters
+from ..records import Answered, Kind, QAPair, Row, RowError
 from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
 from ..storing.parts import reported_corruption
@@ -43,10 +40,25 @@ Images that take longer, for example from a slow server, are left out.
 _MAX_IMAGES = 4
 """Images shown per row."""
 
-_MAX_QA_BYTES = 1 << 30
-"""How much of `qa.jsonl` is read: with embedded images it may be as large as all of them."""
+_MAX_NAME = 120
+"""Characters shown of an image's name."""
 
 _ROWS_PER_CLOCK_CHECK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SampledImage:
+    """An image of a sampled row.
+
+    Attributes:
+        name: its path or URL in the dataset, without secrets; or a name for embedded bytes.
+        thumbnail: `data:` URI of a small JPEG file; empty if it could not be read.
+        large: the same for an enlarged image.
+    """
+
+    name: str
+    thumbnail: str = ""
+    large: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,8 @@ class SampledRow:
         row: position in the dataset, from 0.
         where: its location in the dataset, for people.
         key: the row key.
-        thumbnails: `data:` URIs of small JPEG files; empty if no image could be read.
+        images: its first images; empty if the dataset was not read.
+        more_images: how many images are left out.
         pairs: QA pairs parsed from the reply; empty for a quarantined row.
         text: the raw reply; empty if there was none.
         kind: why it is quarantined; empty for an answered row.
@@ -70,7 +83,7 @@ class SampledRow:
     row: int
     where: str
     key: str
-    thumbnails: tuple[str, ...]
+    images: tuple[SampledImage, ...]
     pairs: tuple[QAPair, ...]
     text: str
     kind: str = ""
@@ -78,6 +91,24 @@ class SampledRow:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: float = 0.0
+    more_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """The dataset that images are read from, as given by the caller.
+
+    Never what an output says: whoever wrote it could have any file of this machine shown.
+
+    Attributes:
+        rows: reads the rows from the start.
+        columns: which of their columns hold images.
+        base: what relative image paths are resolved against.
+    """
+
+    rows: Callable[[], Iterator[Row]]
+    columns: Columns
+    base: ImageBase
 
 
 def sample_rows(
@@ -89,7 +120,7 @@ def sample_rows(
     quarantined: int,
     reader: ImageReader,
     images: ImageSettings,
-    base: ImageBase,
+    source: ImageSource | None,
 ) -> list[SampledRow]:
     """Sample rows of a completed run, evenly spread over the dataset and in its order.
 
@@ -103,7 +134,7 @@ def sample_rows(
         quarantined: how many quarantined rows to sample.
         reader: reads the images.
         images: limits on what is decoded.
-        base: what relative image paths are resolved against.
+        source: where the images are; None for rows without images.
     """
     keys = read_keys(store, run.keys)
     with reported_corruption(store, QUARANTINE_JSONL, REWRITE_REMEDY):
@@ -111,15 +142,15 @@ def sample_rows(
         answered_rows = np.delete(np.arange(len(keys)), np.asarray(quarantined_rows, np.int64))
         chosen = set(_spread_over_kinds(lines_by_kind, quarantined))
         failures = [_failure(line) for _, line in _numbered_lines(store, QUARANTINE_JSONL, chosen)]
-    lines = _evenly_spaced(_lines_in_reach(store, len(answered_rows)), answered)
-    row_of_line = dict(zip(lines, answered_rows[lines].tolist(), strict=True))
-    rows = [*_answers(run.dataset, stored, keys, list(row_of_line.values())), *failures]
-    deadline = time.monotonic() + IMAGES_SECONDS
-    values = _image_values(store, run.parameters, row_of_line, failures, deadline)
-    make = partial(_thumbnails, reader=reader, images=images, base=base)
-    thumbnails = _make_all(reader.executor, make, values)
-    with_thumbnails = (replace(row, thumbnails=thumbnails.get(row.row, ())) for row in rows)
-    return sorted(with_thumbnails, key=lambda row: row.row)
+    numbers = answered_rows[_evenly_spaced(len(answered_rows), answered)].tolist()
+    rows = [*_answers(run.dataset, stored, keys, numbers), *failures]
+    shown: Mapping[int, Sequence[SampledImage]] = {}
+    if source is not None:
+        where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
+        make = partial(_sampled_images, reader=reader, images=images, base=source.base)
+        shown = _make_all(reader.executor, make, _image_values(source, where_by_row))
+    with_images = (_with_images(row, shown.get(row.row, ())) for row in rows)
+    return sorted(with_images, key=lambda row: row.row)
 
 
 def _read_quarantine(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequence[int]]:
@@ -139,7 +170,7 @@ def _failure(line: bytes) -> SampledRow:
         row=int(record["row"]),
         where=str(record["where"]),
         key=str(record["key"]),
-        thumbnails=(),
+        images=(),
         pairs=(),
         text=str(record["text"] or ""),
         kind=Kind(record["kind"]).value,
@@ -158,7 +189,7 @@ def _answers(
                 row=number,
                 where=where,
                 key=answer.key,
-                thumbnails=(),
+                images=(),
                 pairs=pairs_of(answer, where),
                 text=answer.text,
                 prompt_tokens=answer.prompt_tokens,
@@ -168,46 +199,22 @@ def _answers(
 
 
 def _image_values(
-    store: ObjectStore,
-    parameters: RunParameters,
-    row_of_line: Mapping[int, int],
-    failures: Sequence[SampledRow],
-    deadline: float,
-) -> Iterator[tuple[int, Any]]:
-    """Positions of rows with the value of their image column, until the deadline."""
-    column = parameters.columns.image
-    if not column:
-        return
-    with reported_corruption(store, QA_JSONL, REWRITE_REMEDY):
-        for number, line in _numbered_lines(store, QA_JSONL, row_of_line, deadline):
-            if not isinstance(record := json.loads(line), dict):
-                raise TypeError("not a JSON object")
-            yield row_of_line[number], record.get(column)
-    where_by_row = {failure.row: failure.where for failure in failures}
-    yield from _dataset_values(parameters, where_by_row, store.s3_credentials, deadline)
+    source: ImageSource, where_by_row: Mapping[int, str | None]
+) -> Iterator[tuple[int, Any, Sequence[str]]]:
+    """Positions of rows with their images and the images' names, until the deadline.
 
-
-def _dataset_values(
-    parameters: RunParameters,
-    where_by_row: Mapping[int, str],
-    credentials: S3Credentials | None,
-    deadline: float,
-) -> Iterator[tuple[int, Any]]:
-    """The image column of quarantined rows, which no export contains: read from the dataset."""
-    if not parameters.dataset or not where_by_row:
-        return
+    Args:
+        source: the dataset.
+        where_by_row: the positions; a row is left out if it is not where it was.
+    """
+    deadline, last = time.monotonic() + IMAGES_SECONDS, max(where_by_row, default=-1)
     try:
-        dataset = open_dataset(
-            parameters.dataset,
-            parameters.columns,
-            image_root=parameters.images.root,
-            credentials=credentials,
-        )
-        last = max(where_by_row)
-        with closing(dataset.rows()) as rows:
+        with closing(source.rows()) as rows:  # type: ignore[type-var]
             for row in rows:
-                if where_by_row.get(row.index) == row.where:
-                    yield row.index, row.record.get(parameters.columns.image or "")
+                if row.index in where_by_row and where_by_row[row.index] in (None, row.where):
+                    with suppress(RowError):
+                        value = image_value(row.record, source.columns)
+                        yield row.index, value, image_names(row, source.columns)
                 if row.index >= last or _deadline_passed(row.index, deadline):
                     return
     except DatasetError:
@@ -216,32 +223,49 @@ def _dataset_values(
 
 def _make_all(
     executor: ThreadPoolExecutor,
-    make: Callable[[Any], tuple[str, ...]],
-    values: Iterable[tuple[int, Any]],
-) -> Mapping[int, tuple[str, ...]]:
-    """Make thumbnails of each value, by the position of its row; leave out what times out."""
-    futures = {executor.submit(make, value): row for row, value in values}
+    make: Callable[[Any, Sequence[str]], Sequence[SampledImage]],
+    values: Iterable[tuple[int, Any, Sequence[str]]],
+) -> Mapping[int, Sequence[SampledImage]]:
+    """Make the images of each value, by the position of its row.
+
+    Those that time out have only their name.
+    """
+    names_by_row = {}
+    futures = {}
+    for row, value, names in values:
+        names_by_row[row] = [SampledImage(_shown_name(name)) for name in names]
+        futures[executor.submit(make, value, names)] = row
     done, pending = wait(futures, IMAGES_SECONDS)
     for future in pending:
         future.cancel()
-    return {futures[future]: future.result() for future in done}
+    return names_by_row | {futures[future]: future.result() for future in done}
 
 
-def _thumbnails(
-    value: Any, reader: ImageReader, images: ImageSettings, base: ImageBase
-) -> tuple[str, ...]:
-    try:
-        refs = image_refs(value, base)[:_MAX_IMAGES]
-    except RowError:
-        return ()
-    side = SIDE if len(refs) == 1 else SMALL_SIDE
-    thumbnails = []
-    for ref in refs:
-        try:
-            thumbnails.append(thumbnail(reader.read(ref), images, side))
-        except (RowError, StoreUnavailableError):
-            continue
-    return tuple(filter(None, thumbnails))
+def _sampled_images(
+    value: Any, names: Sequence[str], reader: ImageReader, images: ImageSettings, base: ImageBase
+) -> Sequence[SampledImage]:
+    shown = [SampledImage(_shown_name(name)) for name in names]
+    with suppress(RowError):
+        refs = image_refs(value, base)
+        side, large_side = (SIDE, LARGE_SIDE) if len(refs) == 1 else (SMALL_SIDE, LARGE_SIDE // 2)
+        for number, ref in enumerate(refs[: min(len(shown), _MAX_IMAGES)]):
+            with suppress(RowError, StoreUnavailableError):
+                data = reader.read(ref)
+                small, large = (thumbnail(data, images, size) for size in (side, large_side))
+                shown[number] = replace(shown[number], thumbnail=small, large=large or small)
+    return shown
+
+
+def _with_images(row: SampledRow, images: Sequence[SampledImage]) -> SampledRow:
+    more = len(images) - _MAX_IMAGES
+    return replace(row, images=tuple(images[:_MAX_IMAGES]), more_images=max(0, more))
+
+
+def _shown_name(name: str) -> str:
+    """A name for people: the query of a URL may be a secret; of a long path, the end counts."""
+    if name[:8].lower().startswith(("http://", "https://")):
+        name = display_url(name)
+    return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
 
 
 def _spread_over_kinds(lines: Mapping[Kind, Sequence[int]], count: int) -> Iterator[int]:
@@ -260,27 +284,17 @@ def _evenly_spaced(size: int, count: int) -> list[int]:
     return [number * size // count for number in range(count)]
 
 
-def _lines_in_reach(store: ObjectStore, count: int) -> int:
-    """How many of the `count` lines of `qa.jsonl` may be read; an estimate if the file is huge."""
-    with store.open(QA_JSONL) as file:
-        size = file.seek(0, io.SEEK_END)
-    return count if size <= _MAX_QA_BYTES else int(count * _MAX_QA_BYTES / size)
-
-
 def _numbered_lines(
-    store: ObjectStore, name: str, numbers: Collection[int], deadline: float = math.inf
+    store: ObjectStore, name: str, numbers: Collection[int]
 ) -> Iterator[tuple[int, bytes]]:
-    """The lines with these numbers, from 0; the object is read up to the last one.
-
-    Stops at the deadline.
-    """
+    """The lines with these numbers, from 0; the object is read up to the last one."""
     if not numbers:
         return
     last = max(numbers)
     for number, line in enumerate(store.lines(name)):
         if number in numbers:
             yield number, line
-        if number >= last or _deadline_passed(number, deadline):
+        if number >= last:
             return
 
 

@@ -76,6 +76,7 @@ class Statistics:
         latencies: per row, in hundredths of a second.
         stored_seconds: when this run stored each of its new rows, in seconds since its start;
             sorted.
+        duplicates: rows of the dataset that are like an earlier one, and share its outcome.
     """
 
     questions: Tally = field(default_factory=Tally)
@@ -85,13 +86,16 @@ class Statistics:
     completion_tokens: Tally = field(default_factory=Tally)
     latencies: Tally = field(default_factory=Tally)
     stored_seconds: Array = field(default_factory=lambda: np.empty(0))
+    duplicates: int = 0
 
 
 def compute_statistics(store: ObjectStore, run: RunRecord, stored: StoredRows) -> Statistics:
     """Compute the statistics of a completed run."""
     statistics = Statistics()
     _add_pairs(store, statistics)
-    rows = stored.index.find(read_keys(store, run.keys))
+    keys = read_keys(store, run.keys)
+    statistics.duplicates = len(keys) - len(np.unique(keys))
+    rows = stored.index.find(keys)
     locations = rows.locations[rows.known & (rows.locations["kind"] == ANSWERED_NUMBER)]
     started, ended = run.started.timestamp(), run.updated.timestamp()
     seconds = answered_at(locations["rank"]) / 1000 - started

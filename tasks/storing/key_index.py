@@ -124,6 +124,13 @@ class KeyIndex:
             self.extend([(keys, locations)])
 
 
+def count_duplicates(keys: Sequence[str]) -> int:
+    """How many row keys are like an earlier one."""
+    starts = range(0, len(keys), _KEYS_PER_PIECE)
+    packed = [pack_keys(keys[start : start + _KEYS_PER_PIECE]) for start in starts]
+    return len(keys) - len(np.unique(np.concatenate([np.empty(0, KEY), *packed])))
+
+
 def pack_keys(keys: Sequence[str]) -> Array:
     """Convert row keys to an array of `KEY`.
 

@@ -25,7 +25,7 @@ from ..errors import ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..prompting.keys import KEY_LENGTH
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Increased when the names or the format of objects in an output change."""
 
 PAIRS = "pairs"

@@ -148,6 +148,14 @@ class Ledger:
             numbers += np.bincount(kinds, minlength=len(KINDS))
         return _counts(numbers, missing)
 
+    def counts_without(self, keys: Array) -> LedgerCounts:
+        """Count all rows but these, given as an array of `KEY` without duplicates."""
+        kinds = self.rows.index.entries()[1]["kind"]
+        found = self.rows.index.find(keys)
+        numbers = np.bincount(kinds, minlength=len(KINDS))
+        known = found.locations["kind"][found.known]
+        return _counts(numbers - np.bincount(known, minlength=len(KINDS)), 0)
+
     def _stored_status(self, key: bytes) -> RowStatus:
         location = self.rows.index.get(key)
         kind = KINDS[location.kind] if location else None

@@ -49,6 +49,8 @@ PART_SCHEMA = pa.schema(
         pa.field("prompt_tokens", pa.int64()),
         pa.field("completion_tokens", pa.int64()),
         pa.field("latency", pa.float64()),
+        pa.field("reasoning", pa.string()),
+        pa.field("lost", pa.int32()),
         # quarantined rows only
         pa.field("message", pa.string()),
         pa.field("http_status", pa.int32()),
@@ -198,7 +200,15 @@ def _row_of(stored: Mapping[str, Any]) -> FinishedRow:
     )
 
 
-_ANSWER_COLUMNS = ("text", "model", "prompt_tokens", "completion_tokens", "latency")
+_ANSWER_COLUMNS = (
+    "text",
+    "model",
+    "prompt_tokens",
+    "completion_tokens",
+    "latency",
+    "reasoning",
+    "lost",
+)
 
 
 def _required(stored: Mapping[str, Any], name: str) -> Any:

@@ -12,11 +12,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Page, expect
 from prefect_imageqa import Columns, Images, ImageSettings, Sampling
-from prefect_imageqa.tasks.images.thumbnails import thumbnail
+from prefect_imageqa.tasks.images.thumbnails import LARGE_SIDE, SIDE, thumbnail
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.dataset_card import render_card
+from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.report import render_report
-from prefect_imageqa.tasks.reporting.samples import SampledRow
+from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 
@@ -33,10 +34,13 @@ HOSTILE = [
 ]
 
 
-def thumbnail_of(number: int) -> str:
+def image_of(number: int, name: str) -> SampledImage:
     file = io.BytesIO()
-    Image.new("RGB", (300, 200), (40 * number % 256, 120, 160)).save(file, "PNG")
-    return thumbnail(file.getvalue(), ImageSettings())
+    Image.new("RGB", (900, 600), (40 * number % 256, 120, 160)).save(file, "PNG")
+    small, large = (
+        thumbnail(file.getvalue(), ImageSettings(), side) for side in (SIDE, LARGE_SIDE)
+    )
+    return SampledImage(name, small, large)
 
 
 def rows() -> list[SampledRow]:
@@ -45,7 +49,7 @@ def rows() -> list[SampledRow]:
             number,
             f"row {number}",
             f"{number:032x}",
-            (thumbnail_of(number),),
+            (image_of(number, text),),
             (QAPair(f"{text} number {number}?", f"It is {text}"),),
             f"raw {text}",
             latency=0.5,
@@ -98,7 +102,11 @@ def report(hostile_run: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> 
     statistics.first_words.update({"what": 7, "onerror": 3})
     statistics.stored_seconds = np.arange(0, 10, 0.2)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_bytes(render_report(hostile_run, statistics, rows()))
+    groups = [
+        QuarantineGroup("truncated", HOSTILE[1], 1, [HOSTILE[0]]),
+        QuarantineGroup("not_an_image", HOSTILE[8], 1, [HOSTILE[3]]),
+    ]
+    path.write_bytes(render_report(hostile_run, statistics, rows(), groups=groups))
     return path.as_uri()
 
 
@@ -206,6 +214,32 @@ def test_images_and_plots_load(page: Page, report: str) -> None:
         image.scroll_into_view_if_needed()
         assert image.evaluate("async (image) => { await image.decode(); return true }")
         assert image.get_attribute("alt")
+
+
+def test_an_image_is_enlarged(
+    page: Page, report: str, page_log: Any, screenshot: Callable[..., Path]
+) -> None:
+    page.goto(report)
+    dialog = page.get_by_role("dialog", name="Image")
+    ways: tuple[Callable[[], None], ...] = (
+        lambda: page.keyboard.press("Escape"),
+        lambda: dialog.get_by_role("button", name="Close").click(),
+        lambda: page.mouse.click(5, 5),
+    )
+    for close in ways:
+        expect(dialog).to_be_hidden()
+        page.get_by_role("button", name="A plain heron").click()
+        expect(dialog).to_be_visible()
+        expect(dialog.locator("bdi")).to_have_text("A plain heron")
+        image = dialog.get_by_role("img", name="A plain heron")
+        assert image.evaluate("async (image) => { await image.decode(); return image.width }") > 800
+        assert image.evaluate("(image) => image.naturalWidth") == LARGE_SIDE
+        screenshot("report-enlarged")
+        close()
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name=HOSTILE[0]).first.click()
+    expect(dialog.locator("bdi")).to_have_text(HOSTILE[0])
+    assert (page_log.dialogs, page_log.errors) == ([], [])
 
 
 def test_the_page_follows_the_dark_colour_scheme(

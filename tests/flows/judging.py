@@ -20,7 +20,7 @@ from prefect_imageqa.flows.prefect_flow import deployable_flow
 from prefect_imageqa.flows.run import open_run
 from prefect_imageqa.tasks.concurrency import quote
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
-from prefect_imageqa.tasks.parsing.parse import ParseSettings
+from prefect_imageqa.tasks.parsing.parse import Parsed, ParseSettings
 from prefect_imageqa.tasks.prompting.prompts import PromptInput
 from prefect_imageqa.tasks.records import Answered, Row
 from prefect_imageqa.tasks.runs.parameters import RunParameters
@@ -34,9 +34,9 @@ def judge_style(row: PromptInput) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
-def read_verdict(text: str) -> dict[str, Any]:
+def read_verdict(text: str, _question: str) -> Parsed:
     """Parse a verdict of one word; the stub's other replies are not verdicts."""
-    return {"verdict": "yes"} if text.strip() == "yes" else {}
+    return Parsed({"verdict": "yes"} if text.strip() == "yes" else {})
 
 
 JUDGE = Pass(

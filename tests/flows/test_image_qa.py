@@ -220,7 +220,7 @@ def test_neither_cells_of_a_frame_nor_keys_reach_the_database(
     assert summary.ok == 1
     stored = read_lines(tmp_path / "out" / "qa.jsonl")[0]
     assert stored["x"] == "cell-7"
-    assert stored["image"].startswith("data:image/png;base64,")
+    assert stored["image"]["path"] == "row-000000"
     [run] = runs_of(tmp_path / "out")
     parameters = str(run.parameters)
     assert "DataFrame" in parameters
@@ -350,10 +350,10 @@ def test_the_next_run_sends_only_transient_failures(
 def test_a_row_that_has_the_output_column_is_quarantined(
     stub: Any, drawn: Path, tmp_path: Path
 ) -> None:
-    rows = [{"image": "images/000.png"}, {"image": "images/001.png", "output": "mine"}]
+    rows = [{"image": "images/000.png"}] * 100 + [{"image": "images/001.png", "output": "mine"}]
     (drawn / "late.json").write_text(json.dumps(rows))
     summary = image_qa(str(drawn / "late.json"), str(tmp_path / "out"), endpoint=stub.url)
-    assert (summary.ok, summary.reasons) == (1, {"bad_row": 1})
+    assert (summary.ok, summary.reasons) == (100, {"bad_row": 1})
 
 
 def test_an_output_inside_the_folder_of_images_is_rejected(stub: Any, drawn: Path) -> None:

@@ -24,6 +24,9 @@ from prefect_imageqa.flows.circuit_breaker import WINDOW
 from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unused
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.parsing import parse as parsing
+from prefect_imageqa.tasks.parsing.qa_pairs import PARSER_VERSION
+
+OLD_PARSER, NEW_PARSER = (f"qa_pairs-v{PARSER_VERSION + more}" for more in (0, 1))
 
 WriteRows = Callable[[list[str]], str]
 Run = Callable[..., Any]
@@ -93,12 +96,12 @@ def test_a_changed_parser_reads_stored_completions(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run()
-    assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {"qa_pairs-v1"}
-    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {OLD_PARSER}
+    monkeypatch.setattr(parsing, "PARSER_VERSION", PARSER_VERSION + 1)
     newer = run()
     assert (newer.requests, newer.ok) == (0, 12)
     labels = [path.parent.name for path in stored(tmp_path / "out", "parts")]
-    assert (labels.count("qa_pairs-v1"), labels.count("qa_pairs-v2")) == (3, 3)
+    assert (labels.count(OLD_PARSER), labels.count(NEW_PARSER)) == (3, 3)
     raw = run(parsing=Parsing(require_pairs=False))
     assert (raw.requests, raw.ok) == (0, 12)
 
@@ -130,11 +133,11 @@ def test_rows_are_sent_once_whatever_changes_around_them(
     assert requests(texts, system_prompt="Be brief.") == 342
     assert requests(texts) == 0
     assert requests(texts, limits=Limits(batch_size=77, max_in_flight=9), endpoint=other) == 0
-    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    monkeypatch.setattr(parsing, "PARSER_VERSION", PARSER_VERSION + 1)
     assert requests(texts, limits=Limits(batch_size=31)) == 0
     assert {path.parent.name for path in stored(tmp_path / "out", "parts")} == {
-        "qa_pairs-v1",
-        "qa_pairs-v2",
+        OLD_PARSER,
+        NEW_PARSER,
     }
 
 
@@ -440,7 +443,7 @@ def test_an_interrupted_run_with_a_changed_parser_resumes_from_a_shared_cache(
     assert run().requests == 50
     texts += map(str, range(50, 80))
     assert run().requests == 30
-    monkeypatch.setattr(parsing, "PARSER_VERSION", 2)
+    monkeypatch.setattr(parsing, "PARSER_VERSION", PARSER_VERSION + 1)
     with monkeypatch.context() as patched:
         fail_on_parts(patched, first=2)
         with pytest.raises(ImageQAError, match="disk is full"):

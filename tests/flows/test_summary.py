@@ -34,6 +34,10 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
             {"rows": 2, "ok": 2, "duplicates": 1},
             "2 answered, 0 quarantined; 1 duplicate shares the outcome of another row",
         ),
+        (
+            {"rows": 2, "ok": 2, "pairs": 2, "lost_pairs": 3},
+            "2 answered, 0 quarantined; 3 more of their pairs could not be read",
+        ),
     ],
 )
 def test_a_summary_is_one_line(changed: dict[str, Any], line: str) -> None:
@@ -56,7 +60,7 @@ def test_answered_rows_as_a_dataframe(tmp_path: Path) -> None:
         {"image": "a.png", "1": "007", "date": "2024-01-02", "n": 2**70, "output": "x\u2028y"},
         {"image": ["b.png"], "1": "1e5", "date": None, "n": 0.1, "output": "half \ud83d"},
     ]
-    lines = b"".join(dump_record(record, None) + b"\n" for record in records)
+    lines = b"".join(dump_record(record) + b"\n" for record in records)
     ObjectStore(uri=str(tmp_path)).write(QA_JSONL, lines)
     frame = RunSummary(output=str(tmp_path)).to_pandas()
     assert list(frame.columns) == list(records[0])

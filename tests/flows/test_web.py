@@ -128,7 +128,11 @@ def test_private_hosts_can_be_allowed_but_not_the_metadata_address(
     assert {command for command, _ in Site.seen} == {"HEAD"}
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     names = {path.name for path in written if b"signed=secret" in path.read_bytes()}
-    assert names <= {"qa.jsonl", "pairs.parquet"}  # they contain the columns of the dataset
+    assert names <= {
+        "qa.jsonl",
+        "pairs.parquet",
+        "rows.parquet",
+    }  # they contain the columns of the dataset
 
 
 def test_a_run_whose_image_host_is_away_is_stopped(stub: Any, tmp_path: Path) -> None:

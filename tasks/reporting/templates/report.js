@@ -35,3 +35,20 @@ for (const button of buttons) {
 search.addEventListener("input", update);
 tools.hidden = false;
 update();
+
+const enlarged = document.getElementById("enlarged");
+document.querySelector(".cards").addEventListener("click", (event) => {
+  const image = event.target.closest(".images button")?.querySelector("img");
+  if (!image) return;
+  const close = document.createElement("button");
+  close.type = "button";
+  close.textContent = "Close";
+  const name = document.createElement("bdi");
+  name.textContent = image.alt;
+  const shown = image.cloneNode();
+  shown.loading = "eager";
+  enlarged.replaceChildren(shown, name, close);
+  enlarged.showModal();
+});
+// A click anywhere closes it, also beside it; so does the Escape key.
+enlarged.addEventListener("click", () => enlarged.close());

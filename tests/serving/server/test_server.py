@@ -146,7 +146,7 @@ def test_death_during_the_start_is_reported_with_the_log(
     server = VLLMServer(options("die"))
     with pytest.raises(ServerError, match="ended with code 3") as death:
         server.start()
-    assert str(death.value).splitlines()[1:] == ["RuntimeError: the weights are torn"]
+    assert str(death.value).splitlines()[1:] == ["  RuntimeError: the weights are torn"]
     assert str(server.log_file) in str(death.value)
 
 
@@ -287,7 +287,7 @@ def test_the_server_ends_with_a_killed_supervisor(options: Callable[..., ServerO
 def test_a_deleted_log_is_no_obstacle(options: Callable[..., ServerOptions]) -> None:
     with VLLMServer(options("serve")) as server:
         server.log_file.unlink()
-        assert str(server.error("stalled")).endswith("last lines:\n(empty)")
+        assert str(server.error("stalled")).endswith("last lines:\n  (empty)")
 
 
 def test_a_restart_preserves_url_and_log(options: Callable[..., ServerOptions]) -> None:

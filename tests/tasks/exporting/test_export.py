@@ -1,21 +1,31 @@
 import json
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError, StoreError
+from prefect_imageqa.tasks.exporting.dataset_columns import MAX_COLUMNS
 from prefect_imageqa.tasks.exporting.export import export_rows
-from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, pairs_of
+from prefect_imageqa.tasks.exporting.pairs_parquet import (
+    PAIRS,
+    PAIRS_SCHEMA,
+    ROWS,
+    ROWS_SCHEMA,
+    dataset_fields,
+    pairs_of,
+)
 from prefect_imageqa.tasks.exporting.qa_json import QA_JSON, QA_JSONL, dump_record
 from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
-from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.images.references import encode_png
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
 from prefect_imageqa.tasks.runs.run_record import RunCounts
@@ -25,7 +35,9 @@ from prefect_imageqa.tasks.storing.store import write_part
 
 PARTS = PassFolder().parts("qa_pairs-v1")
 
-PIXELS = bytes(range(256))
+PIXELS = encode_png(Image.new("RGB", (16, 16)))
+DIGEST = sha256(PIXELS).hexdigest()
+URI = f"data:image/png;base64,{b64encode(PIXELS).decode()}"
 
 
 def key(number: int) -> str:
@@ -57,10 +69,11 @@ def exported(
     ledger: Ledger,
     records: Iterable[dict[str, Any]],
     keys: Sequence[str],
-    image_key: str | None = "image",
+    image: str | None = "image",
+    conversation: str | None = None,
     **options: Any,
 ) -> RunCounts:
-    columns = Columns(image=image_key)
+    columns = Columns(image=image, conversation=conversation)
     return export_rows.fn(store, ledger, rows_of(records), keys, columns, **options)
 
 
@@ -68,12 +81,15 @@ def lines(store: ObjectStore, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.read(name).splitlines()]
 
 
-def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
+def table(store: ObjectStore, folder: Path, name: str = PAIRS) -> pa.Table:
     local = folder / "read.parquet"
-    local.write_bytes(store.read(PAIRS))
-    table = pq.read_table(local)
-    assert table.schema.equals(PAIRS_SCHEMA)
-    found: list[dict[str, Any]] = table.to_pylist()
+    local.write_bytes(store.read(name))
+    return pq.read_table(local)
+
+
+def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
+    """The export's own columns of `pairs.parquet`."""
+    found: list[dict[str, Any]] = table(store, folder).select(PAIRS_SCHEMA.names).to_pylist()
     return found
 
 
@@ -107,6 +123,16 @@ def test_exports_join_the_rows_with_their_answers_in_dataset_order(
             "key": key(1),
         }
     ]
+
+
+def test_pairs_that_could_not_be_read_are_counted_and_logged(
+    local: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = ledger_of(local, answered(0), replace(answered(1), lost=2), answered(2))
+    counts = exported(local, ledger, [{}, {}, {}], [key(number) for number in range(3)])
+    assert counts.lost_pairs == 2
+    assert "2 pairs in the replies of answered rows could not be read" in caplog.text
+    assert "the first in that of d:1;" in caplog.text
 
 
 def test_duplicate_rows_share_one_answer(local: ObjectStore, tmp_path: Path) -> None:
@@ -197,23 +223,72 @@ def test_a_row_neither_answered_nor_quarantined_is_reported(local: ObjectStore) 
 
 
 @pytest.mark.parametrize(
-    "value",
-    [PIXELS, [PIXELS], {"bytes": PIXELS, "path": None}, [{"bytes": PIXELS, "path": "a.png"}]],
-    ids=["bytes", "list", "Hugging Face", "Hugging Face list"],
+    ("value", "names"),
+    [
+        (PIXELS, ["row-000000"]),
+        ([PIXELS, PIXELS], ["row-000000", "row-000000-2"]),
+        ({"bytes": PIXELS, "path": None}, ["row-000000"]),
+        ([{"bytes": PIXELS, "path": "a.png"}], ["a.png"]),
+        (URI, ["row-000000"]),
+        (f" {URI[:40]}\n{URI[40:]}", ["row-000000"]),
+        (URI.replace(";", ";charset=x; ").replace("base64", "BASE64 "), ["row-000000"]),
+        (f"data:,{b64encode(PIXELS).decode()}", ["row-000000"]),
+        (b64encode(PIXELS).decode(), ["row-000000"]),
+        (Image.new("RGB", (2, 2)), ["row-000000"]),
+    ],
+    ids=[
+        "bytes",
+        "list",
+        "Hugging Face",
+        "Hugging Face list",
+        "data URI",
+        "lines",
+        "odd URI",
+        "unmarked URI",
+        "base64",
+        "PIL",
+    ],
 )
-@pytest.mark.parametrize("image_key", ["image", None], ids=["image column", "any column"])
-def test_embedded_images_become_data_uris_that_can_be_loaded(
-    value: Any, image_key: str | None, local: ObjectStore, tmp_path: Path
+def test_embedded_images_are_named_not_copied(
+    value: Any, names: list[str], local: ObjectStore, tmp_path: Path
 ) -> None:
+    exported(local, ledger_of(local, answered(0)), [{"image": value, "id": 1}], [key(0)])
+    assert [pair["image"] for pair in pairs(local, tmp_path)] == [names]
+    assert [row["image"] for row in table(local, tmp_path, ROWS).to_pylist()] == [names]
+    (line,) = lines(local, QA_JSONL)
+    assert list(line) == ["image", "id", "output"]
+    references = line["image"] if isinstance(value, list) else [line["image"]]
+    assert [reference["path"] for reference in references] == names
+    if not isinstance(value, Image.Image):
+        assert {(reference["sha256"], reference["size"]) for reference in references} == {
+            (DIGEST, len(PIXELS))
+        }
+
+
+def test_embedded_data_is_replaced_in_every_column_and_nothing_else_is(local: ObjectStore) -> None:
+    turn = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URI}}]}
+    texts = {"text": "data: see the base64, table", "long": "word " * 2000, "broken": f"{URI}!"}
+    record: dict[str, Any] = {"image": "a.png", "mask": {"bytes": PIXELS, "path": "m.png"}}
+    record["messages"] = [turn]
+    replied = replace(answered(0), text=URI)
+    exported(local, ledger_of(local, replied), [{**record, **texts}], [key(0)])
+    (line,) = lines(local, QA_JSONL)
+    reference: dict[str, Any] = {"sha256": DIGEST, "size": len(PIXELS)}
+    expected = dict(record)
+    expected["mask"] = {"path": "m.png", **reference}
+    part = {"type": "image_url", "image_url": {"url": reference}}
+    expected["messages"] = [{"role": "user", "content": [part]}]
+    assert line == {**expected, **texts, "output": URI}
+
+
+def test_images_in_a_conversation_are_named(local: ObjectStore, tmp_path: Path) -> None:
+    parts = [{"type": "image", "image": image} for image in ("a.png", URI, "b.png")]
+    record = {"messages": [{"role": "user", "content": parts}], "__key__": "sample7"}
     ledger = ledger_of(local, answered(0))
-    exported(local, ledger, [{"image": value, "id": 1}], [key(0)], image_key)
-    (row,) = open_dataset(local.uri_of(QA_JSONL)).rows()
-    (ref,) = image_refs(row.record["image"], ImageBase(folder=str(tmp_path)))
-    assert ImageReader(1000).read(ref) == PIXELS
-    if image_key:
-        written = json.dumps(row.record["image"])
-        assert "data:application/octet-stream;base64," in written
-        assert "bytes" not in written
+    exported(local, ledger, [record], [key(0)], image="messages", conversation="messages")
+    assert [pair["image"] for pair in pairs(local, tmp_path)] == [["a.png", "sample7", "b.png"]]
+    content = lines(local, QA_JSONL)[0]["messages"][0]["content"]
+    assert content[1]["image"] == {"path": "sample7", "sha256": DIGEST, "size": len(PIXELS)}
 
 
 @pytest.mark.parametrize(
@@ -221,20 +296,117 @@ def test_embedded_images_become_data_uris_that_can_be_loaded(
     [
         ("a.png", ["a.png"]),
         (["a.png", {"path": "b.png", "bytes": PIXELS}], ["a.png", "b.png"]),
-        ("data:image/png;base64,AAAA", []),
-        (PIXELS, []),
-        ({"bytes": PIXELS, "path": None}, []),
+        ({"url": "https://host/c.png"}, ["https://host/c.png"]),
+        ([{"image_url": {"url": URI}}, {"image_url": "c.png"}], ["row-000000", "c.png"]),
+        (f"{'A' * 100}/b", [f"{'A' * 100}/b"]),
+        ("", []),
         (None, []),
         (5, []),
         ("caf\udce9.png", ["caf?.png"]),
     ],
-    ids=["path", "list", "data URI", "bytes", "Hugging Face", "none", "number", "not UTF-8"],
+    ids=["path", "list", "URL", "OpenAI", "long path", "empty", "none", "number", "not UTF-8"],
 )
 def test_pairs_have_the_paths_of_their_images(
     value: Any, names: list[str], local: ObjectStore, tmp_path: Path
 ) -> None:
     exported(local, ledger_of(local, answered(0)), [{"image": value}], [key(0)])
     assert [pair["image"] for pair in pairs(local, tmp_path)] == [names]
+
+
+def test_pairs_and_rows_carry_the_datasets_small_columns(
+    local: ObjectStore, tmp_path: Path
+) -> None:
+    record = {"id": 7, "image": "a.png", "messages": [{"role": "user", "content": "What?"}]}
+    record |= {"split": "train", "score": 0.5, "seen": True, "tags": ["a"], "text": "x" * 1001}
+    record |= {"mask": PIXELS, "answer": "mine", "dataset_answer": "two", "row": 3, "none": None}
+    ledger = ledger_of(local, replace(answered(0, pairs=2), reasoning="Hm. \ud83d"))
+    exported(local, ledger, [record], [key(0)], conversation="messages")
+    small = {"id": 7, "split": "train", "score": 0.5, "seen": True, "tags": '["a"]'}
+    small |= {"dataset_answer": "mine", "dataset_dataset_answer": "two", "dataset_row": 3}
+    small |= {"none": None}
+    own = {"row": 0, "key": key(0), "image": ["a.png"]}
+    qa = [{"pair": n, "question": f"Q0.{n}", "answer": f"A0.{n}"} for n in range(2)]
+    assert table(local, tmp_path).to_pylist() == [{**own, **pair, **small} for pair in qa]
+    rows = table(local, tmp_path, ROWS)
+    assert rows.to_pylist() == [{**own, "reply": "raw 0", "reasoning": "Hm. ?", **small}]
+    assert [str(field.type) for field in dataset_fields(rows.schema, ROWS_SCHEMA)] == [
+        *("int64", "string", "double", "bool", "string", "string", "string", "int64", "string")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "type_", "values"),
+    [
+        (1, 2**53, "int64", [1, 2**53]),
+        (1, 2**60, "int64", [1, 2**60]),
+        (1, 0.5, "double", [1.0, 0.5]),
+        (2**60, 0.5, "string", [str(2**60), "0.5"]),
+        (1, 2**70, "string", ["1", str(2**70)]),
+        (1, "one", "string", ["1", "one"]),
+        (True, "yes", "string", ["true", "yes"]),
+        (True, 1, "string", ["true", "1"]),
+        (0.5, math.nan, "double", [0.5, None]),
+        (None, 3, "int64", [None, 3]),
+        ("a", {"b": [1, None]}, "string", ["a", '{"b": [1, null]}']),
+        ("a", "half \ud83d", "string", ["a", "half ?"]),
+        (None, None, "string", [None, None]),
+        ("a", "x" * 1001, None, None),
+        (b"bytes", "a", None, None),
+        ("a", {"b": PIXELS}, None, None),
+        ("a", ["x" * 1001], None, None),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("pairs_between", [1, 5000], ids=["one group", "groups"])
+def test_a_column_has_one_type_that_fits_all_its_values(
+    first: Any,
+    later: Any,
+    type_: str | None,
+    values: list[Any] | None,
+    pairs_between: int,
+    local: ObjectStore,
+    tmp_path: Path,
+) -> None:
+    """Also if the row that needs it comes after a row group has been written."""
+    ledger = ledger_of(local, answered(0), answered(1, pairs_between), answered(2))
+    records = [{"image": "a", "x": first}, {"image": "b"}, {"image": "c", "x": later}]
+    exported(local, ledger, records, [key(number) for number in range(3)])
+    for name in (PAIRS, ROWS):
+        found = table(local, tmp_path, name)
+        assert ("x" in found.column_names) is (type_ is not None)
+        if type_ is not None:
+            column = found.column("x")
+            assert str(column.type) == type_
+            assert [column[0].as_py(), column[-1].as_py()] == values
+            assert column.null_count == len(found) - 2 + (values or []).count(None)
+    assert sorted(name for name in local.list() if "/" not in name) == [
+        *(PAIRS, QA_JSONL, QUARANTINE_JSONL, ROWS)
+    ]
+
+
+def test_the_number_of_columns_is_bounded(local: ObjectStore, tmp_path: Path) -> None:
+    ledger = ledger_of(local, *(answered(number) for number in range(3)))
+    records = [{"image": "a", **{f"{row}-{n}": n for n in range(90)}} for row in range(3)]
+    records[0] |= {"x" * 300: 1, "\ud83d": 1}
+    exported(local, ledger, records, [key(number) for number in range(3)])
+    names = table(local, tmp_path).column_names[len(PAIRS_SCHEMA) :]
+    assert len(names) == MAX_COLUMNS - 2
+    assert names[:91] == [*(f"0-{n}" for n in range(90)), "1-0"]
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [({}, "reasoning"), ({"reasoning": "mine"}, "model_reasoning")],
+    ids=["free", "taken"],
+)
+def test_reasoning_is_beside_the_reply(
+    record: dict[str, Any], name: str, local: ObjectStore
+) -> None:
+    ledger = ledger_of(local, replace(answered(0), reasoning="Hm."), answered(1))
+    exported(local, ledger, [{"image": "a", **record}, {"image": "b"}], [key(0), key(1)])
+    first, second = lines(local, QA_JSONL)
+    assert list(first.items())[-2:] == [(name, "Hm."), ("output", "raw 0")]
+    assert second == {"image": "b", "output": "raw 1"}
 
 
 def strict(data: bytes) -> Any:
@@ -266,5 +438,4 @@ def strict(data: bytes) -> Any:
     ],
 )
 def test_any_value_is_strict_json(value: Any, written: Any) -> None:
-    assert strict(dump_record({"x": value}, None)) == {"x": written}
-    assert strict(dump_record({"x": value}, "x")) == {"x": written}
+    assert strict(dump_record({"x": value})) == {"x": written}

@@ -193,16 +193,31 @@ def test_status_has_the_runs_and_the_stored_objects(
     counts = status.stored[PARSE]
     assert (counts.answered, counts.quarantined) == (9, 3)
     assert status.stored["other-1234"].answered == 0
+    assert not status.others[PARSE].answered
+    assert not status.others[PARSE].quarantined
     assert status.unparsed == 1
     assert {kind: objects.count for kind, objects in status.objects.items()} == {
         "completions": 4,
         "parts": 3,
         "keys": 1,
         "runs": 2,
-        "exports": 4,
+        "exports": 5,
         "other": 1,
     }
     assert status.objects["keys"] == Objects(1, 16 * ROWS)
+
+
+def test_status_counts_the_rows_that_are_not_of_the_last_run(completed_twice: ObjectStore) -> None:
+    """The row without an image is of both configurations."""
+    status = output_status(completed_twice)
+    assert status is not None
+    stored, others = status.stored[PARSE], status.others[PARSE]
+    assert (stored.answered, stored.quarantined) == (18, 5)
+    assert (others.answered, others.quarantined) == (9, 2)
+    completed_twice.remove(f"{FOLDER.keys}/b/d")
+    status = output_status(completed_twice)
+    assert status is not None
+    assert status.others[PARSE].answered == 18
 
 
 @pytest.mark.parametrize(("ago", "live"), [(5, True), (65, False)])
@@ -243,7 +258,7 @@ def test_a_complete_output_has_no_problems(store: ObjectStore, complete: Complet
     complete(store, "a")
     verified = verify(store)
     assert verified.problems == []
-    assert (verified.rows, verified.objects) == (ROWS, 3 + 3 + 1 + 1 + 4 + 1)
+    assert (verified.rows, verified.objects) == (ROWS, 3 + 3 + 1 + 1 + 5 + 1)
 
 
 def test_the_json_array_is_optional(local: ObjectStore, complete: Complete) -> None:
@@ -326,14 +341,24 @@ def edit_answer(**changed: Any) -> Callable[[ObjectStore], None]:
 
 
 def edit_pairs(
-    change: Callable[[list[dict[str, Any]]], object],
+    change: Callable[[list[dict[str, Any]]], object], name: str = "pairs.parquet"
 ) -> Callable[[ObjectStore], None]:
     def apply(store: ObjectStore) -> None:
-        path = Path(store.uri_of("pairs.parquet"))
+        path = Path(store.uri_of(name))
         table = pq.read_table(path)
         rows = table.to_pylist()
         change(rows)
         pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
+
+    return apply
+
+
+def replace_table(
+    name: str, change: Callable[[pa.Table], pa.Table]
+) -> Callable[[ObjectStore], None]:
+    def apply(store: ObjectStore) -> None:
+        path = Path(store.uri_of(name))
+        pq.write_table(change(pq.read_table(path)), path)
 
     return apply
 
@@ -433,6 +458,30 @@ PROBLEMS: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
     "pair of a quarantined row": (
         edit_pairs(lambda rows: rows[3].update(row=3)),
         r"pairs.parquet: pair of a row that is in quarantine.jsonl \(row 3\)",
+    ),
+    "column missing": (
+        replace_table("pairs.parquet", lambda table: table.drop_columns("image")),
+        r"pairs.parquet: corrupted; run the same",
+    ),
+    "column of another type": (
+        replace_table("rows.parquet", lambda table: table.append_column("x", table["image"])),
+        r"rows.parquet: corrupted; run the same",
+    ),
+    "row missing": (
+        edit_pairs(lambda rows: rows.pop(1), "rows.parquet"),
+        r"rows.parquet: 8 rows, but the manifest counts 9; run the same",
+    ),
+    "row duplicated": (
+        edit_pairs(lambda rows: rows.insert(1, rows[0]), "rows.parquet"),
+        r"rows.parquet: row out of order or duplicate \(row 0\)",
+    ),
+    "quarantined row in rows": (
+        edit_pairs(lambda rows: rows[3].update(row=3, key=key(3, "a")), "rows.parquet"),
+        r"rows.parquet: row that is in quarantine.jsonl \(row 3\)",
+    ),
+    "row with another key": (
+        edit_pairs(lambda rows: rows[0].update(key=key(9, "z")), "rows.parquet"),
+        r"rows.parquet: row with another row key than in the dataset \(row 0\)",
     ),
 }
 

@@ -203,34 +203,6 @@ def test_transparent_pixels_become_white(data: bytes, limits: ImageSettings) -> 
     assert not _is(image, (image.width // 4, 10), WHITE)
 
 
-def _ramp(dtype: str, low: float, high: float) -> Image.Image:
-    return Image.fromarray(np.linspace(low, high, 256 * 16).reshape(16, 256).astype(dtype))
-
-
-DEEP = {
-    "png-16": _encoded(_ramp("uint16", 0, 65535), "PNG"),
-    "tiff-16": _encoded(_ramp("uint16", 0, 65535), "TIFF"),
-    "pgm-16": _encoded(_ramp("uint16", 0, 65535), "PPM"),
-    "tiff-32": _encoded(_ramp("int32", -1000, 1_000_000), "TIFF"),
-    "tiff-float": _encoded(_ramp("float32", -2.5, 0.5), "TIFF"),
-}
-
-
-@pytest.mark.parametrize("data", DEEP.values(), ids=DEEP.keys())
-def test_deep_grey_is_scaled_to_8_bits(data: bytes) -> None:
-    values = np.asarray(_prepared(data)).astype(int)
-    expected = np.linspace(0, 255, values.size).reshape(values.shape)
-    assert np.abs(values - expected).max() <= 1.01
-
-
-def test_nan_pixels_become_black() -> None:
-    pixels = np.full((16, 16), 2.0, np.float32)
-    pixels[0, 0] = np.nan
-    values = np.asarray(_prepared(_encoded(Image.fromarray(pixels), "TIFF")))
-    assert values[0, 0] == 0
-    assert values[8, 8] == 255
-
-
 def test_one_bit_images_become_grey() -> None:
     image = Image.new("1", (16, 16), 1)
     assert _prepared(_encoded(image, "PNG")).getpixel((8, 8)) == 255
@@ -264,23 +236,33 @@ def test_metadata_is_dropped_when_an_image_is_re_encoded() -> None:
 
 
 NOT_IMAGES = {
-    "empty": b"",
-    "text": b"A cat.",
-    "html": b"<!DOCTYPE html><html><body>404</body></html>",
-    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-    "pdf": b"%PDF-1.7\n",
-    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "wmf": b"\xd7\xcd\xc6\x9a\0\0",
-    "fits": b"SIMPLE  =                    T",
-    "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
-    "plain-ppm": b"P3\n9 9\n255\n",
-    "zip": b"PK\x03\x04",
+    "it is empty": b"",
+    "it is text": b"A cat.",
+    "it is an HTML page": b"\n<!DOCTYPE html><html><body>404</body></html>",
+    "it is an SVG drawing": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "it is XML": b"<?xml version='1.0'?><a/>",
+    "it is a PDF file": b"%PDF-1.7\n",
+    "it is a PostScript file": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "its kind is unknown": b"\xd7\xcd\xc6\x9a\0\0",
+    "it is a HEIC file": b"\0\0\0\x18ftypheic\0\0\0\0",
+    "it is a video": b"\0\0\0\x18ftypisom\0\0\0\0",
+    "it is a PPM file in plain text": b"P3\n9 9\n255\n",
+    "it is a ZIP file": b"PK\x03\x04",
+    "it is a gzip file": b"\x1f\x8b\x08",
+    "it is a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:",
 }
 
 
-@pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES.keys())
-def test_a_file_that_is_no_image_is_refused(data: bytes) -> None:
-    assert _refused(data).problem.kind is Kind.NOT_AN_IMAGE
+@pytest.mark.parametrize(("what", "data"), NOT_IMAGES.items(), ids=NOT_IMAGES.keys())
+def test_a_file_that_is_no_image_is_refused(what: str, data: bytes) -> None:
+    error = _refused(data)
+    assert error.problem.kind is Kind.NOT_AN_IMAGE
+    assert what in str(error)
+
+
+def test_nothing_of_a_file_that_is_no_image_is_shown() -> None:
+    for secret in (b"root:$6$secret:19000:0:99999:7:::\n", b"\1secret", b"<secret/>"):
+        assert "secret" not in str(_refused(secret))
 
 
 BOMB = zlib.compress(b"\0" * 80_000_000, 9)
@@ -396,7 +378,7 @@ _HEADS = [data[:size] for data in COMPLETE.values() for size in (4, 16, 64, 300)
 
 
 @pytest.mark.parametrize("data", COMPLETE.values(), ids=COMPLETE.keys())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(fraction=_fractions)
 def test_a_truncated_file_is_refused_or_still_opens(data: bytes, fraction: float) -> None:
     result = _result(data[: int(len(data) * fraction)])
@@ -417,22 +399,6 @@ def test_files_truncated_in_the_middle_are_refused(kind: str) -> None:
 )
 def test_random_bytes_only_raise_row_errors(head: bytes, tail: bytes) -> None:
     result = _result(head + tail)
-    assert result is None or result.width <= DEFAULT.max_side
-
-
-@pytest.mark.parametrize("data", COMPLETE.values(), ids=COMPLETE.keys())
-@settings(deadline=None, max_examples=40)
-@given(
-    changes=st.lists(st.tuples(_fractions, st.binary(min_size=1, max_size=4))),
-)
-def test_corrupted_bytes_only_raise_row_errors(
-    data: bytes, changes: list[tuple[float, bytes]]
-) -> None:
-    corrupted = bytearray(data)
-    for fraction, junk in changes:
-        at = int(len(data) * fraction)
-        corrupted[at : at + len(junk)] = junk
-    result = _result(bytes(corrupted))
     assert result is None or result.width <= DEFAULT.max_side
 
 

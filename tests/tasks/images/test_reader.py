@@ -9,12 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fault_proxy import FaultProxy, s3_error
+from PIL import Image
 from prefect_imageqa.tasks.errors import StoreUnavailableError
+from prefect_imageqa.tasks.images import reader as reader_module
 from prefect_imageqa.tasks.images.file_digests import FileDigests
+from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
+from prefect_imageqa.tasks.images.untrusted_files import hash_file
 from prefect_imageqa.tasks.object_store import patience
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.credentials import S3Credentials
@@ -52,13 +57,13 @@ def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collects the files that were hashed."""
     files: list[Any] = []
-    digest = hashlib.file_digest
+    digest = hash_file
 
-    def record(file: Any, kind: str) -> Any:
+    def record(file: Any, max_bytes: int) -> Any:
         files.append(file)
-        return digest(file, kind)
+        return digest(file, max_bytes)
 
-    monkeypatch.setattr(hashlib, "file_digest", record)
+    monkeypatch.setattr(reader_module, "hash_file", record)
     return files
 
 
@@ -93,6 +98,57 @@ def test_only_regular_files_are_read(method: Method, tmp_path: Path) -> None:
     paths = [f"{tmp_path}/{name}" for name in ("pipe.png", "loop.png", "missing.png", "")]
     for path in [*paths, "/dev/zero"]:
         assert problem_of(method, ImageRef(path=path)).problem.kind is Kind.IMAGE_MISSING
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/proc/self/pagemap", "/proc/self/environ", "/proc/cpuinfo", "/sys/kernel/uevent_seqnum"],
+)
+@METHODS
+def test_no_files_of_pseudo_file_systems_are_read(
+    method: Method, path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link.png").symlink_to(path)
+    for name in (path, str(tmp_path / "link.png")):
+        error = problem_of(method, ImageRef(path=name), max_bytes=10**9)
+        assert error.problem.kind is Kind.IMAGE_REFUSED
+        assert "is a file of the operating system" in str(error)
+
+
+@METHODS
+def test_what_is_read_counts_and_not_the_size_that_is_stated(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"x" * 1000)
+    fstat = os.fstat
+
+    def state_nothing(number: int) -> os.stat_result:
+        info = fstat(number)
+        return os.stat_result((*info[:6], 0, *info[7:]), {"st_dev": info.st_dev})
+
+    monkeypatch.setattr(os, "fstat", state_nothing)
+    ref = ImageRef(path=f"{tmp_path}/a.png")
+    with ImageReader(100) as reader:
+        if method is ImageReader.read:
+            assert len(reader.read(ref)) <= 100
+        else:
+            with pytest.raises(RowError, match="larger than the limit"):
+                method(reader, ref)
+
+
+def test_scaled_images_are_counted_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    depths = np.arange(64 * 64, dtype="uint16").reshape(64, 64)
+    Image.fromarray(depths).save(tmp_path / "depth.png")
+    Image.fromarray(depths * 16).save(tmp_path / "deep.png")
+    with ImageReader() as reader:
+        for name in ("depth.png", "depth.png", "deep.png"):
+            reader.prepare(ImageRef(path=f"{tmp_path}/{name}"), ImageSettings())
+        assert not caplog.records
+    reader.close()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 images with grey values of more than 8 bits")
 
 
 def test_an_unchanged_file_is_read_once(old_file: Path, tmp_path: Path, hashed: list[Any]) -> None:
@@ -134,17 +190,17 @@ def test_the_digest_of_a_just_changed_file_is_not_cached(tmp_path: Path, hashed:
 def test_the_digest_of_a_file_that_changes_during_hashing_is_not_cached(
     old_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = hashlib.file_digest
+    digest = hash_file
 
-    def change_after_hashing(file: Any, kind: str) -> Any:
-        found = digest(file, kind)
+    def change_after_hashing(file: Any, max_bytes: int) -> Any:
+        found = digest(file, max_bytes)
         old_file.write_bytes(b"longer")
         return found
 
     ref = ImageRef(path=str(old_file))
     with ImageReader(9, digests=FileDigests(tmp_path / "d.sqlite")) as reader:
         with monkeypatch.context() as patch:
-            patch.setattr(hashlib, "file_digest", change_after_hashing)
+            patch.setattr(reader_module, "hash_file", change_after_hashing)
             reader.identify(ref)
         assert reader.identify(ref) == sha256(b"longer")
 
@@ -201,6 +257,18 @@ def test_images_on_s3(s3: str, tmp_path: Path) -> None:
         assert reader.read(empty) == b""
     for method in (ImageReader.read, ImageReader.identify):
         assert problem_of(method, ref, max_bytes=4).problem.kind is Kind.IMAGE_TOO_LARGE
+
+
+def test_an_object_on_s3_is_found_under_another_spelling(s3: str, tmp_path: Path) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("u\u0308 a.png", b"12345")
+    with ImageReader(5) as reader:
+        for path in ("\u00fc a.png", "u\u0308%20a.png"):
+            (ref,) = image_refs(path, ImageBase(store.uri))
+            assert reader.read(ref) == b"12345"
+            assert reader.identify(ref).endswith(":5")
+    (out,) = image_refs("x/%2e%2e/u\u0308 a.png", ImageBase(store.uri))
+    assert problem_of(ImageReader.read, out).problem.kind is Kind.IMAGE_MISSING
 
 
 @METHODS

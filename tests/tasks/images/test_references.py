@@ -1,7 +1,9 @@
 import base64
 import io
+import unicodedata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import pytest
@@ -11,6 +13,8 @@ from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 
 BYTES = b"not decoded here"
+JPEG = b"\xff\xd8\xff\xfe\xff\xfb" + bytes(range(250))
+TEXT = base64.b64encode(JPEG).decode()
 URI = f"data:image/png;base64,{base64.b64encode(BYTES).decode()}"
 
 
@@ -61,6 +65,23 @@ def test_a_missing_value_gives_no_images(value: Any) -> None:
         ([{"bytes": BYTES, "path": None}], [BYTES]),
         (BYTES, [BYTES]),
         (bytearray(BYTES), [BYTES]),
+        ({"url": "a.png"}, [b"a"]),
+        ({"type": "image", "image": "a.png"}, [b"a"]),
+        ({"type": "image_url", "image_url": {"url": URI, "detail": "low"}}, [BYTES]),
+        ([{"type": "image_url", "image_url": "a.png"}, {"image": BYTES}], [b"a", BYTES]),
+        (TEXT, [JPEG]),
+        ("\n".join(TEXT[i : i + 76] for i in range(0, len(TEXT), 76)), [JPEG]),
+        (base64.urlsafe_b64encode(JPEG).decode().rstrip("="), [JPEG]),
+        (f"data:image/jpeg;base64, {TEXT[:40]} {TEXT[40:]}", [JPEG]),
+        (f"DATA: image/jpeg ; charset=utf-8 ; base64 ,{TEXT}", [JPEG]),
+        (f"data:;base64,{TEXT.rstrip('=')}", [JPEG]),
+        (f"data:image/jpeg,{TEXT}", [JPEG]),
+        (f"data:image/jpeg;base64,{quote(TEXT, safe='')}", [JPEG]),
+        (f"data:image/jpeg;base64,{base64.urlsafe_b64encode(JPEG).decode()}", [JPEG]),
+        (r"sub\b.png", [b"b"]),
+        (r"C:\sub\b.png", [b"b"]),
+        ("D:/sub/b.png", [b"b"]),
+        ("sub%2Fb.png", [b"b"]),
     ],
 )
 def test_every_form_of_an_image_column(folder: Path, value: Any, expected: list[bytes]) -> None:
@@ -98,6 +119,15 @@ def test_a_pil_image_is_encoded_as_png(mode: str) -> None:
     assert (again.format, again.size) == ("PNG", (4, 3))
 
 
+@pytest.mark.parametrize("mode", ["I", "F", "I;16B"])
+def test_depths_in_a_pil_image_are_scaled_to_what_it_holds(mode: str) -> None:
+    depths = Image.frombytes("I;16", (4, 1), b"\1\0\2\0\3\0\4\0")
+    image = depths.convert("I") if mode == "I" else depths.convert("I").convert(mode)
+    (ref,) = image_refs(image, ImageBase())
+    with Image.open(io.BytesIO(ref.data or b"")) as again:
+        assert again.convert("L").getextrema() == (0, 255)
+
+
 def test_a_pil_image_is_stored_upright() -> None:
     image = Image.new("RGB", (4, 3))
     image.getexif()[0x0112] = 6
@@ -130,12 +160,18 @@ def test_a_pil_image_is_stored_upright() -> None:
         ("data:text/plain,hello", Kind.BAD_ROW, "must have the form data:image"),
         (17, Kind.BAD_ROW, "holds a int"),
         ([True], Kind.BAD_ROW, "holds a bool"),
-        ({"url": "a.png"}, Kind.BAD_ROW, "holds a dict"),
+        ({"type": "text", "text": "a.png"}, Kind.BAD_ROW, "holds a dict"),
+        ({"url": "file:///etc/passwd"}, Kind.IMAGE_REFUSED, "file:// images are not fetched"),
         ([[[[[[[[[["a.png"]]]]]]]]]], Kind.BAD_ROW, "holds a list"),
         ("missing.png", Kind.IMAGE_MISSING, "no file 'missing.png' in "),
         (["a.png", "missing.png"], Kind.IMAGE_MISSING, "missing.png"),
         ("sub", Kind.IMAGE_MISSING, "no file 'sub'"),
-        ("x" * 5000, Kind.IMAGE_MISSING, "xxx...'"),
+        ("x" * 5000, Kind.BAD_ROW, "a text of 5,000 characters is no path, and no image in base64"),
+        (f"{'x' * 300}.png", Kind.BAD_ROW, "a text of 304 characters is no path"),
+        (f"{base64.b64encode(JPEG).decode()}x===", Kind.BAD_ROW, "in base64 with invalid base64"),
+        (r"C:\data\none.png", Kind.IMAGE_MISSING, "it is a path of a Windows machine"),
+        (r"\\server\none.png", Kind.IMAGE_MISSING, "it is a path of a Windows machine"),
+        ("ü.png", Kind.IMAGE_MISSING, "(Unicode NFC and NFD)"),
         ("\ud800", Kind.BAD_ROW, r"'\ud800' is not a path"),
         ("s3://b/\ud800.png", Kind.BAD_ROW, r"'s3://b/\ud800.png' is not a path"),
         ("S3://b/\udcff.png", Kind.BAD_ROW, r"\udcff.png' is not a path"),
@@ -254,3 +290,51 @@ def test_a_corrupted_pil_image_fails_only_its_row() -> None:
     Image.effect_noise((64, 64), 50).save(encoded, "PNG")
     with Image.open(io.BytesIO(encoded.getvalue()[:-2000])) as image:
         assert problem_of(image, ImageBase()).problem.kind == Kind.IMAGE_BROKEN
+
+
+@pytest.mark.parametrize("root", [False, True], ids=["folder", "root"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_are_the_same_file(
+    folder: Path, form: Any, root: bool
+) -> None:
+    for name in ("학점 é.jpg", "Å\u0301 b.jpg"):
+        (folder / unicodedata.normalize("NFD", name)).write_bytes(b"u")
+        base = ImageBase(str(folder), str(folder) if root else None)
+        assert read_all(unicodedata.normalize(form, name), base) == [b"u"]
+
+
+def test_a_file_is_found_as_it_is_written_before_any_other_spelling(folder: Path) -> None:
+    for name in ("a%20b.png", "a b.png", "c\\d.png", "\u00e9.png", "e\u0301.png"):
+        (folder / name).write_bytes(name.encode())
+        assert read_all(name, ImageBase(str(folder))) == [name.encode()]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a//b.png", "s3://b/data/a//b.png"),
+        ("./a/../c//d.png", "s3://b/data/c//d.png"),
+        ("..//a.png", "s3://b//a.png"),
+        ("s3://b//a//b.png", "s3://b//a//b.png"),
+    ],
+)
+def test_empty_parts_of_keys_on_s3_are_kept(path: str, expected: str) -> None:
+    assert image_refs(path, ImageBase("s3://b/data")) == (ImageRef(path=expected),)
+
+
+def test_a_confined_dataset_is_not_left(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder.parent / "cwd" / "c.png")
+    base = ImageBase(str(folder), is_confined=True)
+    assert read_all(["a.png", f"{folder}/sub/b.png", URI], base) == [b"a", b"b", BYTES]
+    assert image_refs("http://host/a.png", base) == (ImageRef(path="http://host/a.png"),)
+    for path in ("../cwd/c.png", "link.png", f"{folder.parent}/cwd/c.png", "s3://b/a.png"):
+        assert problem_of(path, base).problem.kind == Kind.IMAGE_REFUSED, path
+    assert problem_of("c.png", base).problem.kind == Kind.IMAGE_MISSING
+
+
+def test_a_confined_dataset_on_s3_stays_in_its_bucket(folder: Path) -> None:
+    base = ImageBase("s3://b/data", is_confined=True)
+    for path in ("a.png", "s3://b/data/a.png", "../data/a.png"):
+        assert image_refs(path, base) == (ImageRef(path="s3://b/data/a.png"),)
+    for path in ("s3://other/a.png", "s3://b2/a.png", f"{folder}/a.png", "../../other/a.png"):
+        assert problem_of(path, base).problem.kind == Kind.IMAGE_REFUSED, path

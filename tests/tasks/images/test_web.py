@@ -20,7 +20,12 @@ from aiohttp.client_reqrep import ConnectionKey
 from prefect_imageqa.serving.client.responses import retry_after_seconds
 from prefect_imageqa.tasks.images import web as web_images
 from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.images.web import MAX_ATTEMPTS, MAX_REQUESTS_PER_HOST, WebImages
+from prefect_imageqa.tasks.images.web import (
+    MAX_ATTEMPTS,
+    MAX_REQUESTS_PER_HOST,
+    MAX_SLOW_IMAGES,
+    WebImages,
+)
 from prefect_imageqa.tasks.images.web_addresses import (
     CheckedResolver,
     RefusedAddressError,
@@ -42,7 +47,7 @@ class Reply:
     """How the site responds.
 
     `head` is the status for HEAD requests if it differs; `delay` is in seconds, before the reply
-    starts; `times` repeats the body.
+    starts; `times` repeats the body, with a `pause` in seconds after each.
     """
 
     body: bytes = IMAGE
@@ -51,6 +56,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0
     times: int = 1
+    pause: float = 0
 
 
 @dataclass
@@ -117,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for _ in range(reply.times if body else 0):
             self.wfile.write(reply.body)
+            if reply.pause:
+                site.released.wait(reply.pause)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +342,7 @@ def test_a_silent_server_times_out(
     url = site.put("/a.png", Reply(delay=60))
     for method in (local.read, local.identify):
         assert problem_of(method, url).problem.kind is Kind.TIMEOUT
-    assert attempts == ["GET"] * MAX_ATTEMPTS + ["HEAD"] * MAX_ATTEMPTS
+    assert attempts == ["GET", "HEAD"]  # the time for retries is over
 
 
 def test_redirects_share_the_timeout_of_one_image(
@@ -719,7 +727,7 @@ def test_a_silent_host_is_skipped_for_a_while(
     assert problem_of(local.read, url).problem.kind is Kind.TIMEOUT
     error = problem_of(local.read, url)
     assert "was unreachable a moment ago" in error.problem.message
-    assert len(attempts) == MAX_ATTEMPTS
+    assert len(attempts) == 1
 
 
 def test_a_host_with_one_silent_url_is_not_skipped(
@@ -736,3 +744,29 @@ def test_a_host_with_one_silent_url_is_not_skipped(
         assert local.read(good) == IMAGE
         assert waiting.result().problem.kind is Kind.TIMEOUT
     assert local.read(good) == IMAGE
+
+
+DRIPPING = Reply(b"x", headers={"Content-Length": str(LIMIT)}, times=LIMIT, pause=0.05)
+
+
+def test_an_image_that_drips_is_not_asked_for_again_and_its_host_is_skipped(
+    site: Site, local: WebImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.2)
+    url, good = site.put("/a.png", DRIPPING), site.put("/good.png", Reply())
+    for _ in range(MAX_SLOW_IMAGES):
+        assert problem_of(local.read, url).problem.kind is Kind.TIMEOUT
+    assert len(site.requests) == MAX_SLOW_IMAGES
+    for other in (url, good):
+        assert "was too slow a moment ago" in problem_of(local.read, other).problem.message
+    assert len(site.requests) == MAX_SLOW_IMAGES
+
+
+def test_a_host_that_sends_other_images_in_time_is_not_skipped(
+    site: Site, local: WebImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.2)
+    url, good = site.put("/a.png", DRIPPING), site.put("/good.png", Reply())
+    for _ in range(MAX_SLOW_IMAGES):
+        assert problem_of(local.read, url).problem.kind is Kind.TIMEOUT
+        assert local.read(good) == IMAGE

@@ -1,14 +1,11 @@
 """The artifacts of a run: complete, bounded in size, and with untrusted text escaped."""
 
 import itertools
-import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from prefect_imageqa.tasks.errors import ObjectCorruptedError
-from prefect_imageqa.tasks.object_store.store import ObjectStore
+from markdown_it import MarkdownIt
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.markdown import (
     GALLERY_ROWS,
@@ -20,7 +17,8 @@ from prefect_imageqa.tasks.reporting.markdown import (
     quarantine_table,
     summary_markdown,
 )
-from prefect_imageqa.tasks.reporting.samples import SampledRow
+from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
+from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
 from prefect_imageqa.tasks.runs.run_record import RunCounts
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
@@ -43,7 +41,7 @@ def row(**changed: object) -> SampledRow:
         "row": 17,
         "where": "data.json:17",
         "key": "0" * 32,
-        "thumbnails": (THUMBNAIL,),
+        "images": (SampledImage("a.png", THUMBNAIL),),
         "pairs": (QAPair("What is it?", "A cat."),),
         "text": "raw",
     }
@@ -109,8 +107,14 @@ def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
     markdown = summary_markdown(
         run, dataset="qa.json", model="qwen<b>", files={"Report": "/data/out/report.html"}
     )
+    assert "filtered" not in markdown
+    assert "like another" not in markdown
     for line in (
         r"# qa\.json",
+        "| Result | Number |",
+        "| Reason | Rows | Share |",
+        "| Measure | Value |",
+        "| File | Location |",
         "| answered | 9,988 |",
         "| of them from earlier runs | 988 |",
         "| QA pairs | 9,990 |",
@@ -123,6 +127,13 @@ def test_the_summary_has_counts_reasons_tokens_and_files() -> None:
         assert line in markdown.splitlines()
     most_common = markdown.index(r"| not\_an\_image | 9 | 0.09% |")
     assert most_common < markdown.index("| truncated | 3 | 0.03% |")
+
+
+def test_the_summary_has_filtered_rows_and_duplicates_if_there_are_any() -> None:
+    run = RunCounts(rows=1000, ok=900, filtered=100)
+    markdown = summary_markdown(run, dataset="x", model="m", files={}, duplicates=1234)
+    assert "| filtered | 100 |" in markdown
+    assert "| rows like another one, which share its outcome | 1,234 |" in markdown
 
 
 def test_a_run_without_rows_or_time_has_a_summary_too() -> None:
@@ -139,12 +150,41 @@ def test_the_gallery_shows_images_pairs_and_reasons() -> None:
         row(pairs=tuple(QAPair(f"Q{n}", "A") for n in range(8))),
     ]
     markdown = gallery_markdown(rows, of=1234)
-    assert markdown.startswith("# 4 of 1,234 rows\n")
-    assert markdown.count(f"![]({THUMBNAIL})") == 4
-    assert "**Q:** What is it\\?\n\n**A:** A cat\\." in markdown
+    assert markdown.startswith("# 4 of 1,234 rows\n\n| Row | Row | Row |\n| :--- | :--- | :--- |\n")
+    first = "<br>*data\\.json\\:17*<br><br>**Q:** What is it\\?<br>**A:** A cat\\."
+    assert f"| ![]({THUMBNAIL})<br>a\\.png{first} |" in markdown
+    assert markdown.count(f"![]({THUMBNAIL})<br>a\\.png<br>") == 4
     assert "**Reply:** no pair \\<b\\>" in markdown
     assert "**truncated:** stopped at 64 tokens" in markdown
-    assert "and 2 more" in markdown
+    assert "and 2 more |  |  |" in markdown
+
+
+def test_long_texts_of_the_gallery_are_wrapped() -> None:
+    """One of Prefect's UIs does not wrap them, so that one column would hide the others."""
+    image = SampledImage(f"data/{'x' * 90}.png", THUMBNAIL)
+    pair = QAPair("Which " + "very " * 30 + "long?", "y" * 100)
+    markdown = gallery_markdown([row(images=(image,), pairs=(pair,))], of=1)
+    lines = markdown.splitlines()[-1].removeprefix("| ").removesuffix(" |  |  |").split("<br>")[1:]
+    shown = [re.sub(r"\*|\\(?=[!-/:-@\[-`{-~])", "", line) for line in lines]
+    assert max(map(len, shown)) == 34
+    assert "".join(shown[:3]) == image.name
+    assert " ".join(shown[5:11]).startswith(f"Q: {pair.question} A:")
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_cell_of_the_gallery_is_one_cell(text: str) -> None:
+    hostile = row(where=text, images=(SampledImage(text, THUMBNAIL),), pairs=(QAPair(text, text),))
+    failed = row(pairs=(), kind="empty", reason=text)
+    markdown = gallery_markdown([hostile, failed, row(pairs=(), text=text)], of=3)
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", html, re.DOTALL)
+    assert len(cells) == 3
+    tags = set(re.findall(r"<[a-z]+", html))
+    assert tags <= {"<h", "<table", "<thead", "<tbody", "<tr", "<th", "<td", "<br"} | {
+        *("<img", "<em", "<strong")
+    }
+    assert html.count("<img") == 3
+    assert "href" not in html
 
 
 @pytest.mark.parametrize(
@@ -157,12 +197,12 @@ def test_the_gallery_shows_images_pairs_and_reasons() -> None:
     ids=["web", "SVG", "closing parenthesis"],
 )
 def test_only_raster_data_uris_are_shown(uri: str) -> None:
-    assert "![" not in gallery_markdown([row(thumbnails=(uri,))], of=1)
+    assert "![" not in gallery_markdown([row(images=(SampledImage("a", uri),))], of=1)
 
 
 def test_the_gallery_is_spread_evenly_over_the_sample() -> None:
     markdown = gallery_markdown([row(where=f"row {number}") for number in range(100)], of=5000)
-    shown = [int(number) for number in re.findall(r"### row (\d+)", markdown)]
+    shown = [int(number) for number in re.findall(r"\*row (\d+)", markdown)]
     assert len(shown) == GALLERY_ROWS
     assert shown[0] == 0
     assert {later - number for number, later in itertools.pairwise(shown)} == {4, 5}
@@ -172,40 +212,33 @@ def test_the_gallery_is_spread_evenly_over_the_sample() -> None:
 def test_the_gallery_drops_its_largest_rows_until_it_fits() -> None:
     thumbnails = {"small": THUMBNAIL, "large": THUMBNAIL + "A" * 100_000}
     rows = [
-        row(where=f"{name} {n}", thumbnails=(thumbnail,))
+        row(where=f"{name} {n}", images=(SampledImage("a", thumbnail),))
         for n in range(12)
         for name, thumbnail in thumbnails.items()
     ]
     markdown = gallery_markdown(rows, of=40)
     assert len(markdown.encode()) < 1_000_000
-    assert markdown.count("### small") == 12
-    assert markdown.count("### large") == 8
+    assert markdown.count("*small") == 12
+    assert markdown.count("*large") == 8
     assert markdown.startswith("# 20 of 40 rows\n")
     assert gallery_markdown(rows, of=40, limit=100).startswith("# 0 of 40 rows")
 
 
-def test_the_table_has_the_first_quarantined_rows(tmp_path: Path) -> None:
-    lines = [
-        {"row": n, "where": "[x](javascript:1)", "kind": "empty", "message": "<b>", "text": "raw"}
-        for n in range(TABLE_ROWS + 50)
+def test_the_table_has_the_groups_of_quarantined_rows() -> None:
+    groups = [
+        QuarantineGroup("timeout", "<b>", 1234, ["[x](javascript:1)", "d.json[3]"]),
+        *(QuarantineGroup("empty", "", 1, ["d"]) for _ in range(TABLE_ROWS)),
     ]
-    store = ObjectStore(uri=str(tmp_path))
-    store.write("quarantine.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    table = quarantine_table(store)
-    assert [entry["row"] for entry in table] == list(range(TABLE_ROWS))
+    table = quarantine_table(groups)
+    assert len(table) == TABLE_ROWS
     assert table[0] == {
-        "row": 0,
-        "where": "[x]\u2060(javascript:1)",
-        "kind": "empty",
+        "rows": 1234,
+        "kind": "timeout",
         "reason": "<\u2060b>",
+        "examples": "[x]\u2060(javascript:1), d.json[3]",
+        "next run": "retries them",
     }
-
-
-def test_a_corrupted_quarantine_is_reported(tmp_path: Path) -> None:
-    store = ObjectStore(uri=str(tmp_path))
-    store.write("quarantine.jsonl", b"{broken\n")
-    with pytest.raises(ObjectCorruptedError, match=r"quarantine\.jsonl is corrupted"):
-        quarantine_table(store)
+    assert (table[1]["reason"], table[1]["next run"][:10]) == ("other reasons", "skips them")
 
 
 @pytest.mark.parametrize(

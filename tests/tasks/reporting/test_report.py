@@ -16,12 +16,14 @@ from matplotlib import rc_context, rcParams
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.dataset_card import render_card
 from prefect_imageqa.tasks.reporting.plots import draw_plots
+from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.report import MAX_BYTES, render_report
-from prefect_imageqa.tasks.reporting.samples import SampledRow
+from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
+LARGE = "data:image/jpeg;base64,/9j/4BBQ"
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -45,6 +47,11 @@ COUNTS = {
     "reasons": {"truncated": 5, "timeout": 3},
     "seconds": 10.0,
 }
+
+GROUPS = (
+    QuarantineGroup("truncated", "the reply ended after 64 tokens", 5, ["d.json[4]", "d.json[9]"]),
+    QuarantineGroup("timeout", "no reply after 600 s", 3, ["d.json[1]"]),
+)
 
 RunOf = Callable[..., RunRecord]
 PageOf = Callable[..., "Page"]
@@ -74,8 +81,11 @@ def run_of(record_of: RunOf) -> RunOf:
 def page_of(run_of: RunOf) -> PageOf:
     """Renders the page without plots, which are slow."""
 
-    def make(rows: Sequence[SampledRow], **changed: Any) -> Page:
-        return Page(render_report(run_of(**changed), Statistics(), rows).decode())
+    def make(
+        rows: Sequence[SampledRow], groups: Sequence[QuarantineGroup] = GROUPS, **changed: Any
+    ) -> Page:
+        run = run_of(**changed)
+        return Page(render_report(run, Statistics(), rows, groups=groups).decode())
 
     return make
 
@@ -92,10 +102,13 @@ def statistics_of(rows: int) -> Statistics:
     return statistics
 
 
-def answered(number: int, question: str = "What is it?", answer: str = "A cat.") -> SampledRow:
+def answered(
+    number: int, question: str = "What is it?", answer: str = "A cat.", name: str = "data/a.png"
+) -> SampledRow:
     pairs = (QAPair(question, answer),)
+    images = (SampledImage(name, THUMBNAIL, LARGE),)
     return SampledRow(
-        number, f"row {number}", f"{number:032x}", (THUMBNAIL,), pairs, "raw", "", "", 310, 20, 1.25
+        number, f"row {number}", f"{number:032x}", images, pairs, "raw", "", "", 310, 20, 1.25
     )
 
 
@@ -137,7 +150,10 @@ def test_the_page_describes_the_run(page_of: PageOf) -> None:
         f"{3:032x}",
         "d.json[4]",
         "truncated",
+        "the reply ended after 64 tokens",
+        "for example d.json[4], d.json[9]",
         "retries them",
+        "data/a.png",
         "Ask about the image.",
         "temperature 0.7",
         "prefect 3.8.1",
@@ -151,7 +167,7 @@ def test_the_page_describes_the_run(page_of: PageOf) -> None:
 
 def test_there_is_a_filter_for_each_kind_of_row(page_of: PageOf) -> None:
     page = page_of([answered(1), failed(2), failed(3, "timeout"), failed(4, "timeout")])
-    values = [button["value"] for button in page.elements("button")]
+    values = [button["value"] for button in page.elements("button") if "value" in button]
     assert values == ["all", "answered", "quarantined", "timeout", "truncated"]
     assert [card["data-kind"] for card in page.elements("article")] == [
         "answered",
@@ -159,6 +175,16 @@ def test_there_is_a_filter_for_each_kind_of_row(page_of: PageOf) -> None:
         "timeout",
         "timeout",
     ]
+
+
+def test_a_card_has_the_names_of_its_images(page_of: PageOf) -> None:
+    images = tuple(SampledImage(f"{n}.png", THUMBNAIL, LARGE if n else "") for n in range(3))
+    row = SampledRow(1, "row 1", "k", images, (), "raw", more_images=4)
+    page = page_of([row])
+    assert [image["alt"] for image in page.elements("img")] == ["1.png", "2.png"]
+    assert {image["src"] for image in page.elements("img")} == {LARGE}
+    for name in ("0.png", "1.png", "2.png", "and 4 more"):
+        assert name in page.texts
 
 
 def test_the_policy_allows_only_the_pages_own_script_and_style(run_of: RunOf) -> None:
@@ -186,12 +212,15 @@ def test_hostile_text_is_escaped(text: str, page_of: PageOf) -> None:
     """Wherever it appears, the page has the same elements as with a plain text."""
     pages = []
     for value in ("plain", text):
-        rows = [answered(1, value, value), failed(2, reason=value, text=value)]
+        rows = [answered(1, value, value, value), failed(2, reason=value, text=value)]
+        groups = [QuarantineGroup(value, value, 1, [value])]
         names = ("dataset", "system_prompt", "prompt_style")
         parameters: dict[str, Any] = dict.fromkeys(names, value)
         parameters |= {"columns": {"image": value}, "sampling": {"extra_body": {value: value}}}
         fields = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), value)
-        pages.append(page_of(rows, parameters=parameters, versions={value: value}, **fields))
+        pages.append(
+            page_of(rows, groups, parameters=parameters, versions={value: value}, **fields)
+        )
     plain, hostile = pages
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert [sorted(names) for _, names in hostile.tags] == [
@@ -280,7 +309,7 @@ def test_the_card_has_the_format_of_the_hub(run_of: RunOf) -> None:
         "tags": ["synthetic", "image-question-answering", "prefect-imageqa", "prefect", "vllm"],
         "configs": [
             {"config_name": "pairs", "data_files": "pairs.parquet", "default": True},
-            {"config_name": "rows", "data_files": "qa.jsonl"},
+            {"config_name": "rows", "data_files": "rows.parquet"},
         ],
     }
     for expected in (

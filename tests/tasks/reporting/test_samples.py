@@ -17,13 +17,13 @@ from prefect_imageqa.tasks.exporting.qa_json import QA_JSONL
 from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.images.thumbnails import thumbnail
+from prefect_imageqa.tasks.images.thumbnails import LARGE_SIDE, SIDE, thumbnail
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
-from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
-from prefect_imageqa.tasks.reporting.samples import SampledRow, sample_rows
+from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row
+from prefect_imageqa.tasks.reporting.samples import ImageSource, SampledRow, sample_rows
 from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord, complete_run, completed_run
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
@@ -108,7 +108,19 @@ def stored_rows(store: ObjectStore) -> StoredRows:
     return rows
 
 
-def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> list[SampledRow]:
+def source_of(store: ObjectStore) -> ImageSource:
+    dataset = open_dataset(completed_run(store).parameters.dataset)
+    return ImageSource(dataset.rows, dataset.columns, dataset.base)
+
+
+def sampled(
+    store: ObjectStore,
+    answered: int = 60,
+    quarantined: int = 40,
+    *,
+    has_images: bool = True,
+    source: ImageSource | None = None,
+) -> list[SampledRow]:
     run = completed_run(store)
     with ImageReader(1 << 20) as reader:
         return sample_rows(
@@ -119,8 +131,12 @@ def sampled(store: ObjectStore, answered: int = 60, quarantined: int = 40) -> li
             quarantined=quarantined,
             reader=reader,
             images=ImageSettings(),
-            base=open_dataset(run.parameters.dataset).base,
+            source=(source or source_of(store)) if has_images else None,
         )
+
+
+def thumbnails(row: SampledRow) -> list[str]:
+    return [image.thumbnail for image in row.images if image.thumbnail]
 
 
 def statistics_of(store: ObjectStore) -> Statistics:
@@ -136,7 +152,7 @@ def test_all_rows_of_a_small_output_are_sampled(
     assert [row.kind for row in rows] == ["", "", "", "", "truncated"] * 2
     for row in rows:
         assert row.key == key(row.row)
-        [thumbnail_uri] = row.thumbnails
+        [thumbnail_uri] = thumbnails(row)
         assert abs(colour(thumbnail_uri) - row.row) < 4
     answered, failed = rows[3], rows[4]
     assert answered.pairs == (QAPair("How many in 3?", "Two."),) * 2
@@ -170,7 +186,50 @@ def test_unreadable_images_are_left_out(
     make_output(local, 5, every_fifth)
     (tmp_path / "data" / "1.png").unlink()
     (tmp_path / "data" / "2.png").write_bytes(b"<script>alert(1)</script>")
-    assert [len(row.thumbnails) for row in sampled(local)] == [1, 0, 0, 1, 1]
+    assert [len(thumbnails(row)) for row in sampled(local)] == [1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "names", "readable"),
+    [
+        ("0.png", ["0.png"], 1),
+        (["0.png", "gone.png"], ["0.png", "gone.png"], 0),
+        (["0.png"] * 7, ["0.png"] * 4, 4),
+        ({"bytes": png(1), "path": "photos/a.png"}, ["photos/a.png"], 1),
+        (png(1), ["row-000000"], 1),
+        ("http://u:secret@127.0.0.1:9/a.png?token=secret", ["http://127.0.0.1:9/a.png"], 0),
+        (f"deep/{'x' * 300}.png", [f"…{'x' * 115}.png"], 0),
+        (None, [], 0),
+    ],
+    ids=["path", "list", "many", "Hugging Face", "bytes", "URL", "long", "none"],
+)
+def test_images_have_names(
+    value: Any, names: list[str], readable: int, local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 1, lambda _: None)
+    record = {"image": value}
+    base = source_of(local).base
+    columns = Columns(image="image", conversation=None)
+    source = ImageSource(lambda: (row for row in [Row(0, record, "d")]), columns, base)
+    [row] = sampled(local, source=source)
+    assert [image.name for image in row.images] == names
+    assert len(thumbnails(row)) == readable
+    assert all(bool(image.large) == bool(image.thumbnail) for image in row.images)
+    assert row.more_images == (3 if names == ["0.png"] * 4 else 0)
+
+
+def test_images_can_be_enlarged(local: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(local, 1, lambda _: None)
+    only = Row(0, {"image": png(1, 900)}, "d")
+    source = replace(source_of(local), rows=lambda: (row for row in [only]))
+    [row] = sampled(local, source=source)
+    [image] = row.images
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
+        for uri in (image.thumbnail, image.large)
+    ]
+    assert sizes == [(SIDE, SIDE), (LARGE_SIDE, LARGE_SIDE)]
+    assert len(image.large) < 82_000
 
 
 def test_a_changed_dataset_shows_no_wrong_images(
@@ -181,7 +240,19 @@ def test_a_changed_dataset_shows_no_wrong_images(
     path = tmp_path / "data" / "d.json"
     lines = "\n".join(json.dumps(record) for record in json.loads(path.read_text()))
     path.write_text(lines)
-    assert [len(row.thumbnails) for row in sampled(local)] == [1, 1, 1, 1, 0]
+    assert [len(thumbnails(row)) for row in sampled(local)] == [1, 1, 1, 1, 0]
+
+
+def test_an_output_does_not_say_where_images_are(
+    local: ObjectStore, tmp_path: Path, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    (tmp_path / "private.png").write_bytes(png(200))
+    planted = json.dumps({"image": str(tmp_path / "private.png"), "output": "raw"}) + "\n"
+    local.write(QA_JSONL, planted.encode() * 4)
+    assert [row.images for row in sampled(local, has_images=False)] == [()] * 5
+    shown = [colour(row.images[0].thumbnail) for row in sampled(local)]
+    assert max(shown) < 10
 
 
 @pytest.mark.parametrize(
@@ -190,9 +261,8 @@ def test_a_changed_dataset_shows_no_wrong_images(
         (QUARANTINE_JSONL, b"{"),
         (QUARANTINE_JSONL, b'{"row": 70, "where": "", "kind": "empty", "message": "", "key": ""}'),
         (QUARANTINE_JSONL, b'{"row": 0, "kind": "<b>"}'),
-        (QA_JSONL, b"[]\n"),
     ],
-    ids=["not JSON", "no such row", "no such kind", "not an object"],
+    ids=["not JSON", "no such row", "no such kind"],
 )
 def test_a_corrupted_export_is_reported(
     name: str, content: bytes, local: ObjectStore, make_output: MakeOutput
@@ -281,7 +351,7 @@ def noise(side: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("data", "size"),
-    [(png(1, 8), (8, 8)), (png(1, 900), (320, 320)), (noise(320), (320, 320))],
+    [(png(1, 8), (8, 8)), (png(1, 900), (SIDE, SIDE)), (noise(320), (SIDE, SIDE))],
     ids=["small", "large", "noise"],
 )
 def test_thumbnails_are_small_jpegs(data: bytes, size: tuple[int, int]) -> None:

@@ -29,7 +29,7 @@ def key(number: int) -> str:
 
 def answered(number: int) -> Answered:
     pairs = [{"question": "What?", "answer": "That."}]
-    return Answered(key(number), f"raw {number}", pairs, "m", 100, 20, 0.25)
+    return Answered(key(number), f"raw {number}", pairs, "m", 100, 20, 0.25, "Hm.", 1)
 
 
 ROWS: list[FinishedRow] = [
@@ -131,6 +131,8 @@ FOUND_WHEN_READ: dict[str, bytes] = {
     "answer without model": with_value(0, "model", None),
     "answer without tokens": with_value(0, "prompt_tokens", None),
     "answer without latency": with_value(0, "latency", None),
+    "answer without reasoning": with_value(0, "reasoning", None),
+    "answer without lost pairs": with_value(0, "lost", None),
     "parsed not JSON": with_value(0, "parsed", "{'question': 1}"),
     "parsed empty": with_value(0, "parsed", ""),
     "deeply nested parsed": with_value(0, "parsed", "[" * 100_000),
@@ -173,4 +175,4 @@ def test_other_objects_in_the_folder_of_parts_are_ignored(local: ObjectStore) ->
     local.write(f"{PARTS}/README.parquet", b"hello")
     local.write(f"{PARTS}/{key(1)}-01234567.jsonl", b"hello")
     local.write("pairs/parts/note", b"hello")
-    assert Ledger.read(local, PARTS).outcome(key(0)) == ROWS[0]
+    assert [Ledger.read(local, PARTS).outcome(key(number)) for number in (0, 1)] == ROWS
