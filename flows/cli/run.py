@@ -17,14 +17,7 @@ from .terminal import run_in_terminal
 
 _TYPES: dict[str, Any] = {
     "dataset": str,
-    "endpoint": Annotated[
-        list[str] | None,
-        Parameter(
-            negative=(),
-            help="URL of a running vLLM server, or the name of a saved vLLM Endpoint block; repeat "
-            "the option for several URLs. Without it, a server is started for the model.",
-        ),
-    ],
+    "endpoint": Annotated[list[str] | None, Parameter(negative=())],
     "prompt_style": str,
     "store": str | None,
 }

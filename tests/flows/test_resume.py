@@ -337,7 +337,7 @@ def test_answers_of_a_failed_batch_are_stored(
     with FaultProxy("127.0.0.1", urlsplit(stub.url).port or 0) as proxy:
         # The first request reads the list of models; the key expires after twenty rows.
         proxy.set_rules([Rule("respond", status=401, path="/v1/", first=22)])
-        with pytest.raises(ImageQAError, match=r"rejects the API key \(HTTP 401\)"):
+        with pytest.raises(ImageQAError, match=r"wants an API key \(HTTP 401\)"):
             run()
         assert stub.stats()["requests"] == 20
         proxy.set_rules([])

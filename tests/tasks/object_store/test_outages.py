@@ -81,6 +81,9 @@ def during_outage(proxy: FaultProxy, patience: Patience, action: Callable[[], An
         with proxy.away():
             doing = pool.submit(action)
             time.sleep(AWAY_SECONDS)
+            deadline = time.monotonic() + 10
+            while not patience.notes and time.monotonic() < deadline:
+                time.sleep(0.05)
             assert not doing.done()
             (note,) = patience.notes
         assert note.startswith(f"S3 at {proxy.url} does not answer (connection ")
@@ -219,7 +222,7 @@ def test_finding_a_dataset_waits_and_gives_up_with_a_dataset_error(
     store.write("d.jsonl", LINES)
     for uri in (store.uri_of("d.jsonl"), f"{store.uri}/*.jsonl"):
         open_it = lambda uri=uri: open_dataset(uri, credentials=store.s3_credentials)  # noqa: E731
-        assert during_outage(proxy, patience, open_it).columns == ("image",)
+        assert during_outage(proxy, patience, open_it).names == ("image",)
     hasty = store.with_patience(Patience(0.3)).s3_credentials
     with proxy.away(), pytest.raises(DatasetError, match="waited"):
         open_dataset(store.uri_of("d.jsonl"), credentials=hasty)
