@@ -194,7 +194,7 @@ def _prompt_column(
 def _is_several(cell: Any) -> bool:
     """Whether a run would ask several questions about a row, which has one place for an answer."""
     try:
-        return bool(questions(read_value({"": cell}, "")))
+        return len(questions(read_value({"": cell}, ""))) > 1
     except RowError:  # the row is quarantined
         return False
 

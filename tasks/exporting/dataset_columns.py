@@ -82,7 +82,7 @@ class DatasetColumns:
         kinds = self._kinds
         for name, value in record.items():
             known = kinds.get(name)
-            if known is _Kind.LEFT_OUT:
+            if known is _Kind.LEFT_OUT or (known is None and self._count == MAX_COLUMNS):
                 continue
             # Short cuts for the most frequent values.
             if known is _Kind.TEXT and type(value) is str and len(value) <= MAX_TEXT:
@@ -112,7 +112,7 @@ class DatasetColumns:
         """Take a value of another kind into account."""
         if known is None:
             self._count += 1
-            if self._count > MAX_COLUMNS or len(name) > _MAX_NAME or not _is_encodable(name):
+            if len(name) > _MAX_NAME or not _is_encodable(name):
                 kind = _Kind.LEFT_OUT
         else:
             kind = _joined(known, kind)

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class QAJsonWriter:
         """Write an answered row."""
         outputs = {self._columns.output: answer.text}
         if answer.reasoning:
-            outputs = {reasoning_name(row.record): answer.reasoning, **outputs}
+            name = reasoning_name({*row.record, self._columns.output})
+            outputs = {name: answer.reasoning, **outputs}
         line = self._line(row, outputs)
         self._lines.write(line + b"\n")
         if self._array:
@@ -70,10 +71,10 @@ class QAJsonWriter:
         return dump_record({**with_references(row, self._columns), **outputs})
 
 
-def reasoning_name(record: Mapping[str, Any]) -> str:
-    """The column for the model's reasoning: one that the dataset does not have."""
+def reasoning_name(taken: Collection[str]) -> str:
+    """The column for the model's reasoning, beside those whose names are taken."""
     name = "reasoning"
-    while name in record:
+    while name in taken:
         name = f"model_{name}"
     return name
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from ...serving.printable import printable
@@ -31,8 +32,21 @@ _FORMS = (("from", "value"), ("role", "content"))
 _EXCHANGES = (("user", "assistant"), ("question", "answer"))
 """Names of both texts in a list of exchanges: the Cauldron's (also FineVision's) and VQA's."""
 
+_SPEAKERS = (*(speaker for speaker, _ in _FORMS), "user")
+
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
+
+
+_MAX_QUESTIONS = 1000
+"""Questions of a record: each is a row that refers to the whole record."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """An image of the image column, by its position there."""
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,8 @@ class Turn:
         role: who speaks.
         text: may contain `<image>` placeholders.
         images: the image of each placeholder, if the turn is given as parts: a reference as in an
-            image column, or None for the next one of that column. Empty for a plain text.
+            image column, an `ImageIndex`, or None for the next image of that column. Empty for a
+            plain text.
     """
 
     role: Role
@@ -71,16 +86,40 @@ def read_conversation(value: Any) -> tuple[Turn, ...]:
 
 
 def questions(value: Any) -> list[str]:
-    """The questions of a row that has several, each of which is asked on its own; else []."""
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
-        return value
-    return []
+    """The questions of a row that has a list of them, each of which is asked on its own; else [].
+
+    Raises:
+        RowError: there are too many.
+    """
+    if not is_list_of_questions(value):
+        return []
+    texts = [item["question"] if isinstance(item, Mapping) else item for item in value]
+    asked = [text for text in texts if text and text.strip()]
+    if len(asked) > _MAX_QUESTIONS:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"the row has {len(asked):,} questions, more than {_MAX_QUESTIONS:,}; split it",
+        )
+    return asked
+
+
+def is_list_of_questions(value: Any) -> bool:
+    """Whether a value is a list of texts, or of objects with a question each, and no dialogue."""
+    if not isinstance(value, list) or not any(value):
+        return False
+    return all(item is None or isinstance(item, str) for item in value) or all(
+        isinstance(item, Mapping)
+        and isinstance(item.get("question"), str)
+        and all(item.get(name) is None for name in _SPEAKERS)
+        for item in value
+    )
 
 
 def has_images(value: Any) -> bool:
     """Whether a conversation has images of its own, among its turns' parts."""
     try:
-        return any(image is not None for turn in read_conversation(value) for image in turn.images)
+        images = [image for turn in read_conversation(value) for image in turn.images]
+        return any(not isinstance(image, ImageIndex | None) for image in images)
     except RowError:
         return False
 
@@ -102,7 +141,8 @@ def _turns(number: int, item: Any) -> Iterator[Turn]:
             content = item.get(text_name)
             if content is None:  # as in a Parquet file that mixes both forms
                 content = item.get("content", item.get("value"))
-            yield _turn(number, role, content)
+            if content is not None or role != "assistant":  # whose answer is still missing
+                yield _turn(number, role, content)
             return
     for user_name, assistant_name in _EXCHANGES:
         if item.get(user_name) is not None:
@@ -110,7 +150,7 @@ def _turns(number: int, item: Any) -> Iterator[Turn]:
             if item.get(assistant_name) is not None:
                 yield _turn(number, "assistant", item[assistant_name])
             return
-    names = ", ".join(printable(str(name), 40) for name in item)
+    names = printable(", ".join(map(str, islice(item, 10))), 200)
     raise RowError(
         Kind.BAD_ROW,
         f"turn {number} of the conversation has no speaker: it has {names or 'nothing'}, not from "
@@ -129,37 +169,47 @@ def _turn(number: int, role: Role, content: Any) -> Turn:
     texts: list[str] = []
     images: list[Any] = []
     for part in content:
-        text, is_image, image = _part(number, part)
-        if is_image:
-            images.append(image)
-        elif IMAGE_PLACEHOLDER in text:
-            images += [None] * text.count(IMAGE_PLACEHOLDER)
-        texts.append(text)
+        for text, is_image, image in _part(number, part):
+            if is_image:
+                images.append(image)
+            elif IMAGE_PLACEHOLDER in text:
+                images += [None] * text.count(IMAGE_PLACEHOLDER)
+            texts.append(text)
     return Turn(role, "\n".join(texts), tuple(images))
 
 
-def _part(number: int, part: Any) -> tuple[str, bool, Any]:
-    """Text of a content part, whether it is an image, and the image's reference, if it has one."""
+def _part(number: int, part: Any) -> Iterator[tuple[str, bool, Any]]:
+    """Text of a content part, whether it is an image, and the image's reference, if it has one.
+
+    Qwen's parts need no type, and may have both.
+    """
     if isinstance(part, str):
-        return _valid_text(part), False, None
-    if isinstance(part, Mapping):
-        # Qwen's parts need no type; a Parquet file gives every part the names of all kinds.
-        kind = part.get("type") or next((name for name in part if part[name] is not None), None)
+        yield _valid_text(part), False, None
+        return
+    if not isinstance(part, Mapping):
+        raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
+    # A Parquet file gives every part the names of all kinds.
+    kinds = [part["type"]] if part.get("type") else [name for name in part if part[name]]
+    if not kinds:
+        kinds = [name for name in part if part[name] is not None]
+    for kind in kinds:
         if kind in _TEXT_PARTS:
-            return _valid_text(str(part.get("text") or "")), False, None
-        if kind in _IMAGE_PARTS:
-            return IMAGE_PLACEHOLDER, True, _reference(part)
-        raise RowError(
-            Kind.BAD_ROW,
-            f"turn {number} of the conversation has a part of type {printable(str(kind), 40)!r}; "
-            "only text and images can be asked",
-        )
-    raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
+            yield _valid_text(str(part.get("text") or "")), False, None
+        elif kind in _IMAGE_PARTS:
+            yield IMAGE_PLACEHOLDER, True, _reference(part)
+        elif len(kinds) == 1:
+            raise RowError(
+                Kind.BAD_ROW,
+                f"turn {number} of the conversation has a part of type "
+                f"{printable(str(kind), 40)!r}; only text and images can be asked",
+            )
 
 
 def _reference(part: Mapping[str, Any]) -> Any:
     """What an image column would hold; None if the part only marks where an image goes."""
     value = next((part[name] for name in ("image_url", "image") if part.get(name)), None)
+    if value is None and isinstance(index := part.get("index"), int):
+        return ImageIndex(index)  # as in TRL's data
     if isinstance(value, Mapping) and "url" in value:
         return value["url"]
     if value is None and (part.get("bytes") or part.get("path") or part.get("url")):

@@ -16,7 +16,8 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import open_filesystem
 from ..records import Kind, Problem, Record, Row, RowError
 from ..run_names import short_name
-from .columns import AUTO, ColumnFinder, Columns, overlooked_conversation, read_value
+from .column_search import ColumnFinder, overlooked_column
+from .columns import AUTO, Columns, read_value
 from .conversations import questions
 from .files import DatasetFiles, find_files
 from .json_formats import LocatedRecord
@@ -48,8 +49,7 @@ class Dataset:
             or a glob; None for a single file or a DataFrame.
         sources: path or URI of its file or folder; empty for a DataFrame.
         notes: what should be known about the files, such as one that is not read.
-        found: whether the conversation column was found by itself, or not found, in a format whose
-            later records may have other columns.
+        given: the columns as they were given, some of which are found by themselves.
         max_rows: limit of the rows read, from the first.
         reserved: the output column, which no row may have.
     """
@@ -63,7 +63,7 @@ class Dataset:
     sources: tuple[str, ...]
     _read: Callable[[], Iterator[LocatedRecord]]
     notes: tuple[str, ...] = ()
-    found: bool = False
+    given: Columns = Columns(image=None, conversation=None)  # noqa: RUF009 - frozen
     max_rows: int | None = None
     reserved: str | None = None
 
@@ -84,24 +84,29 @@ class Dataset:
                 message = f"the row already has a column {self.reserved!r}; {_OTHER_COLUMN}"
                 yield Row(index, record, where, Problem(Kind.BAD_ROW, message))
             else:
-                overlooked = overlooked_conversation(record, self.columns) if self.found else None
-                yield Row(index, record, where, overlooked)
+                problem = overlooked_column(record, self.columns, self.given)
+                yield Row(index, record, where, problem)
 
     def records(self) -> Generator[LocatedRecord, None, None]:
         """Read the records from the start, with their locations."""
         for where, record in self._read():
-            if isinstance(record, Problem) or not (several := self._questions(record)):
+            if isinstance(record, Problem):
                 yield where, record
-                continue
-            for number, question in enumerate(several, 1):
-                one = {**record, str(self.columns.conversation): question}
-                yield f"{where}, question {number}", one
+            else:
+                yield from self._expanded(where, record)
 
-    def _questions(self, record: Record) -> list[str]:
+    def _expanded(self, where: str, record: Record) -> Iterator[LocatedRecord]:
+        """The record; or, for each question of a list, the same record with that one question."""
         try:
-            return questions(read_value(record, self.columns.conversation))
-        except RowError:  # it is the row's problem when its prompt is built
-            return []
+            asked = questions(read_value(record, self.columns.conversation))
+        except RowError as error:
+            yield where, error.problem
+            return
+        if not asked:
+            yield where, record
+        for number, question in enumerate(asked, 1):
+            place = f"{where}, question {number}" if len(asked) > 1 else where
+            yield place, {**record, str(self.columns.conversation): question}
 
 
 def load_run_name(parameters: dict[str, Any]) -> str:
@@ -207,7 +212,7 @@ def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) 
         columns=columns,
         count=None if finder.has_questions else dataset.count,
         notes=(*dataset.notes, finder.note(columns)),
-        found=format_is_free and dataset.columns.conversation == AUTO,
+        given=dataset.columns,
     )
 
 

@@ -35,8 +35,12 @@ def file_names(value: Any, name: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for child in value:
             yield from file_names(child, name)
-    elif isinstance(value, str) and name.endswith(_NAMES):
+    elif isinstance(value, str) and _is_file_name(name):
         yield posixpath.normpath(value)
+
+
+def _is_file_name(name: str) -> bool:
+    return name in _NAMES or name.endswith(tuple(f"_{usual}" for usual in _NAMES))
 
 
 def _resolve(name: str, value: Any, folder: str) -> Any:
@@ -44,6 +48,6 @@ def _resolve(name: str, value: Any, folder: str) -> Any:
         return {key: _resolve(str(key), child, folder) for key, child in value.items()}
     if isinstance(value, list):
         return [_resolve(name, child, folder) for child in value]
-    if isinstance(value, str) and value and name.endswith(_NAMES) and "://" not in value:
+    if isinstance(value, str) and value and _is_file_name(name) and "://" not in value:
         return posixpath.join(folder, value)
     return value

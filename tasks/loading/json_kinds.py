@@ -21,6 +21,15 @@ _HEAD_BYTES = 64 << 10
 _LISTS = ("data", "rows", "records", "items", "examples", "samples", "instances", "annotations")
 """Names under which other tools write the list of their records."""
 
+_USUAL = {
+    *("image", "images", "image_path", "image_url"),
+    *("conversation", "conversations", "messages", "question"),
+}
+"""Names that a single record may have."""
+
+_MANY = 3
+"""So many objects in one object are records, also if their names differ."""
+
 _NOT_RECORDS = "one JSON object, not a list of records"
 
 
@@ -76,23 +85,40 @@ def _is_object(line: bytes | Problem) -> bool:
         return False
 
 
-def _first_members(text: str) -> dict[str, Any]:
-    """The members at the start of an object; of a long list, only the first item."""
+def _first_members(text: str, *, nested: bool = False) -> dict[str, Any]:
+    """The members at the start of an object; the last of them may be cut off."""
     decoder = json.JSONDecoder(strict=False)
     members: dict[str, Any] = {}
-    name, position = "", text.find("{") + 1
-    try:
-        while match := re.compile(r'\s*+,?\s*+(?=")').match(text, position):
-            name, position = decoder.raw_decode(text, match.end())
-            position = re.compile(r"\s*+:?\s*+").match(text, position).end()  # type: ignore[union-attr] # matches always
-            members[name], position = decoder.raw_decode(text, position)
-    except (ValueError, RecursionError):
+    position = text.find("{") + 1
+    while match := re.compile(r'\s*+,?\s*+(?=")').match(text, position):
         try:
-            item = re.compile(r"\[\s*+").match(text, position)
-            members[name] = [decoder.raw_decode(text, item.end())[0]] if item else None
+            name, position = decoder.raw_decode(text, match.end())
+        except ValueError:
+            break
+        position = re.compile(r"\s*+:?\s*+").match(text, position).end()  # type: ignore[union-attr] # matches always
+        try:
+            members[name], position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            members[name] = None
+            if start := _start_of_value(text, position, nested=nested):
+                members[name] = start[0]
+            break
     return members
+
+
+def _start_of_value(text: str, position: int, *, nested: bool) -> list[Any]:
+    """The first item of a list that is cut off, or the first members of an object.
+
+    None stands for any other value; there is nothing if too little can be seen.
+    """
+    if text[position : position + 1] == "{" and not nested:
+        members = _first_members(text[position:], nested=True)
+        return [members] if members else []
+    item = re.compile(r"\[\s*+").match(text, position)
+    try:
+        first = [json.JSONDecoder(strict=False).raw_decode(text, item.end())[0]] if item else None
+    except (ValueError, RecursionError):
+        first = None
+    return [first] if position < len(text) else []
 
 
 def _table_kind(members: Mapping[str, Any]) -> str:
@@ -103,18 +129,30 @@ def _table_kind(members: Mapping[str, Any]) -> str:
     if "image_id" in lists.get("questions", ()):
         what = f"VQA questions: {_NOT_RECORDS}; {_to_lines('questions')}"
         return f"{what}, and add the path of each image"
-    if members.keys() >= {"columns", "data"} and isinstance(members["columns"], list):
+    if isinstance(members.get("columns"), list) and (
+        "data" in members or isinstance(members.get("index"), list)
+    ):
         return _from_pandas(", orient='split'")
-    columns = [value for value in members.values() if isinstance(value, dict)]
-    if columns and len(columns) == len(members) and len({tuple(c) for c in columns}) == 1:
-        if all(name.isdigit() for name in columns[0]):
-            return _from_pandas("")
-        if len(members) > 1:
-            return _from_pandas(", orient='index'")
+    if members and all(value and isinstance(value, dict) for value in members.values()):
+        return _object_kind(members)
     name = next((name for name in _LISTS if lists.get(name)), None)
-    if name is None or not {"image", "images", "messages", "conversations"}.isdisjoint(members):
+    if name is None or not _USUAL.isdisjoint(members):
         return ""
     return f"{_NOT_RECORDS}, which are in its {printable(name)!r}; {_to_lines(name)}"
+
+
+def _object_kind(members: Mapping[str, Mapping[str, Any]]) -> str:
+    """What an object of objects is; empty if it may be one record."""
+    if all(name.isdigit() for value in members.values() for name in value):
+        return _from_pandas("")
+    values = list(members.values())
+    are_alike = len(values) > 1 and all(value.keys() == values[0].keys() for value in values[:-1])
+    are_alike = are_alike and values[-1].keys() <= values[0].keys()  # the last may be cut off
+    if are_alike and list(members)[:2] == ["0", "1"]:
+        return _from_pandas(", orient='index'")
+    if _USUAL.isdisjoint(members) and (are_alike or len(values) >= _MANY):
+        return f"records by their ids: {_NOT_RECORDS}; {_to_lines('', ids=True)}"
+    return ""
 
 
 def _keys_of_first(value: Any) -> tuple[str, ...]:
@@ -124,8 +162,11 @@ def _keys_of_first(value: Any) -> tuple[str, ...]:
     return ()
 
 
-def _to_lines(name: str) -> str:
-    code = f"import json; [print(json.dumps(r)) for r in json.load(open('FILE'))['{name}']]"
+def _to_lines(name: str, *, ids: bool = False) -> str:
+    rows = f"json.dumps(r)) for r in json.load(open('FILE'))['{name}']"
+    if ids:
+        rows = "json.dumps({'id': i, **r})) for i, r in json.load(open('FILE')).items()"
+    code = f"import json; [print({rows}]"
     return f'write them as JSON lines: python -c "{code}" > rows.jsonl'
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 from ..errors import DatasetError
 from ..records import Row
+from .column_search import is_empty
 from .dataset import Dataset
 
 COUNTED_ROWS = 1000
@@ -26,19 +27,25 @@ class RecordedRows:
     records works for every format, compressed or not. A DataFrame is not checked.
 
     Attributes:
+        unasked: rows without a conversation, if the dataset has a column of them: they get the user
+            prompt.
         new: rows that only the second reading has found, as counted up to `COUNTED_ROWS` at the
             end; known once that reading is finished.
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self.new = 0
+        self.new = self.unasked = 0
         self._dataset = dataset
         self._digests = array("q")
 
     def read(self) -> Iterator[Row]:
         """Read the rows from the start, as `Dataset.rows` does, and record them."""
         self._digests = array("q")
+        self.unasked = 0
+        conversation = self._dataset.columns.conversation
         for row in self._dataset.rows():
+            if conversation is not None and not row.problem:
+                self.unasked += is_empty(row.record.get(conversation))
             if self._dataset.sources:
                 self._digests.append(_digest(row))
             yield row

@@ -8,7 +8,7 @@ import decimal
 import io
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,10 @@ _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0
 
 
 def to_python(value: Any) -> Any:
-    """Convert a numpy, pandas or Arrow value to plain Python; missing values become None."""
+    """Convert a numpy, pandas or Arrow value to plain Python; missing values become None.
+
+    Numbers that are the bytes of an image become bytes.
+    """
     if value is None or isinstance(value, str | bytes | bool | int):
         return value
     if isinstance(value, float):
@@ -44,7 +47,8 @@ def to_python(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_python(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [to_python(child) for child in value]
+        image = _image_bytes(value)
+        return image or [to_python(child) for child in value]
     if isinstance(value, np.ndarray | np.generic):
         return to_python(value.tolist())
     if isinstance(value, datetime.date | datetime.time):
@@ -138,22 +142,20 @@ def _record(row: pa.RecordBatch, number: int) -> Record | Problem:
     except KeyError as error:
         reason = f"a time in an unknown time zone: {error}"
         return Problem(Kind.BAD_ROW, f"row {number} (from 0) has {printable(reason, 200)}")
-    for field in row.schema:
-        if _is_byte_list(field.type):
-            record[field.name] = _image_or_list(record[field.name])
     return record
 
 
-def _is_byte_list(type_: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(type_) for is_list in lists) and pa.types.is_uint8(type_.value_type)
-
-
-def _image_or_list(value: list[int | None] | None) -> Any:
-    """The bytes of an image that some writers store as a list of numbers."""
-    head = value[:4] if value else []
-    is_image = None not in head and bytes(head).startswith(_IMAGE_STARTS)  # type: ignore[arg-type] # no None
-    return bytes(value) if is_image and value else value  # type: ignore[arg-type] # or a TypeError
+def _image_bytes(value: Sequence[Any]) -> bytes:
+    """The image that some writers store as a list of numbers, also signed ones; else nothing."""
+    head = value[:4]
+    if not all(type(number) is int for number in head):
+        return b""
+    if not bytes(number & 0xFF for number in head).startswith(_IMAGE_STARTS):
+        return b""
+    try:
+        return bytes(value) if min(value) >= 0 else np.array(value, np.int8).tobytes()
+    except (TypeError, ValueError, OverflowError):  # not all are bytes
+        return b""
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from ...serving.printable import printable
 from ..errors import DatasetError, StoreError
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import GuardedFile
+from ..object_store.regular_files import open_regular
 from ..object_store.store_errors import store_errors
 from ..records import Problem
+from .choices import ask_choices
 from .csv_dialects import SAMPLE_BYTES, CsvDialect, recognise
 from .csv_format import read_csv
 from .image_folders import from_dataset_folder, is_metadata
@@ -113,7 +115,7 @@ def _reader(open_file: OpenFile, file_format: str) -> Reader:
         return read_json_array if is_json_array(open_file) else read_json_lines
     if file_format in DELIMITERS:
         dialect = _dialect(open_file, file_format)
-        return lambda file: share_images(read_csv(file, dialect))
+        return lambda file: ask_choices(share_images(read_csv(file, dialect)))
     if file_format == "webdataset":
         return read_webdataset
     from .table_formats import read_arrow, read_parquet
@@ -135,7 +137,7 @@ def _open(uri: str, credentials: S3Credentials | None) -> Iterator[io.BufferedRe
             object_ = GuardedFile(uri, credentials)
             file = stack.enter_context(io.BufferedReader(object_, _S3_BUFFER_BYTES))
         else:
-            file = stack.enter_context(Path(uri).open("rb", _BUFFER_BYTES))
+            file = stack.enter_context(open_regular(uri, _BUFFER_BYTES))
         match Path(uri.lower()).suffix:
             case ".gz" | ".tgz":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))

@@ -2,9 +2,9 @@
 
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, Self
 
 from ...serving.printable import printable
@@ -14,6 +14,15 @@ from .json_formats import LocatedRecord, parse_json
 from .long_records import MAX_RECORD_BYTES, too_long
 
 _IMAGES = {suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES}
+_IMAGE_NAME = re.compile(r"(?:(?:image|img)s?)?[-_.0-9]*")
+"""Names of members that are the images of the sample: none, a number, or such as `image_0`."""
+
+_TEXTS = {"txt", "text", "prompt", "question", "caption"}
+"""Extensions of members that are text, whatever they hold."""
+
+_TURN_NAMES = {"from", "role", "user", "question"}
+"""A turn of a conversation has one of them."""
+
 _MAX_MEMBERS = 1000
 """Members of one sample."""
 
@@ -29,7 +38,7 @@ _HEADERS = {
 }
 
 _MAX_TEXT_BYTES = 1 << 20
-"""Bytes of a member of unknown type that may be text."""
+"""Bytes of a member that is text, or of unknown type and may be text."""
 
 _KNOWN_SAMPLES = 200_000
 """Samples of a shard of which the names are kept: WebDataset advises 100,000 at most."""
@@ -38,8 +47,9 @@ _KNOWN_SAMPLES = 200_000
 def read_webdataset(file: io.BufferedReader) -> Iterator[LocatedRecord]:
     """Read the samples of a shard: adjacent members with the same name up to its first dot.
 
-    The column `image` has the bytes of the image, or of all images in their order; `__key__` the
-    name; an object in JSON gives its own columns; other text has its extension as the column.
+    The column `image` has the bytes of the image, or of all images by their numbers; `__key__` the
+    name; an object in JSON gives its own columns, and a list of turns is `conversations`; other
+    text has its extension as the column, and an image with a name, such as `mask.png`, its name.
 
     Raises:
         ValueError: it is not a tar file, it is cut off, or a sample is not in one place.
@@ -114,8 +124,8 @@ class _Sample:
         self.key = key
         self._size = 0
         self._members = 0
-        self._images: list[bytes] = []
-        self._columns: dict[str, Any] = {}
+        self._images: list[tuple[str, bytes]] = []
+        self._columns: list[tuple[str, str, Any]] = []
         self._spread: dict[str, Any] = {}
         self._problem: Problem | None = None
 
@@ -123,6 +133,9 @@ class _Sample:
         """Whether a member is to be read; a sample that is too large has a problem."""
         extension = field.rpartition(".")[2]
         if extension not in _IMAGES | {"json"} and size > _MAX_TEXT_BYTES:
+            if extension in _TEXTS:
+                what = f"has {size:,} bytes, and a text may have {_MAX_TEXT_BYTES:,}"
+                self._problem = self._bad_member(field, what)
             return False  # a video or a tensor
         self._size += size
         self._members += 1
@@ -136,15 +149,27 @@ class _Sample:
     def add(self, field: str, data: bytes) -> None:
         """Add what a member holds."""
         name, _, extension = field.rpartition(".")
-        if extension in _IMAGES:
-            self._images.append(data)
+        if extension in _IMAGES and _IMAGE_NAME.fullmatch(name):
+            self._images.append((name, data))
+        elif extension in _IMAGES:
+            self._columns.append((name, field, data))
         elif extension == "json":
-            self._add_json(name, data)
-        elif field and b"\0" not in data:
-            with suppress(UnicodeDecodeError):  # it is binary
-                self._columns[name if extension == "txt" and name else field] = data.decode()
+            self._add_json(name, field, data)
+        elif field:
+            self._add_text(name, field, data, is_text=extension in _TEXTS)
 
-    def _add_json(self, name: str, data: bytes) -> None:
+    def _add_text(self, name: str, field: str, data: bytes, *, is_text: bool) -> None:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" not in text:
+            own_name = name if field.endswith(".txt") else ""
+            self._columns.append((own_name or field, field, text))
+        elif is_text:  # others are binary
+            self._problem = self._bad_member(field, "is not UTF-8 text; save it as UTF-8")
+
+    def _add_json(self, name: str, field: str, data: bytes) -> None:
         try:
             value = parse_json(data)
         except ValueError as error:
@@ -154,15 +179,36 @@ class _Sample:
         if isinstance(value, dict) and not name:
             self._spread = value
         else:
-            self._columns[name or "json"] = value
+            usual = "conversations" if _are_turns(value) else "json"
+            self._columns.append((name or usual, field, value))
+
+    def _bad_member(self, field: str, what: str) -> Problem:
+        return Problem(Kind.BAD_ROW, f"member {printable(f'{self.key}.{field}', 100)!r} {what}")
 
     def record(self) -> Record | Problem:
         """The record of the sample; of two columns with one name, a member's own comes first."""
         if self._problem is not None:
             return self._problem
-        several = self._images if len(self._images) > 1 else next(iter(self._images), None)
-        columns = {"__key__": self.key, **({"image": several} if self._images else {})}
-        columns |= self._columns
+        columns: dict[str, Any] = {"__key__": self.key}
+        if images := [data for _, data in sorted(self._images, key=_numbers)]:
+            columns["image"] = images if len(images) > 1 else images[0]
+        for name, field, value in self._columns:
+            columns[field if name in columns else name] = value
         for name, value in self._spread.items():
             columns[f"json.{name}" if name in columns else name] = value
         return columns
+
+
+def _numbers(image: tuple[str, bytes]) -> list[tuple[int, str]]:
+    """Orders images by the numbers in their names, of any length: tar sorts 10 before 2."""
+    numbers = [digits.lstrip("0") for digits in re.findall("[0-9]+", image[0])]
+    return [(len(digits), digits) for digits in numbers]
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether the list in a file of JSON is a conversation, not boxes or other annotations."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(item, dict) for item in value)
+        and any(not _TURN_NAMES.isdisjoint(item) for item in value)
+    )

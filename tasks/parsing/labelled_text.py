@@ -60,6 +60,7 @@ _MAX_CHOICE = 200
 """Characters within which the second of several choices follows the first."""
 
 _CHOICES = re.compile(r"(?<!\w)[BbＢ][:：.)]")
+_CHOICE_BELOW = re.compile(r"[^\n]*+\s*+[-+*•>_(（【\[ \t]*+[BbＢ][*_]*+[:：.)）\]】]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def labelled_pairs(text: str) -> FoundPairs:
     of its question, at the end of a sentence. An answer extends to the next question's label.
     """
     lines = [_label(match, match.start()) for match in _LINE_LABEL.finditer(text)]
+    lines = list(_without_choices(text, lines))
     return _pairs(text, list(_without_quarters(list(_with_inline_labels(text, lines)))))
 
 
@@ -105,6 +107,15 @@ def _label(match: Match[str], start: int) -> _Label:
         has_number=match["number"] is not None,
         emphasis="" if closed else emphasis,
     )
+
+
+def _without_choices(text: str, labels: Sequence[_Label]) -> Iterator[_Label]:
+    """The labels without each "A:" above a line "B:" if another answer follows."""
+    for label, following in zip(labels, [*labels[1:], None], strict=False):
+        is_bare = label.is_letter and not label.has_number and not label.is_question
+        has_answer = following is not None and not following.is_question
+        if not (is_bare and has_answer and _CHOICE_BELOW.match(text, label.end)):
+            yield label
 
 
 def _with_inline_labels(text: str, labels: Sequence[_Label]) -> Iterator[_Label]:

@@ -3,6 +3,8 @@
 
 import re
 
+from .labels import NUMBER, QUESTION_OR_LETTER
+
 _REASONING = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning")),
     ("<seed:think>", "</seed:think>"),
@@ -21,6 +23,15 @@ _TAGS = {
     tag.casefold(): (kind, tag == pair[0]) for kind, pair in enumerate(_REASONING) for tag in pair
 }
 _TAG = re.compile("|".join(map(re.escape, _TAGS)), re.IGNORECASE | re.ASCII)
+_NEAR = 40
+"""Characters before a tag that tell whether it starts a line or is within a sentence."""
+
+_LABEL = rf"[\W\d_]{{0,12}}+(?:{QUESTION_OR_LETTER})[^\S\n]*+{NUMBER}?(?:[^\w\s]|_|\n)"
+_QUESTION = re.compile(rf"(?:^|\"){_LABEL}", re.IGNORECASE | re.MULTILINE)
+"""A question's label at the start of a line, or its key in JSON."""
+
+_WORD_BEFORE = re.compile(r"(?:[^\s.!?。！？:：>*][^\S\n]|[\"'`“‘(（«「])\Z")
+_WORD_AFTER = re.compile(rf"[^\S\n]++(?!{_LABEL})[^\s*#]|[\"'`”’)）»」.,;?!]", re.IGNORECASE)
 
 _CHANNEL = re.compile(r"<\|channel\|>([^<]{0,60}+)(?:<\|constrain\|>[^<]{0,60}+)?+<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
@@ -50,7 +61,9 @@ _WRAPPING_TAGS = ("answer", "response")
 def unwrap(text: str) -> str:
     """A reply without its reasoning, channels, markers and special tokens.
 
-    Reasoning may lack its start, which is often in the chat template, or its end.
+    Reasoning may lack its start, which is often in the chat template, or its end. Tags stay where
+    the text is about them: as words in the sentences of question-answer pairs, and within a line
+    without an end.
     """
     return trim(_MARKERS.sub("", _outside_reasoning(_final_channel(text))))
 
@@ -84,18 +97,54 @@ def _final_channel(text: str) -> str:
 
 
 def _outside_reasoning(text: str) -> str:
+    tags = list(_TAG.finditer(text))
+    if not tags:
+        return text
+    last_end = {kind: tag.start() for tag in tags for kind, opens in [_kind(tag)] if not opens}
+    labelled = _QUESTION.search(text)
+    first_label = len(text) if labelled is None else labelled.start()
     outside: list[str] = []
-    position, inside = 0, None
-    for number, tag in enumerate(_TAG.finditer(text)):
-        kind, opens = _TAGS[tag[0].casefold()]
-        if inside not in {None, kind}:
-            continue
-        if inside is None and (opens or number > 0):
-            outside.append(text[position : tag.start()])
-        position, inside = tag.end(), kind if opens else None
-    if inside is None:
+    position, inside, depth, has_end = 0, None, 0, True
+    for tag in tags:
+        kind, opens = _kind(tag)
+        if inside is None:
+            line = text[max(position, tag.start() - _NEAR) : tag.start()].rpartition("\n")[2]
+            starts_line = not line.strip()
+            is_closed = last_end.get(kind, -1) > tag.start()
+            is_word = tag.start() > first_label and _is_word(line, text, tag.end())
+            if is_word or (opens and not starts_line and not is_closed):
+                continue  # the text is about tags
+            if opens or position > 0:
+                outside.append(text[position : tag.start()])
+            position = tag.end()
+            if opens:
+                inside, depth, has_end = kind, 1, False
+        elif inside == kind:
+            depth += 1 if opens else -1
+            if not opens:
+                position, has_end = tag.end(), True
+            if depth == 0:
+                inside = None
+    # Reasoning that mentions a start ends at the last end.
+    if has_end:
         outside.append(text[position:])
     return "\n".join(outside)
+
+
+def _kind(tag: re.Match[str]) -> tuple[int, bool]:
+    """Which reasoning a tag belongs to, and whether it starts it."""
+    return _TAGS[tag[0].casefold()]
+
+
+def _is_word(line: str, text: str, end: int) -> bool:
+    """Whether a tag is a word in a sentence: "It shows </think> in red".
+
+    Args:
+        line: what is before it in its line.
+        text: the whole text.
+        end: where the tag ends in it.
+    """
+    return _WORD_BEFORE.search(line) is not None and _WORD_AFTER.match(text, end) is not None
 
 
 def _without_tokens(text: str) -> str:

@@ -17,7 +17,7 @@ from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
 from ..loading.columns import Columns, read_value
-from ..loading.conversations import IMAGE_PLACEHOLDER, Turn, read_conversation
+from ..loading.conversations import IMAGE_PLACEHOLDER, ImageIndex, Turn, read_conversation
 from ..records import ImageRef, Kind, Prompt, Record, Row, RowError
 from .keys import RequestSpec, problem_key, row_key
 
@@ -155,12 +155,6 @@ def _render_row(row: Row, settings: PromptSettings) -> Prompt:
     try:
         turns = read_conversation(read_value(row.record, settings.columns.conversation))
         refs = _row_images(row.record, turns, settings)
-        if len(refs) > settings.limits.max_images:
-            raise RowError(
-                Kind.BAD_ROW,
-                f"the row has {len(refs)} images, more than max_images "
-                f"({settings.limits.max_images})",
-            )
         messages = _build_messages(row.record, turns, len(refs), settings)
         return Prompt(row.index, "", row.where, messages, refs)
     except RowError as error:
@@ -173,23 +167,58 @@ def _row_images(
     """The images of a row, in the order in which a style numbers them.
 
     First those of the image column that have no place in the conversation, then those that have
-    one, in its order. An image that the conversation has already is not sent twice.
+    one, in its order. An image that the conversation has already is not sent twice, and one that
+    belongs to an answer that is not asked for is not sent.
     """
     column, refs = settings.columns.image, list[ImageRef]()
+    places = [image for turn in turns if turn.role != "system" for image in turn_images(turn)]
+    if len(places) < sum(map(len, map(turn_images, turns))):
+        raise RowError(Kind.BAD_ROW, "an image in a system turn; move it to a turn of the user")
+    _check_count(len(places), settings)
     if column is not None and not settings.columns.has_embedded_images:
-        refs = list(image_refs(read_value(record, column), settings.base))
-    places = [image for turn in asked_turns(turns) for image in turn_images(turn)]
-    own = [None if image is None else _one_image(image, settings.base) for image in places]
+        limit = settings.limits.max_images
+        refs = list(image_refs(read_value(record, column), settings.base, limit))
+    own = [_own_image(image, refs, settings.base) for image in places]
     free = own.count(None)
     if len(refs) > free:
         refs = [ref for ref in refs if ref not in own]
     unplaced = max(len(refs) - free, 0)
     upcoming = iter(refs[unplaced:])
     placed = [next(upcoming, None) if ref is None else ref for ref in own]
-    found = (*refs[:unplaced], *(ref for ref in placed if ref is not None))
+    asked = sum(map(len, map(turn_images, asked_turns(turns))))
+    found = [*refs[:unplaced], *(ref for ref in placed[:asked] if ref is not None)]
+    found = found or refs  # then the image of an answer is that of the question
     if column is not None and not found:
         raise RowError(Kind.NO_IMAGE, f"the row has no image in column {printable(column, 60)!r}")
-    return found
+    _check_count(len(found), settings)
+    return tuple(found)
+
+
+def _check_count(images: int, settings: PromptSettings) -> None:
+    if images > settings.limits.max_images:
+        raise RowError(
+            Kind.BAD_ROW,
+            f"the row has {images} images, more than max_images ({settings.limits.max_images})",
+        )
+
+
+def _own_image(image: Any, refs: Sequence[ImageRef], base: ImageBase) -> ImageRef | None:
+    """The image that a place in the conversation names; None for the next one of the column."""
+    if not isinstance(image, ImageIndex):
+        return None if image is None else _one_image(image, base)
+    if not 0 <= image.index < len(refs):
+        raise RowError(
+            Kind.BAD_ROW,
+            f"the conversation has image {image.index} (from 0), but the row has {len(refs)}",
+        )
+    return refs[image.index]
+
+
+def _one_image(value: Any, base: ImageBase) -> ImageRef:
+    refs = image_refs(value, base)
+    if len(refs) != 1:
+        raise RowError(Kind.BAD_ROW, f"an image in the conversation is {len(refs)} images")
+    return refs[0]
 
 
 def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
@@ -201,13 +230,6 @@ def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
     return replace(prompt, key=row_key(ids, prompt.messages, settings.spec))
-
-
-def _one_image(value: Any, base: ImageBase) -> ImageRef:
-    refs = image_refs(value, base)
-    if len(refs) != 1:
-        raise RowError(Kind.BAD_ROW, f"an image in the conversation is {len(refs)} images")
-    return refs[0]
 
 
 def _build_messages(

@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError, StoreError
-from prefect_imageqa.tasks.exporting.dataset_columns import MAX_COLUMNS
+from prefect_imageqa.tasks.exporting.dataset_columns import MAX_COLUMNS, DatasetColumns
 from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.exporting.pairs_parquet import (
     PAIRS,
@@ -71,9 +72,10 @@ def exported(
     keys: Sequence[str],
     image: str | None = "image",
     conversation: str | None = None,
+    output: str = "output",
     **options: Any,
 ) -> RunCounts:
-    columns = Columns(image=image, conversation=conversation)
+    columns = Columns(image=image, conversation=conversation, output=output)
     return export_rows.fn(store, ledger, rows_of(records), keys, columns, **options)
 
 
@@ -394,19 +396,41 @@ def test_the_number_of_columns_is_bounded(local: ObjectStore, tmp_path: Path) ->
     assert names[:91] == [*(f"0-{n}" for n in range(90)), "1-0"]
 
 
+def test_names_of_columns_take_no_memory_after_the_last_one() -> None:
+    """JSON objects with ids as names have new ones in every record."""
+    columns = DatasetColumns([], [])
+    tracemalloc.start()
+    try:
+        for row in range(200):
+            columns.add({f"{row}-{n}": n for n in range(100)})
+        columns.take()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+
+
 @pytest.mark.parametrize(
-    ("record", "name"),
-    [({}, "reasoning"), ({"reasoning": "mine"}, "model_reasoning")],
-    ids=["free", "taken"],
+    ("record", "output", "name"),
+    [
+        ({}, "output", "reasoning"),
+        ({"reasoning": "mine"}, "output", "model_reasoning"),
+        ({}, "reasoning", "model_reasoning"),
+        ({"model_reasoning": "mine"}, "reasoning", "model_model_reasoning"),
+    ],
+    ids=["free", "taken", "output", "both-taken"],
 )
 def test_reasoning_is_beside_the_reply(
-    record: dict[str, Any], name: str, local: ObjectStore
+    record: dict[str, Any], output: str, name: str, local: ObjectStore, tmp_path: Path
 ) -> None:
     ledger = ledger_of(local, replace(answered(0), reasoning="Hm."), answered(1))
-    exported(local, ledger, [{"image": "a", **record}, {"image": "b"}], [key(0), key(1)])
+    records = [{"image": "a", **record}, {"image": "b"}]
+    exported(local, ledger, records, [key(0), key(1)], output=output)
     first, second = lines(local, QA_JSONL)
-    assert list(first.items())[-2:] == [(name, "Hm."), ("output", "raw 0")]
-    assert second == {"image": "b", "output": "raw 1"}
+    assert list(first.items())[-2:] == [(name, "Hm."), (output, "raw 0")]
+    assert second == {"image": "b", output: "raw 1"}
+    rows = table(local, tmp_path, ROWS).select(["reply", "reasoning"]).to_pylist()
+    assert rows[0] == {"reply": "raw 0", "reasoning": "Hm."}
 
 
 def strict(data: bytes) -> Any:

@@ -35,6 +35,10 @@ def opened(folder: Path, *records: dict[str, Any], **columns: Any) -> Dataset:
         ({"Image": "a", "Question": "b", "Answer": "c"}, "Image", "Question"),
         ({"image": "a", "conversation": "[{'user': 'b'}]"}, "image", "conversation"),
         ({"image": "a", "conversation": "", "question": "b"}, "image", "question"),
+        ({"image": "a", "messages": "[]"}, "image", None),
+        ({"messages": PARTS, "url": "https://host/page"}, "messages", "messages"),
+        ({"messages": PARTS, "image": "b.png"}, "image", "messages"),
+        ({"url": "a.png", "question": "b"}, "url", "question"),
     ],
 )
 def test_columns_are_found_by_name(
@@ -91,22 +95,51 @@ def test_a_conversation_under_another_name_is_not_overlooked(tmp_path: Path) -> 
     assert "in column 'messages', but that of the first rows is 'conversations'" in (
         rows[1].problem.message
     )
+    frame = pd.DataFrame({"image": ["a"] * 2, "question": ["?", None], "messages": [None, TURNS]})
+    (tmp_path / "d.csv").write_text("image,question\n" + "a,\n" * 100 + "a,What?\n")
+    for table in (frame, tmp_path / "d.csv"):
+        assert sum(bool(row.problem) for row in open_dataset(table).rows()) == 1
     late = list(opened(tmp_path, *[{"image": "a"}] * 100, first).rows())
     assert [bool(row.problem) for row in late] == [False] * 100 + [True]
     rows = list(opened(tmp_path, first, {"messages": TURNS}, conversation="conversations").rows())
     assert not rows[1].problem, "a given name is what is meant"
 
 
-@pytest.mark.parametrize("questions", [["a", "b"], "['a', 'b']"], ids=["list", "text"])
+def test_the_image_of_a_row_is_not_mistaken_for_another(tmp_path: Path) -> None:
+    """The likeliest column is empty in the first row, in the second it is not."""
+    (tmp_path / "d.csv").write_text("image,url,question\n,c.png,0\na.png,b.png,1\n")
+    assert open_dataset(tmp_path / "d.csv").columns.image == "image"
+    first = {"url": "a.png", "question": "0"}
+    rows = list(opened(tmp_path, first, {"image": "a.png", **first}).rows())
+    assert rows[1].problem
+    assert "the row's image is in column 'image', but that of the first rows is 'url'" in (
+        rows[1].problem.message
+    )
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [
+        ["a", "b"],
+        ["a", "", None, "b"],
+        "['a', 'b']",
+        [{"question": "a", "answer": "1"}, {"question": "b", "id": 7}],
+    ],
+    ids=["list", "blank", "text", "objects"],
+)
 def test_each_question_of_a_record_is_a_row(questions: Any, tmp_path: Path) -> None:
     record = {"image": "a.png", "id": 7, "questions": questions}
     dataset = opened(tmp_path, record, {"image": "b.png", "questions": ["c"]})
     assert [(row.index, row.where, row.record.get("questions")) for row in dataset.rows()] == [
         (0, "d.jsonl:1, question 1", "a"),
         (1, "d.jsonl:1, question 2", "b"),
-        (2, "d.jsonl:2", ["c"]),
+        (2, "d.jsonl:2", "c"),
     ]
     frame = open_dataset(pd.DataFrame([record]))
+    too_many = opened(tmp_path, {**record, "questions": ["a"] * 1001})
+    (row,) = too_many.rows()
+    assert row.problem
+    assert "1,001 questions, more than 1,000" in row.problem.message
     assert (frame.count, len(list(frame.rows()))) == (None, 2)
 
 

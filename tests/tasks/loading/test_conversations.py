@@ -1,7 +1,12 @@
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.loading.conversations import has_images, questions, read_conversation
+from prefect_imageqa.tasks.loading.conversations import (
+    ImageIndex,
+    has_images,
+    questions,
+    read_conversation,
+)
 from prefect_imageqa.tasks.records import Kind, RowError
 
 
@@ -41,6 +46,9 @@ def text(content: str) -> dict[str, Any]:
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], (("user", ""),)),
         ([{"user": "a", "assistant": "b", "source": "vqa"}], (("user", "a"), ("assistant", "b"))),
         ([{"question": "a", "answer": None}], (("user", "a"),)),
+        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": None}], (("user", "a"),)),
+        ([{"role": "user", "content": [{"text": "a", "image": "x"}]}], (("user", "a\n<image>"),)),
+        ([{"role": "user", "content": [{"text": "", "image": "x"}]}], (("user", "<image>"),)),
         (["What?"], (("user", "What?"),)),
         ([{"role": "user", "content": ["a", {"image": "x"}]}], (("user", "a\n<image>"),)),
         ([{"role": "user", "content": {"type": "text", "text": "a"}}], (("user", "a"),)),
@@ -66,6 +74,7 @@ def test_conversation_formats(value: Any, turns: tuple[tuple[str, str], ...]) ->
         ([{"from": "x" * 500, "value": "a"}], f"is from '{'x' * 37}...'; known speakers"),
         ([{"value": "a"}], "has no speaker: it has value, not from and value, role and content"),
         ([{}], "has no speaker: it has nothing"),
+        ([dict.fromkeys(map(str, range(10**5)))], "it has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not from"),
         ([{"role": "tool", "content": "a"}], "is from 'tool'; known speakers"),
         ([{"from": "human"}], "turn 1 of the conversation has no text"),
         ([{"from": "human", "value": 5}], "turn 1 of the conversation has no text"),
@@ -92,6 +101,7 @@ def test_an_invalid_conversation_affects_only_its_row(value: Any, message: str) 
         ({"type": "image", "path": "a.png"}, {"bytes": None, "path": "a.png"}),
         ({"type": "image", "url": "a.png"}, "a.png"),
         ({"type": "image"}, None),
+        ({"type": "image", "index": 1}, ImageIndex(1)),
         # a Parquet file gives every part the names of all kinds
         ({"type": "image", "text": None, "image": "a.png", "image_url": None}, "a.png"),
     ],
@@ -100,11 +110,13 @@ def test_image_parts(part: dict[str, Any], image: Any) -> None:
     value = [{"role": "user", "content": [part, text("<image> What?")]}]
     (turn,) = read_conversation(value)
     assert (turn.text, turn.images) == ("<image>\n<image> What?", (image, None))
-    assert has_images(value) is (image is not None)
+    assert has_images(value) is (not isinstance(image, ImageIndex | None))
 
 
 def test_several_questions() -> None:
     assert questions(["a", "b"]) == ["a", "b"]
-    assert questions(["a"]) == questions("a") == questions([{"user": "a"}, "b"]) == []
+    assert questions(["a"]) == ["a"]
+    assert questions("a") == questions([{"user": "a"}, "b"]) == questions([None]) == []
+    assert questions([{"user": "a", "question": "b"}] * 2) == [], "a dialogue"
     assert not has_images(5)
     assert not has_images("a")

@@ -180,6 +180,38 @@ def test_a_header_that_does_not_fit_is_an_error(tmp_path: Path, text: str, reaso
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "question"),
+    [
+        (
+            "index,image,question,A,B,C,D,hint,answer",
+            "7,a.png,Which?,cat,dog,nan,,It barks.,B",
+            "Hint: It barks.\nQuestion: Which?\nOptions:\nA. cat\nB. dog\n"
+            "Please select the correct answer from the options above.",
+        ),
+        (
+            "index,question,hint,A,B,C,D,E",
+            "7,Which?,nan,1,2,3,,5",
+            "Question: Which?\nOptions:\nA. 1\nB. 2\nC. 3\nE. 5\n"
+            "Please select the correct answer from the options above.",
+        ),
+        ("index,question,A,B", "7,Which?,1,", "Which?"),
+        ("index,question,B,C", "7,Which?,1,2", "Which?"),
+        ("id,question,A,B", "7,Which?,1,2", "Which?"),
+        ("index,question,A,B", "7,,1,2", None),
+    ],
+    ids=["hint", "gap", "one-option", "no-a", "no-index", "no-question"],
+)
+def test_options_of_a_multiple_choice_question_are_asked(
+    tmp_path: Path, header: str, row: str, question: str | None
+) -> None:
+    """The prompt of VLMEvalKit; the columns stay."""
+    (record,) = read(tmp_path, f"{header}\n{row}\n", "d.csv")
+    cells = [cell or None for cell in row.split(",")]
+    expected = dict(zip(header.split(","), cells, strict=True))
+    assert record == {**expected, "question": question}
+
+
 def test_an_index_in_place_of_an_image_is_that_row_s_image(tmp_path: Path) -> None:
     """The TSV files of VLMEvalKit, with cells of megabytes."""
     image = "A" * 2_000_000

@@ -43,7 +43,7 @@ def test_the_metadata_of_a_folder_of_images_are_its_rows(folder: Path) -> None:
             {"file_name": "0.jpg", "text": "0.jpg"},
             {"file_names": ["0.jpg", "./x/../1.jpg"], "file_name": None},
             {"depth_file_name": "d.png", "objects": [{"mask_file_name": "m.png"}]},
-            {"file_name": "https://host/a.jpg"},
+            {"file_name": "https://host/a.jpg", "profile_name": "Ann"},
         ],
         test__metadata_jsonl=[{"file_name": "9.jpg"}],
         labels_csv="a,b\n",
@@ -55,7 +55,7 @@ def test_the_metadata_of_a_folder_of_images_are_its_rows(folder: Path) -> None:
         {"file_name": "train/0.jpg", "text": "0.jpg"},
         {"file_names": ["train/0.jpg", "train/./x/../1.jpg"], "file_name": None},
         {"depth_file_name": "train/d.png", "objects": [{"mask_file_name": "train/m.png"}]},
-        {"file_name": "https://host/a.jpg"},
+        {"file_name": "https://host/a.jpg", "profile_name": "Ann"},
     ]
     not_read, not_asked = files.notes
     assert not_read.startswith("labels.csv is not read, only test/metadata.jsonl, train/metadata")

@@ -102,6 +102,12 @@ def test_a_record_of_too_many_values_costs_its_row(
 
 
 COCO = {"info": {}, "images": [{"id": 0, "file_name": "0.jpg"}] * 3000, "annotations": [{"id": 0}]}
+GQA = {
+    f"n0{i}": {"imageId": str(i), "question": "q?", **({"group": i} if i % 2 else {})}
+    for i in range(2000)
+}
+INDEX = [str(i) for i in range(5000)]
+ROWS = {i: {"image": "a", "text": "b" * 20} for i in INDEX}
 VQA = {"info": {}, "questions": [{"image_id": 1, "question": "q?", "question_id": 2}]}
 
 
@@ -114,13 +120,28 @@ VQA = {"info": {}, "questions": [{"image_id": 1, "question": "q?", "question_id"
         ({"image": {"0": "a", "1": "b"}, "id": {"0": 0, "1": 1}}, "pandas' to_json() writes it:"),
         ({"0": {"image": "a", "n": 1}, "1": {"image": "b", "n": 2}}, "('FILE', orient='index')"),
         ({"columns": ["image"], "index": [0], "data": [["a"]]}, "('FILE', orient='split').to_js"),
+        ({"image": dict.fromkeys(INDEX, "a.png"), "id": dict.fromkeys(INDEX)}, "read_json('FILE')"),
+        (
+            {"image": dict.fromkeys(INDEX[:3000], "a"), "id": dict.fromkeys(INDEX[:3000])},
+            "read_json('FILE')",
+        ),
+        (ROWS, "read_json('FILE', orient='index')"),
+        (
+            {"columns": ["image"], "index": list(range(20_000)), "data": [["a"]] * 20_000},
+            "read_json('FILE', orient='split')",
+        ),
+        (GQA, "{'id': i, **r})) for i, r in json.load(open('FILE')).items()]\" > rows.jsonl"),
+        ({"a": {"image": "x"}, "b": {"image": "y"}}, "{'id': i, **r}))"),
         (
             {"name": "docvqa", "data": [{"image": "a"}]},
             "not a list of records, which are in its 'd",
         ),
         ({"annotations": [{"question_id": 1}]}, "in its 'annotations'; write them as JSON lines: "),
     ],
-    ids=["coco", "vqa", "columns", "index", "split", "data", "annotations"],
+    ids=[
+        *("coco", "vqa", "columns", "index", "split", "long-column", "long-columns", "long-index"),
+        *("long-split", "long-ids", "ids", "data", "annotations"),
+    ],
 )
 def test_one_object_that_is_a_table_is_named(
     tmp_path: Path, value: Any, what: str, indent: int | None
@@ -139,6 +160,8 @@ def test_one_object_that_is_a_table_is_named(
         {"messages": [{"role": "user", "content": "x"}], "images": ["a.png"]},
         {"image": "a.png", "annotations": [{"box": [1, 2]}]},
         {"images": [{"path": "a.png"}]},
+        {"image": {"path": "a.png"}, "question": {"text": "q"}, "meta": {"id": 1}},
+        {"image_path": "a.png", **{f"meta{n}": {"id": n} for n in range(9000)}},
     ],
 )
 def test_one_object_on_one_line_may_be_the_only_record(tmp_path: Path, record: Any) -> None:

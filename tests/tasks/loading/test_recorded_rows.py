@@ -203,3 +203,14 @@ def test_objects_on_s3_may_grow(s3: str, tmp_path: Path) -> None:
     store.write("d.jsonl", to_lines(records_of(5)[1:]))
     with pytest.raises(DatasetError, match="changed during the run"):
         list(rows.read_again())
+
+
+def test_rows_without_a_conversation_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"image": "a", "question": "?"}\n{"image": "b"}\n{"image": "c"}\nbroken\n')
+    rows = RecordedRows(open_dataset(path))
+    assert len(list(rows.read())) == len(list(rows.read_again())) == 4
+    assert rows.unasked == 2
+    none = RecordedRows(open_dataset(path, Columns(conversation=None)))
+    assert len(list(none.read())) == 4
+    assert none.unasked == 0

@@ -3,16 +3,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.loading import long_records, table_formats
 from prefect_imageqa.tasks.loading.files import find_files
+from prefect_imageqa.tasks.loading.table_formats import read_frame
 from prefect_imageqa.tasks.loading.tables import read_table
 from prefect_imageqa.tasks.records import Problem
 
 PNG = b"\x89PNG\r\n\x1a\nabc"
+SIGNED = [byte - 256 if byte > 127 else byte for byte in PNG]
 IMAGE = {"bytes": PNG, "path": None}
 COLUMNS: dict[str, tuple[pa.Array, Any]] = {
     "struct": (pa.array([IMAGE]), IMAGE),
@@ -24,6 +28,13 @@ COLUMNS: dict[str, tuple[pa.Array, Any]] = {
     "dictionary": (pa.array([PNG]).dictionary_encode(), PNG),
     "numbers": (pa.array([list(PNG)], pa.list_(pa.uint8())), PNG),
     "large_numbers": (pa.array([list(PNG)], pa.large_list(pa.uint8())), PNG),
+    "signed": (pa.array([SIGNED], pa.list_(pa.int8())), PNG),
+    "wide": (pa.array([list(PNG)], pa.list_(pa.int64())), PNG),
+    "fixed_numbers": (pa.array([list(PNG)], pa.list_(pa.uint8(), len(PNG))), PNG),
+    "struct_of_numbers": (pa.array([[{"bytes": list(PNG)}] * 2]), [{"bytes": PNG}] * 2),
+    "large": (pa.array([[*PNG, 256]]), [*PNG, 256]),
+    "small": (pa.array([[*SIGNED, -129]]), [*SIGNED, -129]),
+    "holes": (pa.array([[*PNG, None]]), [*PNG, None]),
     "ratings": (pa.array([[1, 5]], pa.list_(pa.uint8())), [1, 5]),
     "no_numbers": (pa.array([None], pa.list_(pa.uint8())), None),
     "map": (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), [["a", 1]]),
@@ -65,6 +76,11 @@ def test_images_are_read_from_any_type_that_holds_bytes(
 ) -> None:
     write(TABLE, tmp_path / name)
     assert read(tmp_path / name) == [{name: value for name, (_, value) in COLUMNS.items()}]
+
+
+def test_images_in_a_frame_may_be_numbers() -> None:
+    frame = pd.DataFrame({"image": [np.frombuffer(PNG, np.uint8), SIGNED]})
+    assert [record for _, record in read_frame(frame)] == [{"image": PNG}] * 2
 
 
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:

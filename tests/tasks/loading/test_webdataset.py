@@ -120,6 +120,73 @@ def test_json_that_is_not_valid_costs_its_row(tmp_path: Path) -> None:
     assert good["image"] == b"J"
 
 
+@pytest.mark.parametrize(
+    ("names", "image"),
+    [
+        (["1.png", "10.png", "2.png"], [b"1.png", b"2.png", b"10.png"]),
+        (["image10.jpg", "image9.jpg"], [b"image9.jpg", b"image10.jpg"]),
+        (["img_01.jpg", "img_00.jpg", "txt"], [b"img_00.jpg", b"img_01.jpg"]),
+        (["1.10.png", "1.9.png", "0.11.png"], [b"0.11.png", b"1.9.png", b"1.10.png"]),
+        (["image.png"], b"image.png"),
+        (["image.txt", "png"], b"png"),
+    ],
+    ids=["numbers", "image", "img", "pages", "one", "image-column-taken"],
+)
+def test_images_are_in_the_order_of_their_numbers(
+    tmp_path: Path, names: list[str], image: Any
+) -> None:
+    """As `tar --sort=name` writes them, 10 comes before 2."""
+    members = [(f"0.{name}", name.encode()) for name in names]
+    (record,) = read(save(tmp_path / "d.tar", tar(members)))
+    assert record["image"] == image
+
+
+def test_an_image_with_a_name_is_a_column_of_that_name(tmp_path: Path) -> None:
+    names = ("0.jpg", "0.mask.png", "0.mask.jpg", "0.depth.map.png")
+    (record,) = read(save(tmp_path / "d.tar", tar([(name, name.encode()) for name in names])))
+    assert record == {
+        "__key__": "0",
+        "image": b"0.jpg",
+        "mask": b"0.mask.png",
+        "mask.jpg": b"0.mask.jpg",
+        "depth.map": b"0.depth.map.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("1.question.txt", "Was für?".encode("latin-1"), "is not UTF-8 text; save it as UTF-8"),
+        ("1.question.txt", "What?".encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
+        ("1.question", b"\0W", "is not UTF-8 text; save it as UTF-8"),
+        ("1.question.txt", bytes(3 << 20), "has 3,145,728 bytes, and a text may have 1,048,576"),
+    ],
+    ids=["latin-1", "utf-16", "binary", "large"],
+)
+def test_a_text_that_cannot_be_read_costs_its_row(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    """The row would get the user prompt in place of its question."""
+    members = [("0.jpg", b"J"), ("0.question.txt", "\ufeffWhy?".encode()), ("1.jpg", b"J")]
+    good, problem = read(save(tmp_path / "d.tar", tar([*members, (name, data)])))
+    assert good["question"] == "Why?"
+    assert problem == f"member {name!r} {reason}"
+
+
+BOXES = [{"box": [1, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("value", "column"),
+    [(TURNS, "conversations"), (["a", "b"], "json"), (BOXES, "json"), ([], "json")],
+    ids=["turns", "texts", "boxes", "empty"],
+)
+def test_a_list_of_turns_is_the_conversation(tmp_path: Path, value: Any, column: str) -> None:
+    members = [("0.jpg", b"J"), ("0.json", json.dumps(value).encode())]
+    (record,) = read(save(tmp_path / "d.tar", tar(members)))
+    assert record == {"__key__": "0", "image": b"J", column: value}
+
+
 def test_no_link_is_followed(tmp_path: Path) -> None:
     link = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
     assert read(save(tmp_path / "d.tar", tar([("0.txt", b"")], **link))) == []

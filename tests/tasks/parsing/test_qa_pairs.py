@@ -80,6 +80,52 @@ FORMATS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ONE,
     ),
     "think-no-end": ("Question: What is it?\nAnswer: A cat.\n<think>Question: x\nAnswer: y", ONE),
+    "think-in-think": (
+        "<think>The user mentions <think> tags</think> Question: no?\nAnswer: no\n</think>"
+        "Question: What is it?\nAnswer: A cat.",
+        ONE,
+    ),
+    "think-mentioned-in-think": (
+        "Sure.\n<think>No <think> tag.\nQuestion: no?\nAnswer: no\n</think>\n"
+        "Question: What is it?\nAnswer: A cat.",
+        ONE,
+    ),
+    "think-drafts-no-start": (
+        "Question: no?\nAnswer: no\nGood.\n</think>\n\nQuestion: What is it?\nAnswer: A cat.",
+        ONE,
+    ),
+    "think-drafts-one-line": (
+        "Question: no?\nAnswer: no </think> **Question:** What is it?\n**Answer:** A cat.",
+        ONE,
+    ),
+    "think-in-answers": (
+        "Q: What is it?\nA: <think>Hm, a dog?</think> A cat.\n"
+        "Q: Where?\nA: <think> Hm. </think> On the mat.",
+        TWO,
+    ),
+    "think-end-in-sentence": (
+        "Question: What tag?\nAnswer: It shows </think> in red\n"
+        "Question: Where?\nAnswer: On the mat.",
+        [("What tag?", "It shows </think> in red"), TWO[1]],
+    ),
+    "think-end-in-question": (
+        "### Question 1\nWhat does </think> mean?\n### Answer 1\nThe end.",
+        [("What does </think> mean?", "The end.")],
+    ),
+    "think-start-in-sentence": (
+        "Question: What tag?\nAnswer: It shows <think> in red\n"
+        "Question: Where?\nAnswer: On the mat.",
+        [("What tag?", "It shows <think> in red"), TWO[1]],
+    ),
+    "think-tags-quoted": (
+        "Q: What tags?\nA: `<think>`, <think> and </think> too.\nQ: Where?\nA: On the mat.",
+        [("What tags?", "`<think>`, <think> and </think> too."), TWO[1]],
+    ),
+    "json-think-in-values": (
+        '{"pairs": [{"question": "What tag?", "answer": "It shows </think> in red"},'
+        ' {"question": "And?", "answer": "<think>"}]}',
+        [("What tag?", "It shows </think> in red"), ("And?", "<think>")],
+    ),
     "multi-line": (
         "Question: What is it?\n(a) cat\n(b) dog\nAnswer: A cat.\n\nIt sits.\n\n\nStill.\n\n"
         "Question: Where?\nAnswer: On the mat.",
@@ -88,6 +134,26 @@ FORMATS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "choices": (
         "Question: Which?\nA: cat\nB: dog\nAnswer: B",
         [("Which?\nA: cat\nB: dog", "B")],
+    ),
+    "choices-after-letter": (
+        "Q: Which?\nA: cat\nB: dog\nAnswer: B",
+        [("Which?\nA: cat\nB: dog", "B")],
+    ),
+    "choices-after-number": (
+        "**Q1:** Which?\nA: red\nB: blue\n**A1:** red\n**Q2:** Where?\n**A2:** On the mat.",
+        [("Which?\nA: red\nB: blue", "red"), TWO[1]],
+    ),
+    "choices-in-a-list": (
+        "Q: Which?\n\n- **A:** cat\n- **B:** dog\n\n**Answer:** B",
+        [("Which?\n\n- **A:** cat\n- **B:** dog", "B")],
+    ),
+    "choices-and-letter": (
+        "Q: Which?\nA: cat\nB. dog\nC. cow\nA: B\nQ: Where?\nA: On the mat.",
+        [("Which?\nA: cat\nB. dog\nC. cow", "B"), TWO[1]],
+    ),
+    "letters-in-answer": (
+        "Q: What is said?\nA: Hello\nB: Hi\nQ: Where?\nA: On the mat.",
+        [("What is said?", "Hello\nB: Hi"), TWO[1]],
     ),
     "code-in-answer": (
         "Q: How?\nA: So:\n```\nrun\n```\nQ: Where?\nA: On the mat.",
@@ -398,7 +464,8 @@ def no_gc() -> Iterator[None]:
      "</think>", "<think></think>", "问题", "问：答：", "\ud800", '"', "\\", "\\n", "'", "{'",
      '{"q":"', ',"q":"', "<question>", "<answer>", "<|channel|>", "<|channel|>final<|message|>",
      "<|im_end|>", "</s>", "Q: x? A: y. ", "? A:", "? ", "analysis", "[THINK]",
-     "[Q", "Q(", "【问题】", "|", "| ", "|---|---|\n", "|a|b|\n"],
+     "[Q", "Q(", "【问题】", "|", "| ", "|---|---|\n", "|a|b|\n", "A: x\nB: y\n", "\\ne $x",
+     "\\ne \\(", "\\ne \\[x", "\\ne \\\\( $$", "x <think> ", "a </think> b"],
     ids=repr,
 )  # fmt: skip
 @pytest.mark.parametrize(

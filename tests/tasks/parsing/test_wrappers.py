@@ -25,10 +25,14 @@ REASONING = [
 def test_reasoning_is_dropped_also_without_its_start_or_end(start: str, end: str) -> None:
     assert unwrap(f"{start}a{end}\nb") == "b"
     assert unwrap(f"a{end}b") == "b"
-    assert unwrap(f"a{start}b") == "a"
+    assert unwrap(f"a\n{start}b") == "a"
+    assert unwrap(f"a{start}b") == f"a{start}b"
     assert unwrap(f"{start}a{start}b{end}c") == "c"
     assert unwrap(f"a{start}b{end}c{start}d{end}e") == "a\nc\ne"
     assert unwrap(f"{start}a{end}") == ""
+    assert unwrap(f"{start}a{start}b{end}c{end}d") == "d"
+    assert unwrap(f"a\n{start}b {start} c{end}d") == "a\n\nd"
+    assert unwrap(f"{start}a{end}{start}b") == ""
 
 
 def test_reasoning_of_one_kind_may_quote_another() -> None:

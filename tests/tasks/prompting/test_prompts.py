@@ -292,10 +292,56 @@ def part(reference: Any, kind: str = "image") -> dict[str, Any]:
             "an image in the conversation is 2 images",
         ),
         ({"messages": [{"role": "user", "content": "Who?"}]}, "", "no image in column 'images'"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "index": 1}, text("Who?")]}
+                ],
+                "images": ["a.png", "b.png"],
+            },
+            "ab",
+            [image(0), image(1), text("Who?")],
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": [{"type": "image", "index": 2}]}],
+                "images": ["a.png"],
+            },
+            "",
+            "has image 2 (from 0), but the row has 1",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "<image>Which is like it?"},
+                    {"role": "assistant", "content": "<image> is"},
+                ],
+                "images": ["a.png", "b.png"],
+            },
+            "a",
+            [image(0), text("Which is like it?")],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": [part("a.png")]},
+                    {"role": "user", "content": "Who?"},
+                ],
+                "images": ["a.png"],
+            },
+            "",
+            "an image in a system turn",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [part("a.png")] * 99}], "images": ["b.png"]},
+            "",
+            "the row has 99 images, more than max_images (3)",
+        ),
     ],
     ids=[
         *("qwen", "after the text", "openai", "both", "same image", "another image"),
-        *("too few", "file URL", "list", "none"),
+        *("too few", "file URL", "list", "none", "index", "no such index", "of the answer"),
+        *("system", "too many"),
     ],
 )
 def test_images_of_the_conversation_stay_in_their_place(
