@@ -30,7 +30,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.concurrency import chunks, opaque, prefetch_results, quote
+from ..tasks.concurrency import chunks, memory_of, opaque, prefetch_results, quote
 from ..tasks.exporting import export_rows
 from ..tasks.loading import Columns, load_dataset
 from ..tasks.parsing import parse_batch
@@ -100,9 +100,9 @@ def image_qa(
     is quarantined with the reason.
 
     Args:
-        dataset: Table with images (JSON, JSON Lines or CSV, optionally compressed; Parquet), or a
-            folder or glob of images: a local path or s3://bucket/qas.json; in Python also a pandas
-            DataFrame.
+        dataset: Table with images (JSON, JSON Lines, CSV, Parquet, Arrow, WebDataset), or a folder
+            or glob of images or tables: a local path or s3://bucket/qas.json; in Python also a
+            pandas DataFrame.
         output: Local path or s3://bucket/prefix where the run stores everything.
         endpoint: URL of a running vLLM server, several URLs separated by spaces, or the name of a
             saved vLLM Endpoint block. Without it, a server is started for `model`.
@@ -173,7 +173,7 @@ def answer_rows(run: Run, open_pass: OpenPass, rows: Iterator[Row]) -> None:
         return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
 
     prompting = quote(open_pass.prompt_settings)
-    row_chunks = chunks(rows, open_pass.batch_size)
+    row_chunks = chunks(rows, open_pass.batch_size, lambda row: memory_of(row.record))
     prompts = (prompt_rows.submit(quote(chunk), prompting) for chunk in row_chunks)
     batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS))
     run_batches(batches, generate, store, open_pass, run)

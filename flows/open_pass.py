@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.tasks import Task
 
+from ..tasks.concurrency import chunks, memory_of
 from ..tasks.errors import StoreError
 from ..tasks.generating.batching import make_batch
 from ..tasks.generating.chat_requests import GenerationSettings
@@ -130,7 +130,7 @@ class OpenPass:
                     self.progress.add_skipped(status)
 
     def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
-        while some := tuple(islice(prompts, self.batch_size)):
+        for some in chunks(prompts, self.batch_size, _memory_of_prompt):
             batch = self._batch(some, isolated)
             self.progress.attempted += len(some)
             self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
@@ -145,6 +145,10 @@ class OpenPass:
             cache_buster=self.cache_buster,
             isolated=isolated,
         )
+
+
+def _memory_of_prompt(prompt: Prompt) -> int:
+    return memory_of((prompt.messages, [image.data for image in prompt.images]))
 
 
 def _is_crash(row: FinishedRow) -> bool:

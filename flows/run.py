@@ -230,6 +230,12 @@ class Run:
         results = counts.model_dump() | from_export
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
+        if unasked := self.rows.unasked:
+            get_run_logger().warning(
+                "%s of %s rows have no conversation: they were asked the user prompt",
+                f"{unasked:,}",
+                f"{summary.rows:,}",
+            )
         if new := self.rows.new:
             get_run_logger().warning(
                 "the dataset grew by %s%s during the run: run again for the new rows",

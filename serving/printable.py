@@ -3,9 +3,15 @@
 import re
 import traceback
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, among them those that start an escape sequence, line separators, and marks
-that change the direction of the text around them."""
+INVISIBLE = (
+    r"\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f"
+)
+"""Characters that hide in a text or change the direction of the text around them, as a part of a
+regular expression. The two zero-width joiners are none of them: they shape letters and emoji."""
+
+_UNSAFE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{INVISIBLE}]")
+"""These, line separators, and control characters, some of which start an escape sequence."""
 
 
 def printable(text: str, limit: int | None = None) -> str:

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar, cast
 
 from prefect.cache_policies import NO_CACHE
@@ -17,6 +16,11 @@ R = TypeVar("R")
 
 STORE_THREADS = 16
 """Objects read concurrently: enough to hide a store's latency."""
+
+MAX_CHUNK_BYTES = 64 << 20
+"""Rows that are processed together hold no more than this, unless a single one does."""
+
+_CONTAINER_BYTES = 64
 
 
 TASK_OPTIONS: dict[str, Any] = {
@@ -60,9 +64,50 @@ def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> I
         raise error
 
 
-def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Split items into lists of `size`; the last one may be shorter."""
-    return iter(lambda: list(islice(items, size)), [])
+def chunks(
+    items: Iterable[T], size: int, memory: Callable[[T], int] = lambda _: 0
+) -> Iterator[list[T]]:
+    """Split items into lists of `size`; the last one may be shorter.
+
+    Args:
+        items: the items.
+        size: items in a list.
+        memory: bytes of an item; a list also ends with the item that takes it to
+            `MAX_CHUNK_BYTES`.
+    """
+    chunk: list[T] = []
+    total = 0
+    for item in items:
+        chunk.append(item)
+        total += memory(item)
+        if len(chunk) >= size or total >= MAX_CHUNK_BYTES:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
+
+
+def memory_of(value: Any) -> int:
+    """About how many bytes the texts and lists of a value take; counted up to `MAX_CHUNK_BYTES`.
+
+    Args:
+        value: a record, a message, or anything else made of dicts and lists.
+    """
+    total, found = 0, [value]
+    for part in found:  # grows meanwhile
+        kind = type(part)
+        if kind is str or kind is bytes:
+            total += len(part)
+        elif kind is dict:
+            total += _CONTAINER_BYTES
+            found += part
+            found += part.values()
+        elif kind is list or kind is tuple:
+            total += _CONTAINER_BYTES + 8 * len(part)
+            found += part
+        if total >= MAX_CHUNK_BYTES:
+            break
+    return total
 
 
 def prefetch(

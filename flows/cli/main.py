@@ -22,7 +22,11 @@ app = App(
 )
 for commands in (outputs, reports, deployments):
     app.update(commands)
-app.command("prefect_imageqa.flows.cli.run:run", name="run")
+app.command(
+    "prefect_imageqa.flows.cli.run:run",
+    name="run",
+    help="Ask a vLLM server for question-answer pairs about the images in every row.",
+)
 
 
 @app.command

@@ -19,6 +19,11 @@ MAX_MESSAGE_CHARACTERS = 300
 _MAX_NAME = 255
 """Characters kept of the model's name, and of an unknown finish reason."""
 
+_PER_TOKEN = 64
+_FREE_CHARACTERS = 64_000
+"""A reply may have this many characters, and so many more for each token that was asked for: few
+tokens are longer, and looking for pairs in a much longer text takes seconds."""
+
 _NATURAL_ENDS = frozenset(
     {"stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "stop_token", "complete"}
 )
@@ -71,6 +76,11 @@ class _Content:
     reasoning: str
     refusal: str
 
+    @property
+    def length(self) -> int:
+        """Characters of all parts."""
+        return len(self.text) + len(self.reasoning) + len(self.refusal)
+
 
 def read_completion(
     data: bytes, latency: float, attempt: int, max_tokens: int | None = None
@@ -97,6 +107,11 @@ def read_completion(
         kind = "a text completion" if isinstance(choice.get("text"), str) else "no message"
         raise NoCompletionError(f"the server's reply holds {kind}, not a chat completion")
     content = _content(message)
+    if max_tokens is not None and content.length > _FREE_CHARACTERS + max_tokens * _PER_TOKEN:
+        raise NoCompletionError(
+            f"the server's reply has {content.length:,} characters, more than {max_tokens} tokens "
+            "can have"
+        )
     usage = reply.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     completion_tokens = _tokens(usage.get("completion_tokens"))
@@ -164,9 +179,10 @@ def _error(reply: Mapping[str, Any]) -> NoCompletionError:
 
 def _status(word: object) -> int | None:
     """The HTTP status that the code or type of an error stands for."""
-    if isinstance(word, int | float) or (isinstance(word, str) and word.isdecimal()):
-        number = int(str(word)[:9].partition(".")[0] or 0)
-        return number if 400 <= number < 600 else None
+    if isinstance(word, str) and word.isdecimal():
+        word = int(word[:9])
+    if isinstance(word, int | float):
+        return int(word) if 400 <= word < 600 else None
     if not isinstance(word, str):
         return None
     plain = word[:100].casefold().replace("-", "_").replace(" ", "_")
@@ -178,7 +194,10 @@ def error_text(reply: object) -> str:
     error = reply.get("error") or reply if isinstance(reply, Mapping) else reply
     if isinstance(error, Mapping):
         error = next(filter(None, map(error.get, _ERROR_FIELDS)), error)
-    return printable(str(error), MAX_MESSAGE_CHARACTERS)
+    try:
+        return printable(str(error), MAX_MESSAGE_CHARACTERS)
+    except RecursionError:
+        return "an error that is nested too deeply"
 
 
 def _content(message: Mapping[str, Any]) -> _Content:

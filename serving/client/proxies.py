@@ -1,6 +1,8 @@
 """The HTTP proxy through which a server is asked, as the environment names it."""
 
 import ipaddress
+import socket
+from contextlib import suppress
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -25,8 +27,18 @@ def proxy_of(url: str) -> str | None:
 
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, by its name or address."""
-    try:
-        address = ipaddress.ip_address(host)
-        return address.is_loopback or address.is_unspecified  # 0.0.0.0
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _address(name)
+    return address is not None and (address.is_loopback or address.is_unspecified)  # 0.0.0.0
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a host is, in any form that a system connects to."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(name)
+        return getattr(address, "ipv4_mapped", None) or address
+    with suppress(OSError, ValueError):
+        return ipaddress.IPv4Address(socket.inet_aton(name))  # 127.1
+    return None

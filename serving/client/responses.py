@@ -1,5 +1,6 @@
 """Turns HTTP replies and connection errors into outcomes: pure functions, no network."""
 
+import logging
 import os
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -7,10 +8,12 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import orjson
 
-from ..printable import printable
+from ..printable import printable, printable_traceback
 from ..types import Failure, FailureKind, Outcome
 from .bodies import BodyError
 from .envelope import MAX_MESSAGE_CHARACTERS, NoCompletionError, error_text, read_completion
+
+_LOGGER = logging.getLogger(__name__)
 
 _GATEWAY_STATUSES = {502, *range(520, 524)}
 """A gateway's statuses for a server that is down, or closed the connection."""
@@ -42,6 +45,10 @@ def read_reply(
             # A gateway may answer 200 and put the error that it got itself into the body.
             kind = FailureKind.BAD_REPLY if error.status is None else _kind(error.status, wait)
             return Failure(kind, str(error), status, attempt, wait)
+        except Exception as error:  # a reply that nobody thought of must not cost the run
+            _LOGGER.warning("a reply cannot be read: %s", printable_traceback(error))
+            what = f"the server's reply cannot be read ({type(error).__name__})"
+            return Failure(FailureKind.BAD_REPLY, what, status, attempt, wait)
     message = f"HTTP {status}: {_error_message(data)}"
     return Failure(_kind(status, wait), message, status, attempt, wait)
 
@@ -76,7 +83,7 @@ def retry_after_seconds(value: str) -> float:
         return float(value[:9])
     try:
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 

@@ -153,10 +153,21 @@ def is_exposed(options: ServerOptions) -> bool:
     """Whether anyone on the network can use the server: it wants no key, and listens to others."""
     if options.api_key or any(flag.startswith("--api-key") for flag in options.extra_args):
         return False
+    host = _last_host(options)
     try:
-        return not ipaddress.ip_address(options.host).is_loopback
+        return not ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return options.host.lower() != "localhost"
+        return host.lower() != "localhost"
+
+
+def _last_host(options: ServerOptions) -> str:
+    """The address that the server listens on: of several, its command line's last one counts."""
+    host, flags = options.host, options.extra_args
+    for position, flag in enumerate(flags):
+        name, mark, value = flag.partition("=")
+        if name == "--host":
+            host = value if mark else next(iter(flags[position + 1 :]), host)
+    return host
 
 
 def free_port(host: str) -> int:

@@ -62,7 +62,7 @@ def export_rows(
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
         left_out = [name for name in (columns.image, columns.conversation) if name]
         tables = ParquetWriter(folder, stack, DatasetColumns(left_out, OWN_NAMES))
-        quarantine = QuarantineWriter(folder, stack)
+        quarantine = QuarantineWriter(folder, stack, columns)
         for row, outcome in zip(rows, ledger.outcomes(keys), strict=False):
             rows_read += 1
             if isinstance(outcome, Answered):

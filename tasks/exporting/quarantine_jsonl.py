@@ -4,7 +4,9 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..loading.columns import Columns
 from ..records import Quarantined, Row
+from .embedded import image_names
 
 QUARANTINE_JSONL = "quarantine.jsonl"
 
@@ -12,7 +14,8 @@ QUARANTINE_JSONL = "quarantine.jsonl"
 class QuarantineWriter:
     """Writes quarantined rows to `quarantine.jsonl` in a folder; `stack` closes the file."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, columns: Columns) -> None:
+        self._columns = columns
         self._lines = stack.enter_context((folder / QUARANTINE_JSONL).open("wb"))
 
     def add(self, row: Row, failure: Quarantined) -> None:
@@ -20,6 +23,7 @@ class QuarantineWriter:
         record = {
             "row": row.index,
             "where": row.where,
+            "image": image_names(row, self._columns),
             "kind": failure.kind,
             "message": failure.message,
             "status": failure.status,

@@ -38,14 +38,14 @@ def decode_avif(file: Structure) -> tuple[Image.Image, int, bytes | None]:
         RowError: IMAGE_BROKEN: it is damaged, or decoding it exceeds a limit.
     """
     width, height = file.size
-    space = _SPARE_BYTES + 2 * len(file.data) + _BYTES_PER_PIXEL * width * height
+    space = _SPARE_BYTES + 2 * file.length + _BYTES_PER_PIXEL * width * height
     libraries = str(Path(PIL.__file__).parent.parent)
     # -I and -S: it needs neither the environment nor other packages.
     command = [sys.executable, "-I", "-S", str(_WORKER), libraries, str(CPU_SECONDS), str(space)]
     try:
         done = subprocess.run(  # noqa: S603 - fixed program
             command,
-            input=file.data,
+            input=file.joined(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_WALL_SECONDS,
@@ -62,4 +62,4 @@ def decode_avif(file: Structure) -> tuple[Image.Image, int, bytes | None]:
         raise broken("AVIF", head["error"])
     image = Image.frombytes(head["mode"], head["size"], pixels)
     exif, profile = bytes.fromhex(head["exif"]), bytes.fromhex(head["profile"])
-    return image, exif_orientation(exif), profile or None
+    return image, exif_orientation(exif) or 1, profile or None

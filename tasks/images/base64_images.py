@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from ..records import Kind, RowError
@@ -20,6 +21,8 @@ _HEAD = 24
 """Characters that hold any format's signature; a multiple of 4."""
 
 _TO_STANDARD = str.maketrans("-_", "+/")
+
+_LARGE = 1 << 20
 
 _FORM = "a data URI must have the form data:image/...;base64,..."
 
@@ -65,6 +68,16 @@ def _starts_like_image(text: str) -> bool:
 
 def _decoded(text: str, what: str) -> bytes:
     """Decode base64 of either alphabet, with white space and without padding."""
+    return _decode_again(text, what) if len(text) > _LARGE else _decode(text, what)
+
+
+@lru_cache(maxsize=2)
+def _decode_again(text: str, what: str) -> bytes:
+    """The same for a large image: the rows of several questions share it, and so its bytes."""
+    return _decode(text, what)
+
+
+def _decode(text: str, what: str) -> bytes:
     with suppress(ValueError):
         return binascii.a2b_base64(text, strict_mode=True)  # most are written right
     text = "".join(text.split()).translate(_TO_STANDARD).rstrip("=")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from .colour_profiles import to_srgb
 from .deep_grey import grey_range
@@ -62,6 +63,7 @@ def decode(
     if isinstance(image, ImageFile):
         image.draft(None, size)  # JPEG only: at 1/2, 1/4 or 1/8, down to no less than `size`
     image.load()
+    _release(image)
     convert, is_scaled = _converter(image)
     pixels = _resized(image, size, convert)
     if pixels.mode == "RGBA":
@@ -70,6 +72,13 @@ def decode(
     pixels = to_srgb(pixels, profile)
     rotation = _TO_UPRIGHT.get(orientation)
     return (pixels if rotation is None else pixels.transpose(rotation)), is_scaled
+
+
+def _release(image: Image.Image) -> None:
+    """Drop what a loaded WebP image still holds: two canvases, and a copy of its pixels."""
+    if isinstance(image, WebPImageFile):
+        image.fp = None
+        vars(image).pop("_decoder", None)
 
 
 def _resized(

@@ -1,4 +1,4 @@
-"""One budget of memory for all images that a process decodes, and the work that each may take."""
+"""Budgets of memory for all images that a process decodes, and the work that each may take."""
 
 import ctypes
 import threading
@@ -41,6 +41,11 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     @property
+    def free(self) -> int:
+        """Bytes that nobody holds."""
+        return self._free
+
+    @property
     def waiting(self) -> int:
         """Number of threads that wait."""
         return len(self._queue)
@@ -76,3 +81,6 @@ class MemoryBudget:
 
 MEMORY = MemoryBudget(MAX_BYTES)
 """Of this process."""
+
+FILES = MemoryBudget(MAX_BYTES // 2)
+"""The same for encoded files that are read to be decoded. A thread takes from this budget first."""

@@ -6,7 +6,10 @@ import struct
 from .structure import MAX_PROFILE_BYTES, Structure, broken, exif_orientation, xmp_orientation
 
 _MAX_CHUNKS = 1000
-"""Chunks of a WebP file up to its first frame, and after it."""
+"""Chunks of a WebP file, or of an animation up to its first frame."""
+
+_MAX_FRAMES = 20_000
+"""Chunks of a WebP animation that are passed over to find EXIF and XMP after its frames."""
 
 _MAX_BLOCKS = 100_000
 """Blocks of at most 255 bytes before the first frame of a GIF file."""
@@ -18,38 +21,42 @@ def read_webp(data: bytes) -> Structure:
     Raises:
         RowError: IMAGE_BROKEN.
     """
-    position, size, orientation, profile = 12, None, 1, None
-    xmp = 1
-    for _ in range(_MAX_CHUNKS):
+    position, size, profile, after_frame = 12, None, None, 0
+    orientations: dict[bytes, int | None] = {}
+    for number in range(_MAX_FRAMES):
         if position + 8 > len(data):
             break
+        if number >= _MAX_CHUNKS and not after_frame:
+            raise broken("WebP", f"over {_MAX_CHUNKS:,} chunks")
         kind, length = struct.unpack_from("<4sI", data, position)
         body, end = position + 8, position + 8 + length + (length & 1)
         if size is None:
             size = _webp_size(kind, data[body : body + 10])
-        if kind == b"ICCP" and length <= MAX_PROFILE_BYTES:
+        if kind == b"ICCP" and length <= MAX_PROFILE_BYTES and not after_frame:
             profile = data[body : body + length]
-        elif kind == b"EXIF":
-            orientation = exif_orientation(data[body : body + length])
-        elif kind == b"XMP ":
-            xmp = xmp_orientation(data[body : body + length])
+        elif kind == b"EXIF" and kind not in orientations:
+            orientations[kind] = exif_orientation(data[body : body + length])
+        elif kind == b"XMP " and kind not in orientations:
+            orientations[kind] = xmp_orientation(data[body : body + length])
+        elif kind == b"ANMF" and not after_frame:
+            after_frame = end
         position = end
-        if kind == b"ANMF":
-            frames = data[12:end]
-            data = b"RIFF" + struct.pack("<I", len(frames) + 4) + b"WEBP" + frames
-            break
-    else:
-        raise broken("WebP", f"over {_MAX_CHUNKS:,} chunks")
     if size is None:
         raise broken("WebP", "it declares no size")
     pixels = size[0] * size[1]
+    parts: tuple[bytes | memoryview, ...] = (data,)
+    if after_frame:
+        frames = memoryview(data)[12:after_frame]
+        parts = b"RIFF" + struct.pack("<I", len(frames) + 4) + b"WEBP", frames
+    found = map(orientations.get, (b"EXIF", b"XMP "))
     return Structure(
-        data=data,
+        parts=parts,
         size=size,
-        orientation=orientation if orientation != 1 else xmp,
+        orientation=next((value for value in found if value is not None), 1),
         profile=profile,
-        seconds=20e-9 * pixels + 27e-9 * len(data),
+        seconds=20e-9 * pixels + 27e-9 * sum(map(len, parts)),
         buffers=12 * pixels,  # two canvases, and a copy in Python
+        is_converted=False,
     )
 
 
@@ -99,8 +106,9 @@ def read_gif(data: bytes) -> Structure:
         raise broken("GIF", "it ends before its first frame") from None
     # Pillow enlarges the canvas to a frame that reaches beyond it.
     size = max(width, left + across), max(height, top + down)
-    data = data[:head] + control + data[position:]
-    return Structure(data, size, seconds=10e-9 * size[0] * size[1])
+    view = memoryview(data)
+    parts = view[:head], control, view[position:]
+    return Structure(parts, size, seconds=10e-9 * size[0] * size[1])
 
 
 def read_bmp(data: bytes) -> Structure:
@@ -121,7 +129,7 @@ def read_bmp(data: bytes) -> Structure:
     width, height = abs(width), abs(height)
     # Pillow decodes run-length codes in Python.
     seconds = 150e-9 * width * height + 500e-9 * len(data) if compression in (1, 2) else 0.0
-    return Structure(data, (width, height), seconds=seconds)
+    return Structure((data,), (width, height), seconds=seconds)
 
 
 _SPACE = rb"(?:[ \t\r\n\x0b\x0c]|#[^\r\n]{0,4096}[\r\n])++"
@@ -157,7 +165,7 @@ def read_ppm(data: bytes) -> Structure:
         elif highest != 255:
             raise broken("PPM", f"the maximum value {highest}; convert it to PNG")
         header += b"%d\n" % highest
-    return Structure(header + data[end:], size)
+    return Structure((header, memoryview(data)[end:]), size)
 
 
 _AVIF_SIZE = re.compile(rb"ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
@@ -180,4 +188,4 @@ def read_avif(data: bytes) -> Structure:
     if not sizes:
         raise broken("AVIF", "it declares no size")
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return Structure(data, (width, height), buffers=12 * width * height)
+    return Structure((data,), (width, height), buffers=12 * width * height, is_converted=False)

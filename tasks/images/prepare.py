@@ -8,6 +8,8 @@ are converted to sRGB by the embedded profile, if there is one.
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -98,6 +100,29 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
     Raises:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
     """
+    with _checked(data, settings) as (found, file, size):
+        if file.mime and size == file.size and _is_plain(file, data):
+            return PreparedImage(data, file.mime, *size)
+        pixels, is_scaled = _decoded(found, file, size, settings)
+        return _encode(pixels, found.is_lossless, settings, is_scaled)
+
+
+def decode_image(data: bytes, settings: ImageSettings) -> Image.Image:
+    """Decode an encoded image as `prepare_image` does, but always.
+
+    Raises:
+        RowError: as for `prepare_image`.
+    """
+    with _checked(data, settings) as (found, file, size):
+        pixels, _ = _decoded(found, file, size, settings)
+        return pixels
+
+
+@contextmanager
+def _checked(
+    data: bytes, settings: ImageSettings
+) -> Iterator[tuple[Format, Structure, tuple[int, int]]]:
+    """The format of a file, its structure and the size to send; all errors become RowErrors."""
     if len(data) > settings.max_file_bytes:
         raise RowError(
             Kind.IMAGE_TOO_LARGE,
@@ -106,7 +131,8 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         )
     found = sniff(data)
     try:
-        return _prepare(found, data, settings)
+        file = found.read(data)
+        yield found, file, _checked_size(file.size, settings)
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -117,17 +143,6 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         # between versions. All mean the same here, and must cost no more than this row.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise broken(found.name, reason) from error
-
-
-def _prepare(found: Format, data: bytes, settings: ImageSettings) -> PreparedImage:
-    file = found.read(data)
-    size = _checked_size(file.size, settings)
-    if file.mime and size == file.size and _is_plain(file, data):
-        return PreparedImage(data, file.mime, *size)
-    memory = _checked_cost(found, file, size)
-    with MEMORY.hold(memory):
-        pixels, is_scaled = _decoded(found, file, size, settings)
-    return _encode(pixels, found.is_lossless, settings, is_scaled)
 
 
 def _is_plain(file: Structure, data: bytes) -> bool:
@@ -146,14 +161,13 @@ def _checked_cost(found: Format, file: Structure, size: tuple[int, int]) -> int:
     Raises:
         RowError: IMAGE_TOO_LARGE: more than all images share, or too much time.
     """
-    (width, height), target = file.size, size[0] * size[1]
+    width, height = file.size
     if found.name == "JPEG":  # decoded at 1/2, 1/4 or 1/8 of its size
         halvings = min(width // size[0], height // size[1], 8).bit_length() - 1
         width, height = width >> halvings, height >> halvings
     pixels = width * height
-    # See `decode`: either converted as a whole, or averaged strip by strip.
-    copies = 2 * pixels if pixels <= 16 * target else 12 * target
-    memory = 4 * (pixels + copies) + file.buffers + len(file.data)
+    copies = 4 * _copied_pixels(file, size, (width, height))
+    memory = 4 * pixels + max(file.buffers, copies) + file.length
     seconds = file.seconds + _CONVERT_SECONDS * pixels
     if memory > MAX_BYTES or seconds > MAX_SECONDS:
         cost = (
@@ -169,6 +183,17 @@ def _checked_cost(found: Format, file: Structure, size: tuple[int, int]) -> int:
     return memory
 
 
+def _copied_pixels(file: Structure, size: tuple[int, int], decoded: tuple[int, int]) -> int:
+    """Pixels of all copies that `decode` makes at the same time of an image decoded to a size."""
+    pixels, target = decoded[0] * decoded[1], size[0] * size[1]
+    if pixels > 16 * target:  # averaged strip by strip
+        return 12 * target
+    if file.is_converted:
+        return 2 * pixels
+    # It is first resized in width; then it is put on white, or its colours are converted.
+    return (size[0] * decoded[1] if size != decoded else 0) + 3 * target
+
+
 _CONVERT_SECONDS = 5e-9
 """For one pixel, in the slowest mode."""
 
@@ -177,18 +202,19 @@ def _decoded(
     found: Format, file: Structure, size: tuple[int, int], settings: ImageSettings
 ) -> tuple[Image.Image, bool]:
     """The pixels to send, and whether grey values were scaled."""
-    if found.decoder is None:
-        image, orientation, profile = decode_avif(file)
-    else:
-        opened = found.decoder(io.BytesIO(file.data))
-        image, orientation = opened, file.orientation
-        profile = file.profile or opened.info.get("icc_profile")
-    # What the decoder says is what it decodes.
-    if image.size != file.size:
-        size = _checked_size(image.size, settings)
-        if image.width * image.height > file.size[0] * file.size[1]:
-            raise broken(found.name, "larger than its header says")
-    return decode(image, size, orientation, profile)
+    with MEMORY.hold(_checked_cost(found, file, size)):
+        if found.decoder is None:
+            image, orientation, profile = decode_avif(file)
+        else:
+            opened = found.decoder(io.BytesIO(file.joined()))
+            image, orientation = opened, file.orientation
+            profile = file.profile or opened.info.get("icc_profile")
+        # What the decoder says is what it decodes.
+        if image.size != file.size:
+            size = _checked_size(image.size, settings)
+            if image.width * image.height > file.size[0] * file.size[1]:
+                raise broken(found.name, "larger than its header says")
+        return decode(image, size, orientation, profile)
 
 
 def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:

@@ -9,8 +9,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -26,6 +27,7 @@ from ..errors import (
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import call_store
 from ..records import ImageRef, Kind, RowError
+from .decoding_budget import FILES
 from .file_digests import FileDigests, file_version, is_settled
 from .prepare import ImageSettings, PreparedImage, prepare_image
 from .spellings import spellings
@@ -36,6 +38,9 @@ T = TypeVar("T")
 
 READ_THREADS = 48
 """Enough to hide an object store's latency; waiting threads cost nothing."""
+
+_SMALL_BYTES = 2 * 2**20
+"""Smaller files are read without waiting: those of all threads are 96 MB."""
 
 _LOGGER = logging.getLogger("prefect_imageqa.images")
 
@@ -135,7 +140,8 @@ class ImageReader:
         return f"sha256:{self._file_digest(ref)}"
 
     def _content_digest(self, ref: ImageRef) -> str:
-        return f"sha256:{hashlib.sha256(self.read(ref)).hexdigest()}"
+        with self.reading(ref) as data:
+            return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
     def preload_digests(self, refs: Sequence[ImageRef]) -> None:
         """Look up the cached digests of local images that are about to be identified."""
@@ -151,22 +157,50 @@ class ImageReader:
                 host does not answer, or its store denies access (connection, timeout).
             StoreUnavailableError: its S3 server did not answer for as long as a run waits.
         """
+        if (data := self._read(ref, self._max_bytes)) is None:
+            raise self._too_large(ref)
+        return data
+
+    @contextmanager
+    def reading(self, ref: ImageRef) -> Iterator[bytes]:
+        """Read the encoded image as `read` does, within a budget of memory until it is done with.
+
+        A large one waits while other threads hold many large ones.
+        """
+        data = self._read(ref, min(_SMALL_BYTES, self._max_bytes))
+        if data is not None or ref.path is None:
+            yield data or self.read(ref)
+            return
+        size = self._size(ref.path)
+        if size > self._max_bytes:
+            raise self._too_large(ref)
+        with FILES.hold(size):
+            yield self.read(ref)
+
+    def _read(self, ref: ImageRef, limit: int) -> bytes | None:
+        """The encoded image; None if it has more bytes than the limit."""
         data: bytes | None
         if ref.path is None:
             data = ref.data or b""
         elif _is_web(ref.path):
-            data = self._web_images().read(ref.path)
+            data = self._web_images().read_up_to(ref.path, limit)
         elif ref.path.startswith("s3://"):
             # One byte over the limit shows that it is too large, without a request for the size.
-            data = self._call_s3(ref.path, lambda s3, key: _head(s3, key, self._max_bytes + 1))
+            data = self._call_s3(ref.path, lambda s3, key: _head(s3, key, limit + 1))
         else:
             with open_local(ref.path, self._root) as file:
                 size = os.fstat(file.fileno()).st_size
                 # What is read counts, not the size that the file system states.
-                data = file.read(size + 1) if size <= self._max_bytes else None
-        if data is None or len(data) > self._max_bytes:
-            raise self._too_large(ref)
-        return data
+                data = file.read(size + 1) if size <= limit else None
+        return data if data is None or len(data) <= limit else None
+
+    def _size(self, path: str) -> int:
+        """Bytes of an image; of one from the web, whose host may lie, the most that are read."""
+        if _is_web(path):
+            return self._max_bytes
+        if path.startswith("s3://"):
+            return int(self._call_s3(path, lambda s3, key: s3.info(key))["size"])
+        return stat_local(path).st_size
 
     def prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
         """Read an image and prepare it for the model.
@@ -175,7 +209,8 @@ class ImageReader:
             RowError: as for `read` and `prepare_image`.
             StoreUnavailableError: as for `read`.
         """
-        prepared = prepare_image(self.read(ref), settings)
+        with self.reading(ref) as data:
+            prepared = prepare_image(data, settings)
         if prepared.is_scaled:
             with self._web_lock:
                 self._scaled += 1

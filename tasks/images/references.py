@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +48,7 @@ class ImageBase:
     is_confined: bool = False
 
 
-def image_refs(value: Any, base: ImageBase) -> tuple[ImageRef, ...]:
+def image_refs(value: Any, base: ImageBase, max_images: int = 1000) -> tuple[ImageRef, ...]:
     """Parse an image column: path, URL, base64, bytes, Hugging Face or PIL image, or a list.
 
     A part of a message for OpenAI or Qwen (`image`, `image_url`) is an image too.
@@ -59,27 +59,41 @@ def image_refs(value: Any, base: ImageBase) -> tuple[ImageRef, ...]:
         The images in order; empty if the value is missing or empty.
 
     Raises:
-        RowError: the value is not an image reference (bad_row), the path does not exist
+        RowError: the value is not an image reference or has more than `max_images`, before any is
+            looked up (bad_row), the path does not exist
             (image_missing), or it must not be read (image_refused).
     """
-    return tuple(_refs(value, base, 0))
+    images = list(_images(value, 0))
+    if len(images) > max_images:
+        raise RowError(
+            Kind.BAD_ROW, f"the row has {len(images)} images, more than max_images ({max_images})"
+        )
+    return tuple(_ref(image, base) for image in images)
 
 
-def _refs(value: Any, base: ImageBase, depth: int) -> list[ImageRef]:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    if isinstance(value, str):
-        return [_text_ref(value.strip(), base)]
-    if isinstance(value, bytes | bytearray):
-        return [ImageRef(data=bytes(value))] if value else []
-    if isinstance(value, Image.Image):
-        return [ImageRef(data=encode_png(value))]
-    if isinstance(value, Mapping) and not value.keys().isdisjoint(_MAPPING_KEYS):
+def _images(value: Any, depth: int) -> Iterator[str | bytes | bytearray | Image.Image]:
+    """The images in a column's value, not looked up yet."""
+    if isinstance(value, str | bytes | bytearray):
+        if value.strip() if isinstance(value, str) else value:
+            yield value
+    elif isinstance(value, Image.Image):
+        yield value
+    elif isinstance(value, Mapping) and not value.keys().isdisjoint(_MAPPING_KEYS):
+        if depth >= _MAX_NESTING:
+            _unusable(value)
         held = next((value[key] for key in _MAPPING_KEYS if value.get(key)), None)
-        return _refs(held, base, depth + 1) if depth < _MAX_NESTING else _unusable(value)
-    if isinstance(value, Sequence) and depth < _MAX_NESTING:
-        return [ref for item in value for ref in _refs(item, base, depth + 1)]
-    return _unusable(value)
+        yield from _images(held, depth + 1)
+    elif isinstance(value, Sequence) and depth < _MAX_NESTING:
+        for item in value:
+            yield from _images(item, depth + 1)
+    elif value is not None:
+        _unusable(value)
+
+
+def _ref(image: str | bytes | bytearray | Image.Image, base: ImageBase) -> ImageRef:
+    if isinstance(image, str):
+        return _text_ref(image.strip(), base)
+    return ImageRef(data=encode_png(image) if isinstance(image, Image.Image) else bytes(image))
 
 
 def _unusable(value: Any) -> NoReturn:
@@ -177,7 +191,7 @@ def _inside_folder(path: str, folder: str) -> str:
     if not folder.startswith("s3://"):
         return _inside_root(path, folder)
     bucket = "/".join(folder.split("/")[:3])
-    if path.startswith(f"{bucket}/"):
+    if path.startswith(f"{bucket}/") and ".." not in path.split("/"):
         return path
     if path.startswith(("/", "s3://")):
         raise _outside(path, bucket)

@@ -5,8 +5,7 @@ import io
 
 from PIL import Image
 
-from .decoding import decode
-from .prepare import ImageSettings, prepare_image
+from .prepare import ImageSettings, decode_image
 
 SIDE = 240
 """Longest side in pixels of a row's only image: three of them fit side by side in Prefect's UI."""
@@ -35,13 +34,11 @@ def thumbnail(data: bytes, images: ImageSettings, side: int = SIDE) -> str:
     """
     limits = images.model_copy(update={"max_side": side, "min_side": 1})
     try:
-        prepared = prepare_image(data, limits)
-        # A small file is passed through undecoded, with all its metadata and defects.
-        image = Image.open(io.BytesIO(prepared.data), formats=("JPEG", "PNG"))
-        pixels, _ = decode(image, image.size)
-        return _data_uri(pixels, _MAX_BYTES if side <= SIDE else _MAX_LARGE_BYTES)
+        return _data_uri(
+            decode_image(data, limits), _MAX_BYTES if side <= SIDE else _MAX_LARGE_BYTES
+        )
     except Exception:
-        # Refused or corrupted: decoders may raise anything, see `prepare_image`.
+        # Refused or corrupted: encoders may raise anything too.
         return ""
 
 

@@ -15,9 +15,15 @@ _MAX_PARTS = 65_536
 _MAX_SCANS = 100
 """Scans of a part that is a JPEG file."""
 
+_MAX_SHARED_BYTES = 2**16
+"""Sums of the parts' lengths beyond twice the file's: some programs write lengths too large."""
+
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES = 256, 257, 258, 259, 277
 _ORIENTATION, _PLANES = 274, 284
 _STRIPS, _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 278, 322, 323, 324
+_STRIP_BYTES, _TILE_BYTES = 279, 325
+_SINGLE = {*range(256, 260), 273, 274, 277, 278, 279, 284, *range(322, 326)}
+"""Decoders differ in which of two they take."""
 
 _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 50000}
 """None, CCITT, LZW, JPEG, deflate, PackBits and Zstandard. Others are rare, slow or both."""
@@ -63,21 +69,33 @@ def read_tiff(data: bytes) -> Structure:
     # A tile at the edge reaches beyond it; but tiles much larger than the image are an attack.
     if is_tiled and pixels > max(4 * width * height, 1024 * 1024):
         raise broken("TIFF", f"tiles of {part_width:,} x {part_height:,} pixels")
+    lengths = tags.values(_TILE_BYTES if is_tiled else _STRIP_BYTES)
+    # Each part is copied, and its bits may be turned; parts that share their bytes are an attack.
+    if parts > 1 and sum(lengths) > 2 * len(data) + _MAX_SHARED_BYTES:
+        raise broken("TIFF", "its strips or tiles have more bytes than the file")
     passes = 1
     if compression == 7:
-        passes = max(1, data.count(b"\xff\xda") // parts)
+        passes = _most_scans(data, tags.values(_TILES if is_tiled else _STRIPS), lengths)
         if passes > _MAX_SCANS:
-            raise broken("TIFF", f"{passes:,} scans in each of its parts")
+            raise broken("TIFF", f"{passes:,} scans in one of its parts")
     upside = tags.value(_ORIENTATION, 1)
     turned = upside in range(5, 9)
     return Structure(
-        data=data,
+        parts=(data,),
         size=(height, width) if turned else (width, height),
         seconds=5e-9 * passes * needed * pixels * samples * bits / 8 + 20e-9 * len(data),
         buffers=(pixels * samples * bits // 8 if compression != 1 else 0)
         # Pillow turns the image when it has been decoded.
         + (4 * width * height if upside != 1 else 0),
     )
+
+
+def _most_scans(data: bytes, offsets: Sequence[int], lengths: Sequence[int]) -> int:
+    """The most scans of a part that is a JPEG file; without lengths, those of the whole file."""
+    if len(lengths) != len(offsets):
+        offsets, lengths = (0,), (len(data),)
+    parts = zip(offsets, lengths, strict=True)
+    return max((data.count(b"\xff\xda", start, start + length) for start, length in parts))
 
 
 class _Directory:
@@ -104,6 +122,8 @@ class _Directory:
             tag, kind, values = struct.unpack_from(entry, data, at)
             if kind not in _BYTES and values > _MAX_VALUES:
                 raise broken("TIFF", f"{values:,} values of tag {tag}")
+            if tag in _SINGLE and tag in self._tags:
+                raise broken("TIFF", f"two tags {tag}")
             total += _SIZES.get(kind, 1) * values
             self._tags.setdefault(tag, (kind, values, at + struct.calcsize(entry)))
         if total > len(data) + size * count:
@@ -118,9 +138,13 @@ class _Directory:
 
     def value(self, tag: int, default: int = 0) -> int:
         """The first value of a tag."""
+        return next(iter(self.values(tag, 1)), default)
+
+    def values(self, tag: int, limit: int = _MAX_VALUES) -> Sequence[int]:
+        """The values of a tag, or the first of them."""
         kind, count, position = self._tags.get(tag, (0, 0, 0))
         if not count or kind not in _FORMATS:
-            return default
+            return ()
         if _SIZES[kind] * count > (8 if self._is_big else 4):
             (position,) = self._unpack("Q" if self._is_big else "I", position)
-        return self._unpack(_FORMATS[kind], position)[0]
+        return self._unpack(f"{min(count, limit)}{_FORMATS[kind]}", position)

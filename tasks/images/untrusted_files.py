@@ -4,12 +4,11 @@ import errno
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
+from ..object_store.regular_files import SystemFileError, open_regular, opened_path
 from ..records import Kind, RowError
 
 _PERMANENT_ERRNOS = {
@@ -23,9 +22,6 @@ _PERMANENT_ERRNOS = {
     errno.EPERM,
 }
 """Errors of a local file that a retry cannot fix; others, e.g. of a network disk, are transient."""
-
-_PSEUDO_FILE_SYSTEMS = ("/proc", "/sys")
-"""Their files look regular; some have no end, and none is an image."""
 
 _CHUNK_BYTES = 2**20
 
@@ -65,24 +61,14 @@ def open_local(path: str, root: Path | None) -> Iterator[io.BufferedReader]:
         RowError: image_missing, image_refused or, if a retry may help, connection.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise RowError(Kind.IMAGE_MISSING, f"{path}: is not a regular file")
-            opened = Path(f"/proc/self/fd/{file.fileno()}").readlink()
-            if info.st_dev in _pseudo_devices() or str(opened).startswith("/sys/"):
-                raise RowError(Kind.IMAGE_REFUSED, f"{path} is a file of the operating system")
-            if root is not None and not opened.is_relative_to(root):
+        with open_regular(path) as file:
+            if root is not None and not opened_path(file.fileno()).is_relative_to(root):
                 raise RowError(Kind.IMAGE_REFUSED, f"{path} is not inside the image root {root}")
             yield file
+    except SystemFileError as error:
+        raise RowError(Kind.IMAGE_REFUSED, f"{path} {error.strerror}") from None
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-@cache
-def _pseudo_devices() -> frozenset[int]:
-    """The devices of pseudo file systems, which may be mounted at other paths too."""
-    return frozenset(os.stat(path).st_dev for path in _PSEUDO_FILE_SYSTEMS if Path(path).exists())  # noqa: PTH116
 
 
 def _unreadable(path: str, error: OSError) -> RowError:

@@ -68,7 +68,8 @@ _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_RETRY_WAIT)
 class _Reply:
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | None
+    """None if it is larger than the limit."""
 
     @property
     def ok(self) -> bool:
@@ -124,9 +125,11 @@ class WebImages:
             RowError: as for `read`, but not for a missing image.
         """
         target = parse_image_url(url)
-        reply = self._fetch("HEAD", target)
+        reply = self._fetch("HEAD", target, self._max_bytes)
         # A URL may carry a signature; an identity must hold no secret.
         digest = hashlib.sha256(str(target).encode()).hexdigest()
+        if reply.body is None:
+            raise self._too_large(target)
         tag = reply.headers.get("ETag") if reply.ok else None
         if not tag:
             return f"url:{digest}"
@@ -139,16 +142,30 @@ class WebImages:
             RowError: image_missing, image_too_large, image_refused (the URL, a redirect or its
                 host's address), bad_row (not a URL), or connection and timeout (both transient).
         """
+        if (data := self.read_up_to(url, self._max_bytes)) is None:
+            raise self._too_large(parse_image_url(url))
+        return data
+
+    def read_up_to(self, url: str, limit: int) -> bytes | None:
+        """Fetch an image; None if it has more bytes than the limit.
+
+        Raises:
+            RowError: as for `read`.
+        """
         target = parse_image_url(url)
-        reply = self._fetch("GET", target)
+        reply = self._fetch("GET", target, limit)
         if not reply.ok:
             raise RowError(Kind.IMAGE_MISSING, f"{display_url(target)}: HTTP status {reply.status}")
         return reply.body
 
-    def _fetch(self, method: str, url: URL) -> _Reply:
+    def _too_large(self, url: URL) -> RowError:
+        limit = f"the limit of {self._max_bytes / 1e6:g} MB"
+        return RowError(Kind.IMAGE_TOO_LARGE, f"{display_url(url)} is larger than {limit}")
+
+    def _fetch(self, method: str, url: URL, limit: int) -> _Reply:
         """Send a request; wait for a host that has answered before in this run."""
         try:
-            return self._patience.call(lambda: self._await(self._request(method, url)))
+            return self._patience.call(lambda: self._await(self._request(method, url, limit)))
         except StoreUnavailableError as error:
             self._skip(error.server)
             raise RowError(Kind.CONNECTION, str(error)) from None
@@ -183,7 +200,7 @@ class WebImages:
             },
         )
 
-    async def _request(self, method: str, url: URL) -> _Reply:
+    async def _request(self, method: str, url: URL, limit: int) -> _Reply:
         began = time.monotonic()
         try:
             return await tenacity.AsyncRetrying(
@@ -192,7 +209,7 @@ class WebImages:
                 | tenacity.stop_after_delay(TOTAL_SECONDS),
                 wait=_wait,
                 reraise=True,
-            )(self._follow, method, url)
+            )(self._follow, method, url, limit)
         except TransientError as error:
             if not (host := error.unreachable):
                 raise
@@ -211,7 +228,7 @@ class WebImages:
             self._skipped_until.clear()
         self._skipped_until[host] = time.monotonic() + HOST_COOLDOWN_SECONDS
 
-    async def _follow(self, method: str, url: URL) -> _Reply:
+    async def _follow(self, method: str, url: URL, limit: int) -> _Reply:
         seconds, target = TOTAL_SECONDS, url
         for _ in range(MAX_REDIRECTS + 1):
             check_host(target, self._allow_private)
@@ -224,7 +241,7 @@ class WebImages:
                     message = f"{display_url(target)}: {server} was {state} a moment ago"
                     raise RowError(Kind.CONNECTION, message)
                 started = time.monotonic()
-                reply = await self._send(method, target, max(seconds, 0.001))
+                reply = await self._send(method, target, limit, max(seconds, 0.001))
                 seconds -= time.monotonic() - started
             location = reply.headers.get("Location")
             if reply.status not in _REDIRECTS or location is None:
@@ -232,7 +249,7 @@ class WebImages:
             target = redirect_target(target, location)
         raise RowError(Kind.IMAGE_MISSING, f"{display_url(url)}: over {MAX_REDIRECTS} redirects")
 
-    async def _send(self, method: str, url: URL, seconds: float) -> _Reply:
+    async def _send(self, method: str, url: URL, limit: int, seconds: float) -> _Reply:
         """Send one request, without following redirects."""
         limits = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
         began, is_reading = time.monotonic(), False
@@ -249,7 +266,7 @@ class WebImages:
                     message = f"{display_url(url)}: HTTP status {response.status}"
                     raise TransientError(Kind.CONNECTION, message, wait)
                 is_reading = True
-                body = await self._body(response) if 200 <= response.status < 300 else b""
+                body = await _body(response, limit) if 200 <= response.status < 300 else b""
                 if method == "GET":
                     self._slow_images.pop(host_port(url), None)
                 return _Reply(response.status, response.headers, body)
@@ -271,19 +288,17 @@ class WebImages:
         if self._slow_images[host] >= MAX_SLOW_IMAGES:
             self._skip(host)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        if (response.content_length or 0) > self._max_bytes:
-            raise self._too_large(response.url)
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > self._max_bytes:
-                raise self._too_large(response.url)
-        return bytes(data)
 
-    def _too_large(self, url: URL) -> RowError:
-        limit = f"the limit of {self._max_bytes / 1e6:g} MB"
-        return RowError(Kind.IMAGE_TOO_LARGE, f"{display_url(url)} is larger than {limit}")
+async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    """The content; None if it has more bytes than the limit."""
+    data = bytearray()
+    if (response.content_length or 0) > limit:
+        return None
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > limit:
+            return None
+    return bytes(data)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -129,8 +129,8 @@ class ColumnFinder:
         if self._image is None and self.columns.image == AUTO and require_images:
             raise DatasetError(
                 f"{dataset}: no column of images found; its columns are: "
-                f"{shown_names(self.names)}; name one with columns.image (--image-key), or set it "
-                "to none for text only"
+                f"{shown_names(self.names)}; name one with columns.image (--image-key), or leave "
+                "that empty for text only"
             )
         found = {"image": self._image, "conversation": self._conversation}
         return self.columns.model_copy(update=found)
@@ -145,7 +145,7 @@ class ColumnFinder:
         text = f"reading {' and '.join(read)}" if read else "reading no column"
         if found.conversation is None:
             text += "; without conversations, every row is asked the user prompt"
-        return f"{text}; not read: {shown_names(others)}" if others else text
+        return f"{text}; not sent to the model: {shown_names(others)}" if others else text
 
 
 def overlooked_column(record: Record, found: Columns, given: Columns) -> Problem | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from ..concurrency import TASK_OPTIONS
+from ..concurrency import MAX_CHUNK_BYTES, TASK_OPTIONS, memory_of
 from ..errors import DatasetError, StoreError
 from ..images.references import ImageBase
 from ..object_store.credentials import S3Credentials
@@ -179,8 +179,13 @@ def open_dataset(
         if isinstance(source, str | Path):
             files = find_files(str(source), credentials)
             dataset, free = _open_files(files, columns, root, credentials), files.format in _FREE
-        else:
+        elif hasattr(source, "itertuples"):
             dataset, free = _open_frame(source, columns, root), False
+        else:
+            raise DatasetError(
+                f"a {type(source).__name__} is not read directly: give a path or a DataFrame, such "
+                "as that of to_pandas(), or of pandas.DataFrame(rows); of a DatasetDict, one split"
+            )
     except StoreError as error:
         raise DatasetError(str(error)) from error
     return _find_columns(dataset, free, require_images)
@@ -190,7 +195,7 @@ def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) 
     """Find the columns that are not given by name, in the first rows, and check the others."""
     finder = ColumnFinder(dataset.columns, format_is_free)
     problem: Problem | None = None
-    rows = 0
+    rows = size = 0
     with closing(dataset.records()) as records:
         for _, record in records:
             rows += 1
@@ -198,7 +203,8 @@ def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) 
                 problem = problem or record
             else:
                 finder.add(record)
-            if finder.is_done(rows):
+                size += memory_of(record)
+            if finder.is_done(rows) or size >= MAX_CHUNK_BYTES:
                 break
     if not rows:
         raise DatasetError(f"{dataset.name}: has no rows")

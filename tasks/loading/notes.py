@@ -1,5 +1,6 @@
 """What the user should know about the files of a dataset before its rows are asked about."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from ...serving.printable import printable
@@ -7,6 +8,12 @@ from ..object_store.credentials import S3Credentials
 from ..records import Problem
 from .image_folders import file_names
 from .tables import read_table, start_note
+
+_SPLITS = {
+    **{name: name for name in ("train", "test", "validation")},
+    **dict.fromkeys(("val", "valid", "dev"), "validation"),
+    "eval": "test",
+}
 
 _SHOWN = 3
 """Number of names in a message."""
@@ -35,6 +42,12 @@ def find_notes(
     """
     if file_format != "images" and (note := start_note(files[0], file_format, credentials)):
         yield f"{printable(labels[0])}: {note}"
+    splits = {split for label in labels if (split := _split(label))}
+    if len(splits) > 1:
+        yield (
+            f"files of {' and '.join(sorted(splits))} are read as one dataset; for one of them give "
+            "a glob, such as 'data/train-*.parquet'"
+        )
     if others := sorted(set(tables) - set(labels)):
         verb = "is" if len(others) == 1 else "are"
         read = "the images" if file_format == "images" else _list(labels)
@@ -51,6 +64,12 @@ def find_notes(
         if rest:
             count = f"{len(rest)} of {len(images)} images"
             yield f"{count} are not in {_list(labels)}, and are not asked about"
+
+
+def _split(label: str) -> str | None:
+    """The split that a file belongs to, by its name or that of its folder."""
+    words = (re.split(r"[^a-z]", part.lower())[0] for part in label.split("/"))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
 def _list(names: Sequence[str]) -> str:

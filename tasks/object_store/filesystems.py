@@ -1,10 +1,10 @@
 """Local paths and `s3://` URIs -> file systems, and calls that wait for an S3 server."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -13,6 +13,7 @@ from ...serving.endpoint import safe_url
 from ...serving.printable import printable
 from ..errors import ObjectMissingError, StoreError
 from .credentials import S3Credentials
+from .regular_files import open_regular
 from .store_errors import store_errors
 
 T = TypeVar("T")
@@ -119,6 +120,17 @@ def call_store(
     return credentials.patience.call(attempt, server=server, essential=essential)
 
 
+def read_start(filesystem: fsspec.AbstractFileSystem, path: str, count: int | None) -> bytes:
+    """Read the first `count` bytes of an object in S3, or all of it."""
+    try:
+        data: bytes = filesystem.cat_file(path, end=count)
+    except OSError as error:
+        if count is not None and error.errno == errno.EINVAL:
+            return b""  # an empty object has no first byte to request
+        raise
+    return data
+
+
 class GuardedFile(io.RawIOBase):
     """An open file or object whose read errors are `StoreError`s too. Not buffered.
 
@@ -178,4 +190,4 @@ class GuardedFile(io.RawIOBase):
 def _open(filesystem: fsspec.AbstractFileSystem, path: str) -> Any:
     if "s3" in filesystem.protocol:
         return filesystem.open(path, "rb", cache_type="none")
-    return Path(path).open("rb")
+    return open_regular(path)

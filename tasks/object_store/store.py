@@ -13,11 +13,12 @@ from typing import Any, ClassVar, TypeVar
 import fsspec
 
 from ...serving.endpoint import load_block
-from ..errors import ObjectMissingError, StoreError
+from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from .block import StoreBlock
-from .filesystems import GuardedFile, call_store
+from .filesystems import GuardedFile, call_store, read_start
 from .local_files import atomic_write, file_sizes
 from .prefect_results import parse_result_record
+from .regular_files import open_regular
 
 T = TypeVar("T")
 
@@ -63,14 +64,32 @@ class ObjectStore(StoreBlock):
             raise StoreError(f"{path!r} is not the name of an object")
         return f"{self.uri.rstrip('/')}/{path}"
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         """Read an object.
+
+        Args:
+            path: its name.
+            max_bytes: how large it may be, if there is a limit.
 
         Raises:
             ObjectMissingError: there is none; raised for no other failure.
+            ObjectCorruptedError: it is larger.
             StoreError: it cannot be read.
         """
-        data: bytes = self._call(path, lambda filesystem, key: filesystem.cat_file(key))
+        count = None if max_bytes is None else max_bytes + 1
+
+        def read(filesystem: fsspec.AbstractFileSystem, key: str) -> bytes:
+            if self.is_local:
+                with open_regular(key) as file:
+                    return file.read(-1 if count is None else count)
+            return read_start(filesystem, key, count)
+
+        data = self._call(path, read)
+        if max_bytes is not None and len(data) > max_bytes:
+            raise ObjectCorruptedError(
+                f"{self.uri_of(path)} is larger than the {max_bytes >> 20} MiB that it may have: "
+                "this program did not write it; delete it"
+            )
         return data
 
     def open(self, path: str) -> GuardedFile:

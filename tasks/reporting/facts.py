@@ -1,6 +1,7 @@
 """The texts of a report about a run. They are not escaped and may contain untrusted input."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from ...serving.printable import INVISIBLE
 from ..records import TRANSIENT, QAPair
 from ..runs.run_record import RunRecord
 from .quarantine import QuarantineGroup
@@ -19,17 +21,8 @@ _MAX_GROUPS = 50
 _MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
 """Characters shown of a row's reply, all its pairs, a reason, and a fact about the run."""
 
-# Control characters except tab and line ends, and marks that change the text direction.
-_CONTROLS = (range(9), range(11, 13), range(14, 32), range(127, 160))
-_BIDI = (range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2066, 0x206A), range(0x61C, 0x61D))
-# Zero-width characters except the two joiners, which shape letters and emoji.
-_ZERO_WIDTH = (
-    range(0xAD, 0xAE),
-    range(0x200B, 0x200C),
-    range(0x2060, 0x2065),
-    range(0xFEFF, 0xFF00),
-)
-_INVISIBLE = dict.fromkeys(code for codes in (*_CONTROLS, *_BIDI, *_ZERO_WIDTH) for code in codes)
+_INVISIBLE = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{INVISIBLE}]")
+"""Control characters except tab and line ends, and those that hide in a text."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,7 +41,7 @@ def load_template(name: str, finalize: Callable[[Any], Any]) -> Template:
 
 def strip_invisible(text: str) -> str:
     """Remove control, zero-width and text-direction characters."""
-    return text.translate(_INVISIBLE)
+    return _INVISIBLE.sub("", text)
 
 
 @dataclass(frozen=True)

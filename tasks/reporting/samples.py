@@ -250,8 +250,8 @@ def _sampled_images(
         side, large_side = (SIDE, LARGE_SIDE) if len(refs) == 1 else (SMALL_SIDE, LARGE_SIDE // 2)
         for number, ref in enumerate(refs[: min(len(shown), _MAX_IMAGES)]):
             with suppress(RowError, StoreUnavailableError):
-                data = reader.read(ref)
-                small, large = (thumbnail(data, images, size) for size in (side, large_side))
+                with reader.reading(ref) as data:
+                    small, large = (thumbnail(data, images, size) for size in (side, large_side))
                 shown[number] = replace(shown[number], thumbnail=small, large=large or small)
     return shown
 

@@ -182,7 +182,8 @@ class Parsing(_Group):
 
     parser: ParserLike = Field(
         default="qa_pairs",
-        description="Turns a reply into QA pairs: the name of a built-in or registered parser.",
+        description="Turns a reply into QA pairs: qa_pairs finds the pairs that the model wrote; "
+        "answer takes the whole reply as the answer to the row's own question.",
     )
     require_pairs: bool = Field(
         default=True,

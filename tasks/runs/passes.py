@@ -10,7 +10,8 @@ from typing import Any
 
 from ..loading.columns import Columns
 from ..parsing.parse import ParseSettings, pair_parse_settings
-from ..prompting.prompts import PromptStyle, default_user_prompt
+from ..parsing.qa_pairs import parse_answer
+from ..prompting.prompts import DEFAULT_SYSTEM_PROMPT, PromptStyle, default_user_prompt
 from ..storing.layout import PAIRS
 from .parameters import RunParameters
 from .plugins import find_parser, find_prompt_style
@@ -49,6 +50,9 @@ def pairs_pass(parameters: RunParameters, columns: Columns) -> Pass:
     """
     style_name, style = find_prompt_style(parameters.prompt_style)
     parser_name, parser = find_parser(parameters.parsing.parser)
+    system_prompt = parameters.system_prompt
+    if parser is parse_answer and system_prompt == DEFAULT_SYSTEM_PROMPT:
+        system_prompt = ""  # it asks for a question too, and the reply would be all the answer
     user_prompt = parameters.user_prompt.strip() or default_user_prompt(parameters.pairs_per_image)
     return Pass(
         name=PAIRS,
@@ -57,7 +61,7 @@ def pairs_pass(parameters: RunParameters, columns: Columns) -> Pass:
         parsing=pair_parse_settings(
             parser_name, parser, parameters.parsing.require_pairs, user_prompt
         ),
-        system_prompt=parameters.system_prompt,
+        system_prompt=system_prompt,
         user_prompt=user_prompt,
         columns=columns,
         sampling=parameters.sampling.options(),

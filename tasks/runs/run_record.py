@@ -15,7 +15,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from ..concurrency import STORE_THREADS
 from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
-from ..storing.layout import MANIFEST, RUNS, read_manifest, run_name, write_manifest
+from ..storing.layout import (
+    MANIFEST,
+    MAX_RECORD_BYTES,
+    RUNS,
+    read_manifest,
+    run_name,
+    write_manifest,
+)
 from .heartbeat import is_alive
 from .parameters import RunParameters
 
@@ -252,7 +259,7 @@ def read_run(store: ObjectStore, name: str) -> RunRecord:
         ObjectMissingError: there is no such record.
     """
     try:
-        content = json.loads(store.read(name))
+        content = json.loads(store.read(name, MAX_RECORD_BYTES))
     except (ValueError, RecursionError):
         raise _invalid(store, name, "not JSON") from None
     return _record_of(store, name, content)

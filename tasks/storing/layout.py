@@ -37,6 +37,9 @@ KEYS = "keys"
 RUNS = "runs"
 MANIFEST = "manifest.json"
 
+MAX_RECORD_BYTES = 16 << 20
+"""Size of a manifest or a run record; ours have some kilobytes, and the user's prompts."""
+
 PART_SUFFIX = ".parquet"
 
 _DIGEST_LENGTH = 8
@@ -94,7 +97,7 @@ def read_manifest(store: ObjectStore) -> Mapping[str, Any] | None:
         StoreError: the output was written with another layout, or cannot be read.
     """
     try:
-        manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+        manifest: dict[str, Any] = json.loads(store.read(MANIFEST, MAX_RECORD_BYTES))
         version = manifest.pop("layout_version", None)
     except ObjectMissingError:
         return None

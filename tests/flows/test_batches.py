@@ -14,9 +14,14 @@ import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
 from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room
+from prefect_imageqa.flows.open_pass import OpenPass
+from prefect_imageqa.tasks.concurrency import MAX_CHUNK_BYTES
 from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES
+from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt
+from prefect_imageqa.tasks.storing.ledger import RowStatus
 
 WriteRows = Callable[[list[str]], str]
 
@@ -155,6 +160,25 @@ def test_embedded_images_limit_the_batches_in_flight() -> None:
     assert _has_room(full[:-1], current, client, 128)
 
 
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_batch_is_bounded_by_its_memory(kind: str) -> None:
+    def prompt(row: int) -> Prompt:
+        name = f"{row:0{KEY_LENGTH}x}"
+        if kind == "image":
+            return Prompt(row, name, "d", images=(image,))
+        return Prompt(row, name, "d", messages=({"role": "user", "content": [text]},))
+
+    image = ImageRef(data=bytes(MAX_CHUNK_BYTES // 3 + 1))
+    text = {"type": "text", "text": "x" * (MAX_CHUNK_BYTES // 3 + 1)}
+    nothing: Any = None
+    ledger: Any = SimpleNamespace(status=lambda _: RowStatus.PENDING, attempt=lambda _: 0)
+    progress: Any = SimpleNamespace(batches=0, attempted=0, retried=0)
+    current = OpenPass(nothing, nothing, nothing, nothing, ledger, progress, batch_size=8)
+    batches_of = [len(batch.prompts) for batch in current.batches(map(prompt, range(7)))]
+    assert batches_of == [3, 3, 1]
+    assert (progress.batches, progress.attempted) == (3, 7)
+
+
 def test_a_truncated_dataset_fails_after_the_rows_before_are_stored(
     stub: Any, write_rows: WriteRows, tmp_path: Path
 ) -> None:
@@ -171,15 +195,15 @@ def test_an_unexpected_error_is_retried_and_costs_no_reply(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub, attempts = start_stub(), []
-    read = ImageReader.read
+    prepare = ImageReader.prepare
 
-    def failing(reader: ImageReader, ref: ImageRef) -> Any:
+    def failing(reader: ImageReader, ref: ImageRef, settings: ImageSettings) -> Any:
         if str(ref.path).endswith("odd.png"):
             attempts.append(ref)
             raise RuntimeError("nobody has foreseen this")
-        return read(reader, ref)
+        return prepare(reader, ref, settings)
 
-    monkeypatch.setattr(ImageReader, "read", failing)
+    monkeypatch.setattr(ImageReader, "prepare", failing)
     dataset = Path(write_rows([f"row {row}" for row in range(12)]))
     shutil.copy(dataset.with_name("red.png"), dataset.with_name("odd.png"))
     rows = json.loads(dataset.read_text())

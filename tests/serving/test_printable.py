@@ -14,13 +14,30 @@ from prefect_imageqa.serving.printable import printable, printable_lines, printa
         ("\x9b2J\x7f", r"\x9b2J\x7f"),
         ("abc\u202egnp.exe", r"abc\u202egnp.exe"),
         ("broken \udcff", "broken ?"),
+        ("a\u061cb\u200bc\ufeffd\xade", r"a\u061cb\u200bc\ufeffd\xade"),
+        ("a\U000e0041\U000e007f", r"a\U000e0041\U000e007f"),
     ],
-    ids=["letters", "white space", "window title", "C1", "right to left", "surrogate"],
+    ids=[
+        "letters",
+        "white space",
+        "window title",
+        "C1",
+        "right to left",
+        "surrogate",
+        "zero width",
+        "tags",
+    ],
 )
 def test_a_text_is_one_printable_line(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert str(ImageQAError(text)) == shown
     assert shown.isprintable()
+
+
+def test_joiners_shape_words() -> None:
+    word = "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    assert printable(word) == word
+    assert printable("\U0001f469\u200d\U0001f52c") == "\U0001f469\u200d\U0001f52c"
 
 
 def test_a_long_text_is_cut_with_bounded_work() -> None:

@@ -1,61 +1,31 @@
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+"""Rows in bounded chunks."""
+
 from typing import Any
 
 import pytest
-from prefect_imageqa.tasks.concurrency import prefetch, prefetch_results
-from prefect_imageqa.tasks.errors import DatasetError
+from prefect_imageqa.tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of
 
 
-class CompletedRun:
-    """The future of a task run that has completed; its result is a list."""
-
-    def __init__(self, *results: int) -> None:
-        self._results = list(results)
-
-    def result(self) -> list[int]:
-        return self._results
+def test_a_chunk_is_bounded_by_its_number_and_its_memory() -> None:
+    assert list(chunks(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(chunks([], 3)) == []
+    sizes = [1, 1, 1, 1, MAX_CHUNK_BYTES - 1, 1, MAX_CHUNK_BYTES, 5 * MAX_CHUNK_BYTES, 1]
+    assert [len(chunk) for chunk in chunks(sizes, 3, lambda size: size)] == [3, 2, 2, 1, 1]
 
 
-def submit(count: int, submitted: list[int], error: Exception | None = None) -> Iterator[Any]:
-    for number in range(count):
-        submitted.append(number)
-        yield CompletedRun(2 * number, 2 * number + 1)
-    if error:
-        raise error
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 1000, b"x" * 1000, ["x" * 500] * 2, {"a": {"b": [b"x" * 1000]}}, {"x" * 1000: 1}],
+    ids=["text", "bytes", "list", "nested", "name"],
+)
+def test_texts_count_wherever_they_are(value: Any) -> None:
+    assert 1000 <= memory_of(value) < 1300
+    assert 1000 <= memory_of({"image": "a.png", "x": value}) < 1500
 
 
-def test_task_runs_are_submitted_only_as_far_ahead_as_the_limit() -> None:
-    submitted: list[int] = []
-    results = prefetch_results(submit(10, submitted), 2)
-    assert next(results) == 0
-    assert len(submitted) == 3
-    assert [next(results), next(results)] == [1, 2]
-    assert len(submitted) == 4
-    assert list(results) == list(range(3, 20))
-    assert list(prefetch_results(iter([]), 2)) == []
-
-
-def test_results_before_an_error_are_still_yielded() -> None:
-    results = prefetch_results(submit(2, [], DatasetError("broken")), 8)
-    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(DatasetError, match="broken"):
-        next(results)
-
-
-def test_items_are_processed_in_a_pool_and_yielded_in_order() -> None:
-    gate, started = threading.Event(), list[int]()
-
-    def process(number: int) -> int:
-        started.append(number)
-        gate.wait(10)
-        return -number
-
-    with ThreadPoolExecutor(2) as pool:
-        results = prefetch(pool, process, iter(range(6)), 3)
-        first, future = next(results)
-        gate.set()
-        assert (first, future.result()) == (0, 0)
-        assert [(item, done.result()) for item, done in results] == [(n, -n) for n in range(1, 6)]
-    assert sorted(started) == list(range(6))
+def test_a_value_is_counted_with_bounded_work() -> None:
+    nested: Any = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert memory_of(nested) == 100_001 * 64 + 100_000 * 8
+    assert MAX_CHUNK_BYTES <= memory_of([["x"] * 1000] * 1_000_000) < 2 * MAX_CHUNK_BYTES

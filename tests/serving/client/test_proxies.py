@@ -37,6 +37,14 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://127.8.8.8/v1", {"http_proxy": PROXY}, None),
         ("http://localhost:8000/v1", {"all_proxy": PROXY}, None),
         ("http://[::1]:8000/v1", {"http_proxy": PROXY}, None),
+        ("http://localhost.:8000/v1", {"http_proxy": PROXY}, None),
+        ("http://127.1:8000/v1", {"http_proxy": PROXY}, None),
+        ("http://0x7f000001/v1", {"http_proxy": PROXY}, None),
+        ("http://0:8000/v1", {"http_proxy": PROXY}, None),
+        ("http://[::ffff:127.0.0.1]:8000/v1", {"http_proxy": PROXY}, None),
+        ("http://[::ffff:10.1.1.1]:8000/v1", {"http_proxy": PROXY}, PROXY),
+        ("http://127.gpu:8000/v1", {"http_proxy": PROXY}, PROXY),
+        ("http://10.1:8000/v1", {"http_proxy": PROXY}, PROXY),
     ],
 )
 def test_the_proxy_of_a_url(

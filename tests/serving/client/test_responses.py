@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prefect_imageqa.serving.client import responses
 from prefect_imageqa.serving.client.envelope import MAX_MESSAGE_CHARACTERS
 from prefect_imageqa.serving.client.responses import (
     is_disconnect,
@@ -209,6 +210,66 @@ def test_an_error_without_an_object_of_its_own(body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"status": False}, "with an error"),
+        ({"status": True}, "with an error"),
+        ({"code": 1e20}, "with an error"),
+        ({"code": -1}, "with an error"),
+        ({"code": [503]}, "with an error"),
+        ({"code": 503.0, "status": False}, "with error 503"),
+        ({"code": "9" * 5000}, "with an error"),
+    ],
+    ids=["false", "true", "huge", "negative", "list", "float", "digits"],
+)
+def test_the_code_of_an_error_may_be_anything(fields: dict[str, Any], shown: str) -> None:
+    for body in (
+        {"error": "content policy"} | fields,
+        {"error": {"message": "content policy"} | fields},
+    ):
+        outcome = read_reply(200, json.dumps(body).encode(), 0.5, 1)
+        assert isinstance(outcome, Failure)
+        assert outcome.message == f"HTTP 200 {shown}: content policy"
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_error_may_be_nested_deeply(status: int) -> None:
+    outcome = read_reply(status, b'{"error":' + b"[" * 1000 + b"]" * 1000 + b"}", 0.5, 1)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.SERVER_ERROR
+    assert outcome.message.endswith(": an error that is nested too deeply")
+
+
+def test_a_reply_that_cannot_be_read_for_an_unknown_reason_costs_its_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(responses, "read_completion", fail)
+    outcome = read_reply(200, reply_with({"content": "a"}), 0.5, 2)
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.status, outcome.attempts) == (FailureKind.BAD_REPLY, 200, 2)
+    assert outcome.message == "the server's reply cannot be read (KeyError)"
+    assert "a reply cannot be read: Traceback" in caplog.text
+    assert "KeyError: 'surprise'" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["content", "reasoning", "refusal"])
+def test_a_reply_has_no_more_text_than_its_tokens_can_have(part: str) -> None:
+    limit = 64_000 + 64 * 512
+    for length in (limit, limit + 1):
+        data = reply_with({"content": None} | {part: "x" * length})
+        assert isinstance(read_reply(200, data, 0.5, 1), Completion)
+        outcome = read_reply(200, data, 0.5, 1, max_tokens=512)
+        assert isinstance(outcome, Completion if length == limit else Failure)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.BAD_REPLY
+    text = "the server's reply has 96,769 characters, more than 512 tokens can have"
+    assert outcome.message == text
+
+
+@pytest.mark.parametrize(
     ("body", "message"),
     [
         ('{"error": {"message": "no\\nsuch\\timage"}}', "no such image"),
@@ -253,6 +314,8 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     # A date without a time zone cannot be compared.
     for useless in ("", "soon", "-1", "1.5", "\u00b2", "Fri, 27 Nov 2026 08:00:00"):
         assert retry_after_seconds(useless) == 0
+    for impossible in ("2020 00:00:00 +99999999999999999999", "99999999999999999999 00:00:00 GMT"):
+        assert retry_after_seconds(f"Mon, 01 Jan {impossible}") == 0
 
 
 def test_a_connection_lost_before_the_request_was_sent_is_no_disconnect() -> None:

@@ -128,6 +128,12 @@ def test_the_server_gets_what_it_needs_of_the_environment(monkeypatch: pytest.Mo
         ("gpu-1", "", (), True),
         ("::", "secret", (), False),
         ("::", None, ("--api-key", "secret"), False),
+        ("127.0.0.1", None, ("--host", "0.0.0.0"), True),  # noqa: S104
+        ("127.0.0.1", None, ("--host=::", "--seed", "1"), True),
+        ("127.0.0.1", None, ("--host", "::", "--host=localhost"), False),
+        ("::", None, ("--host", "127.0.0.1"), False),
+        ("127.0.0.1", "secret", ("--host", "::"), False),
+        ("127.0.0.1", None, ("--host",), False),  # vLLM does not start
     ],
 )
 def test_a_server_that_anyone_can_use_is_known(

@@ -15,6 +15,7 @@ from fault_proxy import FaultProxy, s3_error
 from PIL import Image
 from prefect_imageqa.tasks.errors import StoreUnavailableError
 from prefect_imageqa.tasks.images import reader as reader_module
+from prefect_imageqa.tasks.images.decoding_budget import MemoryBudget
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -149,6 +150,48 @@ def test_scaled_images_are_counted_and_reported_once(
     reader.close()
     (record,) = caplog.records
     assert record.getMessage().startswith("2 images with grey values of more than 8 bits")
+
+
+@pytest.fixture
+def budget(monkeypatch: pytest.MonkeyPatch) -> MemoryBudget:
+    """100 bytes for files of over 5 bytes."""
+    files = MemoryBudget(100)
+    monkeypatch.setattr(reader_module, "FILES", files)
+    monkeypatch.setattr(reader_module, "_SMALL_BYTES", 5)
+    return files
+
+
+def test_large_files_wait_while_others_are_held(budget: MemoryBudget, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(b"x" * 60)
+    (tmp_path / "small.png").write_bytes(b"12345")
+    refs = [ImageRef(path=f"{tmp_path}/{name}.png") for name in ("large", "small")]
+
+    def length(ref: ImageRef) -> int:
+        with reader.reading(ref) as data:
+            return len(data)
+
+    with ImageReader() as reader:
+        with reader.reading(refs[0]):
+            waiting = [reader.executor.submit(length, refs[0]) for _ in range(3)]
+            while budget.waiting < 3:
+                time.sleep(0.001)
+            assert reader.executor.submit(length, refs[1]).result(5) == 5
+            assert not any(future.done() for future in waiting)
+        assert [future.result(5) for future in waiting] == [60] * 3
+    with ImageReader(59) as reader, pytest.raises(RowError, match="larger than the limit"):
+        length(refs[0])
+
+
+def test_large_images_on_s3_are_read_within_the_budget(
+    budget: MemoryBudget, s3: str, tmp_path: Path
+) -> None:
+    store = ObjectStore(uri=f"{s3}/{tmp_path.name}")
+    store.write("a.png", b"x" * 60)
+    (ref,) = image_refs("a.png", ImageBase(store.uri))
+    with ImageReader(60) as reader, reader.reading(ref) as data:
+        assert data == b"x" * 60
+        assert budget.free == 40
+    assert budget.free == 100
 
 
 def test_an_unchanged_file_is_read_once(old_file: Path, tmp_path: Path, hashed: list[Any]) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pandas as pd
 import pytest
 from PIL import Image
+from prefect_imageqa.tasks.images import references
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
@@ -336,5 +337,30 @@ def test_a_confined_dataset_on_s3_stays_in_its_bucket(folder: Path) -> None:
     base = ImageBase("s3://b/data", is_confined=True)
     for path in ("a.png", "s3://b/data/a.png", "../data/a.png"):
         assert image_refs(path, base) == (ImageRef(path="s3://b/data/a.png"),)
-    for path in ("s3://other/a.png", "s3://b2/a.png", f"{folder}/a.png", "../../other/a.png"):
+    for path in (
+        "s3://other/a.png",
+        "s3://b2/a.png",
+        "s3://b/../other/a.png",
+        "S3://b//../other/a.png",
+        f"{folder}/a.png",
+        "../../other/a.png",
+    ):
         assert problem_of(path, base).problem.kind == Kind.IMAGE_REFUSED, path
+
+
+def test_too_many_images_are_refused_before_any_is_looked_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ImageBase(str(folder))
+    assert len(image_refs([["a.png"] * 2, {"path": "a.png"}, "", None], base, max_images=3)) == 3
+
+    def look_up(*_: object) -> None:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(references, "_is_file", look_up)
+    for value in (["a.png"] * 33, [["a.png"] * 11] * 3):
+        with pytest.raises(RowError, match=r"33 images, more than max_images \(32\)") as caught:
+            image_refs(value, base, max_images=32)
+        assert caught.value.problem.kind is Kind.BAD_ROW
+    with pytest.raises(RowError, match="the row has 1001 images"):
+        image_refs(["a.png"] * 1001, base)

@@ -9,11 +9,14 @@ import tracemalloc
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from prefect_imageqa.tasks.images.decoding_budget import MemoryBudget
+from PIL import Image, ImageOps
+from prefect_imageqa.tasks.images import prepare
+from prefect_imageqa.tasks.images.decoding_budget import MAX_BYTES, MemoryBudget
+from prefect_imageqa.tasks.images.formats import sniff
 from prefect_imageqa.tasks.images.prepare import ImageSettings, prepare_image
 from prefect_imageqa.tasks.images.structure import exif_orientation
 from prefect_imageqa.tasks.records import Kind, RowError
@@ -41,25 +44,40 @@ def png(*chunks: bytes, side: int = 64, depth: int = 8, colour_type: int = 2) ->
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff(parts: int, rows: int, extra: Sequence[tuple[int, int]] = ()) -> bytes:
+def tiff(
+    parts: int,
+    rows: int,
+    extra: Sequence[tuple[int, int]] = (),
+    length: int = 8,
+    repeated: Sequence[tuple[int, int]] = (),
+) -> bytes:
     """A TIFF file of 64 x 64 grey pixels whose strips all are the same bytes."""
     tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 278: rows, **dict(extra)}
-    offsets = struct.pack(f"<{parts}I", *[8] * parts)
-    entries = [(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in tags.items()]
+    offsets = struct.pack(f"<{2 * parts}I", *[8] * parts, *[length] * parts)
+    single = *tags.items(), *repeated
+    entries = [(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in single]
     start = 8 + 4096
-    place = 8 if parts == 1 else start + 2 + 12 * (len(entries) + 2) + 4
-    entries += [(tag, struct.pack("<HHII", tag, 4, parts, place)) for tag in (273, 279)]
+    place = start + 2 + 12 * (len(entries) + 2) + 4
+    for tag, at, value in ((273, place, 8), (279, place + 4 * parts, length)):
+        entries.append((tag, struct.pack("<HHII", tag, 4, parts, value if parts == 1 else at)))
     directory = struct.pack("<H", len(entries)) + b"".join(entry for _, entry in sorted(entries))
     return b"II*\0" + struct.pack("<I", start) + b"\7" * 4096 + directory + b"\0" * 4 + offsets
 
 
-def progressive(scans: int) -> bytes:
+def segment(code: int, body: bytes = b"") -> bytes:
+    """A segment of a JPEG file."""
+    return struct.pack(">BBH", 0xFF, code, len(body) + 2) + body
+
+
+def progressive(scans: int, between: bytes = b"") -> bytes:
     """A JPEG file of 1024 x 1024 pixels that repeats its last scan."""
     data = encoded(Image.new("RGB", (1024, 1024)), "JPEG", progressive=True)
-    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+    return data[:-2] + between + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
 
 
 JPEG = encoded(RED, "JPEG")
+LARGE = JPEG.replace(b"\x08\0\x40\0\x40", b"\x08\x33\xf4\x33\xf4", 1)
+"""Declares 13,300 x 13,300 pixels."""
 GIF = encoded(RED, "GIF")
 FRAME = GIF.index(b",")
 BITMAP = struct.pack("<IHHIIiiHHIIIIII", 0, 0, 0, 1078, 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
@@ -81,6 +99,22 @@ AVIF_OF_256_MEGAPIXELS = zlib.decompress(
 
 HOSTILE = {
     "jpeg-scans": (progressive(1000), "1,010 scans, more than 100"),
+    "jpeg-hidden-scans": (progressive(1000, segment(0xFE, b"\xff\xd9")), "more than 100"),
+    "jpeg-hidden-frame": (JPEG[:2] + b"\xff\xd0" + LARGE[2:] + JPEG[2:], "type D0"),
+    "jpeg-hidden-in-a-segment": (
+        JPEG[:2] + segment(0xD0, LARGE[2:]) + JPEG[2:],
+        "a segment of type D0 before its first scan",
+    ),
+    "jpeg-hidden-by-marker-1": (JPEG[:2] + segment(1, LARGE[2:]) + JPEG[2:], "type 01"),
+    "jpeg-no-length": (JPEG[:2] + b"\xff\xdb\0\0" + JPEG[2:], "type DB"),
+    "jpeg-tables": (JPEG[:2] + segment(0xDB, b"\0" + b"\1" * 64) * 16_000 + JPEG[2:], "of tables"),
+    "jpeg-tables-between": (progressive(1, segment(0xDB, b"\0" * 65_000) * 17), "of tables"),
+    "jpeg-segments-between": (progressive(1, segment(0xFE) * 20_000), "over 20,000 segments"),
+    "png-two-headers": (
+        png(chunk(b"IHDR", struct.pack(">IIBBBBB", 13_300, 13_300, 8, 2, 0, 0, 0))),
+        "two chunks of type IHDR",
+    ),
+    "png-two-palettes": (png(*[chunk(b"PLTE", bytes(3))] * 2, colour_type=3), "of type PLTE"),
     "jpeg-segments": (JPEG[:2] + b"\xff\xe1\0\2" * 200_000 + JPEG[2:], "over 20,000 segments"),
     "jpeg-fill": (JPEG[:2] + b"\xff" * 200_000 + JPEG[2:], "over 20,000 segments"),
     "jpeg-junk": (JPEG[:20] + b"\1" * 200_000 + JPEG[20:], "over 20,000 segments"),
@@ -97,6 +131,11 @@ HOSTILE = {
     "tiff-strips": (tiff(500, 63), "500 strips or tiles instead of 2"),
     "tiff-many-values": (tiff(300_000, 1), "300,000 values of tag 273"),
     "tiff-few-strips": (tiff(3, 1), "3 strips or tiles instead of 64"),
+    "tiff-shared-strips": (
+        tiff(64, 1, [(259, 8), (266, 2)], length=4000),
+        "more bytes than the file",
+    ),
+    "tiff-two-tags": (tiff(1, 64, repeated=[(273, 8)]), "two tags 273"),
     "tiff-tiles": (
         tiff(1, 64, [(322, 40_000), (323, 40_000), (324, 8)]),
         "tiles of 40,000 x 40,000 pixels",
@@ -174,24 +213,111 @@ def test_a_sound_image_is_sent_without_what_else_is_in_its_file(data: bytes) -> 
     assert time.process_time() - began < 0.5
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(XMP) + 2) + XMP + JPEG[2:],
-        png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
-        png(
-            chunk(
-                b"tEXt",
-                b"Raw profile type exif\0\nexif\n      26\n" + b"4d4d002a00000008"
-                b"0001011200030000000100060000",
-            )
-        ),
-    ],
-    ids=["jpeg-xmp", "png-xmp", "png-raw-profile"],
-)
-def test_orientation_of_other_metadata_is_applied(data: bytes) -> None:
+def exif(orientation: int, kind: int = 3) -> bytes:
+    """An EXIF block that holds the orientation as 2 bytes (kind 3) or 4 (kind 4), or none (0)."""
+    tag = 0x0112 if kind else 0x0100
+    value = struct.pack(">I" if kind == 4 else ">HH", *[orientation, 0][: 1 if kind == 4 else 2])
+    return b"Exif\0\0MM\0*\0\0\0\x08\0\1" + struct.pack(">HHI", tag, kind or 3, 1) + value
+
+
+def jpeg(*bodies: bytes) -> bytes:
+    """A JPEG file, wider than high, with EXIF or XMP."""
+    data = encoded(WIDE, "JPEG")
+    return data[:2] + b"".join(segment(0xE1, body) for body in bodies) + data[2:]
+
+
+def wide_png(*chunks: bytes) -> bytes:
+    data = encoded(WIDE, "PNG")
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def webp(**metadata: object) -> bytes:
+    frames = [Image.new("RGB", WIDE.size, "blue")]
+    return encoded(WIDE, "WEBP", save_all=True, append_images=frames, **metadata)
+
+
+WIDE = Image.new("RGB", (64, 32), "red")
+DIGITS = b"\nexif\n%8d\n" % len(exif(6)) + exif(6).hex().encode()
+XMP_TEXT = b"XML:com.adobe.xmp\0"
+
+TURNED = {
+    "jpeg-xmp": jpeg(XMP),
+    "jpeg-exif-without-it": jpeg(exif(0, kind=0), XMP),
+    "jpeg-long": jpeg(exif(6, kind=4)),
+    "jpeg-first-exif": jpeg(exif(6), exif(1)),
+    "png-xmp": wide_png(chunk(b"iTXt", XMP_TEXT + b"\0\0\0\0" + XMP)),
+    "png-packed-xmp": wide_png(chunk(b"iTXt", XMP_TEXT + b"\1\0en\0a\0" + zlib.compress(XMP))),
+    "png-raw": wide_png(chunk(b"tEXt", b"Raw profile type exif\0" + DIGITS)),
+    "png-packed-raw": wide_png(
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(DIGITS))
+    ),
+    "webp-frames": webp(exif=exif(6)),
+    "webp-frames-xmp": webp(xmp=XMP),
+}
+UPRIGHT = {
+    "jpeg-exif-before-xmp": jpeg(exif(1), XMP),
+    "jpeg-first-exif": jpeg(exif(1), exif(6)),
+    "png-exif-before-xmp": wide_png(
+        chunk(b"eXIf", exif(1)[6:]), chunk(b"iTXt", XMP_TEXT + b"\0\0\0\0" + XMP)
+    ),
+    "webp-exif-before-xmp": webp(exif=exif(1), xmp=XMP),
+}
+
+
+@pytest.mark.parametrize("data", [*TURNED.values(), *UPRIGHT.values()], ids=[*TURNED, *UPRIGHT])
+def test_orientation_is_read_as_by_pillow(data: bytes) -> None:
     prepared = prepare_image(data, LIMITS)
-    assert prepared.data != data  # turned, so not sent as it is
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
+    sent = Image.open(io.BytesIO(prepared.data)).size
+    assert (prepared.width, prepared.height) == sent == expected
+    assert sent == ((32, 64) if data in TURNED.values() else (64, 32))
+
+
+def test_only_the_first_packed_profile_and_text_are_unpacked() -> None:
+    packed = b"a\0\0" + zlib.compress(b"\0" * 5 * 2**20)
+    text = b"Raw profile type exif\0\0" + packed[3:]
+    data = wide_png(*[chunk(b"iCCP", packed)] * 300, *[chunk(b"zTXt", text)] * 300)
+    began = time.process_time()
+    prepare_image(data, LIMITS)
+    assert time.process_time() - began < 0.3
+
+
+def test_pages_of_a_tiff_do_not_count_as_scans() -> None:
+    page = Image.new("L", (64, 64), 200)
+    pages: dict[str, Any] = {"save_all": True, "append_images": [page] * 150}
+    data = encoded(page, "TIFF", compression="jpeg", tiffinfo={278: 64}, **pages)
+    assert data.count(b"\xff\xda") > 100
+    assert prepare_image(data, LIMITS).width == 64
+
+
+def test_what_follows_a_progressive_jpeg_is_not_decoded() -> None:
+    film = np.random.default_rng(0).bytes(1000) + b"\xff\xda\0\2" * 200
+    assert prepare_image(encoded(RED, "JPEG", progressive=True) + film, LIMITS).width == 64
+
+
+def declared(data: bytes, before: bytes, after: bytes) -> bytes:
+    assert before in data
+    return data.replace(before, after, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "side"),
+    [
+        # 8064 x 6048
+        (declared(JPEG, b"\x08\0\x40\0\x40", b"\x08\x17\xa0\x1f\x80"), 4096),
+        # 7000 x 4700
+        (
+            declared(encoded(RED, "WEBP", exif=b"x"), b"\x3f\0\0\x3f\0\0", b"\x57\x1b\0\x5b\x12\0"),
+            1024,
+        ),
+        (declared(AVIF, struct.pack(">II", 4000, 4000), struct.pack(">II", 6000, 4000)), 4096),
+    ],
+    ids=["jpeg", "webp", "avif"],
+)
+def test_a_photo_of_a_good_camera_is_within_the_budget(data: bytes, side: int) -> None:
+    found, limits = sniff(data), ImageSettings(max_side=side)
+    file = found.read(data)
+    assert prepare._checked_cost(found, file, prepare._checked_size(file.size, limits)) < MAX_BYTES
 
 
 def test_an_unreadable_exif_block_means_upright() -> None:
@@ -199,9 +325,9 @@ def test_an_unreadable_exif_block_means_upright() -> None:
     block = b"II*\0\x08\0\0\0\x01\0" + tag
     assert exif_orientation(block) == exif_orientation(b"Exif\0\0" + block) == 6
     for broken in (b"", b"II*\0", block[:-6], block.replace(b"\6\0", b"\t\0")):
-        assert exif_orientation(broken) == 1
+        assert exif_orientation(broken) in (None, 1)
     endless = b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHIHH", 1, 3, 1, 6, 0) * 65_535
-    assert exif_orientation(endless) == 1
+    assert exif_orientation(endless) is None
 
 
 def test_images_share_one_budget_of_memory() -> None:

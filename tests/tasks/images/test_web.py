@@ -150,9 +150,9 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     methods: list[str] = []
     send = WebImages._send
 
-    async def count_and_send(self: WebImages, method: str, url: URL, seconds: float) -> Any:
+    async def count_and_send(self: WebImages, method: str, *options: Any) -> Any:
         methods.append(method)
-        return await send(self, method, url, seconds)
+        return await send(self, method, *options)
 
     monkeypatch.setattr(WebImages, "_send", count_and_send)
     return methods
@@ -380,6 +380,12 @@ def test_a_too_large_image_is_not_fetched(reply: Reply, site: Site, local: WebIm
 
 def test_an_image_of_the_maximum_size_is_read(site: Site, local: WebImages) -> None:
     assert len(local.read(site.put("/a.png", Reply(b"x" * LIMIT)))) == LIMIT
+
+
+def test_only_as_much_as_asked_for_is_read(site: Site, local: WebImages) -> None:
+    url = site.put("/a.png", Reply(b"x" * 50))
+    assert local.read_up_to(url, 49) is None
+    assert local.read_up_to(url, 50) == b"x" * 50
 
 
 def test_nothing_is_decompressed(site: Site, local: WebImages) -> None:

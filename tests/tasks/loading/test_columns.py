@@ -74,7 +74,7 @@ def test_what_is_read_is_told(tmp_path: Path) -> None:
     row = {"image": "a", "question": "b", "answer": "c"}
     assert opened(tmp_path, row).notes == (
         "reading images from column 'image' and conversations from column 'question'; "
-        "not read: answer",
+        "not sent to the model: answer",
     )
     assert opened(tmp_path, {"messages": PARTS}).notes == (
         "reading images and conversations from column 'messages'",
@@ -148,3 +148,9 @@ def test_images_of_a_record() -> None:
     assert image_value({"messages": PARTS}, embedded) == ["a.png"]
     assert image_value({"image": "['a', 'b']"}, Columns(image="image")) == ["a", "b"]
     assert image_value({"image": "a"}, Columns(image=None)) is None
+
+
+@pytest.mark.parametrize("source", [[{"image": "a.png"}], {"image": "a.png"}, b"a.png"])
+def test_other_objects_are_not_datasets(source: Any) -> None:
+    with pytest.raises(DatasetError, match="is not read directly: give a path or a DataFrame"):
+        open_dataset(source)

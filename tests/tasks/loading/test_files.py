@@ -108,3 +108,23 @@ def test_an_ambiguous_folder_is_an_error(folder: Path, files: dict[str, str], re
     add(folder, **files)
     with pytest.raises(DatasetError, match=reason):
         find_files(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("data/train-0.parquet", "data/test-0.parquet"), "test and train"),
+        (("train/0.parquet", "val/0.parquet"), "train and validation"),
+        (("train-0.parquet", "train-1.parquet", "trains.parquet"), ""),
+    ],
+)
+def test_files_of_several_splits_are_told(
+    names: tuple[str, ...], splits: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pd.DataFrame({"image": ["a.png"]}).to_parquet(tmp_path / name)
+    notes = find_files(str(tmp_path)).notes
+    assert [note.partition(" are read as one dataset")[0] for note in notes] == (
+        [f"files of {splits}"] if splits else []
+    )

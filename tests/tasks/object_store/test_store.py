@@ -13,6 +13,7 @@ import pytest
 from fault_proxy import FaultProxy
 from prefect_imageqa.tasks.errors import (
     AccessDeniedError,
+    ObjectCorruptedError,
     ObjectMissingError,
     StoreError,
 )
@@ -35,6 +36,36 @@ def test_an_object_is_written_read_replaced_and_deleted(store: ObjectStore) -> N
 def test_reading_a_missing_object_raises_its_own_error(store: ObjectStore) -> None:
     with pytest.raises(ObjectMissingError, match=r"parts/none\.json: not found"):
         store.read("parts/none.json")
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    store = ObjectStore(uri=str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "proc").symlink_to("/proc/self/environ")
+    (tmp_path / "folder").mkdir()
+    reasons = {
+        "pipe": "is not a regular file",
+        "device": "is not a regular file",
+        "proc": "is a file of the operating system",
+        "folder": "it is a folder",
+    }
+    for name, reason in reasons.items():
+        for read in (store.read, store.open, lambda name: next(store.lines(name))):
+            with pytest.raises(StoreError) as caught:
+                read(name)
+            assert str(caught.value) == f"{tmp_path}/{name}: {reason}"
+
+
+def test_an_object_is_read_up_to_a_limit(store: ObjectStore) -> None:
+    for size in (0, 1, 1 << 20):
+        store.write("record", b"x" * size)
+        assert len(store.read("record", 1 << 20)) == size
+    store.write("record", b"x" * ((1 << 20) + 1))
+    with pytest.raises(ObjectCorruptedError, match="record is larger than the 1 MiB that it may"):
+        store.read("record", 1 << 20)
+    with pytest.raises(ObjectMissingError):
+        store.read("none", 1 << 20)
 
 
 def test_list_returns_names_that_read_accepts(store: ObjectStore) -> None:

@@ -1,8 +1,10 @@
 """Run records: their counts, writing and reading them, corrupted ones, and unfinished runs."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from prefect_imageqa.tasks.runs.run_record import (
     RunRecord,
     complete_run,
     completed_run,
+    last_completed,
     read_run,
     read_runs,
     unfinished_runs,
@@ -114,6 +117,26 @@ def test_an_invalid_record_is_reported_or_skipped(local: ObjectStore, record_of:
     skipped: list[ObjectCorruptedError] = []
     assert [run.run for run in read_runs(local, skipped.append)] == ["valid"]
     assert len(skipped) == len(invalid)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "endless"])
+def test_a_manifest_that_does_not_end_is_reported(
+    local: ObjectStore, record_of: RecordOf, target: str
+) -> None:
+    complete_run(local, record_of(run="valid"))
+    folder = Path(local.uri)
+    os.mkfifo(folder / "pipe")
+    with (folder / "endless").open("wb") as file:
+        file.truncate(1 << 40)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to(target)
+    (folder / "runs/x.json").symlink_to(target if target.startswith("/") else f"../{target}")
+    reason = "is larger than the 16 MiB that it may have" if target == "endless" else "is not a"
+    with pytest.raises(StoreError, match=reason):
+        last_completed(local)
+    skipped: list[ObjectCorruptedError] = []
+    assert [run.run for run in read_runs(local, skipped.append)] == ["valid"]
+    assert len(skipped) == (target == "endless")
 
 
 def test_runs_are_sorted_by_age_without_those_removed_meanwhile(
