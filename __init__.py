@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .tasks.images import ImageSettings as ImageSettings
     from .tasks.loading.columns import Columns as Columns
     from .tasks.object_store import ObjectStore as ObjectStore
+    from .tasks.records import QAPair as QAPair
     from .tasks.runs.parameters import Caching as Caching
     from .tasks.runs.parameters import Exports as Exports
     from .tasks.runs.parameters import Images as Images
@@ -82,6 +83,7 @@ _HOMES = {
     "StoreUnavailableError": ".tasks.errors",
     "ImageSettings": ".tasks.images",
     "ObjectStore": ".tasks.object_store",
+    "QAPair": ".tasks.records",
 }
 
 __all__ = sorted(_HOMES)

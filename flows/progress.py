@@ -75,6 +75,11 @@ class RunProgress:
         self.skipped = Counter()
         self.batches = self.attempted = self.retried = self.ok = self.quarantined = 0
 
+    @property
+    def all_quarantined(self) -> int:
+        """Rows that could not be answered, now or by an earlier run."""
+        return self.skipped[RowStatus.FAILED] + self.quarantined
+
     def end(self) -> None:
         """Ignore what the client does from now on."""
         self.stats = replace(self.stats)

@@ -93,11 +93,15 @@ def _with_code(parameters: dict[str, Any]) -> dict[str, Any]:
     The flow itself takes no code by name: its parameters may come from anyone.
     """
     code: dict[str, Any] = {}
-    if style := parameters.get("prompt_style"):
-        code["prompt_style"] = import_plugin("prompt style", style)
-    if parsing := parameters.get("parsing"):
-        parser = import_plugin("parser", parsing.parser)
-        code["parsing"] = parsing.model_copy(update={"parser": parser})
+    sys.path.append("")  # the working directory too, as for `python -m`
+    try:
+        if style := parameters.get("prompt_style"):
+            code["prompt_style"] = import_plugin("prompt style", style)
+        if parsing := parameters.get("parsing"):
+            parser = import_plugin("parser", parsing.parser)
+            code["parsing"] = parsing.model_copy(update={"parser": parser})
+    finally:
+        sys.path.remove("")
     return parameters | code
 
 

@@ -152,8 +152,9 @@ class _ProgressView:
         )
         lines = [Text(note, style="yellow") for note in progress.notes]
         if progress.started:
-            counts = f"{progress.stats.in_flight:,} in flight, {progress.quarantined:,} quarantined"
-            lines.insert(0, Text(f"{progress}, {counts}"))
+            in_flight = f"{progress.stats.in_flight:,} in flight"
+            quarantined = f"{progress.all_quarantined:,} quarantined"
+            lines.insert(0, Text(f"{progress}, {in_flight}, {quarantined}"))
         return Group(self._bar, *lines)
 
     def _step(self) -> str:

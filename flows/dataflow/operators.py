@@ -20,7 +20,7 @@ from ...tasks.loading.columns import Columns, read_value, shown_names
 from ...tasks.loading.conversations import questions
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.prompting.prompts import PromptInput, chat_prompt
-from ...tasks.records import RowError
+from ...tasks.records import Kind, RowError
 from ...tasks.runs.parameters import Exports, Parsing
 from ..image_qa import image_qa
 from ..summary import RunSummary
@@ -116,7 +116,9 @@ class PromptedVQAGenerator:
         return output_answer_key
 
     def _prompt(self, prompt_key: str | None) -> dict[str, Any]:
-        if self.prompt_template is None or prompt_key is not None:
+        if prompt_key is not None:
+            return {"prompt_style": prompted}
+        if self.prompt_template is None:
             return {}
         return {"prompt_style": templated, "user_prompt": self.prompt_template.build_prompt()}
 
@@ -149,6 +151,17 @@ class ImageQAGenerator:
         )
 
 
+def prompted(prompt_input: PromptInput) -> list[Message]:
+    """The chat style for rows that must have a prompt: one that failed in the step before has none.
+
+    Raises:
+        RowError: the row has no prompt.
+    """
+    if not any(turn.text.strip() for turn in prompt_input.turns):
+        raise RowError(Kind.BAD_ROW, "the row has no prompt")
+    return chat_prompt(prompt_input)
+
+
 def templated(prompt_input: PromptInput) -> list[Message]:
     """The chat style, with the user prompt in place of the conversation's first turn."""
     first = [replace(turn, text=prompt_input.user_prompt) for turn in prompt_input.turns[:1]]
@@ -167,11 +180,17 @@ def _reject_videos(table: pd.DataFrame, image_key: str | None, video_key: str | 
     if image_key is None and video_key is None:
         names = set(VIDEO_COLUMNS)
     for name in table.columns:
-        if name in names and table[name].notna().any():
+        if name in names and any(map(_holds_something, table[name])):
             raise ImageQAError(
                 f"column {name!r} holds videos, which are not supported: extract frames, and name "
                 "their column as the image column"
             )
+
+
+def _holds_something(cell: Any) -> bool:
+    if isinstance(cell, list | tuple):
+        return any(map(_holds_something, cell))
+    return bool(pd.notna(cell)) and cell != ""
 
 
 def _prompt_column(

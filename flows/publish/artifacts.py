@@ -154,7 +154,7 @@ class _ProgressArtifact:
         progress = self._progress
         share = min(progress.done / progress.total, 1.0) if progress.total else 0.0
         percent = 100.0 if self.completed else round(100 * share, 1)
-        text = f"{progress.headline}, {progress.quarantined:,} quarantined; {self._dataset}"
+        text = f"{progress.headline}, {progress.all_quarantined:,} quarantined; {self._dataset}"
         text = "; ".join((text, *map(escape_markdown, progress.notes)))
         if self._artifact is None:
             self._artifact = cast("UUID", create_progress_artifact(percent, self._key, text))

@@ -233,7 +233,8 @@ def _short(text: str, limit: int = 120) -> str:
 def _outside(path: str, root: str) -> RowError:
     return RowError(
         Kind.IMAGE_REFUSED,
-        f"{_short(path)} is not inside the image root {root} (images.root)",
+        f"{_short(path)} is not inside the image root {root} (images.root); set that to a folder "
+        "from which the path stays inside",
     )
 
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -121,8 +122,16 @@ def _search(
         found = call_store(uri, credentials, lambda files, path: files.glob(path, detail=True))
         return _before_wildcard(path) or ("" if uri[:5].lower() == "s3://" else "/"), _files(found)
     if kind is None:
-        raise DatasetError(f"{uri}: no such file or folder")
+        raise DatasetError(f"{uri}: no such file or folder{_looked_for(uri, path)}")
     raise DatasetError(f"{uri}: neither a file nor a folder")
+
+
+def _looked_for(uri: str, path: str) -> str:
+    """Where a local path was looked for: a worker is often another machine, in another folder."""
+    if "://" in uri:
+        return ""
+    where = "" if path == uri else f"{path} "
+    return f" (looked for {where}on {socket.gethostname()})"
 
 
 def _search_range(uri: str, path: str, credentials: S3Credentials | None) -> tuple[str, list[str]]:

@@ -45,8 +45,8 @@ def find_notes(
     splits = {split for label in labels if (split := _split(label))}
     if len(splits) > 1:
         yield (
-            f"files of {' and '.join(sorted(splits))} are read as one dataset; for one of them give "
-            "a glob, such as 'data/train-*.parquet'"
+            f"files of {' and '.join(sorted(splits))} are read as one dataset; for one of them "
+            "give a glob, such as 'data/train-*.parquet'"
         )
     if others := sorted(set(tables) - set(labels)):
         verb = "is" if len(others) == 1 else "are"

@@ -210,7 +210,8 @@ def parse_completion(
         reason = printable(f"{type(error).__name__}: {error}", 200)
         return Problem(
             Kind.UNPARSED,
-            f"parser {settings.name} raised {reason}; check the raw text and fix the parser",
+            f"parser {settings.name} raised {reason}; fix it and give it another name: results "
+            "are stored under this one, and the next run with it skips these rows",
         )
     if settings.required and not parsed.value:
         return Problem(Kind.UNPARSED, _nothing_found(completion, parsed.lost, settings, question))

@@ -175,7 +175,7 @@ def next_run(kind: str) -> str:
     """What the next run does with rows that are quarantined for a reason."""
     if kind in TRANSIENT:
         return "retries them"
-    return "skips them; --retry-quarantined retries them"
+    return "skips them unless file, prompt or settings change; caching.retry_quarantined retries"
 
 
 def provenance(run: RunRecord) -> Iterator[Fact]:

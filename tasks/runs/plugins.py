@@ -111,8 +111,8 @@ def _load(what: What, target: str) -> Any:
             raise TypeError("not a function")
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ImageQAError(
-            f"there is no {what} {printable(target, _MAX_NAME)!r} ({error}): give "
-            "package.module:function"
+            f"cannot load the {what} {printable(target, _MAX_NAME)!r} ({error}): give "
+            "package.module:function, which can be imported"
         ) from None
     return function
 

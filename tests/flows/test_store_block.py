@@ -49,7 +49,7 @@ def test_a_block_gives_access_to_dataset_images_output_and_cache(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     others = blocks_with_the_secret() - {block}  # created by other tests on this Prefect server
-    store = ObjectStore.load(block).with_uri(f"{s3}/{block}")  # type: ignore[union-attr]
+    store = ObjectStore.load(block).with_uri(f"{s3}/{block}")
     for path in (drawn / "images").iterdir():
         store.write(f"data/images/{path.name}", path.read_bytes())
     store.write("data/dataset.json", (drawn / "dataset.json").read_bytes())

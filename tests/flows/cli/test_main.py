@@ -198,7 +198,7 @@ ERRORS = {
     "no parser": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--parser", "no_such:parser"],
         1,
-        "there is no parser 'no_such:parser' (No module named 'no_such')",
+        "cannot load the parser 'no_such:parser' (No module named 'no_such')",
     ),
     "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }

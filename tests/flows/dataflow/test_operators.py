@@ -79,14 +79,16 @@ def test_a_step_reads_the_table_of_the_previous_one(stub: Any, table: Path, tmp_
 
 
 def test_prompts_come_from_the_given_column(stub: Any, tmp_path: Path) -> None:
-    frame = pd.DataFrame({"prompt": ["STUB text It is a cat.", "Hello"], "answer": ["old", "old"]})
+    prompts = ["STUB text It is a cat.", "Hello", None]
+    frame = pd.DataFrame({"prompt": prompts, "answer": ["old"] * 3, "video": [None] * 3})
     frame.to_csv(tmp_path / "prompts.csv", index=False)
     storage = FileStorage(str(tmp_path / "prompts.csv"), str(tmp_path / "cache"), "p", "csv").step()
     PromptedVQAGenerator(stub.url).run(storage, input_prompt_key="prompt")
     answered = pd.read_csv(tmp_path / "cache" / "p_step1.csv")
-    assert list(answered.columns) == ["prompt", "answer"]
+    assert list(answered.columns) == ["prompt", "answer", "video"]
     assert answered["answer"][0] == "It is a cat."
     assert answered["answer"][1].startswith("**Question:**")
+    assert pd.isna(answered["answer"][2]), "a row without a prompt is not asked"
 
 
 @pytest.mark.parametrize("arguments", [{"input_video_key": "clip"}, {"input_image_key": "video"}])

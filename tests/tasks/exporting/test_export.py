@@ -117,6 +117,7 @@ def test_exports_join_the_rows_with_their_answers_in_dataset_order(
         {
             "row": 1,
             "where": "d:1",
+            "image": ["1.png"],
             "kind": "truncated",
             "message": "too long",
             "status": None,

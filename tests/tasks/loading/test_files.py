@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.loading.files import DatasetFiles, find_files
@@ -57,7 +58,8 @@ def test_the_metadata_of_a_folder_of_images_are_its_rows(folder: Path) -> None:
         {"depth_file_name": "train/d.png", "objects": [{"mask_file_name": "train/m.png"}]},
         {"file_name": "https://host/a.jpg", "profile_name": "Ann"},
     ]
-    not_read, not_asked = files.notes
+    splits, not_read, not_asked = files.notes
+    assert splits.startswith("files of test and train are read as one dataset")
     assert not_read.startswith("labels.csv is not read, only test/metadata.jsonl, train/metadata")
     assert not_asked == (
         "1 of 4 images are not in test/metadata.jsonl, train/metadata.jsonl, and are not asked "
