@@ -130,8 +130,8 @@ def _looked_for(uri: str, path: str) -> str:
     """Where a local path was looked for: a worker is often another machine, in another folder."""
     if "://" in uri:
         return ""
-    where = "" if path == uri else f"{path} "
-    return f" (looked for {where}on {socket.gethostname()})"
+    host = socket.gethostname()
+    return f" (on {host})" if path == uri else f" (looked for {path} on {host})"
 
 
 def _search_range(uri: str, path: str, credentials: S3Credentials | None) -> tuple[str, list[str]]:

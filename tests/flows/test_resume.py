@@ -211,10 +211,10 @@ def test_an_unreadable_cache_stops_the_run_before_any_request(
     before = stub.stats()["requests"]
     read = ObjectStore.read
 
-    def failing(store: ObjectStore, path: str) -> bytes:
+    def failing(store: ObjectStore, path: str, *limits: int) -> bytes:
         if store.uri_of(path).startswith(str(cache)):
             raise ImageQAError(f"{store.uri_of(path)}: the S3 server failed; try again later")
-        return read(store, path)
+        return read(store, path, *limits)
 
     monkeypatch.setattr(ObjectStore, "read", failing)
     with pytest.raises(ImageQAError, match="the S3 server failed"):

@@ -109,14 +109,14 @@ def test_a_lost_store_of_images_stops_the_batch_and_replies_are_retained(
     client: ChatClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "0.png").write_bytes(png())
-    read = ImageReader.read
+    prepare = ImageReader.prepare
 
-    def lost(reader: ImageReader, ref: ImageRef) -> Any:
+    def lost(reader: ImageReader, ref: ImageRef, settings: Any) -> Any:
         if ref.path == "s3://lost/1.png":
             raise StoreUnavailableError("S3 does not answer; waited 300 s")
-        return read(reader, ref)
+        return prepare(reader, ref, settings)
 
-    monkeypatch.setattr(ImageReader, "read", lost)
+    monkeypatch.setattr(ImageReader, "prepare", lost)
     paths = [str(tmp_path / "0.png"), "s3://lost/1.png", str(tmp_path / "0.png")]
     pending = batch(*(about(row, ImageRef(path=path)) for row, path in enumerate(paths)))
     with pytest.raises(StoreUnavailableError, match="waited 300 s"):
