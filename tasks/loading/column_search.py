@@ -166,8 +166,9 @@ def overlooked_column(record: Record, found: Columns, given: Columns) -> Problem
             if _is_conversation(record, name):
                 return _overlooked("conversation", name, found.conversation)
     if given.image == AUTO:
+        is_sure = found.has_embedded_images or str(found.image).casefold() in _IMAGE_COLUMNS
         for name in images:
-            if found.has_embedded_images and name.casefold() not in _IMAGE_COLUMNS:
+            if is_sure and name.casefold() in _FILE_COLUMNS:
                 break
             if not is_empty(record[name]):
                 return None if name == found.image else _overlooked("image", name, found.image)

@@ -109,6 +109,9 @@ def test_the_image_of_a_row_is_not_mistaken_for_another(tmp_path: Path) -> None:
     """The likeliest column is empty in the first row, in the second it is not."""
     (tmp_path / "d.csv").write_text("image,url,question\n,c.png,0\na.png,b.png,1\n")
     assert open_dataset(tmp_path / "d.csv").columns.image == "image"
+    text_only = {"image": None, "url": "https://host/page", "question": "0"}
+    rows = list(opened(tmp_path, {"image": "a.png", "question": "0"}, text_only).rows())
+    assert not rows[1].problem, "it has no image, and says so when its prompt is built"
     first = {"url": "a.png", "question": "0"}
     rows = list(opened(tmp_path, first, {"image": "a.png", **first}).rows())
     assert rows[1].problem
