@@ -3,7 +3,6 @@
 `image_refs` says where an image is; this module opens it.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -25,7 +24,7 @@ from ..errors import (
     StoreUnavailableError,
 )
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import call_store
+from ..object_store.filesystems import call_store, read_start
 from ..records import ImageRef, Kind, RowError
 from .decoding_budget import FILES
 from .file_digests import FileDigests, file_version, is_settled
@@ -186,7 +185,7 @@ class ImageReader:
             data = self._web_images().read_up_to(ref.path, limit)
         elif ref.path.startswith("s3://"):
             # One byte over the limit shows that it is too large, without a request for the size.
-            data = self._call_s3(ref.path, lambda s3, key: _head(s3, key, limit + 1))
+            data = self._call_s3(ref.path, lambda s3, key: read_start(s3, key, limit + 1))
         else:
             with open_local(ref.path, self._root) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -290,13 +289,3 @@ class ImageReader:
 
 def _is_web(path: str) -> bool:
     return path.startswith(("http://", "https://"))
-
-
-def _head(s3: fsspec.AbstractFileSystem, key: str, count: int) -> bytes:
-    try:
-        data: bytes = s3.cat_file(key, start=0, end=count)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # an empty object has no first byte to request
-            return b""
-        raise
-    return data

@@ -37,7 +37,8 @@ def _check_regular(descriptor: int) -> None:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(info.st_mode):
         raise OSError(errno.ENXIO, "is not a regular file")
-    if info.st_dev in _pseudo_devices() or str(opened_path(descriptor)).startswith("/sys/"):
+    devices = _pseudo_devices()  # none but on Linux, where alone a descriptor has a path too
+    if devices and (info.st_dev in devices or str(opened_path(descriptor)).startswith("/sys/")):
         raise SystemFileError(errno.EINVAL, "is a file of the operating system")
 
 

@@ -19,10 +19,10 @@ def write(store: ObjectStore, *failures: tuple[str, str]) -> None:
 
 
 def test_messages_that_differ_in_names_and_numbers_are_one_group(local: ObjectStore) -> None:
-    missing = "there is no file {} in /data or /work/{}"
+    missing = "there is no file {} in /data or /srv/{}"
     messages = [("image_missing", missing.format(f"'it, {n}.png'", n)) for n in range(5)]
     large = [("image_too_large", f"{n} x 1,{n}00 pixels, more than 100000") for n in range(2)]
-    other = [("timeout", "there is no file 'x' in /data or /work")]
+    other = [("timeout", "there is no file 'x' in /data or /srv")]
     write(local, *large, *messages, *other)
     assert quarantine_groups(local) == [
         QuarantineGroup("image_missing", messages[0][1], 5, ["d[2]", "d[3]", "d[4]"]),
