@@ -24,7 +24,7 @@ from PIL import Image, ImageChops
 from prefect_imageqa.serving.demo_model.scenes import draw_scene, random_scene
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
-from prefect_imageqa.tasks.prompting.prompts import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
+from prefect_imageqa.tasks.prompting.chat import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT
 from servers import StubServer
 
 HERE = Path(__file__).resolve().parent

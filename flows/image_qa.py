@@ -7,7 +7,8 @@
    `OpenPass.record` enters its rows in the ledger.
 4. Rows that were in flight at two crashes of the server come last, by bisection: the row that
    crashes it on its own is quarantined.
-5. `export_rows` reads the table again and joins it with the stored rows.
+5. If questions are answered separately, a second pass does so, in which each question is a row.
+6. `export_rows` reads the table again and joins it with the stored rows.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
 images, `generate_batch` broken ones and rejected requests, `parse_batch` truncated replies.
@@ -37,6 +38,7 @@ from ..tasks.parsing import parse_batch
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
 from ..tasks.runs.parameters import (
+    Asking,
     Caching,
     DatasetLike,
     EndpointLike,
@@ -47,13 +49,13 @@ from ..tasks.runs.parameters import (
     OptionalText,
     PairsPerImage,
     Parsing,
-    PromptStyleLike,
     RunParameters,
     Sampling,
     StoreLike,
+    StyleLike,
 )
-from ..tasks.runs.passes import pairs_pass
 from ..tasks.storing import StoredBatch, store_batch
+from ..tasks.storing.questions import question_rows, with_answers
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
@@ -77,15 +79,16 @@ def image_qa(
     dataset: DatasetLike,
     output: str,
     endpoint: EndpointLike = None,
-    prompt_style: PromptStyleLike = "chat",
-    pairs_per_image: PairsPerImage = 1,
+    style: StyleLike = "chat",
+    pairs_per_image: PairsPerImage | None = None,
     max_rows: MaxRows | None = None,
     system_prompt: str = DEFAULT_SYSTEM_PROMPT,
     user_prompt: str = "",
     model: OptionalText = None,
     model_revision: str = "",
     store: StoreLike = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen, and shown as the form's default
+    asking: Asking = Asking(),  # noqa: B008 - frozen, and shown as the form's default
+    sampling: Sampling = Sampling(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     columns: Columns = Columns(),  # noqa: B008
     parsing: Parsing = Parsing(),  # noqa: B008
@@ -106,16 +109,20 @@ def image_qa(
         output: Local path or s3://bucket/prefix where the run stores everything.
         endpoint: URL of a running vLLM server, several URLs separated by spaces, or the name of a
             saved vLLM Endpoint block. Without it, a server is started for `model`.
-        prompt_style: How a row is turned into messages.
-        pairs_per_image: QA pairs to ask for if neither the row nor the user prompt says how many.
-        max_rows: Process at most this many rows from the top, for a quick preview.
-        system_prompt: System message of every conversation.
-        user_prompt: User message of rows without a conversation; asks for the pairs by default.
+        style: What is asked about each row: the name of a style, the path or s3:// URI of a style
+            file, or a mix of several with weights, such as "single=2, yes-no=1".
+        pairs_per_image: QA pairs to ask for, if the style asks for a number of them; by default its
+            own number.
+        max_rows: Process at most this many records from the top, for a quick preview.
+        system_prompt: System message of every conversation, in style chat.
+        user_prompt: User message of rows without a conversation, in style chat; asks for the pairs
+            by default.
         model: Name the model is served under, if the server serves several; without an endpoint,
             the path or Hub name of the model to serve.
         model_revision: Distinguishes versions of a model that are served under the same name.
         store: Name of a saved Image QA Store block; only its credentials are used, for every
             s3:// URI. By default the AWS environment, profile or role.
+        asking: What is asked for within the style: language, samples, form of the reply, ...
         sampling: Sampling settings of the model.
         limits: Concurrency limits, and when to stop.
         columns: Which columns of the dataset are read and written.
@@ -135,23 +142,35 @@ def image_qa(
     with open_run(parameters) as run:
         # `quote` and `opaque` keep Prefect from searching values, or future results, for futures.
         table = load_dataset(
-            quote(dataset), columns, output, images.root, max_rows, run.credentials
+            quote(dataset),
+            columns,
+            output,
+            images.root,
+            max_rows,
+            run.credentials,
+            samples=asking.samples,
+            reads_conversation=run.style.uses_conversation,
         )
         table = confine_images(table, run.reader, images.root)
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
-        main_pass = run.start(table, pairs_pass(parameters, table.columns))
+        main_pass = run.start(table)
         answer_rows(run, main_pass, run.rows.read())
+        outcomes = main_pass.outcomes()
+        if asking.answer == "separately":
+            answers = run.open_answers(main_pass)
+            answer_rows(run, answers, question_rows(run.rows.read_again(), outcomes))
+            outcomes = with_answers(main_pass.outcomes(), answers.outcomes())
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,
-            quote(main_pass.ledger),
+            quote(outcomes),
             quote(run.rows.read_again()),  # rows are never all in memory
-            quote(main_pass.row_keys),
+            len(main_pass.row_keys),
             table.columns,
             json_array=exports.json_array,
         )
-        summary = run.complete(main_pass, counts)
+        summary = run.complete(counts)
         publish(summary, run.output, table, run.rows.read_again, main_pass, model=run.model)
     check_answered(summary, main_pass)
     return summary

@@ -26,6 +26,7 @@ class OpenPass:
     """The settings of each step of a pass, and the state of its rows.
 
     Attributes:
+        keys_name: name of the object for the row keys.
         generate_batch: the task of that name, with the cache of this output.
         prompt_settings: how rows are turned into prompts.
         generation_settings: how prompts are sent.
@@ -38,6 +39,7 @@ class OpenPass:
         suspects: rows that may have crashed the server.
     """
 
+    keys_name: str
     generate_batch: Task[..., Any]
     prompt_settings: PromptSettings
     generation_settings: GenerationSettings
@@ -96,6 +98,10 @@ class OpenPass:
             outcome += f", {len(crashed)} deferred"
         get_run_logger().info("batch %s: %s; %s", batch.number, outcome, self.progress)
         return finished
+
+    def outcomes(self) -> Iterator[FinishedRow | None]:
+        """The stored outcome of each row read so far, in order."""
+        return self.ledger.outcomes(self.row_keys)
 
     def counts(self) -> RunCounts:
         """Stored results of the rows read so far, and the requests and time they took.

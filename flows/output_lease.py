@@ -20,6 +20,7 @@ from ..tasks.exporting.qa_json import QA_JSON
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec, configuration_key
+from ..tasks.prompting.open_style import recorded_style
 from ..tasks.runs.heartbeat import ACTIVE_RUNS, HEARTBEAT_TIMEOUT_SECONDS
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
@@ -155,7 +156,9 @@ class OutputLease:
             "model_revision": spec.model_revision,
             "system_prompt": main.system_prompt,
             "user_prompt": main.user_prompt,
-            "prompt_style": spec.prompt,
+            "style": recorded_style(parameters.style),
+            "pairs": parameters.pairs_per_image,
+            "asking": parameters.asking.model_dump(),
             "parser": main.parsing.label,
             "sampling": dict(spec.sampling),
             "images": dict(spec.images),

@@ -48,6 +48,8 @@ class RunProgress:
         started: `time.monotonic()` when the first batch could be sent; 0 before.
         before: the client's counts at that time; an earlier pass may have used it.
         finished: the run has ended, so nobody needs the ETA any more.
+        unit: what the rows of the current pass are.
+        ended: `time.monotonic()` when the pass ended; 0 before.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
@@ -62,13 +64,23 @@ class RunProgress:
     started: float = 0.0
     before: ClientStats = field(default_factory=ClientStats)
     finished: bool = False
+    unit: str = "rows"
+    ended: float = 0.0
     _counting: bool = False
     _live: ClientStats = field(default_factory=ClientStats)
     _recent: RecentRate = field(default_factory=lambda: RecentRate(time.monotonic()))
 
-    def begin(self, stats: ClientStats, total: int | None) -> None:
-        """Start the clock and count from zero, once everything is ready."""
+    def begin(self, stats: ClientStats, total: int | None, unit: str = "rows") -> None:
+        """Start the clock and count from zero, once everything is ready.
+
+        Args:
+            stats: the client's counts.
+            total: how many rows there are, if that is known.
+            unit: what they are.
+        """
         now = time.monotonic()
+        if unit != self.unit:
+            self.unit, self.total, self._counting = unit, None, True
         self._live, self._recent = stats, RecentRate(now)
         self.stats, self.before, self.started, self.finished = stats, replace(stats), now, False
         self.total = self.total if total is None else total
@@ -80,9 +92,9 @@ class RunProgress:
         """Rows that could not be answered, now or by an earlier run."""
         return self.skipped[RowStatus.FAILED] + self.quarantined
 
-    def end(self) -> None:
-        """Ignore what the client does from now on."""
-        self.stats = replace(self.stats)
+    def end(self) -> "RunProgress":
+        """The counts of a pass that has ended, which `begin` does not change."""
+        return replace(self, stats=replace(self.stats), ended=time.monotonic())
 
     def add_skipped(self, status: RowStatus) -> None:
         """Count a row that is not put in a batch."""
@@ -131,7 +143,7 @@ class RunProgress:
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self.started if self.started else 0.0
+        return (self.ended or time.monotonic()) - self.started if self.started else 0.0
 
     @property
     def done(self) -> int:
@@ -177,7 +189,11 @@ class RunProgress:
     def _amounts(self, pace: Pace) -> str:
         if not self.started:
             return "starting"
-        text = f"{self.done:,} rows" if self.total is None else f"{self.done:,} of {self.total:,}"
+        text = (
+            f"{self.done:,} {self.unit}"
+            if self.total is None
+            else f"{self.done:,} of {self.total:,}"
+        )
         known = pace.rows_per_second > 0 and not pace.idle
         return f"{text}, {rate(pace.rows_per_second)}" if known else text
 
@@ -186,7 +202,7 @@ class RunProgress:
         if not self.started or self.is_done:
             return ""
         if pace.idle:
-            return f"no row done for {duration(pace.idle)}"
+            return f"no {self.unit.removesuffix('s')} done for {duration(pace.idle)}"
         if self.total is None or pace.rows_per_second <= 0:
             return ""
         return f"{duration((self.total - self.done) / pace.rows_per_second)} left"

@@ -17,16 +17,16 @@ from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.generating.generate import generate_batch
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
-from ..tasks.images.references import ImageBase
 from ..tasks.loading.dataset import Dataset
 from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore, load_store
 from ..tasks.prompting.keys import RequestSpec
+from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.runs.parameters import RunParameters
-from ..tasks.runs.passes import Pass
+from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style
 from ..tasks.runs.run_record import RunCounts, last_completed
 from ..tasks.storing.compaction import compact
 from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
@@ -42,7 +42,7 @@ from .own_files import check_own_files
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
-from .summary import RunSummary
+from .summary import RunSummary, total_counts
 
 
 @contextmanager
@@ -53,6 +53,7 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
         PrefectServerError: a block is named, but no Prefect server answers.
         StoreError: a URI has an unsupported scheme, there is no such block, or the output has
             another layout or cannot be read.
+        ImageQAError: there is no such style, or it does not go with the other parameters.
     """
     with ExitStack() as stack:
         stack.enter_context(forward_logs(get_run_logger()))
@@ -73,7 +74,8 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
         )
         stack.enter_context(reader)
         try:
-            yield Run(parameters, output, reader, progress, patience, loop, stack)
+            style = run_style(parameters, output.s3_credentials)
+            yield Run(parameters, style, output, reader, progress, patience, loop, stack)
         finally:
             patience.stop()  # what the run leaves behind, such as threads that read images
 
@@ -83,6 +85,7 @@ class Run:
 
     Attributes:
         parameters: the parameters of `image_qa`.
+        style: what is asked about each row.
         output: store of all results.
         reader: reads the images.
         progress: counts of the run.
@@ -95,6 +98,7 @@ class Run:
     def __init__(
         self,
         parameters: RunParameters,
+        style: OpenStyle,
         output: ObjectStore,
         reader: ImageReader,
         progress: RunProgress,
@@ -103,6 +107,7 @@ class Run:
         stack: ExitStack,
     ) -> None:
         self.parameters = parameters
+        self.style = style
         self.output = output
         self.reader = reader
         self.progress = progress
@@ -112,6 +117,7 @@ class Run:
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
         self._stack = stack
+        self._passes: list[OpenPass] = []
 
     @property
     def client(self) -> ChatClient:
@@ -128,7 +134,7 @@ class Run:
         self.client.stop()
         self.patience.stop()
 
-    def start(self, table: Dataset, main: Pass) -> OpenPass:
+    def start(self, table: Dataset) -> OpenPass:
         """Wait for the output, find or start the model's server, and open the run's main pass.
 
         Raises:
@@ -140,6 +146,7 @@ class Run:
         for note in table.notes:
             get_run_logger().info("%s", note)
         parameters = self.parameters.model_copy(update={"columns": table.columns})
+        main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
         check_own_files(self.output, table, json_array=parameters.exports.json_array)
         if endpoint is not None:  # fail before anything is written
@@ -148,35 +155,38 @@ class Run:
         self._lease = OutputLease(self.output, record, self.progress, self.patience.stop)
         self._stack.enter_context(self._lease.acquire(wait=parameters.limits.queue))
         self.rows = RecordedRows(table)
+        self._base = table.base
         if endpoint is None:  # do not load a model only to wait for the output
             self._open_model(None)
         self.progress.begin(self.client.stats, table.count)
         self._keys_name = self._lease.record_model(parameters, main, self._spec(main))
         self._stack.enter_context(show_progress(self.output, table, self.progress))
-        return self.open_pass(main, table.base, self.progress)
+        self._main = main
+        return self.open_pass(main)
+
+    def open_answers(self, questions: OpenPass) -> OpenPass:
+        """Open the pass that answers the questions of the main pass, which is complete.
+
+        Raises:
+            StoreError: rows of the main pass are missing, or the output cannot be read.
+        """
+        questions.counts()  # raises if one is missing
+        return self.open_pass(answers_pass(self._main, self.style))
 
     def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
         name, limits = self.parameters.model or None, self.parameters.limits
         model = open_model(endpoint, name, limits, self._loop, self.progress.watching)
         self._model: RunModel = self._stack.enter_context(model)
 
-    def open_pass(
-        self, definition: Pass, base: ImageBase, progress: RunProgress | None = None
-    ) -> OpenPass:
+    def open_pass(self, definition: Pass) -> OpenPass:
         """Read which rows of a pass are finished, and parse completions that were never parsed.
-
-        Args:
-            definition: the pass.
-            base: where relative image paths of its rows are resolved.
-            progress: counts of the pass; new ones by default.
 
         Raises:
             StoreError: the output cannot be read or written.
         """
-        if progress is None:
-            self.progress.end()  # requests from now on belong to another pass
-            progress = RunProgress()
-            progress.begin(self.client.stats, None)
+        if self._passes:  # requests from now on belong to this pass
+            self._passes[-1].progress = self.progress.end()
+            self.progress.begin(self.client.stats, None, definition.unit)
         parameters, folder = self.parameters, PassFolder(definition.name)
         images, caching = parameters.images.settings, parameters.caching
         completions = self.output.with_uri(
@@ -193,10 +203,11 @@ class Run:
                 completions, unparsed, quote(self.output), quote(ledger), quote(definition.parsing)
             )
             get_run_logger().info("parsed %s cached batches that had not been parsed", parsed)
-        return OpenPass(
+        opened = OpenPass(
+            keys_name=folder.keys_of(self._keys_name),
             generate_batch=generate_batch.with_options(**batch_cache(completions)),
             prompt_settings=PromptSettings(
-                base,
+                self._base,
                 self.reader,
                 self._spec(definition),
                 style=definition.style,
@@ -208,26 +219,31 @@ class Run:
             generation_settings=GenerationSettings(self.reader, definition.sampling, images),
             parse_settings=definition.parsing,
             ledger=ledger,
-            progress=progress,
+            progress=self.progress,
             batch_size=parameters.limits.batch_size,
             cache_buster=self._id if caching.refresh else "",
         )
+        self._passes.append(opened)
+        return opened
 
-    def complete(self, main: OpenPass, exported: RunCounts) -> RunSummary:
+    def complete(self, exported: RunCounts) -> RunSummary:
         """Compact the output, and record that the run is complete.
 
         Raises:
-            StoreError: the output cannot be written.
+            StoreError: the output cannot be written, or a row is missing.
         """
-        compact(self.output, main.ledger, main.row_keys)
-        write_keys(self.output, self._keys_name, main.row_keys)
-        counts = main.counts()
-        if (counts.ok, counts.quarantined) != (exported.ok, exported.quarantined):
+        for each in self._passes:
+            compact(self.output, each.ledger, each.row_keys)
+            write_keys(self.output, each.keys_name, each.row_keys)
+        counts = [each.counts() for each in self._passes]
+        if len(counts) == 1 and (counts[0].ok, counts[0].quarantined) != (
+            exported.ok,
+            exported.quarantined,
+        ):
             raise StoreError(
                 f"{self.output.uri}: the exports do not match the stored rows: run again"
             )
-        from_export = exported.model_dump(include={"pairs", "lost_pairs"})
-        results = counts.model_dump() | from_export
+        results = total_counts(counts, exported)
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
         if unasked := self.rows.unasked:
@@ -250,7 +266,6 @@ class Run:
             model_revision=self.parameters.model_revision or self._model.revision,
             sampling=definition.sampling,
             images=self.parameters.images.settings.model_dump(mode="json"),
-            prompt=definition.style_name,
         )
 
     def _cached_batches(

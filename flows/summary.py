@@ -1,7 +1,8 @@
 """The result of a run."""
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..tasks.exporting.qa_json import QA_JSONL
 from ..tasks.object_store.store import ObjectStore, load_store
@@ -38,11 +39,21 @@ class RunSummary(RunCounts):
             text += f"; {self.duplicates:,} {rows} the outcome of another row"
         if self.lost_pairs:
             text += f"; {self.lost_pairs:,} more of their pairs could not be read"
+        if self.unanswered:
+            text += f"; {self.unanswered:,} of their questions could not be answered"
+        if self.duplicate_pairs:
+            pairs = "pairs repeat" if self.duplicate_pairs > 1 else "pair repeats"
+            text += f"; {self.duplicate_pairs:,} {pairs} another one of the same image"
+        if self.corrections:
+            text += f"; {self.corrected:,} of {self.corrections:,} unusable replies corrected"
         return text
 
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
-        left_out = {"attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"}
+        left_out = {
+            *("attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"),
+            *("duplicate_pairs", "unanswered", "corrected", "corrections"),
+        }
         return self.model_dump_json(exclude=left_out)
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -62,3 +73,21 @@ class RunSummary(RunCounts):
         )
         lines = store.read(QA_JSONL).splitlines()
         return pd.DataFrame([json.loads(line) for line in lines], dtype=object)
+
+
+_OF_ALL_PASSES = (
+    *("corrected", "corrections", "requests", "prompt_tokens", "completion_tokens", "seconds"),
+)
+
+
+def total_counts(passes: Sequence[RunCounts], exported: RunCounts) -> dict[str, Any]:
+    """The counts of a run.
+
+    Args:
+        passes: the counts of each of its passes, the main one first.
+        exported: what was exported: rows, pairs and their outcomes.
+    """
+    main, outcome = passes[0], exported.model_dump()
+    totals = {name: sum(getattr(counts, name) for counts in passes) for name in _OF_ALL_PASSES}
+    of_main = main.model_dump(include={"attempted", "retried", "duplicates"})
+    return {**outcome, **of_main, "reused": min(main.reused, exported.ok), **totals}

@@ -71,12 +71,16 @@ class Row:
         record: its columns; empty if the line could not be read.
         where: human-readable location, such as "data.jsonl:17".
         problem: set if the record itself could not be read.
+        sample: number among the rows that ask the same about the same record, from 0.
+        question: what is asked about it instead of its conversation, if not empty.
     """
 
     index: int
     record: Record
     where: str
     problem: Problem | None = None
+    sample: int = 0
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +100,50 @@ class ImageRef:
         return self.path if self.path is not None else f"{len(self.data or b'')} embedded bytes"
 
 
+class ReplyForm(StrEnum):
+    """What a reply consists of, which decides how it is parsed."""
+
+    PAIRS = "pairs"
+    """One or several question-answer pairs, which stand on their own."""
+    DIALOGUE = "dialogue"
+    """Question-answer pairs that follow from one another, in order."""
+    MULTIPLE_CHOICE = "multiple_choice"
+    """A question with lettered options, and the letter of the right one."""
+    ANSWER = "answer"
+    """The answer to the question that was asked, and nothing else."""
+    QUESTIONS = "questions"
+    """Questions without answers: another pass answers them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a row was asked, as far as parsing its reply and its exports need to know.
+
+    Attributes:
+        question: the text of the user's last message.
+        style: name and version of the style, such as "short@1"; empty for one without a version.
+        form: what the reply consists of.
+        type: the type of question asked for, such as "counting"; empty if the model may choose.
+        language: the language asked for; empty if none was.
+    """
+
+    question: str = ""
+    style: str = ""
+    form: ReplyForm = ReplyForm.PAIRS
+    type: str = ""
+    language: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A row ready to be sent: rendered messages, image references and the row key.
 
-    In `messages` an image is a part `{"type": "image", "image": i}`, where i indexes `images`.
+    In `messages` an image is a part `{"type": "image", "image": i}`, where i indexes `images`:
+    those of the row, then those of a style's examples.
+
+    Attributes:
+        asked: what the messages ask for.
+        options: request options of this row only, which constrain the form of its reply.
     """
 
     row: int
@@ -109,6 +152,8 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     images: tuple[ImageRef, ...] = ()
     problem: Problem | None = None
+    asked: Asked = Asked()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 Reply = Completion | Problem
@@ -129,6 +174,8 @@ class Batch:
             that do are found by bisection.
         replies: row key -> reply; filled while generating, so that a retry of the batch sends only
             the remaining rows.
+        corrections: corrective requests sent.
+        corrected: row key -> the unusable text that the reply to a corrective request replaced.
         unsent: rows not sent to the model yet; 0 means that the batch only waits for replies.
         embedded_bytes: total size of the images embedded in its rows.
     """
@@ -140,6 +187,8 @@ class Batch:
     cache_buster: str = ""
     isolated: bool = False
     replies: dict[str, Reply] = field(default_factory=dict)
+    corrections: int = 0
+    corrected: dict[str, str] = field(default_factory=dict)
     unsent: int = field(init=False)
     embedded_bytes: int = field(init=False)
 
@@ -157,12 +206,33 @@ class Batch:
         return len(self.replies) >= len(self.prompts)
 
 
+_MAX_TURN = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class QAPair:
-    """A question and its answer, both stripped and non-empty."""
+    """A question and its answer, both stripped and non-empty.
+
+    Attributes:
+        question: without its options.
+        answer: of multiple choice, the text of the right option. Empty only for a question that
+            another pass answers.
+        type: type of the question, such as "counting"; empty if it is not known.
+        options: of multiple choice, the texts of the options in order, without their letters.
+        correct: of multiple choice, the letter of the right option, such as "B".
+        turn: position in a dialogue, from 1; 0 for a pair that stands on its own.
+        language: language of the pair, as it was asked for or as the reply says.
+        reasoning: why the answer is right, if the reply says so.
+    """
 
     question: str
     answer: str
+    type: str = ""
+    options: tuple[str, ...] = ()
+    correct: str = ""
+    turn: int = 0
+    language: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +243,15 @@ class Answered:
         key: the row key.
         text: the raw completion.
         parsed: the parser's result as plain JSON; QA pairs as a list of
-            `{"question": ..., "answer": ...}`.
+            `{"question": ..., "answer": ...}`, with the other fields of `QAPair` that are set.
         model: the model name in the server's reply.
         prompt_tokens: tokens of the prompt, images included.
         completion_tokens: tokens of the completion.
         latency: seconds.
         reasoning: the model's reasoning, if the server keeps it apart from the completion.
         lost: QA pairs that the completion seems to have, but that cannot be read.
+        style: name and version of the style that asked, such as "short@1".
+        unanswered: its questions that another pass could not answer.
     """
 
     key: str
@@ -191,6 +263,8 @@ class Answered:
     latency: float
     reasoning: str = ""
     lost: int = 0
+    style: str = ""
+    unanswered: "tuple[Quarantined, ...]" = ()
 
     @property
     def pairs(self) -> tuple[QAPair, ...]:
@@ -198,10 +272,16 @@ class Answered:
 
         Raises:
             TypeError: the parser's result is not a list of QA pairs.
-            ValueError: a text cannot be encoded as UTF-8.
+            ValueError: a text cannot be encoded as UTF-8, or a turn is no number of one.
         """
-        pairs = tuple(QAPair(**pair) for pair in self.parsed)
-        "".join(text for pair in pairs for text in (pair.question, pair.answer)).encode()
+        pairs = tuple(
+            QAPair(**{**pair, "options": tuple(pair.get("options", ()))}) for pair in self.parsed
+        )
+        for pair in pairs:
+            own = (pair.question, pair.answer, pair.type, pair.correct, pair.language)
+            "".join((*own, pair.reasoning, *pair.options)).encode()
+            if not 0 <= pair.turn <= _MAX_TURN:
+                raise ValueError("no position in a dialogue")
         return pairs
 
 
@@ -219,6 +299,7 @@ class Quarantined:
         attempts: number of requests sent for the row in this run.
         text: the raw completion, or else the model's reasoning, if there was one.
         attempt: how many times the row was quarantined before.
+        question: if it is only one question of a row, that one.
     """
 
     key: str
@@ -230,6 +311,7 @@ class Quarantined:
     attempts: int = 0
     text: str | None = None
     attempt: int = 0
+    question: str = ""
 
 
 FinishedRow = Answered | Quarantined

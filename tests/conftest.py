@@ -136,6 +136,7 @@ def record_of() -> "Callable[..., RunRecord]":
     """
     from prefect_imageqa.tasks.loading.columns import Columns
     from prefect_imageqa.tasks.runs.parameters import (
+        Asking,
         Caching,
         Exports,
         Images,
@@ -152,13 +153,14 @@ def record_of() -> "Callable[..., RunRecord]":
         then = datetime.now(UTC) - timedelta(seconds=ago)
         defaults: dict[str, Any] = {
             "dataset": "/data/d.json",
-            "prompt_style": "chat",
-            "pairs_per_image": 1,
+            "style": "chat",
+            "pairs_per_image": None,
             "max_rows": None,
             "system_prompt": "",
             "user_prompt": "",
             "model": None,
             "model_revision": "",
+            "asking": Asking(),
             "sampling": Sampling(),
             "limits": Limits(),
             "columns": Columns(),

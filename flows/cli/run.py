@@ -11,14 +11,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import BaseModel, ValidationError
 
-from ...tasks.runs.plugins import import_plugin
+from ...tasks.runs.plugins import import_parser
 from ..image_qa import image_qa
 from .terminal import run_in_terminal
 
 _TYPES: dict[str, Any] = {
     "dataset": str,
     "endpoint": Annotated[list[str] | None, Parameter(negative=())],
-    "prompt_style": str,
+    "style": str,
     "store": str | None,
 }
 """Types of parameters for which Python accepts more than a command line can."""
@@ -95,10 +95,8 @@ def _with_code(parameters: dict[str, Any]) -> dict[str, Any]:
     code: dict[str, Any] = {}
     sys.path.append("")  # the working directory too, as for `python -m`
     try:
-        if style := parameters.get("prompt_style"):
-            code["prompt_style"] = import_plugin("prompt style", style)
         if parsing := parameters.get("parsing"):
-            parser = import_plugin("parser", parsing.parser)
+            parser = import_parser(parsing.parser)
             code["parsing"] = parsing.model_copy(update={"parser": parser})
     finally:
         sys.path.remove("")

@@ -19,7 +19,8 @@ from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ...tasks.loading.columns import Columns, read_value, shown_names
 from ...tasks.loading.conversations import questions
 from ...tasks.object_store.store import ObjectStore
-from ...tasks.prompting.prompts import PromptInput, chat_prompt
+from ...tasks.prompting.chat import chat_prompt
+from ...tasks.prompting.style import PromptInput
 from ...tasks.records import Kind, RowError
 from ...tasks.runs.parameters import Exports, Parsing
 from ..image_qa import image_qa
@@ -117,10 +118,10 @@ class PromptedVQAGenerator:
 
     def _prompt(self, prompt_key: str | None) -> dict[str, Any]:
         if prompt_key is not None:
-            return {"prompt_style": prompted}
+            return {"style": prompted}
         if self.prompt_template is None:
             return {}
-        return {"prompt_style": templated, "user_prompt": self.prompt_template.build_prompt()}
+        return {"style": templated, "user_prompt": self.prompt_template.build_prompt()}
 
 
 class ImageQAGenerator:

@@ -1,11 +1,10 @@
-"""Questions about a scene, their correct answers, and the evaluation of a model's pairs."""
+"""Questions about a scene, each in several wordings."""
 
-import random
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 
-from .scenes import COLOURS, KINDS, Scene, Shape
+from .scenes import COLOURS, COLUMNS, KINDS, RADII, ROWS
 
 
 class QuestionKind(StrEnum):
@@ -18,6 +17,19 @@ class QuestionKind(StrEnum):
     SHAPE = "shape"
     COLOUR_COUNT = "colour_count"
     CHECK = "check"
+    SIZE_CHECK = "size_check"
+    PRESENCE = "presence"
+    PLACE = "place"
+    OBJECTS = "objects"
+    OTHERS = "others"
+    MORE = "more"
+    CORNERS = "corners"
+    MISSING = "missing"
+    SCENE = "scene"
+    BACKGROUND = "background"
+    LOOK = "look"
+    UNSHOWN = "unshown"
+    CAPTION = "caption"
 
 
 GENERATED_KINDS = (
@@ -26,7 +38,28 @@ GENERATED_KINDS = (
     QuestionKind.WHERE,
     QuestionKind.COUNT,
 )
-"""The kinds the model generates; it can answer all kinds."""
+"""The kinds the model asks about if the prompt leaves it the choice; it can answer all kinds."""
+
+PLACES = tuple(
+    "center" if (row, column) == ("middle", "center") else f"{row} {column}"
+    for row, column in product(ROWS, COLUMNS)
+)
+SIZES = tuple(RADII)
+MISSING_THINGS = {
+    "text": "any text",
+    "chart": "a chart",
+    "table": "a table",
+    "document": "a document",
+}
+"""What no scene shows, with its article."""
+
+UNSHOWN_FACTS = {
+    "Who drew the {shape}?": "who drew the {shape}",
+    "When was the {shape} drawn?": "when the {shape} was drawn",
+    "What is behind the {shape}?": "what is behind the {shape}",
+    "How much does the {shape} weigh?": "how much the {shape} weighs",
+}
+"""Questions about a shape that no image answers, and what it does not show."""
 
 PHRASINGS = {
     QuestionKind.COLOUR: ("What color is the {shape}?", "What is the color of the {shape}?"),
@@ -39,166 +72,110 @@ PHRASINGS = {
         "How many {colour} objects are in the image?",
     ),
     QuestionKind.CHECK: ("Is the {shape} {colour}?",),
+    QuestionKind.SIZE_CHECK: ("Is the {shape} {detail}?",),
+    QuestionKind.PRESENCE: ("Is there a {shape} in the image?", "Does the image show a {shape}?"),
+    QuestionKind.PLACE: ("What shape is in the {detail}?", "Which shape is in the {detail}?"),
+    QuestionKind.OBJECTS: (
+        "What shapes are in the image?",
+        "Which shapes does the image show?",
+        "What objects are in the image?",
+    ),
+    QuestionKind.OTHERS: ("How many other shapes are there?",),
+    QuestionKind.MORE: (
+        "Are there more than {detail} shapes?",
+        "Are there more than {detail} objects in the image?",
+    ),
+    QuestionKind.CORNERS: (
+        "How many corners does the {shape} have?",
+        "How many corners does a shape like the {shape} have?",
+    ),
+    QuestionKind.MISSING: ("Is there {thing} in the image?", "Does the image show {thing}?"),
+    QuestionKind.SCENE: ("What kind of image is this?", "What sort of picture is this?"),
+    QuestionKind.BACKGROUND: ("What is the background like?", "What does the background show?"),
+    QuestionKind.LOOK: (
+        "What does the {shape} look like?",
+        "Describe the {shape}.",
+        "What can you say about the {shape}?",
+    ),
+    QuestionKind.UNSHOWN: ("{detail}",),
+    QuestionKind.CAPTION: ("Describe the image.", "Describe the image in one or two sentences."),
 }
 
-_NUMBERS = ("no", "one", "two", "three", "four")
+FOLLOW_UPS = {
+    "What color is it?": QuestionKind.COLOUR,
+    "How big is it?": QuestionKind.SIZE,
+    "Where is it?": QuestionKind.WHERE,
+}
+"""Questions about the shape that was spoken of before."""
 
-
-class Verdict(StrEnum):
-    """The evaluation of a question-answer pair.
-
-    Attributes:
-        RIGHT: the answer is correct, and about something in the image.
-        WRONG: the question is valid, the answer is not.
-        UNKNOWN_QUESTION: not one of the known questions.
-        UNDEFINED: the scene has no single answer ("What shape is red?" with two red shapes).
-        ABSENT: answered correctly, but about something that is not in the image.
-    """
-
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNKNOWN_QUESTION = "unknown_question"
-    UNDEFINED = "undefined"
-    ABSENT = "absent"
+NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question independent of its wording; `shape` and `colour` are "" if it names none."""
+    """A question independent of its wording; names that it does not contain are "".
+
+    Attributes:
+        kind: what it asks for.
+        shape: the shape it names.
+        colour: the colour it names.
+        detail: the place, size, number or missing thing that it names; of `UNSHOWN`, its template.
+    """
 
     kind: QuestionKind
     shape: str = ""
     colour: str = ""
+    detail: str = ""
 
     def phrasings(self) -> tuple[str, ...]:
         """All wordings of the question."""
+        thing = MISSING_THINGS.get(self.detail, "")
+        detail = self.detail.format(shape=self.shape)
         return tuple(
-            text.format(shape=self.shape, colour=self.colour) for text in PHRASINGS[self.kind]
+            text.format(shape=self.shape, colour=self.colour, detail=detail, thing=thing)
+            for text in PHRASINGS[self.kind]
         )
 
 
-def _all_questions() -> dict[str, Question]:
-    questions = {Question(QuestionKind.COUNT)}
-    for shape in KINDS:
-        for kind in (QuestionKind.COLOUR, QuestionKind.SIZE, QuestionKind.WHERE):
-            questions.add(Question(kind, shape=shape))
-    for colour in COLOURS:
-        for kind in (QuestionKind.SHAPE, QuestionKind.COLOUR_COUNT):
-            questions.add(Question(kind, colour=colour))
-    for shape, colour in product(KINDS, COLOURS):
-        questions.add(Question(QuestionKind.CHECK, shape, colour))
-    return {text: question for question in questions for text in question.phrasings()}
+_DETAILS: dict[QuestionKind, tuple[str, ...]] = {
+    QuestionKind.SIZE_CHECK: SIZES,
+    QuestionKind.PLACE: PLACES,
+    QuestionKind.MORE: NUMBERS[1:4],
+    QuestionKind.MISSING: tuple(MISSING_THINGS),
+    QuestionKind.UNSHOWN: tuple(UNSHOWN_FACTS),
+}
+_WITH_SHAPE = {
+    QuestionKind.COLOUR,
+    QuestionKind.SIZE,
+    QuestionKind.WHERE,
+    QuestionKind.CHECK,
+    QuestionKind.SIZE_CHECK,
+    QuestionKind.PRESENCE,
+    QuestionKind.CORNERS,
+    QuestionKind.LOOK,
+    QuestionKind.UNSHOWN,
+}
+_WITH_COLOUR = {QuestionKind.SHAPE, QuestionKind.COLOUR_COUNT, QuestionKind.CHECK}
 
 
-_QUESTIONS = _all_questions()
+def questions_of(kind: QuestionKind) -> tuple[Question, ...]:
+    """All questions of a kind."""
+    return tuple(
+        Question(kind, shape, colour, detail)
+        for shape in (KINDS if kind in _WITH_SHAPE else ("",))
+        for colour in (tuple(COLOURS) if kind in _WITH_COLOUR else ("",))
+        for detail in _DETAILS.get(kind, ("",))
+    )
+
+
+_BY_TEXT = {
+    text: question
+    for kind in QuestionKind
+    for question in questions_of(kind)
+    for text in question.phrasings()
+}
 
 
 def parse_question(text: str) -> Question | None:
     """Recognise a question in any of its wordings; surrounding whitespace is ignored."""
-    return _QUESTIONS.get(text.strip())
-
-
-def answer(scene: Scene, question: str) -> str | None:
-    """The correct answer, or None if the question is unknown or has no single answer."""
-    known = parse_question(question)
-    return answer_to(scene, known) if known else None
-
-
-def answer_to(scene: Scene, question: Question) -> str | None:
-    """The correct answer to a recognised question, or None if the scene has no single one."""
-    match question.kind:
-        case QuestionKind.COUNT:
-            return _count(len(scene), "")
-        case QuestionKind.COLOUR_COUNT:
-            return _count(len(_coloured(scene, question.colour)), f"{question.colour} ")
-        case QuestionKind.SHAPE:
-            found = _coloured(scene, question.colour)
-            if not found:
-                return f"There is no {question.colour} shape in the image."
-            return f"The {found[0].kind} is {question.colour}." if len(found) == 1 else None
-    named = next((shape for shape in scene if shape.kind == question.shape), None)
-    if named is None:
-        return f"There is no {question.shape} in the image."
-    match question.kind:
-        case QuestionKind.COLOUR:
-            return f"The {named.kind} is {named.colour}."
-        case QuestionKind.SIZE:
-            return f"The {named.kind} is {named.size}."
-        case QuestionKind.WHERE:
-            return f"The {named.kind} is in the {named.place}."
-        case QuestionKind.CHECK:
-            verdict = "Yes" if named.colour == question.colour else "No"
-            return f"{verdict}, the {named.kind} is {named.colour}."
-
-
-def _coloured(scene: Scene, colour: str) -> list[Shape]:
-    return [shape for shape in scene if shape.colour == colour]
-
-
-def _count(count: int, adjective: str) -> str:
-    if count == 1:
-        return f"There is one {adjective}shape."
-    return f"There are {_NUMBERS[count]} {adjective}shapes."
-
-
-def is_present(scene: Scene, question: Question) -> bool:
-    """Whether everything the question names is in the scene, as a generated question requires."""
-    if question.kind is QuestionKind.CHECK:
-        return any(shape.kind == question.shape for shape in scene)
-    return all(
-        name in {value for shape in scene for value in (shape.kind, shape.colour)}
-        for name in (question.shape, question.colour)
-        if name
-    )
-
-
-def judge_pair(scene: Scene, question: str, answer: str) -> Verdict:
-    """Compare a generated pair with the scene; surrounding whitespace is ignored."""
-    known = parse_question(question)
-    if known is None:
-        return Verdict.UNKNOWN_QUESTION
-    truth = answer_to(scene, known)
-    if truth is None:
-        return Verdict.UNDEFINED
-    if answer.strip() != truth:
-        return Verdict.WRONG
-    return Verdict.RIGHT if is_present(scene, known) else Verdict.ABSENT
-
-
-def random_question(
-    scene: Scene, rng: random.Random, kinds: tuple[QuestionKind, ...], absent: float = 0.0
-) -> Question:
-    """Draw a random question of one of the kinds, with an answer in the scene.
-
-    Args:
-        scene: the scene to ask about.
-        rng: source of randomness.
-        kinds: the kinds to choose from; at least one must apply to any scene.
-        absent: share (0 to 1) of questions that name something that is not in the scene.
-    """
-    choices: list[Question] = []
-    while not choices:
-        kind = rng.choice(kinds)
-        present = rng.random() >= absent
-        choices = [
-            question
-            for question in _BY_KIND[kind]
-            if is_present(scene, question) is present and answer_to(scene, question) is not None
-        ]
-    question = rng.choice(choices)
-    if kind is QuestionKind.CHECK and present and rng.random() < 0.5:
-        # For half of the checks the answer is yes; otherwise "No" would nearly always be right.
-        named = next(shape for shape in scene if shape.kind == question.shape)
-        return Question(kind, named.kind, named.colour)
-    return question
-
-
-_BY_KIND = {
-    kind: tuple(
-        sorted(
-            {question for question in _QUESTIONS.values() if question.kind is kind},
-            key=lambda question: (question.shape, question.colour),
-        )
-    )
-    for kind in QuestionKind
-}
+    return _BY_TEXT.get(text.strip())

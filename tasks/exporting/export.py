@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from ..concurrency import TASK_OPTIONS
 from ..errors import DatasetError, StoreError
 from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
-from ..records import Answered, Row
+from ..records import Answered, FinishedRow, Row
 from ..runs.run_record import RunCounts
-from ..storing.ledger import Ledger
 from .dataset_columns import DatasetColumns
+from .distinct_pairs import DistinctPairs
 from .embedded import image_names
 from .pairs_parquet import OWN_NAMES, PAIRS, ROWS, ParquetWriter
 from .qa_json import QA_JSONL, QAJsonWriter
@@ -33,9 +33,9 @@ ALWAYS_EXPORTED = (QA_JSONL, PAIRS, ROWS, QUARANTINE_JSONL)
 @task(name="export", task_run_name="export", **TASK_OPTIONS)
 def export_rows(
     store: ObjectStore,
-    ledger: Ledger,
+    outcomes: Iterable[FinishedRow | None],
     rows: Iterable[Row],
-    keys: Sequence[str],
+    count: int,
     columns: Columns,
     json_array: bool = False,
 ) -> RunCounts:
@@ -43,18 +43,18 @@ def export_rows(
 
     Args:
         store: the output.
-        ledger: has an answer or a failure for every key.
-        rows: the dataset from its start, at least as many rows as keys.
-        keys: the row keys, in dataset order.
+        outcomes: the answer or failure of each row, in dataset order.
+        rows: the dataset from its start, at least as many rows as outcomes.
+        count: how many outcomes there are.
         columns: the columns of images and conversations, and the column for the raw completion.
         json_array: whether to write `qa.json` as well.
 
     Raises:
-        DatasetError: there are fewer rows than keys, or as raised by `rows`.
+        DatasetError: there are fewer rows than outcomes, or as raised by `rows`.
         StoreError: a row is neither answered nor quarantined, or the output cannot be read or
             written.
     """
-    rows_read = 0
+    rows_read = unanswered = 0
     lost_pairs, first_loss = 0, ""
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as name, ExitStack() as stack:
@@ -62,12 +62,17 @@ def export_rows(
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
         left_out = [name for name in (columns.image, columns.conversation) if name]
         tables = ParquetWriter(folder, stack, DatasetColumns(left_out, OWN_NAMES))
+        distinct = DistinctPairs()
         quarantine = QuarantineWriter(folder, stack, columns)
-        for row, outcome in zip(rows, ledger.outcomes(keys), strict=False):
+        for row, outcome in zip(rows, outcomes, strict=False):
             rows_read += 1
             if isinstance(outcome, Answered):
                 answers.add(row, outcome)
-                tables.add(row, outcome, image_names(row, columns))
+                pairs = distinct.of(row, outcome)
+                tables.add(row, outcome, pairs, image_names(row, columns))
+                for failure in outcome.unanswered:
+                    unanswered += 1
+                    quarantine.add(row, failure)
                 if outcome.lost:
                     lost_pairs += outcome.lost
                     first_loss = first_loss or row.where
@@ -76,7 +81,7 @@ def export_rows(
                 quarantine.add(row, outcome)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
-        if rows_read != len(keys):
+        if rows_read != count:
             raise DatasetError("the dataset changed during the run: run again")
         answers.finish()
         tables.finish()
@@ -97,6 +102,8 @@ def export_rows(
         ok=rows_read - quarantined,
         quarantined=quarantined,
         pairs=tables.pairs,
+        duplicate_pairs=distinct.dropped,
         lost_pairs=lost_pairs,
+        unanswered=unanswered,
         reasons=reasons,
     )

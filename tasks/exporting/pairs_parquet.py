@@ -31,9 +31,16 @@ PAIRS_SCHEMA = pa.schema(
         _ROW_FIELDS[2],
         ("question", pa.string()),
         ("answer", pa.string()),
+        ("type", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("correct", pa.string()),
+        ("turn", pa.int32()),
+        ("language", pa.string()),
+        ("reasoning", pa.string()),
+        ("style", pa.string()),
     ]
 )
-"""The columns of `pairs.parquet`, before those of the dataset."""
+"""The columns of `pairs.parquet`, before those of the dataset; null where a pair has nothing."""
 
 OWN_NAMES = frozenset((*ROWS_SCHEMA.names, *PAIRS_SCHEMA.names))
 
@@ -54,8 +61,8 @@ class _Group:
     reasonings: list[str | None] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    pairs: list[QAPair] = field(default_factory=list)
+    styles: list[str | None] = field(default_factory=list)
 
 
 class ParquetWriter:
@@ -75,12 +82,10 @@ class ParquetWriter:
         self._group = _Group()
         self._size = 0
 
-    def add(self, row: Row, answer: Answered, images: Sequence[str]) -> None:
-        """Write an answered row and its pairs.
-
-        Raises:
-            ObjectCorruptedError: the stored answer does not consist of QA pairs.
-        """
+    def add(
+        self, row: Row, answer: Answered, pairs: Sequence[QAPair], images: Sequence[str]
+    ) -> None:
+        """Write an answered row, and those of its pairs that are exported."""
         group, position = self._group, len(self._group.rows)
         reply = _encodable(answer.text)
         group.rows.append(row.index)
@@ -90,12 +95,12 @@ class ParquetWriter:
         group.replies.append(reply)
         group.reasonings.append(_encodable(answer.reasoning) or None)
         size = len(reply) + len(answer.reasoning) + self._columns.add(row.record)
-        for number, pair in enumerate(pairs_of(answer, row.where)):
+        for number, pair in enumerate(pairs):
             group.positions.append(position)
             group.numbers.append(number)
-            group.questions.append(pair.question)
-            group.answers.append(pair.answer)
-            size += len(pair.question) + len(pair.answer)
+            group.pairs.append(pair)
+            group.styles.append(_encodable(answer.style) or None)
+            size += sum(map(len, (pair.question, pair.answer, pair.reasoning, *pair.options)))
         self._size += size
         if (
             position + 1 >= _PER_GROUP
@@ -124,12 +129,23 @@ class ParquetWriter:
         row_of_pair = pa.array(group.positions, pa.int64())
         row, key, image, *own = (array.take(row_of_pair) for array in (*of_row, *own))
         number = pa.array(group.numbers, pa.int32())
-        texts = [pa.array(group.questions, pa.string()), pa.array(group.answers, pa.string())]
-        arrays = [row, key, number, image, *texts, *own]
+        style = pa.array(group.styles, pa.string())
+        arrays = [row, key, number, image, *_pair_columns(group.pairs), style, *own]
         schema = pa.schema([*PAIRS_SCHEMA, *fields])
         self._pairs_file.write(pa.Table.from_arrays(arrays, schema=schema))
         self.pairs += len(group.numbers)
         self._group, self._size = _Group(), 0
+
+
+def _pair_columns(pairs: Sequence[QAPair]) -> list[pa.Array]:
+    """The columns of `PAIRS_SCHEMA` from the question to the reasoning."""
+
+    def column(name: str) -> pa.Array:
+        values = [getattr(pair, name) or None for pair in pairs]
+        return pa.array(values, PAIRS_SCHEMA.field(name).type)
+
+    first, last = (PAIRS_SCHEMA.get_field_index(name) for name in ("question", "style"))
+    return [column(name) for name in PAIRS_SCHEMA.names[first:last]]
 
 
 def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:

@@ -19,10 +19,11 @@ class QuarantineWriter:
         self._lines = stack.enter_context((folder / QUARANTINE_JSONL).open("wb"))
 
     def add(self, row: Row, failure: Quarantined) -> None:
-        """Write a row that could not be answered."""
+        """Write a row, or one question of an answered row, that could not be answered."""
         record = {
             "row": row.index,
-            "where": row.where,
+            "where": failure.where if failure.question else row.where,
+            "question": failure.question or None,
             "image": image_names(row, self._columns),
             "kind": failure.kind,
             "message": failure.message,

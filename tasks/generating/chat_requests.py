@@ -1,13 +1,14 @@
 """A prompt -> its request: the only step that reads and prepares image bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...serving.types import ChatRequest, Message
+from ...serving.types import ChatRequest, Completion, Message
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
-from ..records import Prompt, RowError
+from ..prompting.correction import Correction, corrective_messages
+from ..records import Asked, Prompt, RowError
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,23 @@ class GenerationSettings:
         reader: reads the images.
         options: request options: temperature, max_tokens, ... and further vLLM options.
         images: limits and size of what is sent.
+        fault_of: what is wrong with a complete reply, as the model is told; empty for one that is
+            usable, or that asking again would not mend. None to ask no row again for that reason.
     """
 
     reader: ImageReader
     options: Mapping[str, Any] = field(default_factory=dict)
     images: ImageSettings = field(default_factory=ImageSettings)
+    fault_of: Callable[[Completion, Asked], str] | None = None
 
 
 def build_request(
-    prompt: Prompt, settings: GenerationSettings, attempt: int = 0, *, unguided: bool = False
+    prompt: Prompt,
+    settings: GenerationSettings,
+    attempt: int = 0,
+    *,
+    unguided: bool = False,
+    correction: Correction | None = None,
 ) -> ChatRequest:
     """Read and prepare a prompt's images, and insert them where its messages refer to them.
 
@@ -35,6 +44,8 @@ def build_request(
         settings: how prompts are sent.
         attempt: how many times the row was quarantined before; each samples with another seed.
         unguided: whether to leave the form of the reply free, and to sample with another seed.
+        correction: what is wrong with the reply that the row has got; it is asked again, and
+            samples with another seed and temperature.
 
     Raises:
         RowError: the prompt already has a problem, or an image cannot be used.
@@ -42,19 +53,40 @@ def build_request(
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
     uris = [settings.reader.prepare(ref, settings.images).data_uri() for ref in prompt.images]
-    messages = [_with_images(message, uris) for message in prompt.messages]
-    options = settings.options
+    messages: Sequence[Message] = prompt.messages
+    options = {**settings.options, **prompt.options}
     if unguided:
-        options = {name: value for name, value in options.items() if name not in _GUIDES}
+        options = {name: value for name, value in options.items() if name not in GUIDES}
         attempt += _UNGUIDED_ATTEMPT
-    return ChatRequest(messages, _with_row_seed(options, prompt.key, attempt))
+    if correction:
+        messages = corrective_messages(messages, prompt.asked, correction)
+        options["temperature"] = corrective_temperature(options.get("temperature"))
+        attempt += _CORRECTIVE_ATTEMPT
+    return ChatRequest(
+        [_with_images(message, uris) for message in messages],
+        _with_row_seed(options, prompt.key, attempt),
+    )
 
 
-_GUIDES = {"response_format", "structured_outputs"}
-"""Options that constrain the form of a reply."""
+GUIDES = frozenset({"response_format", "structured_outputs"})
+"""Request options that constrain the form of a reply."""
 
 _UNGUIDED_ATTEMPT = 1 << 16
-"""Added to the attempt of an unguided request, so that no other attempt has its seed."""
+_CORRECTIVE_ATTEMPT = 1 << 17
+"""Added to the attempt of a request that asks once more, so that no other attempt has its seed."""
+
+_DEFAULT_TEMPERATURE = 1.0
+"""Of a server that is given none."""
+
+
+def corrective_temperature(temperature: float | None) -> float:
+    """The temperature at which a row is asked again: 0.3 more, but at least 0.5 and at most 1.
+
+    A model that is asked again at a low temperature repeats itself; above 1, more and more replies
+    are unusable because of the temperature itself.
+    """
+    known = _DEFAULT_TEMPERATURE if temperature is None else temperature
+    return round(min(max(known + 0.3, 0.5), 1.0), 6)
 
 
 def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mapping[str, Any]:

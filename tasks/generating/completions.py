@@ -7,12 +7,11 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from ...serving.types import Message
 from ..errors import RecordCorruptedError
 from ..prompting.keys import KEY_LENGTH, batch_key
-from ..records import Batch, Reply
+from ..records import Asked, Batch, Reply
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Bumped when the format of stored replies changes: replies of other versions are regenerated."""
 
 _LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
@@ -30,7 +29,9 @@ class StoredReply:
         row: position in the dataset at the time.
         where: human-readable location, such as "data.jsonl:17".
         reply: the completion, or why there is none.
-        question: the text of the user's last message, which some parsers need.
+        asked: what the row was asked, which parsers need.
+        unusable: text of the unusable reply that this one, to a corrective request, replaced; None
+            if the row was not asked again, or in vain.
     """
 
     key: str
@@ -38,7 +39,8 @@ class StoredReply:
     row: int
     where: str
     reply: Reply
-    question: str = ""
+    asked: Asked = Asked()  # noqa: RUF009 - frozen
+    unusable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Completions:
                 row=prompt.row,
                 where=prompt.where,
                 reply=batch.replies[prompt.key],
-                question=last_question(prompt.messages),
+                asked=prompt.asked,
+                unusable=batch.corrected.get(prompt.key),
             )
             for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
         ]
@@ -105,16 +108,6 @@ class Completions:
         """The key of the batch that these replies belong to."""
         keys = [reply.key for reply in self.replies]
         return batch_key(keys, [reply.attempt for reply in self.replies], self.cache_buster)
-
-
-def last_question(messages: Sequence[Message]) -> str:
-    """The text of the user's last message, without its images; empty if there is none."""
-    contents = [message.get("content") for message in messages if message.get("role") == "user"]
-    last = contents[-1] if contents else ""
-    if isinstance(last, str):
-        return last.strip()
-    parts = [part.get("text") for part in last or () if isinstance(part, dict)]
-    return "\n".join(text for text in parts if isinstance(text, str)).strip()
 
 
 _REPLIES = TypeAdapter(list[StoredReply])

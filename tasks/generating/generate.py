@@ -1,6 +1,6 @@
 """A batch -> replies: sends each row, and finds those that crash the server."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import task
@@ -9,15 +9,13 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from ...serving.client.client import ChatClient
-from ...serving.client.retry_policy import MAX_CRASHES
-from ...serving.types import ChatRequest, Completion, FailureKind, Outcome
-from ..concurrency import STORE_THREADS, prefetch
 from ..errors import ImageQAError
-from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
+from ..records import Batch, Kind, Problem, Prompt, Reply
+from .again import complete_corrected, complete_unguided
 from .cache import load_cached, store_in_cache
-from .chat_requests import GenerationSettings, build_request
+from .chat_requests import GenerationSettings
 from .completions import Completions
-from .runaway import is_runaway
+from .rows import complete_rows
 
 BATCH_RETRIES = 2
 """Retries of a batch that failed for a reason that nobody has foreseen."""
@@ -58,86 +56,12 @@ def generate_batch(
     if batch.isolated:
         complete_isolated(pending, batch, client, settings)
     else:
-        complete_rows(pending, batch, client, settings)
+        complete_rows(pending, batch, client, settings, batch.replies)
         complete_unguided(pending, batch, client, settings)
+        complete_corrected(pending, batch, client, settings)
     completions = Completions.from_batch(batch).dump()
     store_in_cache(completions)
     return completions
-
-
-def complete_rows(
-    prompts: Sequence[Prompt],
-    batch: Batch,
-    client: ChatClient,
-    settings: GenerationSettings,
-    *,
-    max_crashes: int = MAX_CRASHES,
-    unguided: bool = False,
-) -> None:
-    """Send some rows of a batch, and record their replies in it.
-
-    Args:
-        prompts: the rows.
-        batch: their batch.
-        client: sends the requests.
-        settings: how prompts are sent.
-        max_crashes: losses of the server after which the rows it was working on are suspected.
-        unguided: whether to leave the form of the replies free; see `build_request`.
-
-    Raises:
-        EndpointError: no server answers, or it refuses to. Replies received before are recorded.
-        StoreError: the store of the images is lost.
-    """
-    attempts = dict(zip((prompt.key for prompt in batch.prompts), batch.attempts, strict=True))
-    sent: list[Prompt] = []
-
-    def build(prompt: Prompt) -> ChatRequest:
-        return build_request(prompt, settings, attempts[prompt.key], unguided=unguided)
-
-    def requests() -> Iterator[ChatRequest]:
-        for prompt, request in prefetch(settings.reader.executor, build, prompts, STORE_THREADS):
-            batch.unsent = max(batch.unsent - 1, 0)
-            try:
-                built = request.result()
-            except RowError as error:
-                batch.replies[prompt.key] = error.problem
-                continue
-            sent.append(prompt)
-            yield built
-
-    def record(position: int, outcome: Outcome) -> None:
-        batch.replies[sent[position].key] = reply_of(outcome)
-
-    client.complete(requests(), record, max_crashes=max_crashes)
-
-
-def complete_unguided(
-    prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
-) -> None:
-    """Ask once more where a reply was cut off in the middle of whitespace or of a repetition.
-
-    Guided decoding causes that most often, so this time the form of the reply is free. A reply that
-    fails again in any way does not replace the first.
-
-    Raises:
-        EndpointError: as `complete_rows` does. The rows in question have no reply then, so that
-            those of the others can be stored.
-    """
-    runaway = [prompt for prompt in prompts if _is_runaway(batch.replies[prompt.key])]
-    if not runaway:
-        return
-    before = {prompt.key: batch.replies.pop(prompt.key) for prompt in runaway}
-    complete_rows(runaway, batch, client, settings, unguided=True)
-    for key, reply in before.items():
-        after = batch.replies[key]
-        if not isinstance(after, Completion) or after.finish_reason in _CUT_OFF:
-            batch.replies[key] = reply
-
-
-def _is_runaway(reply: Reply) -> bool:
-    return (
-        isinstance(reply, Completion) and reply.finish_reason in _CUT_OFF and is_runaway(reply.text)
-    )
 
 
 def complete_isolated(
@@ -153,7 +77,7 @@ def complete_isolated(
     while groups:
         group = groups.pop()
         try:
-            complete_rows(group, batch, client, settings, max_crashes=1)
+            complete_rows(group, batch, client, settings, batch.replies, max_crashes=1)
         finally:
             suspects = [prompt for prompt in group if _is_suspect(batch.replies.get(prompt.key))]
             if len(group) > 1:  # a crash with other rows in flight proves nothing about this one
@@ -167,28 +91,3 @@ def complete_isolated(
 def _is_suspect(reply: Reply | None) -> bool:
     """Whether a row was in flight when the server was lost."""
     return isinstance(reply, Problem) and reply.kind is Kind.CRASH
-
-
-_CUT_OFF = {"length", "repetition"}
-"""Finish reasons of replies that are not complete."""
-
-
-def reply_of(outcome: Outcome) -> Reply:
-    """Convert a failure into the problem of its row; a completion is returned unchanged."""
-    if isinstance(outcome, Completion):
-        return outcome
-    message = outcome.message
-    if outcome.kind is FailureKind.CRASH:
-        message = f"the server went down while it worked on this row ({message})"
-    kind = _KINDS.get(outcome.kind, Kind.SERVER_ERROR)
-    return Problem(kind, message, outcome.status, outcome.attempts)
-
-
-_KINDS = {
-    FailureKind.BAD_REQUEST: Kind.BAD_REQUEST,
-    FailureKind.TIMEOUT: Kind.TIMEOUT,
-    FailureKind.DISCONNECTED: Kind.CONNECTION,
-    FailureKind.CONNECTION: Kind.CONNECTION,
-    FailureKind.CRASH: Kind.CRASH,
-}
-"""Other failures are errors of the server."""

@@ -50,8 +50,9 @@ class Dataset:
         sources: path or URI of its file or folder; empty for a DataFrame.
         notes: what should be known about the files, such as one that is not read.
         given: the columns as they were given, some of which are found by themselves.
-        max_rows: limit of the rows read, from the first.
+        max_rows: limit of the records read, from the first.
         reserved: the output column, which no row may have.
+        samples: how many rows each record gives, which all ask the same.
     """
 
     name: str
@@ -66,26 +67,32 @@ class Dataset:
     given: Columns = Columns(image=None, conversation=None)  # noqa: RUF009 - frozen
     max_rows: int | None = None
     reserved: str | None = None
+    samples: int = 1
 
     def rows(self) -> Generator[Row, None, None]:
         """Read the rows from the start, in constant memory.
 
         A record with a list of questions gives a row for each: the same record, but with that one
-        question.
+        question. Each of these gives as many rows as there are samples.
 
         Raises:
             DatasetError: while iterating, if a file is corrupted in a way that affects more than
                 one row.
         """
-        for index, (where, record) in enumerate(islice(self.records(), self.max_rows)):
-            if isinstance(record, Problem):
-                yield Row(index, {}, where, record)
-            elif self.reserved in record:
-                message = f"the row already has a column {self.reserved!r}; {_OTHER_COLUMN}"
-                yield Row(index, record, where, Problem(Kind.BAD_ROW, message))
-            else:
-                problem = overlooked_column(record, self.columns, self.given)
-                yield Row(index, record, where, problem)
+        for number, (where, record) in enumerate(islice(self.records(), self.max_rows)):
+            first = number * self.samples
+            problem = self._problem(record)
+            cells = {} if isinstance(record, Problem) else record
+            for sample in range(self.samples):
+                yield Row(first + sample, cells, where, problem, sample)
+
+    def _problem(self, record: Record | Problem) -> Problem | None:
+        if isinstance(record, Problem):
+            return record
+        if self.reserved in record:
+            message = f"the row already has a column {self.reserved!r}; {_OTHER_COLUMN}"
+            return Problem(Kind.BAD_ROW, message)
+        return overlooked_column(record, self.columns, self.given)
 
     def records(self) -> Generator[LocatedRecord, None, None]:
         """Read the records from the start, with their locations."""
@@ -122,6 +129,8 @@ def load_dataset(
     image_root: str | None = None,
     max_rows: int | None = None,
     credentials: S3Credentials | None = None,
+    samples: int = 1,
+    reads_conversation: bool = True,
 ) -> Dataset:
     """Find a dataset and check that it can be used; its rows are read later, lazily.
 
@@ -130,14 +139,25 @@ def load_dataset(
         columns: which columns are read and written.
         output: path or URI of the output, which must not be inside the dataset's folder.
         image_root: the only folder its images may come from.
-        max_rows: limit of the rows read, from the first.
+        max_rows: limit of the records read, from the first.
         credentials: S3 credentials; by default those of the environment.
+        samples: how many rows each record gives.
+        reads_conversation: whether the rows' conversations are asked; otherwise only their images
+            are read.
 
     Raises:
-        DatasetError: as `open_dataset` does; or the output column exists already, or the output is
-            inside the dataset's folder.
+        DatasetError: as `open_dataset` does; or the output column exists already, a conversation
+            column is named but not read, or the output is inside the dataset's folder.
     """
+    if not reads_conversation and columns.conversation not in (AUTO, None):
+        raise DatasetError(
+            f"the conversation column {columns.conversation!r} is not asked by this style: leave "
+            "it out, or use style chat"
+        )
     table = open_dataset(dataset, columns, image_root=image_root, credentials=credentials)
+    if not reads_conversation and not table.columns.has_embedded_images:
+        without = columns.model_copy(update={"conversation": None})
+        table = open_dataset(dataset, without, image_root=image_root, credentials=credentials)
     if columns.output in table.names:
         raise DatasetError(f"{table.name} already has a column {columns.output!r}; {_OTHER_COLUMN}")
     if output and table.folder is not None:
@@ -149,7 +169,13 @@ def load_dataset(
                 "choose another output"
             )
     count = table.count if max_rows is None or table.count is None else min(table.count, max_rows)
-    return replace(table, count=count, max_rows=max_rows, reserved=columns.output)
+    return replace(
+        table,
+        count=None if count is None else count * samples,
+        max_rows=max_rows,
+        reserved=columns.output,
+        samples=samples,
+    )
 
 
 def open_dataset(

@@ -14,7 +14,7 @@ from ...serving.printable import printable
 from ...serving.types import Completion
 from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
-from ..records import Answered, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
+from ..records import Answered, Asked, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
 from .qa_pairs import PARSER_VERSION, find_qa_pairs, parse_answer, parse_qa_pairs
 from .wrappers import unwrap
 
@@ -32,8 +32,8 @@ class Parsed:
     lost: int = 0
 
 
-Parser = Callable[[str, str], Parsed]
-"""Parses the raw text of a completion, given also the text of the user's last message.
+Parser = Callable[[str, Asked], Parsed]
+"""Parses the raw text of a completion, given also what was asked.
 
 An exception affects only that row.
 """
@@ -81,16 +81,16 @@ def pair_parse_settings(
     return ParseSettings(name, reads, require_pairs, version, user_prompt)
 
 
-def _read_qa_pairs(text: str, _question: str) -> Parsed:
+def _read_qa_pairs(text: str, _asked: Asked) -> Parsed:
     found = find_qa_pairs(text)
     return Parsed(_plain(found.pairs), found.lost)
 
 
-def _read_answer(text: str, question: str) -> Parsed:
-    return Parsed(_plain(parse_answer(text, question)))
+def _read_answer(text: str, asked: Asked) -> Parsed:
+    return Parsed(_plain(parse_answer(text, asked.question)))
 
 
-def _read_with(parser: PairParser, text: str, _question: str) -> Parsed:
+def _read_with(parser: PairParser, text: str, _asked: Asked) -> Parsed:
     return Parsed(_plain(parser(text)))
 
 
@@ -118,6 +118,9 @@ def _tidy(text: str) -> str:
 
 QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
 """The built-in parser of question-answer pairs, with its default settings."""
+
+ANSWERS = pair_parse_settings("answer", parse_answer)
+"""The parser of the pass that answers the questions of another one."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
     reply = stored.reply
     if isinstance(reply, Problem):
         return _quarantined(stored, reply)
-    parsed = parse_completion(reply, settings, stored.question)
+    parsed = parse_completion(reply, settings, stored.asked)
     if isinstance(parsed, Problem):
         return _quarantined(stored, parsed, reply.text or reply.reasoning)
     return Answered(
@@ -172,6 +175,7 @@ def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
         latency=round(reply.latency, 4),
         reasoning=reply.reasoning,
         lost=parsed.lost,
+        style=stored.asked.style,
     )
 
 
@@ -190,20 +194,22 @@ def _quarantined(stored: StoredReply, problem: Problem, text: str | None = None)
 
 
 def parse_completion(
-    completion: Completion, settings: ParseSettings, question: str = ""
+    completion: Completion,
+    settings: ParseSettings,
+    asked: Asked = Asked(),  # noqa: B008 - frozen
 ) -> Parsed | Problem:
     """The parser's result for a completion, or why it is not an answer.
 
     Args:
         completion: the reply.
         settings: how it is parsed.
-        question: the text of the user's last message.
+        asked: what the row was asked.
     """
     problem = _unfinished(completion)
     if problem is not None:
         return problem
     try:
-        parsed = settings.parser(completion.text, question)
+        parsed = settings.parser(completion.text, asked)
         json.dumps(parsed.value)
     except Exception as error:
         # A custom parser may fail in any way on unexpected text: that is this row's problem.
@@ -214,7 +220,9 @@ def parse_completion(
             "are stored under this one, and the next run with it skips these rows",
         )
     if settings.required and not parsed.value:
-        return Problem(Kind.UNPARSED, _nothing_found(completion, parsed.lost, settings, question))
+        return Problem(
+            Kind.UNPARSED, _nothing_found(completion, parsed.lost, settings, asked.question)
+        )
     return parsed
 
 

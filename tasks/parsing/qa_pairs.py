@@ -13,7 +13,7 @@ from .table_text import table_pairs
 from .tagged_text import tagged_pairs
 from .wrappers import unwrap
 
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 """Bumped when a parser here changes its results, so that stored completions are parsed again."""
 
 

@@ -3,8 +3,8 @@
 A row key is the first 128 bits, in hex, of the SHA-256 of two concatenated digests:
 
 - of what all rows of a run share (`RequestSpec`), with `KEY_VERSION`;
-- of what is specific to the row: the identity of each of its images, in order, and its rendered
-  messages.
+- of what is specific to the row: the identity of each of its images, in order, its rendered
+  messages, the name and version of its style, the form of its reply, and which sample it is.
 
 Both are digests of canonical JSON: names sorted, no spaces, ASCII. So a key is the same in every
 process, on every version of Python and for every order of columns. A column that does not affect
@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
-from ...serving.types import Message
 from ..images.prepare import ImageSettings
-from ..records import Row
+from ..records import Prompt, Row
 
-KEY_VERSION = 3
+KEY_VERSION = 4
 """Bumped when the content of a key changes: then every row counts as new."""
 
 KEY_LENGTH = 32
@@ -44,7 +43,6 @@ class RequestSpec:
         model_revision: digest of the checkpoint if it is known, else empty.
         sampling: request options: temperature, max_tokens, ...
         images: image preparation settings.
-        prompt: name of the prompt style.
     """
 
     model: str
@@ -53,7 +51,6 @@ class RequestSpec:
     images: Mapping[str, Any] = field(
         default_factory=lambda: ImageSettings().model_dump(mode="json")
     )
-    prompt: str = "chat"
 
     @cached_property
     def digest(self) -> bytes:
@@ -65,15 +62,29 @@ class RequestSpec:
                 "model_revision": self.model_revision,
                 "sampling": dict(self.sampling),
                 "images": dict(self.images),
-                "prompt": self.prompt,
             }
         )
 
 
-def row_key(image_ids: Sequence[str], messages: Sequence[Message], spec: RequestSpec) -> str:
-    """Identify a row by everything that decides its answer: its images, its messages, the spec."""
-    row_digest = _digest({"images": list(image_ids), "messages": list(messages)})
-    return hashlib.sha256(spec.digest + row_digest).hexdigest()[:KEY_LENGTH]
+def row_key(image_ids: Sequence[str], prompt: Prompt, sample: int, spec: RequestSpec) -> str:
+    """Identify a row by everything that decides its answer.
+
+    Args:
+        image_ids: the identity of each of its images.
+        prompt: its messages, options and style.
+        sample: number among the rows that ask the same about the same record.
+        spec: what all rows of the run share.
+    """
+    content: dict[str, Any] = {
+        "images": list(image_ids),
+        "messages": list(prompt.messages),
+        "style": prompt.asked.style,
+    }
+    if prompt.options:
+        content["options"] = dict(prompt.options)
+    if sample:
+        content["sample"] = sample
+    return hashlib.sha256(spec.digest + _digest(content)).hexdigest()[:KEY_LENGTH]
 
 
 def problem_key(row: Row) -> str:

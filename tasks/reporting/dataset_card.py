@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from ..exporting.pairs_parquet import PAIRS, ROWS
 from ..runs.run_record import RunRecord
-from .facts import load_template, provenance, reasons, strip_invisible
+from .facts import provenance, reasons
+from .pages import load_template, strip_invisible
 from .samples import SampledRow
 
 CARD = "README.md"

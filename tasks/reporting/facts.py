@@ -1,15 +1,10 @@
 """The texts of a report about a run. They are not escaped and may contain untrusted input."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
-from ...serving.printable import INVISIBLE
 from ..records import TRANSIENT, QAPair
 from ..runs.run_record import RunRecord
 from .quarantine import QuarantineGroup
@@ -20,28 +15,6 @@ _MAX_FIRST_WORDS = 12
 _MAX_GROUPS = 50
 _MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
 """Characters shown of a row's reply, all its pairs, a reason, and a fact about the run."""
-
-_INVISIBLE = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{INVISIBLE}]")
-"""Control characters except tab and line ends, and those that hide in a text."""
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-def load_template(name: str, finalize: Callable[[Any], Any]) -> Template:
-    """Load a template whose values go through `finalize`, and then, in HTML, are escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=name.endswith(".html.j2"),
-        finalize=finalize,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(name)
-
-
-def strip_invisible(text: str) -> str:
-    """Remove control, zero-width and text-direction characters."""
-    return _INVISIBLE.sub("", text)
 
 
 @dataclass(frozen=True)
@@ -188,7 +161,7 @@ def provenance(run: RunRecord) -> Iterator[Fact]:
         "Row limit": "" if parameters.max_rows is None else f"{parameters.max_rows:,}",
         "Model": run.model,
         "Model revision": run.model_revision,
-        "Prompt style": str(parameters.prompt_style),
+        "Style": str(parameters.style),
         "System prompt": parameters.system_prompt,
         "User prompt": run.user_prompt,
         "Sampling": _options(parameters.sampling.options()),

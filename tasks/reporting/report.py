@@ -4,10 +4,7 @@ The template engine escapes everything that came from the dataset or the model. 
 page's content security policy allows only its own script and style, and loads nothing.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,18 +21,16 @@ from ..storing.parts import reported_corruption
 from ..storing.stored_rows import StoredRows
 from .dataset_card import render_card
 from .facts import (
-    TEMPLATES,
     card,
     filters,
     first_words,
     gallery_note,
     headline,
-    load_template,
     provenance,
     quarantine_facts,
-    strip_invisible,
 )
 from .own_card import write_card
+from .pages import TEMPLATES, content_policy, finalize, load_template
 from .plots import draw_plots
 from .quarantine import QuarantineGroup, quarantine_groups
 from .samples import ImageSource, SampledRow, sample_rows
@@ -116,9 +111,9 @@ def render_report(
         groups: its quarantined rows.
     """
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    page = load_template("report.html.j2", finalize=_finalize)
+    page = load_template("report.html.j2", finalize=finalize)
     fixed = {
-        "policy": _policy(style, script),
+        "policy": content_policy(style, script),
         "style": Markup(style),  # noqa: S704 - our own file
         "script": Markup(script),  # noqa: S704 - our own file
         "run": run,
@@ -145,17 +140,3 @@ def _dataset_columns(store: ObjectStore) -> Sequence[tuple[str, str]]:
     with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
         schema = pq.read_schema(pa.PythonFile(source, mode="r"))
         return [(field.name, str(field.type)) for field in dataset_fields(schema, PAIRS_SCHEMA)]
-
-
-def _finalize(value: Any) -> Any:
-    return value if isinstance(value, Markup) else strip_invisible(str(value))
-
-
-def _policy(style: str, script: str) -> str:
-    """The content security policy: embedded images, and only our style and script, by digest."""
-    digests = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-        for text in (style, script)
-    )
-    allowed = "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
-    return f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"

@@ -147,7 +147,7 @@ def sample_rows(
     shown: Mapping[int, Sequence[SampledImage]] = {}
     if source is not None:
         where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
-        make = partial(_sampled_images, reader=reader, images=images, base=source.base)
+        make = partial(sampled_images, reader=reader, images=images, base=source.base)
         shown = _make_all(reader.executor, make, _image_values(source, where_by_row))
     with_images = (_with_images(row, shown.get(row.row, ())) for row in rows)
     return sorted(with_images, key=lambda row: row.row)
@@ -241,9 +241,10 @@ def _make_all(
     return names_by_row | {futures[future]: future.result() for future in done}
 
 
-def _sampled_images(
+def sampled_images(
     value: Any, names: Sequence[str], reader: ImageReader, images: ImageSettings, base: ImageBase
 ) -> Sequence[SampledImage]:
+    """The images of an image column's value, one per name; the first of them have thumbnails."""
     shown = [SampledImage(_shown_name(name)) for name in names]
     with suppress(RowError):
         refs = image_refs(value, base)

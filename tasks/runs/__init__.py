@@ -5,7 +5,7 @@ progress of the run and its last heartbeat.
 """
 
 from .parameters import RunParameters
-from .passes import Pass, pairs_pass
+from .passes import Pass, main_pass
 from .run_record import RunCounts, RunRecord
 
-__all__ = ["Pass", "RunCounts", "RunParameters", "RunRecord", "pairs_pass"]
+__all__ = ["Pass", "RunCounts", "RunParameters", "RunRecord", "main_pass"]

@@ -5,9 +5,9 @@ Renaming a parameter breaks existing deployments, which store the names.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,21 +23,20 @@ from ..errors import StoreError
 from ..images.prepare import ImageSettings
 from ..loading.columns import Columns
 from ..object_store.filesystems import split_uri
-from .plugins import PARSERS, PROMPT_STYLES, plugin_name
+from ..prompting.open_style import recorded_style, style_names
+from .plugins import PARSERS, parser_name
 
 
-def _built_in_or_custom(built_in: Iterable[str]) -> Any:
-    """In the form, a choice between the names of built-in plug-ins and the name of a custom one."""
+def _built_in_or_custom(built_in: Iterable[str], custom: str) -> Any:
+    """In the form, a choice between the names of what is built in and another text."""
     choices = [
         {"type": "string", "enum": [*built_in], "title": "Built-in"},
-        {"type": "string", "title": "Custom (registered or allowed on the worker)"},
+        {"type": "string", "title": custom},
     ]
     return Annotated[Any, WithJsonSchema({"anyOf": choices})]
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
 
     from ...serving.endpoint import VLLMEndpoint
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     DatasetLike = str | Path | pd.DataFrame
     EndpointLike = str | list[str] | VLLMEndpoint | None
     StoreLike = str | ObjectStore | None
-    PromptStyleLike = str | Callable[..., Any]
+    StyleLike = str | Path | Mapping[str, float] | Callable[..., Any]
     ParserLike = str | Callable[..., Any]
     OptionalText = str | None
     JsonObject = dict[str, Any]
@@ -64,8 +63,8 @@ else:
     ]
     # On the command line this is a string, see `_check_extra_body`.
     JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
-    PromptStyleLike = _built_in_or_custom(PROMPT_STYLES)
-    ParserLike = _built_in_or_custom(PARSERS)
+    StyleLike = _built_in_or_custom(style_names(), "A style file, or a mix with weights")
+    ParserLike = _built_in_or_custom(PARSERS, "Custom (registered or allowed on the worker)")
 
 MAX_BATCH_SIZE = 512
 
@@ -154,6 +153,40 @@ class Sampling(_Group):
         return named | self.extra_body
 
 
+class Asking(_Group):
+    """What is asked for, within a style."""
+
+    language: OptionalText = Field(
+        default="",
+        description="Language of the pairs, such as English or Chinese; by default the prompt says "
+        "nothing about it.",
+    )
+    difficulty: OptionalText = Field(
+        default="", description="How hard the questions should be, such as easy or hard."
+    )
+    samples: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="How many times every row is asked, each time with a seed of its own. "
+        "Pairs that repeat are dropped.",
+    )
+    answer: Literal["together", "separately"] = Field(
+        default="together",
+        description="separately: first ask for questions only, then each question on its own.",
+    )
+    format: str = Field(
+        default="text",
+        min_length=1,
+        description="Form of the replies: text; json, which the server is made to follow; or path "
+        "or s3:// URI of a JSON Schema of your own.",
+    )
+    corrective_retry: bool = Field(
+        default=True,
+        description="Show the model a reply that cannot be used, and ask it once more.",
+    )
+
+
 class Images(ImageSettings):
     """Where images may come from, which are refused, and the size they are sent at."""
 
@@ -192,7 +225,7 @@ class Parsing(_Group):
 
     @field_serializer("parser")
     def _name(self, parser: Any) -> str:
-        return plugin_name("parser", parser, PARSERS)
+        return parser_name(parser)
 
 
 class Limits(_Group):
@@ -288,8 +321,8 @@ class RunParameters(BaseModel):
     dataset: SkipValidation[DatasetLike]
     output: str = Field(exclude=True, default="")
     endpoint: SkipValidation[EndpointLike] = Field(exclude=True, default=None)
-    prompt_style: SkipValidation[PromptStyleLike]
-    pairs_per_image: PairsPerImage
+    style: SkipValidation[StyleLike]
+    pairs_per_image: PairsPerImage | None
     max_rows: MaxRows | None
     system_prompt: str
     user_prompt: str
@@ -297,6 +330,7 @@ class RunParameters(BaseModel):
     model_revision: str
     store: SkipValidation[StoreLike] = Field(exclude=True, default=None)
     sampling: Sampling
+    asking: Asking
     limits: Limits
     columns: Columns
     parsing: Parsing
@@ -311,6 +345,6 @@ class RunParameters(BaseModel):
             path = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (keeps links)
         return path
 
-    @field_serializer("prompt_style")
-    def _name(self, style: Any) -> str:
-        return plugin_name("prompt style", style, PROMPT_STYLES)
+    @field_serializer("style")
+    def _style_name(self, style: Any) -> str:
+        return recorded_style(style)

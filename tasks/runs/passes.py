@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ImageQAError
 from ..loading.columns import Columns
-from ..parsing.parse import ParseSettings, pair_parse_settings
-from ..parsing.qa_pairs import parse_answer
-from ..prompting.prompts import DEFAULT_SYSTEM_PROMPT, PromptStyle, default_user_prompt
-from ..storing.layout import PAIRS
+from ..object_store.credentials import S3Credentials
+from ..parsing.parse import ANSWERS, ParseSettings, pair_parse_settings
+from ..parsing.qa_pairs import parse_answer, parse_qa_pairs
+from ..prompting.chat import DEFAULT_SYSTEM_PROMPT, default_user_prompt
+from ..prompting.open_style import OpenStyle, StyleSettings, open_style
+from ..prompting.style import Style
+from ..storing import layout
 from .parameters import RunParameters
-from .plugins import find_parser, find_prompt_style
+from .plugins import find_parser
 
 
 @dataclass(frozen=True)
@@ -23,46 +27,123 @@ class Pass:
 
     Attributes:
         name: name of the pass, which is the first folder of all its objects.
-        style_name: name of the prompt style in row keys.
         style: builds the messages of a row.
         parsing: how replies are parsed.
         system_prompt: system message of every conversation.
         user_prompt: user message if a row's conversation leaves nothing to answer.
         columns: where a row's images and conversation are.
         sampling: request options: temperature, max_tokens, ...
+        unit: what its rows are, in messages.
     """
 
     name: str
-    style_name: str
-    style: PromptStyle
+    style: Style
     parsing: ParseSettings
     system_prompt: str
     user_prompt: str
     columns: Columns
     sampling: Mapping[str, Any]
+    unit: str = "rows"
 
 
-def pairs_pass(parameters: RunParameters, columns: Columns) -> Pass:
-    """The pass over the dataset's own rows, which generates QA pairs; `columns` are those read.
+def run_style(
+    parameters: RunParameters, credentials: S3Credentials | None, *, guided: bool = True
+) -> OpenStyle:
+    """The style of a run.
+
+    Args:
+        parameters: those of the run.
+        credentials: of S3; None for those of the environment.
+        guided: whether the server can be made to follow a JSON schema.
 
     Raises:
-        ImageQAError: there is no such prompt style or parser.
+        ImageQAError: there is no such style, or it does not go with the other parameters.
     """
-    style_name, style = find_prompt_style(parameters.prompt_style)
-    parser_name, parser = find_parser(parameters.parsing.parser)
+    asking = parameters.asking
+    style = open_style(
+        parameters.style,
+        StyleSettings(
+            pairs=parameters.pairs_per_image,
+            language=asking.language or "",
+            difficulty=asking.difficulty or "",
+            questions_only=asking.answer == "separately",
+            json=asking.format != "text",
+            guided=guided,
+            seed=parameters.sampling.seed or 0,
+        ),
+        credentials,
+    )
+    if not style.uses_conversation:
+        if parameters.user_prompt.strip() or parameters.system_prompt not in _NO_SYSTEM_PROMPT:
+            raise ImageQAError(
+                f"style {style.name} has prompts of its own: leave out the system and the user "
+                "prompt, or put them into a style file"
+            )
+        if parameters.parsing.parser in ("answer", parse_answer):
+            raise ImageQAError(
+                f"parser answer is for the rows' own questions, which style {style.name} does not "
+                "ask: leave it out, or use style chat"
+            )
+    return style
+
+
+_NO_SYSTEM_PROMPT = ("", DEFAULT_SYSTEM_PROMPT)
+
+
+def main_pass(parameters: RunParameters, style: OpenStyle, columns: Columns) -> Pass:
+    """The pass over the dataset's own rows, which generates QA pairs, or questions only.
+
+    Args:
+        parameters: those of the run.
+        style: its style.
+        columns: the columns that are read.
+
+    Raises:
+        ImageQAError: there is no such parser, or it does not go with the other parameters.
+    """
+    name, parser = find_parser(parameters.parsing.parser)
+    if parameters.asking.answer == "separately" and parser is not parse_qa_pairs:
+        raise ImageQAError(
+            "questions that are answered separately are read by parser qa_pairs: leave out the "
+            "parser"
+        )
     system_prompt = parameters.system_prompt
     if parser is parse_answer and system_prompt == DEFAULT_SYSTEM_PROMPT:
         system_prompt = ""  # it asks for a question too, and the reply would be all the answer
-    user_prompt = parameters.user_prompt.strip() or default_user_prompt(parameters.pairs_per_image)
+    user_prompt = parameters.user_prompt.strip() or default_user_prompt(
+        parameters.pairs_per_image or 1
+    )
+    if not style.uses_conversation:
+        system_prompt = user_prompt = ""
     return Pass(
-        name=PAIRS,
-        style_name=style_name,
-        style=style,
-        parsing=pair_parse_settings(
-            parser_name, parser, parameters.parsing.require_pairs, user_prompt
-        ),
+        name=layout.PAIRS,
+        style=style.style,
+        parsing=pair_parse_settings(name, parser, parameters.parsing.require_pairs, user_prompt),
         system_prompt=system_prompt,
         user_prompt=user_prompt,
         columns=columns,
         sampling=parameters.sampling.options(),
+    )
+
+
+def answers_pass(main: Pass, style: OpenStyle) -> Pass:
+    """The pass over the questions of the main pass, which answers each of them.
+
+    Raises:
+        ImageQAError: the style cannot answer questions on their own.
+    """
+    if style.answering is None:
+        raise ImageQAError(
+            f"style {style.name} cannot answer its questions separately; use style single, several "
+            "or knowledge, or a file with a section `# questions`"
+        )
+    return Pass(
+        name=layout.ANSWERS,
+        style=style.answering,
+        parsing=ANSWERS,
+        system_prompt="",
+        user_prompt="",
+        columns=main.columns,
+        sampling=main.sampling,
+        unit="questions",
     )

@@ -43,6 +43,10 @@ class RunCounts(BaseModel):
         pairs: QA pairs of the ok rows.
         lost_pairs: pairs that replies of the ok rows seem to have, but that could not be read; 0
             until the run has ended.
+        duplicate_pairs: pairs that repeat one of the same record, and are left out of the exports.
+        unanswered: questions of the ok rows that were asked separately and could not be answered.
+        corrected: rows of this run that a corrective request made usable.
+        corrections: corrective requests of this run: each shows the model its own unusable reply.
         requests: requests sent to the model, including retries.
         prompt_tokens: tokens the model read.
         completion_tokens: tokens the model generated.
@@ -62,6 +66,10 @@ class RunCounts(BaseModel):
     duplicates: int = 0
     pairs: int = 0
     lost_pairs: int = 0
+    duplicate_pairs: int = 0
+    unanswered: int = 0
+    corrected: int = 0
+    corrections: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -292,7 +300,7 @@ def _record_of(store: ObjectStore, name: str, content: Any) -> RunRecord:
         raise _invalid(store, name, f"{where}: {what}") from None
     # These parameters of a run can also be objects, but a record contains their names.
     parameters = record.parameters
-    names = (parameters.dataset, parameters.prompt_style, parameters.parsing.parser)
+    names = (parameters.dataset, parameters.style, parameters.parsing.parser)
     if not all(isinstance(value, str) for value in names):
         raise _invalid(store, name, "parameters: a name is not a string")
     return record

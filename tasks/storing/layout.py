@@ -25,11 +25,14 @@ from ..errors import ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..prompting.keys import KEY_LENGTH
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Increased when the names or the format of objects in an output change."""
 
 PAIRS = "pairs"
 """The pass over the dataset's own rows."""
+
+ANSWERS = "answers"
+"""The pass over the questions of the first one, if they are answered separately."""
 
 COMPLETIONS = "completions"
 PARTS = "parts"
@@ -68,6 +71,10 @@ class PassFolder:
     def keys(self) -> str:
         """Folder of the row keys."""
         return f"{self.name}/{KEYS}"
+
+    def keys_of(self, name: str) -> str:
+        """Name of the row keys that belong to those of another pass."""
+        return f"{self.name}/{name.partition('/')[2]}"
 
     @property
     def all_parts(self) -> str:

@@ -51,6 +51,7 @@ PART_SCHEMA = pa.schema(
         pa.field("latency", pa.float64()),
         pa.field("reasoning", pa.string()),
         pa.field("lost", pa.int32()),
+        pa.field("style", pa.string()),
         # quarantined rows only
         pa.field("message", pa.string()),
         pa.field("http_status", pa.int32()),
@@ -131,7 +132,7 @@ def part_writer(sink: Any) -> pq.ParquetWriter:
         sink,
         PART_SCHEMA,
         compression="zstd",
-        use_dictionary=["status", "written", "model", "message"],
+        use_dictionary=["status", "written", "model", "style", "message"],
         write_statistics=False,
     )
 
@@ -208,6 +209,7 @@ _ANSWER_COLUMNS = (
     "latency",
     "reasoning",
     "lost",
+    "style",
 )
 
 

@@ -72,7 +72,7 @@ def hostile_run(record_of: Callable[..., RunRecord]) -> RunRecord:
     return record_of(
         parameters={
             "dataset": HOSTILE[3],
-            "prompt_style": HOSTILE[6],
+            "style": HOSTILE[6],
             "system_prompt": HOSTILE[4],
             "sampling": Sampling(extra_body={HOSTILE[1]: HOSTILE[2]}),
             "columns": Columns(image=HOSTILE[0], conversation=HOSTILE[1], output=HOSTILE[2]),

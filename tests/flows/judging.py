@@ -21,10 +21,11 @@ from prefect_imageqa.flows.run import open_run
 from prefect_imageqa.tasks.concurrency import quote
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
 from prefect_imageqa.tasks.parsing.parse import Parsed, ParseSettings
-from prefect_imageqa.tasks.prompting.prompts import PromptInput
-from prefect_imageqa.tasks.records import Answered, Row
+from prefect_imageqa.tasks.prompting.chat import style_of
+from prefect_imageqa.tasks.prompting.style import PromptInput
+from prefect_imageqa.tasks.records import Answered, Asked, Row
 from prefect_imageqa.tasks.runs.parameters import RunParameters
-from prefect_imageqa.tasks.runs.passes import Pass, pairs_pass
+from prefect_imageqa.tasks.runs.passes import Pass
 
 
 def judge_style(row: PromptInput) -> list[dict[str, Any]]:
@@ -34,15 +35,14 @@ def judge_style(row: PromptInput) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
-def read_verdict(text: str, _question: str) -> Parsed:
+def read_verdict(text: str, _asked: Asked) -> Parsed:
     """Parse a verdict of one word; the stub's other replies are not verdicts."""
     return Parsed({"verdict": "yes"} if text.strip() == "yes" else {})
 
 
 JUDGE = Pass(
     name="judge",
-    style_name="judge",
-    style=judge_style,
+    style=style_of(judge_style, "judge"),
     parsing=ParseSettings("verdict", read_verdict, version=1),
     system_prompt="",
     user_prompt="",
@@ -74,9 +74,9 @@ def judged(dataset: str, output: str, endpoint: str) -> dict[str, Any]:
     parameters = RunParameters(**arguments.arguments)
     with open_run(parameters) as run:
         table = load_dataset(dataset, Columns())
-        pairs = run.start(table, pairs_pass(parameters, table.columns))
+        pairs = run.start(table)
         answer_rows(run, pairs, table.rows())
-        judge = run.open_pass(JUDGE, table.base)
+        judge = run.open_pass(JUDGE)
         answer_rows(run, judge, pair_rows(pairs, table))
         outcomes = judge.ledger.outcomes(judge.row_keys)
         return {

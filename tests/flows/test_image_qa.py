@@ -23,10 +23,8 @@ from prefect_imageqa import (
 from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.types import FailureKind
 from prefect_imageqa.tasks.object_store.store import ObjectStore
-from prefect_imageqa.tasks.prompting.prompts import (
-    PromptInput,
-    chat_prompt,
-)
+from prefect_imageqa.tasks.prompting.chat import chat_prompt
+from prefect_imageqa.tasks.prompting.style import PromptInput
 from prefect_imageqa.tasks.records import QAPair
 
 
@@ -239,7 +237,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such block": ({"endpoint": "no-such-block"}, "no-such-block"),
     "column taken": ({"columns": Columns(output="image")}, "'image'"),
     "unknown parser": ({"parsing": Parsing(parser="nope")}, "qa_pairs"),
-    "unknown style": ({"prompt_style": "os.path:nope"}, "chat"),
+    "unknown style": ({"style": "os.path:nope"}, "chat"),
     "ftp output": ({"output": "ftp://host/out"}, "ftp:// is not supported"),
 }
 
@@ -375,7 +373,7 @@ def test_a_dataset_that_changes_during_the_run_fails_it(
     delegating_style.__dict__["delegate"] = change
     output = str(tmp_path / "out")
     with pytest.raises(ImageQAError, match="changed during the run"):
-        image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
+        image_qa(str(dataset), output, endpoint=stub.url, style=delegating_style)
     assert not (tmp_path / "out" / "qa.jsonl").exists()
     assert image_qa(str(dataset), output, endpoint=stub.url).ok == 13
 
@@ -391,7 +389,7 @@ def test_rows_appended_during_the_run_are_left_to_the_next_run(
         return chat_prompt(row)
 
     delegating_style.__dict__["delegate"] = append
-    first = image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
+    first = image_qa(str(dataset), output, endpoint=stub.url, style=delegating_style)
     assert (first.rows, first.ok) == (12, 12)
     answers = read_lines(tmp_path / "out" / "qa.jsonl")
     assert [row["image"] for row in answers] == [row["image"] for row in rows]
@@ -399,7 +397,7 @@ def test_rows_appended_during_the_run_are_left_to_the_next_run(
     assert grew == ["the dataset grew by 1 row during the run: run again for the new rows"]
 
     caplog.clear()
-    second = image_qa(str(dataset), output, endpoint=stub.url, prompt_style=delegating_style)
+    second = image_qa(str(dataset), output, endpoint=stub.url, style=delegating_style)
     assert (second.rows, second.ok, second.reused) == (13, 13, 12)
     assert read_lines(tmp_path / "out" / "qa.jsonl")[-1]["conversation"] == "New?"
     assert "grew" not in caplog.text

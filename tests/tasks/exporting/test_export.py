@@ -40,6 +40,9 @@ PIXELS = encode_png(Image.new("RGB", (16, 16)))
 DIGEST = sha256(PIXELS).hexdigest()
 URI = f"data:image/png;base64,{b64encode(PIXELS).decode()}"
 
+NOTHING_MORE = dict.fromkeys(PAIRS_SCHEMA.names[6:])
+"""The columns of a pair that is a question and an answer only."""
+
 
 def key(number: int) -> str:
     return f"{number:032x}"
@@ -76,7 +79,8 @@ def exported(
     **options: Any,
 ) -> RunCounts:
     columns = Columns(image=image, conversation=conversation, output=output)
-    return export_rows.fn(store, ledger, rows_of(records), keys, columns, **options)
+    rows, outcomes = rows_of(records), ledger.outcomes(keys)
+    return export_rows.fn(store, outcomes, rows, len(keys), columns, **options)
 
 
 def lines(store: ObjectStore, name: str) -> list[dict[str, Any]]:
@@ -111,12 +115,14 @@ def test_exports_join_the_rows_with_their_answers_in_dataset_order(
     assert pairs(store, tmp_path) == [
         {"row": row, "key": key(row), "pair": pair, "image": [f"{row}.png"]}
         | {"question": f"Q{row}.{pair}", "answer": f"A{row}.{pair}"}
+        | NOTHING_MORE
         for row, pair in ((0, 0), (3, 0), (3, 1))
     ]
     assert lines(store, QUARANTINE_JSONL) == [
         {
             "row": 1,
             "where": "d:1",
+            "question": None,
             "image": ["1.png"],
             "kind": "truncated",
             "message": "too long",
@@ -136,6 +142,44 @@ def test_pairs_that_could_not_be_read_are_counted_and_logged(
     assert counts.lost_pairs == 2
     assert "2 pairs in the replies of answered rows could not be read" in caplog.text
     assert "the first in that of d:1;" in caplog.text
+
+
+def test_pairs_have_everything_that_a_reply_says(local: ObjectStore, tmp_path: Path) -> None:
+    choice = {"question": "Q", "answer": "red", "options": ["red", "blue"], "correct": "A"}
+    more = {"type": "colour", "language": "French", "reasoning": "I see it."}
+    turn = {"question": "And now?", "answer": "blue", "turn": 2}
+    outcome = replace(answered(0), parsed=[{**choice, **more}, turn], style="multiple-choice@1")
+    exported(local, ledger_of(local, outcome), [{"image": "a"}], [key(0)])
+    first, second = pairs(local, tmp_path)
+    assert first.items() >= {**choice, **more, "turn": None, "style": "multiple-choice@1"}.items()
+    assert second.items() >= {**NOTHING_MORE, **turn, "style": "multiple-choice@1"}.items()
+
+
+def test_pairs_that_repeat_one_of_their_record_are_dropped(
+    local: ObjectStore, tmp_path: Path
+) -> None:
+    def answer(number: int, question: str, text: str, turn: int = 0) -> Answered:
+        pair = {"question": question, "answer": text, "turn": turn}
+        return Answered(key(number), f"{question} {text}", [pair], "m", 1, 1, 0.1)
+
+    caption = Answered(key(6), "A cat.", [{"question": "Q?", "answer": "A cat."}], "m", 1, 1, 0.1)
+    outcomes = [
+        answer(0, "What colour is it?", "Red"),
+        answer(1, " what COLOUR is it", "It is red"),
+        answer(2, "What colour is it?", "Red"),
+        answer(3, "\uff37hat colour is it?", "Red", turn=1),
+        answer(4, "?!", "Red"),
+        answer(5, "??", "Red"),
+        caption,
+        replace(caption, key=key(7), text="Two cats.", parsed=[{"question": "Q?", "answer": "2"}]),
+        replace(caption, key=key(8), text="a cat", parsed=[{"question": "Q?", "answer": "a cat"}]),
+    ]
+    samples = [0, 1, 0, 1, 2, 3, 4, 5, 6]
+    rows = [Row(n, {"image": "a"}, f"d:{n}", sample=sample) for n, sample in enumerate(samples)]
+    columns = Columns(image="image", conversation=None)
+    counts = export_rows.fn(local, outcomes, rows, len(rows), columns)
+    assert [pair["row"] for pair in pairs(local, tmp_path)] == [0, 2, 3, 4, 5, 6, 7]
+    assert (counts.ok, counts.pairs, counts.duplicate_pairs) == (9, 7, 2)
 
 
 def test_duplicate_rows_share_one_answer(local: ObjectStore, tmp_path: Path) -> None:
@@ -201,6 +245,12 @@ def test_a_dataset_that_shrank_is_reported_and_nothing_is_replaced(local: Object
         [{"question": "Q", "answer": "A", "more": ""}],
         [{"question": "Q", "answer": None}],
         [{"question": "Q", "answer": "half \ud83d"}],
+        [{"question": "Q", "answer": "A", "options": ["half \ud83d"]}],
+        [{"question": "Q", "answer": "A", "options": [5]}],
+        [{"question": "Q", "answer": "A", "options": 5}],
+        [{"question": "Q", "answer": "A", "language": 5}],
+        [{"question": "Q", "answer": "A", "turn": "x"}],
+        [{"question": "Q", "answer": "A", "turn": 2**40}],
     ],
     ids=repr,
 )
@@ -329,6 +379,7 @@ def test_pairs_and_rows_carry_the_datasets_small_columns(
     small |= {"none": None}
     own = {"row": 0, "key": key(0), "image": ["a.png"]}
     qa = [{"pair": n, "question": f"Q0.{n}", "answer": f"A0.{n}"} for n in range(2)]
+    qa = [{**pair, **NOTHING_MORE} for pair in qa]
     assert table(local, tmp_path).to_pylist() == [{**own, **pair, **small} for pair in qa]
     rows = table(local, tmp_path, ROWS)
     assert rows.to_pylist() == [{**own, "reply": "raw 0", "reasoning": "Hm. ?", **small}]

@@ -214,7 +214,7 @@ def test_hostile_text_is_escaped(text: str, page_of: PageOf) -> None:
     for value in ("plain", text):
         rows = [answered(1, value, value, value), failed(2, reason=value, text=value)]
         groups = [QuarantineGroup(value, value, 1, [value])]
-        names = ("dataset", "system_prompt", "prompt_style")
+        names = ("dataset", "system_prompt", "style")
         parameters: dict[str, Any] = dict.fromkeys(names, value)
         parameters |= {"columns": {"image": value}, "sampling": {"extra_body": {value: value}}}
         fields = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), value)
@@ -342,7 +342,7 @@ def test_size_categories_are_those_of_the_hub(pairs: int, size: str, run_of: Run
     ids=["fence", "longer fence", "HTML and links", "not UTF-8"],
 )
 def test_hostile_text_is_escaped_in_the_card(text: str, run_of: RunOf) -> None:
-    parameters = dict.fromkeys(("system_prompt", "prompt_style"), text)
+    parameters = dict.fromkeys(("system_prompt", "style"), text)
     fields = dict.fromkeys(("dataset", "model", "user_prompt", "parser"), text)
     card = render_card(run_of(parameters, **fields), [answered(1, text, text)])
     head, body = card.removeprefix("---\n").split("\n---\n", 1)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from prefect_imageqa.tasks.errors import ImageQAError
 from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
-from prefect_imageqa.tasks.prompting.prompts import chat_prompt
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.runs import plugins
-from prefect_imageqa.tasks.runs.plugins import find_parser, find_prompt_style, import_plugin
+from prefect_imageqa.tasks.runs.plugins import find_parser, import_parser
 
 
 def shout(text: str) -> list[QAPair]:
@@ -29,8 +28,6 @@ class Parsers:
 def test_a_built_in_plugin_has_a_short_name() -> None:
     assert find_parser("qa_pairs") == ("qa_pairs", parse_qa_pairs)
     assert find_parser(parse_qa_pairs) == ("qa_pairs", parse_qa_pairs)
-    assert find_prompt_style("chat") == ("chat", chat_prompt)
-    assert find_prompt_style(chat_prompt) == ("chat", chat_prompt)
 
 
 def test_a_custom_function_is_named_by_its_module() -> None:
@@ -77,8 +74,6 @@ def test_a_name_never_imports_code(name: str, monkeypatch: pytest.MonkeyPatch) -
         f"there is no parser {name.strip()!r}: give one of {known}, or in "
         "Python the function itself; PREFECT_IMAGEQA_ALLOWED_PLUGINS allows functions by name"
     )
-    with pytest.raises(ImageQAError, match="there is no prompt style"):
-        find_prompt_style(name)
 
 
 def test_an_operator_allows_functions_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,27 +92,27 @@ def test_a_package_registers_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: boxes\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        "[prefect_imageqa.plugins]\nparser.boxes = boxes:parse\nprompt_style.broken = boxes:no\n"
+        "[prefect_imageqa.plugins]\nparser.boxes = boxes:parse\nparser.broken = boxes:no\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     name, parse = find_parser("boxes")
     assert name == "boxes:parse"  # as if the function itself was given
     assert find_parser(parse) == (name, parse)
-    with pytest.raises(ImageQAError, match="no prompt style 'boxes': give one of broken, "):
-        find_prompt_style("boxes")
-    with pytest.raises(ImageQAError, match="cannot load the prompt style 'boxes:no'"):
-        find_prompt_style("broken")
+    with pytest.raises(ImageQAError, match="no parser 'other': give one of answer, boxes, "):
+        find_parser("other")
+    with pytest.raises(ImageQAError, match="cannot load the parser 'boxes:no'"):
+        find_parser("broken")
 
 
 def test_a_person_at_a_terminal_may_name_code() -> None:
-    assert import_plugin("parser", "json:loads") is json.loads
-    assert import_plugin("parser", "qa_pairs") == "qa_pairs"
+    assert import_parser("json:loads") is json.loads
+    assert import_parser("qa_pairs") == "qa_pairs"
 
 
 @pytest.mark.parametrize("name", ["no_such_module:parse", "json:nope", "os:name", ".relative:x"])
 def test_code_that_does_not_exist_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(ImageQAError) as raised:
-        import_plugin("parser", name)
+        import_parser(name)
     assert str(raised.value).startswith(f"cannot load the parser {name!r} (")
     assert "\n" not in str(raised.value)
 

@@ -95,7 +95,7 @@ def test_an_invalid_record_is_reported_or_skipped(local: ObjectStore, record_of:
         "long note": changed(valid, notes=["x" * (LINE_LENGTH + 1)]),
         "NaN seconds": changed(valid, counts={"seconds": float("nan")}),
         "dataset not a path": changed(valid, parameters=parameters | {"dataset": {"columns": 1}}),
-        "style not a name": changed(valid, parameters=parameters | {"prompt_style": 7}),
+        "style not a name": changed(valid, parameters=parameters | {"style": 7}),
         "parser not a name": changed(
             valid, parameters=parameters | {"parsing": {"parser": ["os:system"]}}
         ),

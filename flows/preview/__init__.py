@@ -1,0 +1,1 @@
+"""Preview: what styles ask about a few rows and what the model replies; nothing is stored."""

@@ -1,0 +1,153 @@
+"""What a preview shows: the rows of a dataset against styles, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...serving.types import Message
+from ...tasks.records import Answered, FinishedRow, Kind, Prompt, QAPair
+from ...tasks.reporting.samples import SampledImage
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of a prompt, as text.
+
+    Attributes:
+        role: system, user or assistant.
+        text: its text, with `[image 1]` where it has an image.
+    """
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one style makes of one row.
+
+    Attributes:
+        label: name and version of the style that asked, which a mix has drawn.
+        key: the row key.
+        prompt: what was asked; empty for a row that cannot be.
+        pairs: what the reply was parsed into.
+        text: the raw reply; empty if there is none.
+        kind: why a run would quarantine the row; empty for an answered one.
+        reason: the same as a sentence.
+        tokens: of the reply.
+        latency: in seconds.
+    """
+
+    label: str
+    key: str
+    prompt: tuple[Said, ...] = ()
+    pairs: tuple[QAPair, ...] = ()
+    text: str = ""
+    kind: str = ""
+    reason: str = ""
+    tokens: int = 0
+    latency: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRow:
+    """A row, with a cell for each style.
+
+    Attributes:
+        where: its location in the dataset, for people.
+        images: its first images.
+        cells: in the order of the styles.
+    """
+
+    where: str
+    images: tuple[SampledImage, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Styles side by side.
+
+    Attributes:
+        dataset: its short name.
+        model: the name the model is served under.
+        styles: as they were given.
+        rows: in the order of the dataset.
+    """
+
+    dataset: str
+    model: str
+    styles: tuple[str, ...]
+    rows: tuple[PreviewRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A style's results over all rows.
+
+    Attributes:
+        style: as it was given.
+        rows: how many were asked or could not be.
+        answered: how many have a reply that can be used.
+        pairs: in these replies.
+        distinct: different questions among them, whatever their case and spacing.
+        tokens: of a reply, on average.
+        seconds: until a reply, on average.
+    """
+
+    style: str
+    rows: int
+    answered: int
+    pairs: int
+    distinct: int
+    tokens: float
+    seconds: float
+
+
+def cell_of(prompt: Prompt, row: FinishedRow) -> Cell:
+    """The cell of a row that is answered or quarantined."""
+    label, said = prompt.asked.style, messages_as_text(prompt.messages)
+    if not isinstance(row, Answered):
+        text, kind = row.text or "", row.kind.value
+        return Cell(label, row.key, said, text=text, kind=kind, reason=row.message)
+    try:
+        pairs, kind, reason = row.pairs, "", ""
+    except (TypeError, ValueError) as error:  # of a custom parser
+        pairs, kind, reason = (), Kind.UNPARSED.value, f"the parser gives no QA pairs ({error})"
+    tokens = row.completion_tokens
+    return Cell(label, row.key, said, pairs, row.text, kind, reason, tokens, row.latency)
+
+
+def messages_as_text(messages: Sequence[Message]) -> tuple[Said, ...]:
+    """The messages of a prompt with its images as `[image 1]`."""
+    return tuple(Said(message["role"], _text(message["content"])) for message in messages)
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, list):
+        return str(content)
+    parts = (
+        f"[image {part['image'] + 1}]" if part["type"] == "image" else str(part.get("text", ""))
+        for part in content
+    )
+    return "\n".join(parts)
+
+
+def totals_of(preview: Preview) -> list[Totals]:
+    """The results of each style, in their order."""
+    return [_totals(style, preview.rows, number) for number, style in enumerate(preview.styles)]
+
+
+def _totals(style: str, rows: Sequence[PreviewRow], number: int) -> Totals:
+    cells = [row.cells[number] for row in rows]
+    answered = [cell for cell in cells if not cell.kind]
+    questions = [" ".join(pair.question.casefold().split()) for c in answered for pair in c.pairs]
+    count = max(len(answered), 1)
+    return Totals(
+        style,
+        len(cells),
+        len(answered),
+        len(questions),
+        len(set(questions)),
+        sum(cell.tokens for cell in answered) / count,
+        sum(cell.latency for cell in answered) / count,
+    )

@@ -1,0 +1,101 @@
+"""A preview in a terminal: a column for each style, a band for each row."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ...serving.printable import printable
+from ...tasks.records import QAPair
+from .cells import Cell, Preview, PreviewRow, totals_of
+
+_MAX_TEXT = 1200
+"""Characters shown of a raw reply, and of each text of a pair: the page has all of them."""
+
+_MAX_LINES = 30
+"""Of such a text."""
+
+
+def print_preview(preview: Preview, console: Console) -> None:
+    """Print the rows of a preview, and the results of each style."""
+    for row in preview.rows:
+        console.print(_band(row, preview.styles))
+    console.print(_totals(preview))
+
+
+def _band(row: PreviewRow, styles: tuple[str, ...]) -> Table:
+    names = ", ".join(image.name for image in row.images)
+    title = Text.assemble((_line(names) or "no image", "bold"), "  ", (_line(row.where), "dim"))
+    table = Table(
+        title=title, title_justify="left", box=box.HORIZONTALS, expand=True, padding=(0, 1)
+    )
+    for style in styles:
+        table.add_column(_line(style), ratio=1, overflow="fold", header_style="cyan")
+    table.add_row(*map(_cell, row.cells, styles))
+    return table
+
+
+def _cell(cell: Cell, style: str) -> RenderableType:
+    parts: list[Text] = []
+    if cell.label and cell.label.partition("@")[0] != style.partition("@")[0]:
+        parts.append(Text(_line(cell.label), "cyan dim"))  # the one that a mix or a file stands for
+    for pair in cell.pairs:
+        parts += [*_pair(pair), Text()]
+    if cell.kind:
+        parts.append(Text(f"{cell.kind}: {_line(cell.reason)}", "yellow"))
+    if cell.text and not cell.pairs:
+        parts.append(Text(_lines(cell.text), "dim"))
+    if cell.tokens:
+        facts = f"{cell.tokens} tokens, {cell.latency:.1f} s"
+        parts.append(Text(facts, "dim"))
+    return Group(*parts)
+
+
+def _pair(pair: QAPair) -> Iterator[Text]:
+    about = [f"turn {pair.turn}"] * bool(pair.turn) + [pair.type] * bool(pair.type)
+    yield Text.assemble(
+        (_lines(pair.question), "bold"), (f"  [{_line(', '.join(about))}]" if about else "", "dim")
+    )
+    for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", pair.options, strict=False):
+        is_correct = letter == pair.correct
+        yield Text(
+            f"{letter}. {_lines(option)}{'  ✓' if is_correct else ''}",
+            "green" if is_correct else "",
+        )
+    if not pair.options:
+        yield Text(_lines(pair.answer))
+    if pair.reasoning:
+        yield Text(_lines(pair.reasoning), "italic dim")
+
+
+def _totals(preview: Preview) -> Table:
+    table = Table(title=Text(_line(f"{preview.dataset}, {preview.model}"), "bold"), box=box.SIMPLE)
+    table.add_column("style", overflow="fold", header_style="dim")
+    for name in ("answered", "pairs", "different questions", "tokens a reply", "s a reply"):
+        table.add_column(name, justify="right", header_style="dim")
+    for totals in totals_of(preview):
+        table.add_row(
+            Text(_line(totals.style), "cyan"),
+            Text(
+                f"{totals.answered} of {totals.rows}",
+                "" if totals.answered == totals.rows else "yellow",
+            ),
+            str(totals.pairs),
+            str(totals.distinct),
+            f"{totals.tokens:.0f}",
+            f"{totals.seconds:.1f}",
+        )
+    return table
+
+
+def _line(text: str) -> str:
+    return printable(text, 200)
+
+
+def _lines(text: str) -> str:
+    """The text with its line breaks, without what a terminal would act on."""
+    lines = text[:_MAX_TEXT].split("\n")[:_MAX_LINES]
+    shown = "\n".join(map(printable, lines))
+    return shown if len(text) <= _MAX_TEXT and text.count("\n") < _MAX_LINES else f"{shown} ..."

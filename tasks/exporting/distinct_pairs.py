@@ -1,0 +1,59 @@
+"""Pairs that repeat an earlier one about the same record are not exported."""
+
+import unicodedata
+
+from ..records import Answered, QAPair, Row
+from .pairs_parquet import pairs_of
+
+
+class DistinctPairs:
+    """The pairs of rows without repetitions; the rows of one record follow one another.
+
+    Attributes:
+        dropped: how many pairs were repetitions.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._seen: set[tuple[str, str]] = set()
+
+    def of(self, row: Row, answer: Answered) -> list[QAPair]:
+        """The pairs of an answered row whose questions are new among the rows of its record.
+
+        A question that the model was given, and did not write, may get several answers. The turns
+        of a dialogue follow from one another, and are all kept.
+
+        Raises:
+            ObjectCorruptedError: the stored answer does not consist of QA pairs.
+        """
+        if not row.sample:
+            self._seen.clear()
+        pairs = pairs_of(answer, row.where)
+        return [pair for pair in pairs if pair.turn or self._is_new(pair, answer)]
+
+    def _is_new(self, pair: QAPair, answer: Answered) -> bool:
+        question = normal_form(pair.question)
+        is_given = (question, "") in self._seen and question not in normal_form(answer.text)
+        key = (question, normal_form(pair.answer)) if is_given else (question, "")
+        is_new = key not in self._seen
+        self._seen |= {key, (question, normal_form(pair.answer))}
+        self.dropped += not is_new
+        return is_new
+
+
+def normal_form(text: str) -> str:
+    """A text for comparisons: without case, punctuation and white space, if more is left."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return folded.translate(_KEPT) or folded
+
+
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: characters but punctuation, separators and control characters."""
+
+    def __missing__(self, code: int) -> int | None:
+        kept = unicodedata.category(chr(code))[0] not in "PZC"
+        self[code] = code if kept else None
+        return self[code]
+
+
+_KEPT = _Kept()
