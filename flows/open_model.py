@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
+from ..serving.client.no_server import NoServer
 from ..serving.client.stats import ClientStats
 from ..serving.endpoint import VLLMEndpoint, is_block_name, load_endpoint
 from ..serving.server.checkpoint import checkpoint_digest
@@ -21,6 +22,7 @@ from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 from ..tasks.runs.parameters import Limits
+from .batch_files.results import NO_RESULT, BatchResults
 from .run_log import HAS_LINES
 
 API_KEY = "PREFECT_IMAGEQA_API_KEY"
@@ -34,15 +36,17 @@ class RunModel:
     Attributes:
         client: sends it requests.
         revision: identifies its weights; empty where unknown.
+        results: what it has replied already, in batch files; None where it is asked.
     """
 
     client: ChatClient
     revision: str
+    results: BatchResults | None = None
 
 
 def resolve_endpoint(
-    endpoint: str | list[str] | VLLMEndpoint | None, model: str | None
-) -> VLLMEndpoint | None:
+    endpoint: str | list[str] | VLLMEndpoint | BatchResults | None, model: str | None
+) -> VLLMEndpoint | BatchResults | None:
     """The endpoint of URLs or a block name; None if a server must be started for the model.
 
     URLs get the API key of the environment, if it has one.
@@ -51,6 +55,8 @@ def resolve_endpoint(
         EndpointError: neither is given, a URL or the key is malformed, or no block has that name.
         ServerError: there is no such checkpoint.
     """
+    if isinstance(endpoint, BatchResults):
+        return endpoint
     if isinstance(endpoint, str) and not is_block_name(endpoint):
         endpoint = endpoint.split()
     if endpoint:
@@ -82,7 +88,7 @@ def _with_key(endpoint: VLLMEndpoint) -> VLLMEndpoint:
 
 @contextmanager
 def open_model(
-    endpoint: str | list[str] | VLLMEndpoint | None,
+    endpoint: str | list[str] | VLLMEndpoint | BatchResults | None,
     model: str | None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     loop: BackgroundLoop | None = None,
@@ -91,7 +97,7 @@ def open_model(
     """Connect to the model and check it; without an endpoint, start a server and stop it on exit.
 
     Args:
-        endpoint: the servers.
+        endpoint: the servers; or what they have replied already, then no server is asked.
         model: the name of the model, or what to serve.
         limits: requests in flight, and how long to wait for servers.
         loop: the event loop of the client.
@@ -102,6 +108,11 @@ def open_model(
         ServerError: the model's server could not be started.
     """
     block = resolve_endpoint(endpoint, model)
+    if isinstance(block, BatchResults):
+        with block.reported():
+            client = NoServer(str(model), NO_RESULT, limits.max_in_flight)
+            yield RunModel(client, "", block)
+        return
     server, revision, recovery = None, "", None
     with ExitStack() as stack:
         if block is None:

@@ -77,6 +77,8 @@ class OpenPass:
             return None
         part = self._batch(answered, batch.isolated)
         part.replies.update(batch.replies)
+        part.corrections = batch.corrections
+        part.corrected.update(batch.corrected)
         return part
 
     def record(self, batch: Batch, stored: StoredBatch) -> list[FinishedRow]:
@@ -93,9 +95,13 @@ class OpenPass:
         failed = sum(isinstance(row, Quarantined) for row in finished)
         self.progress.ok += len(finished) - failed
         self.progress.quarantined += failed
+        self.progress.corrections += batch.corrections
+        self.progress.corrected += len(batch.corrected)
         outcome = f"{len(finished) - failed} answered, {failed} quarantined"
         if crashed:
             outcome += f", {len(crashed)} deferred"
+        if batch.corrections:
+            outcome += f", {len(batch.corrected)} of {batch.corrections} corrected"
         get_run_logger().info("batch %s: %s; %s", batch.number, outcome, self.progress)
         return finished
 

@@ -45,6 +45,8 @@ class RunProgress:
         retried: rows in them that were quarantined before.
         ok: rows answered and stored in this run.
         quarantined: rows that could not be answered in this run.
+        corrections: corrective requests of this run.
+        corrected: rows that these made usable.
         started: `time.monotonic()` when the first batch could be sent; 0 before.
         before: the client's counts at that time; an earlier pass may have used it.
         finished: the run has ended, so nobody needs the ETA any more.
@@ -61,6 +63,8 @@ class RunProgress:
     retried: int = 0
     ok: int = 0
     quarantined: int = 0
+    corrections: int = 0
+    corrected: int = 0
     started: float = 0.0
     before: ClientStats = field(default_factory=ClientStats)
     finished: bool = False
@@ -86,6 +90,7 @@ class RunProgress:
         self.total = self.total if total is None else total
         self.skipped = Counter()
         self.batches = self.attempted = self.retried = self.ok = self.quarantined = 0
+        self.corrections = self.corrected = 0
 
     @property
     def all_quarantined(self) -> int:
@@ -134,6 +139,8 @@ class RunProgress:
             attempted=self.attempted,
             retried=self.retried,
             duplicates=self.skipped[RowStatus.DUPLICATE],
+            corrections=self.corrections,
+            corrected=self.corrected,
             requests=self.stats.requests - self.before.requests,
             prompt_tokens=self.stats.prompt_tokens - self.before.prompt_tokens,
             completion_tokens=self.stats.completion_tokens - self.before.completion_tokens,
@@ -180,8 +187,9 @@ class RunProgress:
 
     @property
     def _done_now(self) -> int:
-        answered = self.stats.completions - self.before.completions
-        return max(self.ok + self.quarantined, answered)
+        # Some replies are second ones to a row; those of the batches in flight are not known yet.
+        answered = self.stats.completions - self.before.completions - self.corrections
+        return max(self.ok + self.quarantined, min(answered, self.attempted))
 
     def _pace(self) -> Pace:
         return self._recent.update(time.monotonic(), self._done_now)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from uuid import uuid4
 
 from prefect import get_run_logger
@@ -22,6 +23,7 @@ from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore, load_store
+from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.prompting.prompts import PromptSettings
@@ -33,6 +35,7 @@ from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
 from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
+from .batch_files.results import BatchResults
 from .circuit_breaker import CircuitBreaker
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
@@ -173,7 +176,7 @@ class Run:
         questions.counts()  # raises if one is missing
         return self.open_pass(answers_pass(self._main, self.style))
 
-    def _open_model(self, endpoint: VLLMEndpoint | None) -> None:
+    def _open_model(self, endpoint: VLLMEndpoint | BatchResults | None) -> None:
         name, limits = self.parameters.model or None, self.parameters.limits
         model = open_model(endpoint, name, limits, self._loop, self.progress.watching)
         self._model: RunModel = self._stack.enter_context(model)
@@ -216,7 +219,15 @@ class Run:
                 columns=definition.columns,
                 limits=images,
             ),
-            generation_settings=GenerationSettings(self.reader, definition.sampling, images),
+            generation_settings=GenerationSettings(
+                self.reader,
+                definition.sampling,
+                images,
+                fault_of=partial(reply_fault, settings=definition.parsing)
+                if parameters.asking.corrective_retry
+                else None,
+                known_reply=self._model.results and self._model.results.get,
+            ),
             parse_settings=definition.parsing,
             ledger=ledger,
             progress=self.progress,

@@ -1,5 +1,6 @@
 """The results of batch files: which row has one, found by the row key without reading them all."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,10 @@ from ...tasks.errors import EndpointError
 from ...tasks.object_store.regular_files import open_regular
 from ...tasks.prompting.keys import KEY_LENGTH
 from ...tasks.storing.key_index import KeyIndex, Location
+
+_LOGGER = logging.getLogger(__name__)
+
+NO_RESULT = "the results have no reply to this row; the next run asks for it"
 
 _MAX_LINE_BYTES = 64 << 20
 """A longer line is no result: it is skipped."""
@@ -47,6 +52,9 @@ class BatchResults:
     Raises:
         EndpointError: there is no such file, or none has a result.
     """
+
+    # With a `__dict__`, Prefect would record the index among the parameters of the run.
+    __slots__ = ("_examples", "_index", "_lock", "_max_tokens", "counts", "files")
 
     def __init__(self, paths: Sequence[str | Path], max_tokens: int | None = None) -> None:
         self.files = list(_files(paths))
@@ -96,10 +104,24 @@ class BatchResults:
     def notes(self) -> list[str]:
         """What should be known about lines that are left out, with the first of each kind."""
         return [
-            f"{self.counts[what]:,} {words}: {printable(example)}"
+            f"{words}: {self.counts[what]:,}, the first: {printable(example)}"
             for what, words in _WORDS.items()
             if (example := self._examples.get(what))
         ]
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Log which lines are left out, and on exit how many results were of no use."""
+        for note in self.notes:
+            _LOGGER.warning("%s", note)
+        yield
+        if unused := self.unused:
+            _LOGGER.warning(
+                "%s of %s results were not used: their rows are stored already, or are not of this "
+                "dataset, model and parameters",
+                f"{unused:,}",
+                f"{len(self):,}",
+            )
 
     def _read(self, number: int, path: Path) -> None:
         """Enter the lines of a file."""
@@ -136,9 +158,9 @@ class BatchResults:
 
 
 _WORDS = {
-    "unreadable": "lines of the results cannot be read, the first",
-    "unknown": "results have a custom_id that no run gives, the first",
-    "duplicates": "results are about a row that has one already, the first",
+    "unreadable": "lines of the results that cannot be read",
+    "unknown": "results with a custom_id that no run gives",
+    "duplicates": "further results about a row that has one",
 }
 
 

@@ -27,6 +27,11 @@ app.command(
     name="run",
     help="Ask a vLLM server for question-answer pairs about the images in every row.",
 )
+app.command(
+    "prefect_imageqa.flows.cli.preview:preview",
+    name="preview",
+    help="Compare styles on a few rows: what they ask, and what the model replies.",
+)
 
 
 @app.command

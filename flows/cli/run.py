@@ -28,6 +28,7 @@ _FLAGS = {
     ("columns", "conversation"): "conversation-key",
     ("columns", "output"): "output-key",
     ("images", "root"): "image-root",
+    ("exports", "formats"): "export",
 }
 """Flags whose name differs from the field of their group."""
 
@@ -56,7 +57,7 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
         print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
         return 2
     try:
-        summary = run_in_terminal(dataset, _with_code(parameters))
+        summary = run_in_terminal(dataset, with_code(parameters))
     except ValidationError as error:
         print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
         return 2
@@ -75,7 +76,7 @@ def validation_message(error: ValidationError, flag: str = "") -> str:
     path = [str(step) for step in first["loc"]]
     groups = {
         parameter.annotation.__name__: name
-        for name, parameter in _parameters().items()
+        for name, parameter in flow_parameters().items()
         if isinstance(parameter.annotation, type)
     }
     # An error raised for a single group names the group only in its title, such as "Sampling".
@@ -87,7 +88,7 @@ def validation_message(error: ValidationError, flag: str = "") -> str:
     return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
 
 
-def _with_code(parameters: dict[str, Any]) -> dict[str, Any]:
+def with_code(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters, with the functions that a person at a terminal names as module:function.
 
     The flow itself takes no code by name: its parameters may come from anyone.
@@ -103,7 +104,8 @@ def _with_code(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters | code
 
 
-def _parameters() -> dict[str, inspect.Parameter]:
+def flow_parameters() -> dict[str, inspect.Parameter]:
+    """The parameters of the flow by name."""
     return dict(inspect.signature(image_qa.fn).parameters)
 
 
@@ -111,10 +113,11 @@ def _options() -> list[inspect.Parameter]:
     """The flow's parameters as options of a command, and `--json`."""
     flag = Annotated[bool, Parameter(negative=(), help="Print one line of JSON last on stdout.")]
     json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
-    return [*map(_as_option, _parameters().values()), json]
+    return [*map(as_option, flow_parameters().values()), json]
 
 
-def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
+def as_option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of the flow as an option of a command; those of a group become flags."""
     name, hint = parameter.name, _TYPES.get(parameter.name, parameter.annotation)
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         hint = Annotated[hint, Parameter(name="*", name_transform=_flags_of(name))]

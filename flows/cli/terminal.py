@@ -64,7 +64,8 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
         open_store(checked.output, checked.store).with_patience(patience).s3_credentials,
     )
     patience.stop()  # from here on it is the run that waits
-    names = parameters.get("endpoint") or []
+    results = parameters.get("endpoint")
+    names = [] if isinstance(results, BatchResults) else results or []
     urls = [url for url in names if not is_block_name(url)]
     if urls or not names:
         resolve_endpoint(urls, checked.model or None)

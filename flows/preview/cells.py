@@ -22,8 +22,8 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """What one style makes of one row.
+class PreviewReply:
+    """What the model made of a row in one style.
 
     Attributes:
         label: name and version of the style that asked, which a mix has drawn.
@@ -33,6 +33,7 @@ class Cell:
         text: the raw reply; empty if there is none.
         kind: why a run would quarantine the row; empty for an answered one.
         reason: the same as a sentence.
+        unanswered: questions that were asked separately in vain, and why.
         tokens: of the reply.
         latency: in seconds.
     """
@@ -44,23 +45,24 @@ class Cell:
     text: str = ""
     kind: str = ""
     reason: str = ""
+    unanswered: tuple[str, ...] = ()
     tokens: int = 0
     latency: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """A row, with a cell for each style.
+    """A record of the dataset, in every style.
 
     Attributes:
         where: its location in the dataset, for people.
         images: its first images.
-        cells: in the order of the styles.
+        cells: of each style the replies: several, if it asks several questions or samples.
     """
 
     where: str
     images: tuple[SampledImage, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[tuple[PreviewReply, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +105,30 @@ class Totals:
     seconds: float
 
 
-def cell_of(prompt: Prompt, row: FinishedRow) -> Cell:
-    """The cell of a row that is answered or quarantined."""
+def preview_reply(prompt: Prompt, row: FinishedRow) -> PreviewReply:
+    """What is shown of a row that is answered or quarantined."""
     label, said = prompt.asked.style, messages_as_text(prompt.messages)
     if not isinstance(row, Answered):
         text, kind = row.text or "", row.kind.value
-        return Cell(label, row.key, said, text=text, kind=kind, reason=row.message)
+        return PreviewReply(label, row.key, said, text=text, kind=kind, reason=row.message)
+    pairs: tuple[QAPair, ...] = ()
+    kind = reason = ""
     try:
-        pairs, kind, reason = row.pairs, "", ""
-    except (TypeError, ValueError) as error:  # of a custom parser
-        pairs, kind, reason = (), Kind.UNPARSED.value, f"the parser gives no QA pairs ({error})"
-    tokens = row.completion_tokens
-    return Cell(label, row.key, said, pairs, row.text, kind, reason, tokens, row.latency)
+        pairs = row.pairs
+    except (TypeError, ValueError) as error:  # of a parser of one's own
+        kind, reason = Kind.UNPARSED.value, f"the parser gives no QA pairs ({error})"
+    return PreviewReply(
+        label=label,
+        key=row.key,
+        prompt=said,
+        pairs=pairs,
+        text=row.text,
+        kind=kind,
+        reason=reason,
+        unanswered=tuple(f"{each.question} ({each.message})" for each in row.unanswered),
+        tokens=row.completion_tokens,
+        latency=row.latency,
+    )
 
 
 def messages_as_text(messages: Sequence[Message]) -> tuple[Said, ...]:
@@ -138,16 +152,16 @@ def totals_of(preview: Preview) -> list[Totals]:
 
 
 def _totals(style: str, rows: Sequence[PreviewRow], number: int) -> Totals:
-    cells = [row.cells[number] for row in rows]
-    answered = [cell for cell in cells if not cell.kind]
-    questions = [" ".join(pair.question.casefold().split()) for c in answered for pair in c.pairs]
+    replies = [reply for row in rows for reply in row.cells[number]]
+    answered = [reply for reply in replies if not reply.kind]
+    pairs = [pair for reply in answered for pair in reply.pairs]
     count = max(len(answered), 1)
     return Totals(
-        style,
-        len(cells),
-        len(answered),
-        len(questions),
-        len(set(questions)),
-        sum(cell.tokens for cell in answered) / count,
-        sum(cell.latency for cell in answered) / count,
+        style=style,
+        rows=len(replies),
+        answered=len(answered),
+        pairs=len(pairs),
+        distinct=len({" ".join(pair.question.casefold().split()) for pair in pairs}),
+        tokens=sum(reply.tokens for reply in answered) / count,
+        seconds=sum(reply.latency for reply in answered) / count,
     )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ...serving.printable import printable
 from ...tasks.records import QAPair
-from .cells import Cell, Preview, PreviewRow, totals_of
+from .cells import Preview, PreviewReply, PreviewRow, totals_of
 
 _MAX_TEXT = 1200
 """Characters shown of a raw reply, and of each text of a pair: the page has all of them."""
@@ -37,20 +37,24 @@ def _band(row: PreviewRow, styles: tuple[str, ...]) -> Table:
     return table
 
 
-def _cell(cell: Cell, style: str) -> RenderableType:
-    parts: list[Text] = []
-    if cell.label and cell.label.partition("@")[0] != style.partition("@")[0]:
-        parts.append(Text(_line(cell.label), "cyan dim"))  # the one that a mix or a file stands for
-    for pair in cell.pairs:
-        parts += [*_pair(pair), Text()]
-    if cell.kind:
-        parts.append(Text(f"{cell.kind}: {_line(cell.reason)}", "yellow"))
-    if cell.text and not cell.pairs:
-        parts.append(Text(_lines(cell.text), "dim"))
-    if cell.tokens:
-        facts = f"{cell.tokens} tokens, {cell.latency:.1f} s"
-        parts.append(Text(facts, "dim"))
-    return Group(*parts)
+def _cell(replies: tuple[PreviewReply, ...], style: str) -> RenderableType:
+    return Group(*(part for reply in replies for part in _reply(reply, style)))
+
+
+def _reply(reply: PreviewReply, style: str) -> Iterator[Text]:
+    if reply.label and reply.label.partition("@")[0] != style:
+        yield Text(_line(reply.label), "cyan dim")  # what a mix has drawn, or the file says
+    for pair in reply.pairs:
+        yield from _pair(pair)
+        yield Text()
+    for reason in reply.unanswered:
+        yield Text(f"unanswered: {_line(reason)}", "yellow")
+    if reply.kind:
+        yield Text(f"{reply.kind}: {_line(reply.reason)}", "yellow")
+    if reply.text and not reply.pairs:
+        yield Text(_lines(reply.text), "dim")
+    if reply.tokens:
+        yield Text(f"{reply.tokens} tokens, {reply.latency:.1f} s", "dim")
 
 
 def _pair(pair: QAPair) -> Iterator[Text]:

@@ -140,7 +140,7 @@ class Question:
 _DETAILS: dict[QuestionKind, tuple[str, ...]] = {
     QuestionKind.SIZE_CHECK: SIZES,
     QuestionKind.PLACE: PLACES,
-    QuestionKind.MORE: NUMBERS[1:4],
+    QuestionKind.MORE: NUMBERS[2:4],  # of one, the wording would differ
     QuestionKind.MISSING: tuple(MISSING_THINGS),
     QuestionKind.UNSHOWN: tuple(UNSHOWN_FACTS),
 }

@@ -16,10 +16,11 @@ from ..errors import ObjectCorruptedError, RecordCorruptedError, RecordRefusedEr
 from ..generating.cache import check_completions
 from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
+from ..parsing.parse import ANSWER
 from ..runs.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 from ..runs.run_record import RunRecord, last_completed, read_run, read_runs, unfinished_runs
 from ..storing.key_index import LOCATION, Array, KeyIndex, pack_keys
-from ..storing.layout import PassFolder, batch_of, parser_labels, run_name
+from ..storing.layout import ANSWERS, PAIRS, PassFolder, batch_of, parser_labels, run_name
 from ..storing.ledger import Ledger
 from ..storing.parts import ANSWERED_NUMBER
 from ..storing.row_keys import read_keys
@@ -58,20 +59,49 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     last = last_completed(store)
     runs = read_runs(store)
     dropped = [run.run for run in _refuse_unfinished(store, runs, force=force)]
-    folder = PassFolder()
     sizes = store.sizes()  # before reading the ledger: newer objects are not considered
-    names = [name for name in in_folder(sizes, folder.keys) if name.count("/") == 3]
-    key_names = {name: name.split("/")[2] for name in names}  # the configuration is a folder
-    kept = kept_configurations(runs, set(key_names.values()), keep, last)
+    known = set(_configurations(sizes, PassFolder(PAIRS)).values())
+    kept = kept_configurations(runs, known, keep, last)
     if not kept:
         raise StoreError(f"{store.uri}: no run has completed here, so there is nothing to keep")
+    parsers = {run.parser for run in runs if run.configuration in kept}
+    objects, unreadable = list[str](), list[str]()
+    for folder, labels in ((PassFolder(PAIRS), parsers), (PassFolder(ANSWERS), {ANSWER.label})):
+        unused, corrupted = _unused_of(store, sizes, folder, kept, labels)
+        objects += unused
+        unreadable += corrupted
+    return UnusedObjects({name: sizes[name] for name in objects}, unreadable, dropped)
+
+
+def _configurations(names: Iterable[str], folder: PassFolder) -> dict[str, str]:
+    """The configuration of each object with row keys: it is a folder."""
+    keys = [name for name in in_folder(names, folder.keys) if name.count("/") == 3]
+    return {name: name.split("/")[2] for name in keys}
+
+
+def _unused_of(
+    store: ObjectStore,
+    sizes: Mapping[str, int],
+    folder: PassFolder,
+    kept: set[str],
+    parsers: set[str],
+) -> tuple[list[str], list[str]]:
+    """The unused objects of a pass, and its completions that cannot be read.
+
+    Args:
+        store: the output.
+        sizes: its objects.
+        folder: those of the pass.
+        kept: the configurations to keep.
+        parsers: labels of their parsers.
+    """
+    key_names = _configurations(sizes, folder)
     index = KeyIndex()
     for name, configuration in key_names.items():
         if configuration in kept:
             keys = read_keys(store, name)
             index.extend([(keys, np.zeros(len(keys), LOCATION))])
     needed, ages = set[str](), dict[str, int]()
-    parsers = {run.parser for run in runs if run.configuration in kept}
     for label in parsers | parser_labels(store, folder):
         try:
             stored = Ledger.read(store, folder.parts(label)).rows
@@ -87,7 +117,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     unneeded = (name for name in parts if name not in needed)
     unused += sorted(unneeded, key=lambda name: (ages.get(name, 0), name))
     unused += [name for name, configuration in key_names.items() if configuration not in kept]
-    return UnusedObjects({name: sizes[name] for name in unused}, unreadable, dropped)
+    return unused, unreadable
 
 
 def remove_unused(store: ObjectStore, unused: UnusedObjects) -> None:
@@ -101,12 +131,12 @@ def remove_unused(store: ObjectStore, unused: UnusedObjects) -> None:
         StoreError: a run has started meanwhile, or an object cannot be removed.
     """
     _refuse_unfinished(store, read_runs(store), force=True)
-    folder = PassFolder()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
-        list(pool.map(store.remove, in_folder(unused.objects, folder.completions)))
-        for part in in_folder(unused.objects, folder.all_parts):
-            store.remove(part)
-        list(pool.map(store.remove, in_folder(unused.objects, folder.keys)))
+        for folder in (PassFolder(PAIRS), PassFolder(ANSWERS)):
+            list(pool.map(store.remove, in_folder(unused.objects, folder.completions)))
+            for part in in_folder(unused.objects, folder.all_parts):
+                store.remove(part)
+            list(pool.map(store.remove, in_folder(unused.objects, folder.keys)))
     for run in unused.dropped:
         record = read_run(store, run_name(run))
         record.model_copy(update={"dropped": True}).write(store)

@@ -16,10 +16,12 @@ from ..errors import (
 )
 from ..generating.cache import check_completions
 from ..object_store.store import ObjectStore
+from ..parsing.parse import ANSWER
 from ..records import Answered
 from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
-from ..storing.layout import MANIFEST, RUNS, PassFolder, batch_of
+from ..storing.layout import ANSWERS, MANIFEST, RUNS, PassFolder, batch_of
+from ..storing.layout import PAIRS as PAIRS_PASS
 from ..storing.parts import (
     ANSWERED_NUMBER,
     Contents,
@@ -43,7 +45,9 @@ from .verify_exports import (
     check_rows,
 )
 
-_FOLDER = PassFolder()
+_MAIN = PassFolder(PAIRS_PASS)
+_ANSWERS = PassFolder(ANSWERS)
+_FOLDERS = (_MAIN, _ANSWERS)
 
 _MERGED_READERS = 4
 """Threads that read merged parts: each holds the keys of tens of thousands of rows as strings."""
@@ -87,17 +91,19 @@ def verify(store: ObjectStore) -> Verification:
     except ObjectCorruptedError as error:
         findings.add_corrupted(error)
     sizes = store.sizes()
-    keys = _run_keys(store, last, findings) if last else None
-    parts = _FOLDER.parts(last.parser) if last else ""
-    rows: list[tuple[Array, Array]] = []
+    keys = _read_keys(store, last.keys, findings) if last else None
+    answers = _ANSWERS.parts(ANSWER.label)
+    rows: dict[str, list[tuple[Array, Array]]] = {answers: []}
+    parts = _MAIN.parts(last.parser) if last else ""
+    rows[parts] = []
     checked, is_live = 0, False
     for name, read in _objects(store, sizes, findings):
         checked += 1
         if isinstance(read, RunRecord):
             is_live = is_live or read.is_live
-        elif read is not None and name.rpartition("/")[0] == parts:
-            rows.append((read.keys, read.locations))
-    key_names = in_folder(sizes, _FOLDER.keys)
+        elif read is not None and (folder := name.rpartition("/")[0]) in rows:
+            rows[folder].append((read.keys, read.locations))
+    key_names = [name for folder in _FOLDERS for name in in_folder(sizes, folder.keys)]
     for name in key_names:
         if sizes[name] % KEY.itemsize:
             findings.add(name, "corrupted", "delete it and run again")
@@ -105,9 +111,11 @@ def verify(store: ObjectStore) -> Verification:
         if keys is not None and len(keys) != last.counts.rows:
             counted = f"{len(keys):,} rows, but the manifest counts {last.counts.rows:,}"
             findings.add(last.keys, counted)
-        index = KeyIndex()
-        index.extend(rows)
-        _check_exports(store, sizes, last, keys, index, findings)
+        _check_exports(store, sizes, last, keys, _index(rows[parts]), findings)
+        if last.parameters.asking.answer == "separately":
+            questions = _read_keys(store, _ANSWERS.keys_of(last.keys), findings)
+            if questions is not None:
+                _check_stored(answers, "question", questions, _index(rows[answers]), findings)
     exports = sum(name in sizes for name in EXPORTS)
     counts = last.counts if last else RunCounts()
     return Verification(
@@ -125,9 +133,14 @@ def _objects(
 ) -> Iterator[tuple[str, Contents | RunRecord | None]]:
     """Read all completions, run records and parts; yields what `verify` needs to know of each."""
     names = [
-        *in_folder(sizes, _FOLDER.completions),
+        *(name for folder in _FOLDERS for name in in_folder(sizes, folder.completions)),
         *in_folder(sizes, RUNS),
-        *(name for name in in_folder(sizes, _FOLDER.all_parts) if batch_of(name) is not None),
+        *(
+            name
+            for folder in _FOLDERS
+            for name in in_folder(sizes, folder.all_parts)
+            if batch_of(name) is not None
+        ),
     ]
     merged = {name for name in names if batch_of(name) == ""}
     single = [name for name in names if name not in merged]
@@ -159,7 +172,7 @@ def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | No
     """Read an object completely."""
     if name.startswith(f"{RUNS}/"):
         return read_run(store, name)
-    if name.startswith(f"{_FOLDER.completions}/"):
+    if name.startswith(tuple(f"{folder.completions}/" for folder in _FOLDERS)):
         check_completions(name, store.read(name))
         return None
     with reported_corruption(store, name):
@@ -179,12 +192,18 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
         return contents
 
 
-def _run_keys(store: ObjectStore, run: RunRecord, findings: Findings) -> Array | None:
-    """The row keys of a run, in dataset order; None if they cannot be read."""
+def _index(rows: list[tuple[Array, Array]]) -> KeyIndex:
+    index = KeyIndex()
+    index.extend(rows)
+    return index
+
+
+def _read_keys(store: ObjectStore, name: str, findings: Findings) -> Array | None:
+    """The row keys of a pass, in the order of its rows; None if they cannot be read."""
     try:
-        return read_keys(store, run.keys)
+        return read_keys(store, name)
     except ObjectMissingError:
-        findings.add(run.keys, "missing")
+        findings.add(name, "missing")
     except ObjectCorruptedError:
         pass  # reported when the sizes of all keys are checked
     return None
@@ -213,11 +232,18 @@ def _check_exports(
     if ROWS in sizes:
         check_rows(store, keys, quarantined, run.counts.ok, findings)
     # A later run may have answered rows that were quarantined when the exports were written.
+    _check_stored(_MAIN.parts(run.parser), "row", keys, index, findings)
     found = index.find(keys)
     failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)
-    for name, what, invalid in (
-        (_FOLDER.parts(run.parser), "row neither answered nor quarantined", ~found.known),
-        (QUARANTINE_JSONL, "quarantined row missing", failed & ~quarantined),
-    ):
-        if len(rows := np.flatnonzero(invalid)):
-            findings.add(name, what, where=f"row {rows[0]}", count=len(rows))
+    _add_all(QUARANTINE_JSONL, "quarantined row missing", "row", failed & ~quarantined, findings)
+
+
+def _check_stored(folder: str, unit: str, keys: Array, index: KeyIndex, findings: Findings) -> None:
+    """Check that every row of a pass is stored."""
+    missing = ~index.find(keys).known
+    _add_all(folder, f"{unit} neither answered nor quarantined", unit, missing, findings)
+
+
+def _add_all(name: str, what: str, unit: str, invalid: Array, findings: Findings) -> None:
+    if len(rows := np.flatnonzero(invalid)):
+        findings.add(name, what, where=f"{unit} {rows[0]}", count=len(rows))

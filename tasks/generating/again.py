@@ -61,9 +61,10 @@ def complete_corrected(
     corrections: dict[str, Correction] = {}
     for prompt in prompts:
         reply = batch.replies[prompt.key]
-        if isinstance(reply, Completion) and _is_complete(reply):
-            if fault := fault_of(reply, prompt.asked):
-                corrections[prompt.key] = Correction(reply.text, fault)
+        if not isinstance(reply, Completion) or not _is_complete(reply):
+            continue
+        if fault := fault_of(reply, prompt.asked):
+            corrections[prompt.key] = Correction(reply.text, fault)
     unusable = [prompt for prompt in prompts if prompt.key in corrections]
     batch.corrections += len(unusable)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...serving.types import ChatRequest, Completion, Message
+from ...serving.types import ChatRequest, Completion, Message, Outcome
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..prompting.correction import Correction, corrective_messages
@@ -21,12 +21,15 @@ class GenerationSettings:
         images: limits and size of what is sent.
         fault_of: what is wrong with a complete reply, as the model is told; empty for one that is
             usable, or that asking again would not mend. None to ask no row again for that reason.
+        known_reply: the outcome for a row key where it is known without a request, as in the
+            results of batch files; else None.
     """
 
     reader: ImageReader
     options: Mapping[str, Any] = field(default_factory=dict)
     images: ImageSettings = field(default_factory=ImageSettings)
     fault_of: Callable[[Completion, Asked], str] | None = None
+    known_reply: Callable[[str], Outcome | None] | None = None
 
 
 def build_request(

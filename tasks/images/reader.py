@@ -29,6 +29,7 @@ from ..records import ImageRef, Kind, RowError
 from .decoding_budget import FILES
 from .file_digests import FileDigests, file_version, is_settled
 from .prepare import ImageSettings, PreparedImage, prepare_image
+from .recent_images import RecentImages
 from .spellings import spellings
 from .untrusted_files import hash_file, open_local, stat_local
 from .web import WebImages
@@ -87,6 +88,7 @@ class ImageReader:
         self._web: WebImages | None = None
         self._web_lock = threading.Lock()
         self._scaled = 0
+        self._recent = RecentImages()
         self._closed = False
 
     def confine(self, root: str | None) -> None:
@@ -202,12 +204,15 @@ class ImageReader:
         return stat_local(path).st_size
 
     def prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
-        """Read an image and prepare it for the model.
+        """Read an image and prepare it for the model; once for rows that share it and are near.
 
         Raises:
             RowError: as for `read` and `prepare_image`.
             StoreUnavailableError: as for `read`.
         """
+        return self._recent.get(ref, settings, lambda: self._prepare(ref, settings))
+
+    def _prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
         with self.reading(ref) as data:
             prepared = prepare_image(data, settings)
         if prepared.is_scaled:

@@ -90,7 +90,8 @@ class RecordedRows:
         """How many rows to count behind the last one: those that another run would read."""
         if self._dataset.max_rows is None:
             return COUNTED_ROWS
-        return min(COUNTED_ROWS, self._dataset.max_rows - len(self._digests))
+        most = self._dataset.max_rows * self._dataset.samples
+        return min(COUNTED_ROWS, most - len(self._digests))
 
 
 def _digest(row: Row) -> int:

@@ -3,20 +3,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from re import Match
 
 from ..records import QAPair
 from .found_pairs import FoundPairs
 from .json_escapes import repair_escapes
-from .labels import ANSWER, QUESTION
-from .wrappers import trim
+from .json_fields import is_question, object_pairs
 
-_NUMBER = r"[\s_#.-]*(?P<number>\d{1,3})?"
-_KEY = re.compile(
-    rf"(?:(?P<question>{QUESTION}|q)|(?P<answer>{ANSWER}|a)){_NUMBER}",
-    re.IGNORECASE,
-)
 _OBJECT_START = re.compile(r'\{\s*+"')
 
 # For each failed attempt, `JSONDecodeError` counts all lines before the position. A text with this
@@ -55,17 +48,20 @@ def json_pairs(text: str) -> FoundPairs:
 
 
 def _is_question(key: Match[str]) -> bool:
-    """Whether the value of a key should be a question."""
-    name = _KEY.fullmatch(key["name"].strip())
     is_nested = key.string[key.end() : key.end() + 1] in {"{", "["}
-    return name is not None and name["question"] is not None and not is_nested
+    return is_question(key["name"]) and not is_nested
 
 
 def _sound_pairs(text: str) -> list[QAPair]:
     pairs: list[QAPair] = []
-    # The hook is called as each object ends, even inside one that later turns out corrupted.
+
+    # Called as each object ends, even inside one that later turns out corrupted.
+    def read(items: list[tuple[str, object]]) -> dict[str, object]:
+        pairs.extend(object_pairs(items))
+        return dict(items)
+
     decoder = json.JSONDecoder(
-        object_pairs_hook=lambda items: pairs.extend(_object_pairs(items)),
+        object_pairs_hook=read,
         parse_int=str,
         parse_float=str,
         parse_constant=str,
@@ -83,35 +79,6 @@ def _sound_pairs(text: str) -> list[QAPair]:
     return pairs
 
 
-def _object_pairs(items: Sequence[tuple[str, object]]) -> Iterator[QAPair]:
-    """The pairs among the members of one object, by the numbers of their keys."""
-    questions: dict[str, str] = {}
-    answers: dict[str, str] = {}
-    for name, value in items:
-        key = _KEY.fullmatch(name.strip())
-        if key is not None and (text := _text(value)):
-            texts = answers if key["question"] is None else questions
-            texts.setdefault(key["number"] or "", text)
-    yield from (QAPair(questions[n], answers[n]) for n in questions if n in answers)
-    if not questions:
-        yield from _parallel_pairs({name.strip().casefold(): value for name, value in items})
-
-
-def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
-    """The pairs of `{"questions": [...], "answers": [...]}`."""
-    questions, answers = members.get("questions"), members.get("answers")
-    if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
-        pairs = (QAPair(_text(q), _text(a)) for q, a in zip(questions, answers, strict=True))
-        yield from (pair for pair in pairs if pair.question and pair.answer)
-
-
-def _text(value: object) -> str:
-    """A string, number or boolean as text; "" for anything else."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return trim(value) if isinstance(value, str) else ""
-
-
 def _damaged_pairs(text: str) -> list[QAPair]:
     """The pairs of objects that no JSON parser reads, from one key to the next.
 
@@ -126,7 +93,7 @@ def _damaged_pairs(text: str) -> list[QAPair]:
         is_clear &= value is not None
         items.append((key["name"], value))
         if following is None or following["before"] == "{":
-            pairs.extend(_object_pairs(items) if is_clear else ())
+            pairs.extend(object_pairs(items) if is_clear else ())
             items, is_clear = [], True
     return pairs
 

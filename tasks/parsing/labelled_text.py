@@ -3,46 +3,26 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from re import Match
 
 from ..records import QAPair
+from .extras import Extras, extra_labels, named
 from .found_pairs import FoundPairs
 from .labels import (
     ANSWER_LETTERS,
     ANSWER_OR_LETTER,
-    LETTER,
     NUMBER,
     QUESTION_LETTERS,
     QUESTION_OR_LETTER,
+    TURN_WORDS,
+    alternatives,
+    line_label,
 )
 from .wrappers import trim
 
-# Possessive quantifiers (`*+`): backtracking through all lengths of a run would be quadratic.
-_LINE_LABEL = re.compile(
-    rf"""
-    ^[^\S\n]*+ (?:>[^\S\n]*+)*+ [\u200e\u200f]*+             # indentation, block quote
-    (?:[-+*•][^\S\n]++)?+                                    # list mark
-    (?:[(（]?\d{{1,3}}[.)）、][^\S\n]*+)?+                    # list number
-    (?P<heading>\#{{1,6}}+[^\S\n]*+)?+
-    (?P<emphasis>\*{{1,3}}|_{{1,3}})?
-    (?:\d{{1,3}}[.)、][^\S\n]*+)?+                            # **1. Question:**
-    (?P<bracket>[\[【](?!{LETTER}{NUMBER}?[\]】]))?           # but not [A], a choice
-    (?: (?P<question>{QUESTION_OR_LETTER}) | (?P<answer>{ANSWER_OR_LETTER}) )
-    [^\S\n]*+
-    (?P<number>[(（\#.-]?{NUMBER}[)）]?)?
-    (?:[^\S\n]*[(（][^()（）\n]{{1,40}}+[)）])?               # Question 1 (colour):
-    (?(bracket) [\]】] (?:[:：]?(?P=emphasis))?+ (?:[^\S\n]*[:：])?+   # **[Question]:**
-    | (?:
-        (?P=emphasis) [^\S\n]*+ [:：]                        # **Question**:
-      | [^\S\n]*+ [:：] (?:[^\S\n]*(?P=emphasis))?           # Question:   **Question:**
-      | (?(number)[.)、](?!\d)(?:(?P=emphasis))?|(?!))       # Q1.   **Q1.**
-      | (?P=emphasis)[^\S\n]*+$                              # **Question 1** on a line of its own
-      | (?(heading)[^\S\n]*+$|(?!))                          # ### Question
-    ))
-    """,
-    re.MULTILINE | re.IGNORECASE | re.VERBOSE,
-)
+_LINE_LABEL = line_label(question=QUESTION_OR_LETTER, answer=ANSWER_OR_LETTER)
+_TURN_LABEL = line_label(question=alternatives(TURN_WORDS[0]), answer=alternatives(TURN_WORDS[1]))
 
 _INLINE_LABEL = re.compile(
     rf"""
@@ -73,6 +53,7 @@ class _Label:
         is_question: whether it is one of a question.
         is_letter: whether its word is a single letter, such as "Q".
         has_number: whether it has a number.
+        is_marked: whether it is emphasised or a heading.
         emphasis: Markdown that opens before the label and is not closed within it.
     """
 
@@ -81,6 +62,7 @@ class _Label:
     is_question: bool
     is_letter: bool
     has_number: bool
+    is_marked: bool
     emphasis: str
 
 
@@ -105,6 +87,7 @@ def _label(match: Match[str], start: int) -> _Label:
         is_question=match["question"] is not None,
         is_letter=word in {*QUESTION_LETTERS, *ANSWER_LETTERS},
         has_number=match["number"] is not None,
+        is_marked=bool(emphasis or match.groupdict().get("heading")),
         emphasis="" if closed else emphasis,
     )
 
@@ -166,8 +149,19 @@ def _may_answer(answer: _Label, question: _Label) -> bool:
     return not answer.is_question and (question.is_letter or not answer.is_letter)
 
 
+def turn_pairs(text: str) -> FoundPairs:
+    """The pairs of a dialogue whose turns are labelled by who speaks: `User:`, `**Assistant:**`."""
+    return _pairs(text, [_label(match, match.start()) for match in _TURN_LABEL.finditer(text)])
+
+
 def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
     pairs, lost = [], 0
+    first = next((label for label in labels if label.is_question), None)
+    if first is None:
+        return FoundPairs([])
+    # Where a type stands above the first question, each belongs to the question below it.
+    _, above = _value(text, replace(first, start=0, end=0), first.start, before_question=False)
+    comes_first = "type" in above or "language" in above
     question: _Label | None = None
     answer: _Label | None = None
     for label in (*labels, None):
@@ -180,21 +174,43 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
         if question is not None:
             has_next = label is not None
             first_end = end if answer is None else answer.start
-            pair = QAPair(
-                _value(text, question, first_end, before_question=has_next and answer is None),
-                "" if answer is None else _value(text, answer, end, before_question=has_next),
-            )
-            if pair.question and pair.answer:
-                pairs.append(pair)
-            elif pair.question or pair.answer:
+            last = has_next and answer is None
+            asked, extras = _value(text, question, first_end, before_question=last)
+            said, below = "", Extras()
+            if answer is not None:
+                said, below = _value(text, answer, end, before_question=has_next)
+            extras |= below
+            if comes_first:
+                extras["type"] = above.get("type", "")
+                extras["language"] = above.get("language", "")
+            if asked and said:
+                pairs.append(QAPair(asked, said, **extras))
+            elif asked or said:
                 lost += 1
+            above = below
         question, answer = label, None
     return FoundPairs(pairs, lost)
 
 
-def _value(text: str, label: _Label, end: int, *, before_question: bool) -> str:
-    """The text after a label, without the decoration around it."""
-    lines = text[label.end : end].strip().split("\n")
+def _value(text: str, label: _Label, end: int, *, before_question: bool) -> tuple[str, Extras]:
+    """The text after a label, without the decoration around it, and what follows about the pair."""
+    extras = extra_labels(text, label.end, end, is_marked=label.is_marked)
+    ends = [extra.start for extra in extras] + [end]
+    values = [
+        (extra.field, _tidied(text[extra.end : until], before_question=before_question))
+        for extra, until in zip(extras, ends[1:], strict=True)
+    ]
+    value = _tidied(text[label.end : ends[0]], before_question=before_question)
+    if label.emphasis:
+        value = value.removesuffix(label.emphasis)  # **Question: all of it in bold**
+    if value.count("|") == 1:
+        value = value.removesuffix("|")  # Question: ... | Answer: ...
+    return trim(value), named(values)
+
+
+def _tidied(value: str, *, before_question: bool) -> str:
+    """A value without the rules, titles and ends of fences below it."""
+    lines = value.strip().split("\n")
     open_fence = sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
     while lines:
         last = lines[-1].strip()
@@ -205,12 +221,7 @@ def _value(text: str, label: _Label, end: int, *, before_question: bool) -> str:
             if not is_title:
                 break
         lines.pop()
-    value = "\n".join(lines).strip()
-    if label.emphasis:
-        value = value.removesuffix(label.emphasis)  # **Question: all of it in bold**
-    if value.count("|") == 1:
-        value = value.removesuffix("|")  # Question: ... | Answer: ...
-    return trim(value)
+    return "\n".join(lines).strip()
 
 
 _RULE = re.compile(r"([-*_=~])(?:[ \t]*+\1){2,}+|\*\*|__")

@@ -119,7 +119,7 @@ def _tidy(text: str) -> str:
 QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
 """The built-in parser of question-answer pairs, with its default settings."""
 
-ANSWERS = pair_parse_settings("answer", parse_answer)
+ANSWER = pair_parse_settings("answer", parse_answer)
 """The parser of the pass that answers the questions of another one."""
 
 

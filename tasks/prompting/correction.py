@@ -1,4 +1,4 @@
-"""The corrective request: shows the model its own unusable reply, and says what is wrong with it."""
+"""The corrective request: the model sees its own unusable reply, and what is wrong with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

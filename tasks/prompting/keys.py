@@ -55,7 +55,7 @@ class RequestSpec:
     @cached_property
     def digest(self) -> bytes:
         """Digest over all fields."""
-        return _digest(
+        return canonical_digest(
             {
                 "version": KEY_VERSION,
                 "model": self.model,
@@ -84,12 +84,12 @@ def row_key(image_ids: Sequence[str], prompt: Prompt, sample: int, spec: Request
         content["options"] = dict(prompt.options)
     if sample:
         content["sample"] = sample
-    return hashlib.sha256(spec.digest + _digest(content)).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(spec.digest + canonical_digest(content)).hexdigest()[:KEY_LENGTH]
 
 
 def problem_key(row: Row) -> str:
     """Identify a row that cannot be sent to the model by its location and content."""
-    return _digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
+    return canonical_digest({"where": row.where, "record": row.record}).hex()[:KEY_LENGTH]
 
 
 def batch_key(keys: Iterable[str], attempts: Iterable[int], cache_buster: str = "") -> str:
@@ -101,12 +101,12 @@ def batch_key(keys: Iterable[str], attempts: Iterable[int], cache_buster: str = 
     content: dict[str, Any] = {"rows": list(keys), "attempts": list(attempts)}
     if cache_buster:
         content["cache_buster"] = cache_buster
-    return _digest(content).hex()[:KEY_LENGTH]
+    return canonical_digest(content).hex()[:KEY_LENGTH]
 
 
 def configuration_key(settings: Mapping[str, Any]) -> str:
     """Identify the settings of a run, for whatever is stored per configuration."""
-    return _digest(dict(settings)).hex()[:KEY_LENGTH]
+    return canonical_digest(dict(settings)).hex()[:KEY_LENGTH]
 
 
 class KeyList(Sequence[str]):
@@ -133,7 +133,7 @@ class KeyList(Sequence[str]):
         return self._packed[start : start + _KEY_BYTES].hex()
 
 
-def _digest(value: Any) -> bytes:
+def canonical_digest(value: Any) -> bytes:
     """SHA-256 of the value as canonical JSON: sorted names, no spaces, ASCII."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode("ascii")).digest()

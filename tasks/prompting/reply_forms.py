@@ -1,9 +1,11 @@
 """What a reply should look like: the instruction in the prompt, and the JSON schema of it."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from ..records import ReplyForm
 
@@ -71,6 +73,18 @@ def _json_example(form: ReplyForm, pairs: int) -> str:
     return f'{{"pairs": [{_JSON_PAIR}, ...]}}'
 
 
+def stated_form(form: ReplyForm) -> str:
+    """How to write a reply of this form, for a model that was not told or did not follow it."""
+    match form:
+        case ReplyForm.ANSWER:
+            return "Write nothing but the answer."
+        case ReplyForm.QUESTIONS:
+            return "Write nothing but the questions, one on a line."
+        case ReplyForm.MULTIPLE_CHOICE:
+            return reply_format(form, 1, json=False)
+    return f"Write every question and its answer in this form:\n\n{_PAIR}"
+
+
 @lru_cache
 def reply_schema(form: ReplyForm, pairs: int) -> dict[str, Any]:
     """The JSON schema of a reply, for guided decoding.
@@ -82,15 +96,39 @@ def reply_schema(form: ReplyForm, pairs: int) -> dict[str, Any]:
     several = Field(min_length=pairs, max_length=pairs)
     match form:
         case ReplyForm.ANSWER:
-            return _Answer.model_json_schema()
+            return _schema(_Answer)
         case ReplyForm.MULTIPLE_CHOICE:
-            return _MultipleChoice.model_json_schema()
+            return _schema(_MultipleChoice)
         case ReplyForm.QUESTIONS:
-            return create_model(
-                "Questions", __base__=_Reply, questions=(Annotated[list[_Text], several], ...)
-            ).model_json_schema()
+            return _schema(
+                create_model(
+                    "Questions", __base__=_Reply, questions=(Annotated[list[_Text], several], ...)
+                )
+            )
     if pairs == 1 and form is ReplyForm.PAIRS:
-        return _Pair.model_json_schema()
-    return create_model(
-        "Pairs", __base__=_Reply, pairs=(Annotated[list[_Pair], several], ...)
-    ).model_json_schema()
+        return _schema(_Pair)
+    return _schema(
+        create_model("Pairs", __base__=_Reply, pairs=(Annotated[list[_Pair], several], ...))
+    )
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(schema_generator=_WithoutTitles)
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """Leaves out titles, which constrain nothing, but are sent with every request."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+    def generate(self, schema: Any, mode: JsonSchemaMode = "validation") -> JsonSchemaValue:
+        generated = super().generate(schema, mode)
+        for each in (generated, *generated.get("$defs", {}).values()):
+            each.pop("title", None)
+        return generated
+
+
+def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The request option that makes a server follow a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema)}}

@@ -5,9 +5,9 @@ Renaming a parameter breaks existing deployments, which store the names.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     WithJsonSchema,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from ..errors import StoreError
@@ -301,12 +302,68 @@ class Caching(_Group):
         return _plain_uri(cache)
 
 
+ExportFormat = Literal["llava", "sharegpt", "qwen", "openai", "hf", "webdataset"]
+ExportImages = Literal["auto", "paths", "copy", "embed"]
+
+EXPORT_IMAGES: Mapping[ExportFormat, Sequence[ExportImages]] = {
+    "llava": ("copy", "paths"),
+    "sharegpt": ("copy", "paths"),
+    "qwen": ("copy", "paths"),
+    "openai": ("embed", "paths"),
+    "hf": ("embed", "paths"),
+    "webdataset": ("embed",),
+}
+"""How the formats can have images; the first is the default."""
+
+_IMAGES_VERB = {"paths": "refer to images by paths", "copy": "have copies", "embed": "embed images"}
+
+
 class Exports(_Group):
     """Which files are written in addition to the exports that every run writes."""
 
+    formats: tuple[ExportFormat, ...] = Field(
+        default=(),
+        description="Formats to write for training, each under export/ in the output: llava, "
+        "sharegpt (LLaMA-Factory and ms-swift), qwen (Qwen-VL), openai, hf (Parquet for Hugging "
+        "Face), webdataset.",
+    )
+    images: ExportImages = Field(
+        default="auto",
+        description="How these formats have the images: paths refers to them where they are, copy "
+        "puts them into files beside, embed into the files themselves. By default (auto) hf, "
+        "openai and webdataset embed, and the others copy.",
+    )
+    shard_size: Annotated[int, Field(ge=1, title="Shard size")] | None = Field(
+        default=None,
+        description="Conversations per file; by default one file, of hf and webdataset several.",
+    )
+    validation: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the images whose conversations go to a validation split. The same "
+        "image is never in both.",
+    )
+    split_seed: int = Field(default=0, description="Another seed gives another validation split.")
     json_array: bool = Field(
         default=False, description="Also write qa.json: the rows of qa.jsonl as one JSON array."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _formats_only(cls, value: Any) -> Any:
+        return {"formats": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        for name in self.formats:
+            allowed = EXPORT_IMAGES[name]
+            if self.images not in ("auto", *allowed):
+                raise ValueError(
+                    f"format {name} cannot {_IMAGES_VERB[self.images]}: give "
+                    f"{' or '.join(allowed)}"
+                )
+        return self
 
 
 class RunParameters(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ImageQAError
 from ..loading.columns import Columns
 from ..object_store.credentials import S3Credentials
-from ..parsing.parse import ANSWERS, ParseSettings, pair_parse_settings
+from ..parsing.parse import ANSWER, ParseSettings, pair_parse_settings
 from ..parsing.qa_pairs import parse_answer, parse_qa_pairs
 from ..prompting.chat import DEFAULT_SYSTEM_PROMPT, default_user_prompt
 from ..prompting.open_style import OpenStyle, StyleSettings, open_style
@@ -140,7 +140,7 @@ def answers_pass(main: Pass, style: OpenStyle) -> Pass:
     return Pass(
         name=layout.ANSWERS,
         style=style.answering,
-        parsing=ANSWERS,
+        parsing=ANSWER,
         system_prompt="",
         user_prompt="",
         columns=main.columns,

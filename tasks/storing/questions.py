@@ -16,9 +16,9 @@ def question_rows(rows: Iterable[Row], outcomes: Iterable[FinishedRow | None]) -
     """
     for row, outcome in zip(rows, outcomes, strict=False):
         if isinstance(outcome, Answered):
-            for number, pair in enumerate(outcome.pairs, 1):
+            for number, question in enumerate(_questions(outcome), 1):
                 where = f"{row.where}, question {number}"
-                yield replace(row, where=where, question=pair.question, sample=0)
+                yield replace(row, where=where, question=question, sample=0)
 
 
 def with_answers(
@@ -60,11 +60,22 @@ def _joined(asked: Answered, answers: Iterator[FinishedRow | None]) -> Answered 
     return replace(asked, parsed=parsed, reasoning=reasoning, unanswered=tuple(failures))
 
 
+def _questions(asked: Answered) -> list[str]:
+    try:
+        return [pair.question for pair in asked.pairs]
+    except (TypeError, ValueError):
+        raise _corrupted(asked) from None
+
+
 def _answer_of(answer: Answered) -> dict[str, object]:
     try:
         (pair,) = answer.parsed
         return {"answer": pair["answer"]}
     except (TypeError, ValueError, LookupError):
-        raise ObjectCorruptedError(
-            f"the stored answer {answer.key} is corrupted: run again with --refresh"
-        ) from None
+        raise _corrupted(answer) from None
+
+
+def _corrupted(answer: Answered) -> ObjectCorruptedError:
+    return ObjectCorruptedError(
+        f"the stored answer {answer.key} is corrupted: run again with --refresh"
+    )

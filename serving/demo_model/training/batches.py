@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..scenes import Scene
-from .lessons import IMAGE, Branch, Lesson, make_lesson
+from .forms import Branch
+from .lessons import IMAGE, Lesson, make_lesson
 from .model import EXPANDED_IMAGE
 
-ROW_TOKENS = 288  # a row has as many branches as fit, but at least one
+ROW_TOKENS = 320  # a row has as many branches as fit, but at least one
 _HIDDEN = torch.finfo(torch.float32).min
 
 

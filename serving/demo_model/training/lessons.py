@@ -4,13 +4,16 @@ A lesson is a prompt about a scene with many branches, each of which is an indep
 so that the prompt is processed only once.
 """
 
-import json
 import random
 from dataclasses import dataclass
 
-from ..questions import GENERATED_KINDS, Question, QuestionKind, answer_to, random_question
+from ..questions import Question, QuestionKind
 from ..scenes import COLOURS, KINDS, Scene, Shape
-from .prompts import Form, instruct
+from ..truth import answer_to, detailed_answer, random_question, short_answer
+from .contents import content_of
+from .forms import FORM_WEIGHT, LETTERS, Branch, Content, ReplyForm, Span, write_reply
+from .prompts import Form, instruct, surround
+from .style_prompts import style_prompt, style_systems
 
 END = "<end_of_utterance>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -19,6 +22,15 @@ IMAGE = "<image>"
 CANNOT_TELL = "I cannot tell without the image."
 CANNOT_SEE = "I cannot see an image."
 
+BASIC_KINDS = (
+    QuestionKind.COLOUR,
+    QuestionKind.SIZE,
+    QuestionKind.WHERE,
+    QuestionKind.COUNT,
+    QuestionKind.SHAPE,
+    QuestionKind.COLOUR_COUNT,
+    QuestionKind.CHECK,
+)
 _BRANCHES = 16
 _HARD_KINDS = (
     QuestionKind.COUNT,
@@ -26,20 +38,9 @@ _HARD_KINDS = (
     QuestionKind.COLOUR_COUNT,
     QuestionKind.CHECK,
 )
-_ANSWERED_KINDS = (*QuestionKind, *_HARD_KINDS)
-_QUESTION_WEIGHT = 0.4  # there are many good questions but only one correct answer
-_FORM_WEIGHT = 4.0  # a few tokens determine the form and the number of pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of a branch and the weight of its tokens in the loss; 0 for input."""
-
-    text: str
-    weight: float
-
-
-Branch = tuple[Span, ...]
+_ANSWERED_KINDS = (*QuestionKind, *BASIC_KINDS, *_HARD_KINDS)
+_IN_SHORT, _IN_DETAIL = "Answer in one to three words.", "Answer in several sentences."
+_CORRECTED = 0.06  # share of styles' prompts after which an unusable reply was sent back
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,16 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     """
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
-    draw = rng.random() if progress > 0.3 else rng.uniform(0.46, 1)
-    if draw < 0.18:
+    draw = rng.random() if progress > 0.3 else rng.uniform(0.66, 1)
+    if draw < 0.4:
+        return _styled(scene, rng)
+    if draw < 0.5:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.26:
+    if draw < 0.55:
         return _generate(scene, rng, Form.JSON)
-    if draw < 0.46:
+    if draw < 0.66:
         return _generate(scene, rng, Form.MANY)
-    if draw < 0.96:
+    if draw < 0.97:
         return _answer(scene, rng)
     return _without_image(scene, rng)
 
@@ -116,55 +119,114 @@ def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
     count = rng.randint(2, 4) if form is Form.MANY else 1
     instruction = instruct(form, rng, count)
     prompt = f"{_system(instruction.system)}{USER}{IMAGE}{_gap(rng)}{instruction.user}{END}"
+    style = "several" if form is Form.MANY else "single"
     branches = []
     for _ in range(_BRANCHES if count == 1 else 4):
-        reply = _reply(scene, rng, form, count)
+        content = content_of(style, "", count, scene, rng, letter_given=False)
+        reply = write_reply(ReplyForm.PAIRS, content, json=form is Form.JSON)
         if form is Form.PAIR and rng.random() < 0.06:
             # A server that enforces a JSON schema forces the form, whatever the prompt says.
-            start, *rest = _reply(scene, rng, Form.JSON, 1)
+            start, *rest = write_reply(ReplyForm.PAIRS, content, json=True)
             reply = (Span(start.text, 0), *rest)
-        branches.append((Span(ASSISTANT, 0), *reply, Span(END, _FORM_WEIGHT)))
+        branches.append(_turn(reply))
     return Lesson(prompt, tuple(branches))
 
 
-def _reply(scene: Scene, rng: random.Random, form: Form, count: int) -> Branch:
-    spans: list[Span] = []
-    for number, question in enumerate(_different_questions(scene, rng, count), 1):
-        text, answer = rng.choice(question.phrasings()), answer_to(scene, question)
-        if form is Form.JSON:
-            pair = json.dumps({"question": text, "answer": answer})
-            question_end = pair.index(', "answer"')
-        else:
-            separator = "\n\n" if number > 1 else ""
-            label = f"{separator}{number}. " if form is Form.MANY else ""
-            pair = f"{label}**Question:** {text}\n**Answer:** {answer}"
-            question_end = pair.index("\n**Answer")
-        question_start = pair.index(text)
-        spans += [
-            Span(pair[:question_start], _FORM_WEIGHT),
-            Span(pair[question_start:question_end], _QUESTION_WEIGHT),
-            Span(pair[question_end:], 1),
-        ]
-    return tuple(spans)
+def _styled(scene: Scene, rng: random.Random) -> Lesson:
+    asked = style_prompt(rng)
+    system = surround(asked.system, rng) if rng.random() < 0.15 else asked.system
+    prompt = f"{_system(system)}{USER}{IMAGE}{_gap(rng)}{asked.user}{END}"
+
+    def content() -> Content:
+        letter = asked.drawn if asked.letter_given else rng.choice(LETTERS)
+        return content_of(
+            asked.style, letter, asked.pairs, scene, rng, letter_given=asked.letter_given
+        )
+
+    if rng.random() < _CORRECTED:
+        reply = write_reply(asked.form, content(), json=asked.json)
+        prompt += _sent_back("".join(span.text for span in reply), rng)
+    return Lesson(
+        prompt,
+        tuple(
+            _turn(write_reply(asked.form, content(), json=asked.json)) for _ in range(_BRANCHES)
+        ),
+    )
 
 
-def _different_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """Different questions: their kinds follow each other in a fixed cycle."""
-    first = rng.randrange(len(GENERATED_KINDS))
-    kinds = [GENERATED_KINDS[(first + step) % len(GENERATED_KINDS)] for step in range(count)]
-    return [random_question(scene, rng, (kind,)) for kind in kinds]
+def _sent_back(reply: str, rng: random.Random) -> str:
+    """A reply made unusable, and the request to reply again."""
+    bad = rng.choice(
+        (
+            reply[: rng.randint(1, max(1, len(reply) - 1))],
+            reply.replace("**", "").replace("Answer:", ""),
+            rng.choice(_BAD_REPLIES),
+        )
+    )
+    what = rng.choice(_COMPLAINTS)
+    return f"{ASSISTANT}{bad}{END}{USER}{_UNUSABLE} {what}. {rng.choice(_AGAIN)}{END}"
+
+
+_UNUSABLE = "Your reply cannot be used: it"
+_AGAIN = (
+    "Reply once more, in the form that was asked for, and write nothing else.",
+    "Reply once more, in the form that was asked for, and write nothing else.",
+    "Reply again in the form asked for.",
+)
+_BAD_REPLIES = (
+    "I cannot help with that.",
+    "Sure! Here is what I see in the image.",
+    "The image shows some shapes.",
+    "{",
+    "...",
+    "Question",
+)
+_COMPLAINTS = (
+    "has no question and answer",
+    "has no question-answer pair",
+    "is cut off at the limit of tokens",
+    "is not JSON",
+    "has 1 pair instead of 3",
+    "has no answer",
+    "does not say which option is right",
+    "has two equal options",
+    "repeats itself",
+)
+
+
+def _turn(reply: Branch) -> Branch:
+    return (Span(ASSISTANT, 0), *reply, Span(END, FORM_WEIGHT))
 
 
 def _answer(scene: Scene, rng: random.Random) -> Lesson:
-    prompt = f"{_system(instruct(Form.ANSWER, rng).system)}{USER}{IMAGE}"
+    """Questions, answered in a sentence, in short or in detail, as text or as JSON."""
+    system = instruct(Form.ANSWER, rng).system
+    if rng.random() < 0.25:
+        system = rng.choice(style_systems())
+    prompt = f"{_system(system)}{USER}{IMAGE}"
     gap = _gap(rng)
+    json = rng.random() < 0.12
     branches = []
     for _ in range(_BRANCHES):
         question = random_question(scene, rng, _ANSWERED_KINDS, absent=0.12)
-        text = rng.choice(question.phrasings())
-        reply = Span(f"{answer_to(scene, question)}{END}", 1)
-        branches.append((Span(f"{gap}{text}{END}{ASSISTANT}", 0), reply))
+        text, answer = _asked(scene, question, rng)
+        if json:
+            text += f'{rng.choice((chr(10), " "))}Reply as JSON: {{"answer": "..."}}'
+        reply = write_reply(ReplyForm.ANSWER, Content((("", answer),)), json=json)
+        branches.append((Span(f"{gap}{text}{END}", 0), *_turn(reply)))
     return Lesson(prompt, tuple(branches))
+
+
+def _asked(scene: Scene, question: Question, rng: random.Random) -> tuple[str, str]:
+    """A question, maybe with a request for a long or short answer, and its answer."""
+    text = rng.choice(question.phrasings())
+    draw = rng.random()
+    short = short_answer(scene, question)
+    if draw < 0.15 and short is not None:
+        return f"{text}\n{_IN_SHORT}", short
+    if draw < 0.27:
+        return f"{text}\n{_IN_DETAIL}", str(detailed_answer(scene, question))
+    return text, str(answer_to(scene, question))
 
 
 def _without_image(scene: Scene, rng: random.Random) -> Lesson:

@@ -1,7 +1,9 @@
 """The model's parts: tokenizer, processor and network, all stock Hugging Face classes."""
 
 import random
+from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Idefics3Config,
@@ -20,7 +22,7 @@ PAD, START = "<pad>", "<|im_start|>"
 IMAGE_EDGE, GLOBAL_IMAGE = "<fake_token_around_image>", "<global-img>"
 SPECIAL_TOKENS = [PAD, START, END, IMAGE, IMAGE_EDGE, GLOBAL_IMAGE, SYSTEM, USER, ASSISTANT]
 
-VOCABULARY = 1024
+VOCABULARY = 1280
 IMAGE_SIDE = 96  # pixels
 PATCH_SIDE = 16  # pixels
 PATCHES_PER_SIDE = IMAGE_SIDE // PATCH_SIDE
@@ -97,7 +99,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
 
 
 def build_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
-    """An untrained network of about 1.2 million parameters."""
+    """An untrained network of about 1.3 million parameters."""
     vision = Idefics3VisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=256,
@@ -128,3 +130,36 @@ def build_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalG
         pad_token_id=tokenizer.pad_token_id,
     )
     return Idefics3ForConditionalGeneration(config)
+
+
+def copy_weights(
+    checkpoint: Path,
+    network: Idefics3ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Copy a checkpoint's weights into a network whose tokenizer has another vocabulary.
+
+    A token that the checkpoint does not have gets the mean of the tokens it would have been there.
+    """
+    old_network = Idefics3ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    old_tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    old = old_network.state_dict()
+    new = network.state_dict()
+    pieces = [_pieces(tokenizer, old_tokenizer, number) for number in range(len(tokenizer))]
+    for name, weights in old.items():
+        if weights.shape == new[name].shape and "embed_tokens" not in name:
+            new[name].copy_(weights)
+        else:
+            rows = [weights[numbers].mean(0) for numbers in pieces]
+            new[name][: len(rows)] = torch.stack(rows)
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast, number: int
+) -> list[int]:
+    token = tokenizer.convert_ids_to_tokens(number)
+    known = old.get_vocab().get(token)
+    if known is not None:
+        return [known]
+    merged = old.backend_tokenizer.model.tokenize(token)
+    return [piece.id for piece in merged]

@@ -53,7 +53,7 @@ def instruct(form: Form, rng: random.Random, count: int = 1) -> Instruction:
         count: number of pairs to ask for; only used for MANY.
     """
     if form is Form.ANSWER:
-        return Instruction(_surround(_answer_request(rng), rng), "")
+        return Instruction(surround(_answer_request(rng), rng), "")
     number = rng.choice(phrases.NUMBERS[count]) if form is Form.MANY else ""
     place = rng.random()
     if place < 0.6:  # the system prompt has the request, the user's turn is neutral
@@ -71,7 +71,7 @@ def instruct(form: Form, rng: random.Random, count: int = 1) -> Instruction:
         system, user = _garble(system, rng), _garble(user, rng)
     if user and rng.random() < 0.08:
         user = rng.choice((f"{user} {_rule(rng)}", f"{_rule(rng)} {user}"))
-    return Instruction(_surround(system, rng), _recase(user, rng))
+    return Instruction(surround(system, rng), _recase(user, rng))
 
 
 def _answer_request(rng: random.Random) -> str:
@@ -88,7 +88,7 @@ def _pick(texts: tuple[str, ...], rng: random.Random) -> str:
     return texts[0] if rng.random() < 0.25 else rng.choice(texts)
 
 
-def _surround(request: str, rng: random.Random) -> str:
+def surround(request: str, rng: random.Random) -> str:
     """Put personas, rules and junk around a request, and sometimes change the case."""
     if rng.random() >= _ODD:
         return _recase(request, rng)

@@ -4,22 +4,30 @@ Run `python -m serving.demo_model.training.train` in the repository root. First 
 its connector learn from labels what is in each cell. Then, with the vision frozen and its features
 computed once, the language model learns to talk about them. Everything is seeded and scheduled by
 steps, so that a run is reproducible.
+
+With `--start CHECKPOINT`, the vision is that checkpoint's, and the language model continues from its
+weights on all lessons, with a tokenizer that knows their words.
 """
 
 import argparse
+import copy
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+)
 
 from ..scenes import Scene, held_out_rng, random_scene
 from .batches import Batch, Encoder, make_batch
-from .model import build_network, build_processor, build_tokenizer
+from .model import build_network, build_processor, build_tokenizer, copy_weights
 from .optimise import Optimisers
 from .vision import all_features, label_accuracy, prepare_images, train_vision
 
@@ -36,15 +44,30 @@ def train_language(
     scenes: Sequence[Scene],
     rng: random.Random,
     steps: int,
+    *,
+    continued: bool = False,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Stage two: train the language model on lessons about cached image features."""
+    """Stage two: train the language model on lessons about cached image features.
+
+    Args:
+        network: the network, of which the vision stays as it is.
+        tokenizer: its tokenizer.
+        features: of all scenes.
+        scenes: what the lessons are about.
+        rng: source of randomness.
+        steps: number of steps.
+        continued: whether the model has learnt to describe and answer before.
+        save: called every 500 steps.
+    """
     encoder = Encoder(tokenizer)
     order = _shuffled_forever(len(scenes), rng)
     optimisers = Optimisers([network.model.text_model, network.lm_head], _RATE, steps, hold=0.4)
     average, tokens, started = 0.0, 0, time.monotonic()
     for step in range(steps):
         chosen = [next(order) for _ in range(_ROWS)]
-        batch = make_batch([scenes[index] for index in chosen], rng, step / steps, encoder)
+        progress = 1 if continued else step / steps
+        batch = make_batch([scenes[index] for index in chosen], rng, progress, encoder)
         loss, answer_loss = _losses(network, batch, features[chosen], encoder.image_id)
         optimisers.step(loss)
         average = answer_loss if step == 0 else 0.98 * average + 0.02 * answer_loss
@@ -52,6 +75,8 @@ def train_language(
         if step % 100 == 99:
             rate = tokens / (time.monotonic() - started)
             logger.info("language step %d: answers %.4f, %.0f tokens/s", step + 1, average, rate)
+        if step % 500 == 499:
+            save()
 
 
 def _shuffled_forever(count: int, rng: random.Random) -> Iterator[int]:
@@ -85,8 +110,15 @@ def _losses(
     return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
 
 
-def train(output: Path, seed: int, vision_steps: int, language_steps: int, scenes: int) -> None:
-    """Train both stages and write a checkpoint that a vLLM server can load."""
+def train(
+    output: Path,
+    start: Path | None,
+    seed: int,
+    vision_steps: int,
+    language_steps: int,
+    scenes: int,
+) -> None:
+    """Train both stages, or the second from a checkpoint; write one that a vLLM server can load."""
     torch.manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311 - not used for secrets
     tokenizer = build_tokenizer(rng)
@@ -97,27 +129,53 @@ def train(output: Path, seed: int, vision_steps: int, language_steps: int, scene
     train_scenes = [random_scene(rng) for _ in range(scenes)]
     pixels = prepare_images(train_scenes, rng, processor)
     logger.info("%d scenes drawn", scenes)
-    heads = train_vision(network, pixels, train_scenes, vision_steps)
+    if start is None:
+        _train_vision(network, processor, pixels, train_scenes, vision_steps)
+    else:
+        copy_weights(start, network, tokenizer)
+    features = all_features(network, pixels)
+
+    def save() -> None:
+        processor.save_pretrained(output)
+        copy.deepcopy(network).to(torch.bfloat16).save_pretrained(output)
+        logger.info("saved to %s", output)
+
+    train_language(
+        network,
+        tokenizer,
+        features,
+        train_scenes,
+        rng,
+        language_steps,
+        continued=start is not None,
+        save=save,
+    )
+    save()
+
+
+def _train_vision(
+    network: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    pixels: torch.Tensor,
+    scenes: Sequence[Scene],
+    steps: int,
+) -> None:
+    heads = train_vision(network, pixels, scenes, steps)
     held_out = held_out_rng(0)
     test_scenes = [random_scene(held_out) for _ in range(1000)]
     test_features = all_features(network, prepare_images(test_scenes, held_out, processor))
     accuracy = label_accuracy(heads, test_features, test_scenes)
     logger.info("held-out scenes with a label correct in all cells: %s", accuracy)
 
-    features = all_features(network, pixels)
-    train_language(network, tokenizer, features, train_scenes, rng, language_steps)
-    processor.save_pretrained(output)
-    network.to(torch.bfloat16).save_pretrained(output)
-    logger.info("saved to %s", output)
-
 
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "checkpoint")
+    parser.add_argument("--start", type=Path, help="a checkpoint to continue from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=800)
-    parser.add_argument("--language-steps", type=int, default=3200)
+    parser.add_argument("--language-steps", type=int, default=6000)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--threads", type=int, default=1, help="more help only on idle cores")
     arguments = parser.parse_args()
@@ -125,6 +183,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     train(
         arguments.output,
+        arguments.start,
         arguments.seed,
         arguments.vision_steps,
         arguments.language_steps,

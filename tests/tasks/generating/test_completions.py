@@ -4,16 +4,17 @@ from typing import Any
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.errors import RecordCorruptedError
-from prefect_imageqa.tasks.generating.completions import Completions, last_question
+from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.prompting.keys import batch_key
-from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
+from prefect_imageqa.tasks.records import Asked, Batch, Kind, Problem, Prompt, ReplyForm
 
+FORM = ReplyForm.MULTIPLE_CHOICE
 KEYS = tuple(f"{number:032x}" for number in range(2))
 BATCH = Batch(
     number=3,
     key=batch_key(KEYS, (0, 2), "cache_buster"),
     prompts=tuple(
-        Prompt(number, key, f"d:{number}", ({"role": "user", "content": f"What is {number}?"},))
+        Prompt(number, key, f"d:{number}", asked=Asked(f"What is {number}?", "short@1", FORM, "t"))
         for number, key in enumerate(KEYS)
     ),
     attempts=(0, 2),
@@ -22,6 +23,7 @@ BATCH = Batch(
         KEYS[0]: Completion("a text \ud800", "stop", 7, 3, 0.25, "m", 2, "a reason \ud800"),
         KEYS[1]: Problem(Kind.TIMEOUT, "timed out", 504, 1),
     },
+    corrected={KEYS[0]: "Sure!"},
 )
 
 
@@ -34,44 +36,14 @@ def test_stored_completions_hold_everything_that_parsing_needs() -> None:
     loaded = Completions.load(stored())
     assert [reply.reply for reply in loaded.replies] == list(BATCH.replies.values())
     assert [
-        (reply.key, reply.attempt, reply.row, reply.where, reply.question)
+        (reply.key, reply.attempt, reply.row, reply.where, reply.unusable)
         for reply in loaded.replies
-    ] == [(KEYS[0], 0, 0, "d:0", "What is 0?"), (KEYS[1], 2, 1, "d:1", "What is 1?")]
+    ] == [(KEYS[0], 0, 0, "d:0", "Sure!"), (KEYS[1], 2, 1, "d:1", None)]
+    assert [reply.asked for reply in loaded.replies] == [
+        Asked(f"What is {number}?", "short@1", FORM, "t") for number in range(2)
+    ]
     assert loaded.dump() == stored() | {"time": loaded.time}
     assert loaded.key == BATCH.key
-
-
-@pytest.mark.parametrize(
-    ("messages", "question"),
-    [
-        ([], ""),
-        ([{"role": "system", "content": "Be brief."}], ""),
-        ([{"role": "user", "content": " What? \n"}], "What?"),
-        (
-            [
-                {"role": "user", "content": "Who?"},
-                {"role": "assistant", "content": "He."},
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": 0},
-                        {"type": "text", "text": "Look."},
-                        {"type": "text", "text": "What?"},
-                    ],
-                },
-            ],
-            "Look.\nWhat?",
-        ),
-        ([{"role": "user", "content": [{"type": "image", "image": 0}]}], ""),
-        ([{"role": "user", "content": None}], ""),
-        ([{"role": "user", "content": ["What?", {"type": "text", "text": 5}]}], ""),
-    ],
-    ids=["none", "system", "text", "several", "image", "null", "odd parts"],
-)
-def test_the_question_is_the_text_of_the_users_last_message(
-    messages: list[dict[str, Any]], question: str
-) -> None:
-    assert last_question(messages) == question
 
 
 def without(name: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 from prefect_imageqa.tasks.errors import EndpointLostError, ServerError, StoreUnavailableError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
 from prefect_imageqa.tasks.generating.completions import Completions
-from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES, generate_batch, reply_of
+from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES, generate_batch
+from prefect_imageqa.tasks.generating.rows import reply_of
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply
 

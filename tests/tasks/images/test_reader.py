@@ -142,9 +142,10 @@ def test_scaled_images_are_counted_and_reported_once(
 ) -> None:
     depths = np.arange(64 * 64, dtype="uint16").reshape(64, 64)
     Image.fromarray(depths).save(tmp_path / "depth.png")
+    Image.fromarray(depths // 2).save(tmp_path / "other.png")
     Image.fromarray(depths * 16).save(tmp_path / "deep.png")
     with ImageReader() as reader:
-        for name in ("depth.png", "depth.png", "deep.png"):
+        for name in ("depth.png", "depth.png", "other.png", "deep.png"):
             reader.prepare(ImageRef(path=f"{tmp_path}/{name}"), ImageSettings())
         assert not caplog.records
     reader.close()

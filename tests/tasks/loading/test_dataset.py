@@ -656,3 +656,31 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert [rows for rows, _ in results] == [12_000] * 4 + [12_000 // 20]
     # Measured: below 400. A reader that holds the file or its records takes more than 10,000.
     assert all(growth < 4000 for _, growth in results), f"{results} kB more than for a small file"
+
+
+def test_a_record_gives_a_row_for_each_question_and_sample() -> None:
+    frame = pd.DataFrame({"image": ["a.png", "b.png"], "questions": [["One?", "Two?"], ["Three?"]]})
+    table = load_dataset.fn(frame, samples=2)
+    rows = [(row.index, row.sample, row.record["questions"]) for row in table.rows()]
+    assert rows == [
+        *((0, 0, "One?"), (1, 1, "One?"), (2, 0, "Two?"), (3, 1, "Two?")),
+        *((4, 0, "Three?"), (5, 1, "Three?")),
+    ]
+    assert table.count is None
+    first = load_dataset.fn(frame[["image"]], samples=3, max_rows=1)
+    assert (first.count, len(list(first.rows()))) == (3, 3)
+
+
+def test_a_style_of_its_own_questions_reads_no_conversation() -> None:
+    frame = pd.DataFrame({"image": ["a.png"], "questions": [["One?", "Two?"]]})
+    table = load_dataset.fn(frame, reads_conversation=False)
+    assert (table.columns.conversation, table.count, len(list(table.rows()))) == (None, 1, 1)
+    with pytest.raises(DatasetError, match="'questions' is not asked by this style: leave it out"):
+        load_dataset.fn(frame, Columns(conversation="questions"), reads_conversation=False)
+
+
+def test_a_style_of_its_own_questions_reads_the_images_of_a_conversation() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "Hi?"}]
+    frame = pd.DataFrame({"messages": [[{"role": "user", "content": parts}]]})
+    table = load_dataset.fn(frame, reads_conversation=False)
+    assert table.columns.has_embedded_images

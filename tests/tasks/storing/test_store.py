@@ -65,6 +65,7 @@ def test_a_batch_is_stored_as_one_part(store: ObjectStore) -> None:
         "latency": 0.25,
         "reasoning": "",
         "lost": 0,
+        "style": "",
         "attempt": 0,
     }
     values = {name: value for name, value in second.items() if value is not None}
@@ -155,7 +156,7 @@ def test_an_empty_output_gets_a_manifest(store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"layout_version": 2}', "has layout 2, this version writes 4: use another output"),
+        ('{"layout_version": 2}', "has layout 2, this version writes 5: use another output"),
         ("{}", "has layout None"),
         ("[]", "is not a prefect-imageqa manifest"),
         ("<html>", "is not a prefect-imageqa manifest"),

@@ -1,0 +1,123 @@
+"""Reads `pairs.parquet` row by row, and joins it with the dataset's rows."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import DatasetError
+from ..loading.columns import Columns
+from ..object_store.store import ObjectStore
+from ..records import QAPair, Row
+from ..storing.parts import reported_corruption
+from .embedded import image_names
+from .export import REWRITE_REMEDY
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields
+
+_PAIRS_PER_READ = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RowPairs:
+    """The exported pairs of a row.
+
+    Attributes:
+        row: position in the dataset, from 0.
+        key: the row key.
+        images: names of its images.
+        style: name and version of the style that asked.
+        pairs: its pairs, at least one.
+    """
+
+    row: int
+    key: str
+    images: tuple[str, ...]
+    style: str
+    pairs: tuple[QAPair, ...]
+
+
+def read_pairs(store: ObjectStore) -> Iterator[RowPairs]:
+    """The pairs of an output, row by row, in the order of the dataset.
+
+    Raises:
+        ObjectCorruptedError: the export is corrupted.
+        StoreError: it cannot be read.
+    """
+    for _, group in groupby(_lines(store), itemgetter("row")):
+        lines = list(group)
+        first = lines[0]
+        yield RowPairs(
+            first["row"],
+            first["key"],
+            tuple(first["image"]),
+            first["style"] or "",
+            tuple(map(_pair, lines)),
+        )
+
+
+def most_images(store: ObjectStore) -> int:
+    """How many images the row with the most of them has, of those that have pairs."""
+    most = 0
+    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+        for batch in _batches(store, ["image"]):
+            most = max(most, pc.max(pc.list_value_length(batch.column("image"))).as_py() or 0)
+    return most
+
+
+def join_rows(
+    pairs: Iterable[RowPairs], rows: Iterable[Row], columns: Columns
+) -> Iterator[tuple[Row, RowPairs]]:
+    """Join pairs with the rows of the dataset that they are about.
+
+    Raises:
+        DatasetError: a row is missing or has other images: it is not the dataset of the pairs.
+    """
+    remaining = iter(rows)
+    for found in pairs:
+        row = next((row for row in remaining if row.index >= found.row), None)
+        if row is None or row.index != found.row:
+            raise DatasetError(
+                f"the dataset has no row {found.row}, of which there are pairs: give the dataset of "
+                "the run, as it was then"
+            )
+        if columns.image is not None and image_names(row, columns) != list(found.images):
+            raise DatasetError(
+                f"{row.where} has other images than row {found.row} of the run had: give the "
+                "dataset of the run, as it was then"
+            )
+        yield row, found
+
+
+def _lines(store: ObjectStore) -> Iterator[Mapping[str, Any]]:
+    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+        for batch in _batches(store, PAIRS_SCHEMA.names):
+            yield from batch.to_pylist()
+
+
+def _batches(store: ObjectStore, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with store.open(PAIRS) as source:
+        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
+        dataset_fields(file.schema_arrow, PAIRS_SCHEMA)
+        for batch in file.iter_batches(_PAIRS_PER_READ, columns=columns, use_threads=False):
+            batch.validate(full=True)
+            if any(batch.column(name).null_count for name in {"row", "key", "image"} & {*columns}):
+                raise ValueError("missing values")
+            yield batch
+
+
+def _pair(line: Mapping[str, Any]) -> QAPair:
+    return QAPair(
+        line["question"] or "",
+        line["answer"] or "",
+        line["type"] or "",
+        tuple(option or "" for option in line["options"] or ()),
+        line["correct"] or "",
+        line["turn"] or 0,
+        line["language"] or "",
+        line["reasoning"] or "",
+    )

@@ -1,0 +1,9 @@
+"""Formats that trainers load: conversations about images, written from `pairs.parquet`.
+
+In: the pairs of an output, and the dataset, which has the images. Out: `export/<format>/`.
+"""
+
+from .formats import FORMATS
+from .write import export_for_training, write_export
+
+__all__ = ["FORMATS", "export_for_training", "write_export"]

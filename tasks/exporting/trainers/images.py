@@ -1,0 +1,118 @@
+"""The images of conversations: referred to, copied beside the records, or embedded in them."""
+
+import hashlib
+import threading
+from functools import lru_cache
+
+from ...errors import DatasetError
+from ...images.prepare import ImageSettings, prepare_image
+from ...images.reader import ImageReader
+from ...images.references import ImageBase
+from ...object_store.store import ObjectStore
+from ...records import ImageRef
+from ...runs.parameters import ExportImages
+from ...storing.key_index import KeyIndex, Location
+from .conversations import ConversationImage
+
+IMAGES = "images"
+"""Folder of the copies."""
+
+_SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png"}
+
+_FULL_SIZE = 1 << 20
+"""Pixels of a side: no image that is decoded has a longer one."""
+
+_JPEG_QUALITY = 95
+
+_KEPT = 4096
+"""Images that are remembered: rows about the same one mostly follow one another."""
+
+_KEPT_EMBEDDED = 4
+
+
+class ImageExporter:
+    """Gives the images of a format. Thread-safe.
+
+    A copy, or what is embedded, is the file itself where that is a plain JPEG or PNG; anything else
+    becomes one, upright and in sRGB, as the model saw it, but in its own size: trainers neither
+    turn images nor convert their colours.
+
+    Args:
+        mode: how the format has images.
+        reader: reads them.
+        limits: limits on what is decoded.
+        target: where copies are written.
+        base: its image root is what paths are relative to.
+        identified: whether images that are only referred to are identified, which reads them.
+    """
+
+    def __init__(
+        self,
+        mode: ExportImages,
+        reader: ImageReader,
+        limits: ImageSettings,
+        target: ObjectStore,
+        base: ImageBase,
+        *,
+        identified: bool,
+    ) -> None:
+        self._mode = mode
+        self._reader = reader
+        self._limits = limits.model_copy(
+            update={"max_side": _FULL_SIZE, "jpeg_quality": _JPEG_QUALITY}
+        )
+        self._target = target
+        self._root = f"{base.image_root.rstrip('/')}/" if base.image_root else ""
+        self._identified = identified
+        self._copied = KeyIndex()
+        self._lock = threading.Lock()
+        kept = _KEPT_EMBEDDED if mode == "embed" else _KEPT
+        self._known = lru_cache(kept)(self._exported)
+
+    @property
+    def copies(self) -> int:
+        """How many files were written."""
+        with self._lock:
+            return len(self._copied)
+
+    def export(self, ref: ImageRef, where: str) -> ConversationImage:
+        """An image of a row.
+
+        Raises:
+            RowError: it cannot be read, or is no image.
+            DatasetError: it has no path to refer to.
+        """
+        if self._mode == "paths" and ref.path is None:
+            raise DatasetError(
+                f"{where} embeds its image, which therefore has no path: export it with --images "
+                "copy or embed"
+            )
+        return self._exported(ref) if ref.path is None else self._known(ref)
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a file was written."""
+        stem = name.removeprefix(f"{IMAGES}/").partition(".")[0]
+        with self._lock:
+            return bytes.fromhex(stem)[:16] in self._copied
+
+    def _exported(self, ref: ImageRef) -> ConversationImage:
+        if self._mode == "paths":
+            identity = self._reader.identify(ref) if self._identified else ""
+            return ConversationImage(identity, str(ref.path).removeprefix(self._root))
+        with self._reader.reading(ref) as data:
+            identity = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            prepared = prepare_image(data, self._limits)
+        digest = hashlib.sha256(prepared.data)
+        name = f"{digest.hexdigest()}{_SUFFIXES[prepared.mime]}"
+        if self._mode == "embed":
+            return ConversationImage(identity, name, prepared.data, prepared.mime)
+        self._copy(f"{IMAGES}/{name}", digest.digest()[:16], prepared.data)
+        return ConversationImage(identity, f"{IMAGES}/{name}", mime=prepared.mime)
+
+    def _copy(self, name: str, digest: bytes, data: bytes) -> None:
+        with self._lock:
+            if digest in self._copied:
+                return
+        self._target.write(name, data)
+        with self._lock:
+            self._copied.put(digest, Location(0, 0, 0))

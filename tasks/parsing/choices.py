@@ -1,0 +1,125 @@
+# ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
+"""Which of several options an answer means: `B`, `(b) blue`, `**B**`, `The answer is B.`, `blue`."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LETTERS = "ABCDEFGHIJ"
+
+MARK = r"[A-Ja-jＡ-Ｊ]|\d{1,2}|[①-⑩]"
+"""What stands before an option."""
+
+_LEAD_IN = re.compile(
+    r"""
+    (?: (?:so|therefore|thus|hence),?\s++ )?+ (?:the\s++)?+
+        (?:(?:correct|right|best|final|most\ likely)\s++){0,2}+ (?:answer|option|choice)\b
+        (?:\s++(?:is|would\ be|should\ be)\b)?+
+    | it(?:'s|\ is)\s++(?=option\b|choice\b)
+    | (?:因此|所以|故)?+[,，]?+ (?:正确|正確)?+的?+ (?:答案|选项|選項) (?:应该|應該)?+ (?:是|为|為|选|選)?+
+    | (?:因此|所以|故|应|應)?+[,，]?+ (?:选择|選擇|选|選)
+    | (?:la\s++|a\s++)?+ (?:bonne\s++)?+ (?:respuesta|resposta|réponse|risposta)
+        (?:\s++(?:correcta|correta|correcte|corretta))?+ (?:\s++(?:es|é|est|è)\b)?+
+    | (?:die\s++)?+ (?:richtige\s++)?+ antwort (?:\s++(?:ist|lautet)\b)?+
+    | (?:правильный\s++)?+ ответ (?:\s++[—–-])?+
+    | 正解は | 答えは | 정답은
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_MARKED = re.compile(
+    rf"""
+    [*_`"'“(\[（【\s]*+ (?:\$?\\boxed\{{)?+ (?:(?:option|choice|选项|選項|opción|opção)\s*+)?+
+    [*_(\[（【]*+ (?P<mark>{MARK}) (?!\w)
+    (?: (?P<end>[*_`)\]）】}}"'”$]*+[.．。!]?+\s*+$)
+      | \s++is\s++(?:the\s++)?+(?:correct|right|best)\b
+      | (?P<delimiter>[*_`)\]）】}}"'”$]*+ [)\]）】.．:：、,，;；。*_] [*_]*+ | \s*+[-–—]\s++) \s*+
+      | \s++
+    )
+    (?P<rest>.*)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_ANOTHER = re.compile(rf"(?:and|or|&|/|,|，|、|和|y|et|und)?\s*+[(\[]?(?:{MARK})[)\]]?[.。]?\s*+\Z", re.I)
+_ENDS = " \t\n*_`\"'“”‘’.,;:!?()[]（）【】。，；：！？、「」《》"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The option that an answer means.
+
+    Attributes:
+        index: its position among the options, from 0.
+        rest: what else the answer says.
+    """
+
+    index: int
+    rest: str = ""
+
+
+def choice_in(said: str, options: Sequence[str], marks: Sequence[str] = LETTERS) -> Choice | None:
+    """The option that an answer means; None if that is not certain.
+
+    Args:
+        said: the answer: of its lines, the first or the last one decides.
+        options: texts of the options.
+        marks: what stands before each of them.
+    """
+    lines = [line for line in said.split("\n") if line.strip(_ENDS)]
+    if not lines:
+        return None
+    if first := _choice_in_line(lines[0], options, marks):
+        rest = "\n".join((first.rest, *lines[1:])).strip()
+        return Choice(first.index, rest)
+    if len(lines) > 1 and (last := _choice_in_line(lines[-1], options, marks)):
+        return Choice(last.index, "\n".join(lines[:-1]).strip())
+    return None
+
+
+def _choice_in_line(line: str, options: Sequence[str], marks: Sequence[str]) -> Choice | None:
+    line = line.strip().lstrip("*_ ")
+    if choice := _marked_choice(line, options, marks) or _same_text(line, options):
+        return choice
+    if lead := _LEAD_IN.match(line):
+        line = line[lead.end() :].lstrip(" :：*_")
+        return _marked_choice(line, options, marks) or _same_text(line, options)
+    return None
+
+
+def _marked_choice(line: str, options: Sequence[str], marks: Sequence[str]) -> Choice | None:
+    match = _MARKED.match(line)
+    if match is None:
+        return None
+    index = _index(match["mark"], marks)
+    if index is None or index >= len(options):
+        return None
+    rest = match["rest"].strip().strip("*_").strip()
+    if _ANOTHER.match(rest):
+        return None  # "A and C"
+    same = _same_text(rest, options)
+    if same is not None:
+        return Choice(index) if same.index == index else None
+    own, folded = options[index].casefold(), rest.casefold()
+    if folded.startswith(own):
+        return Choice(index, rest[len(own) :].lstrip(" .,;:-–—。，；："))
+    if any(folded.startswith(option.casefold()) for option in options):
+        return None  # "B. red", where B is blue
+    is_word = match["end"] is None and match["delimiter"] is None and "is" not in match[0].split()
+    return None if is_word else Choice(index, rest)
+
+
+def _index(mark: str, marks: Sequence[str]) -> int | None:
+    mark = unicodedata.normalize("NFKC", mark).upper()
+    return next((n for n, other in enumerate(marks) if other.upper() == mark), None)
+
+
+def _same_text(text: str, options: Sequence[str]) -> Choice | None:
+    wanted = normal(text)
+    found = [number for number, option in enumerate(options) if normal(option) == wanted]
+    return Choice(found[0]) if len(found) == 1 and wanted else None
+
+
+def normal(text: str) -> str:
+    """A text without what makes no difference between options: case, emphasis, a final stop."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.strip(_ENDS) or folded

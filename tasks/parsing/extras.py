@@ -1,0 +1,114 @@
+"""What a reply says about a pair under a label of its own: its type, language and reasoning."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+from .labels import (
+    DIFFICULTY_WORDS,
+    LANGUAGE_WORDS,
+    REASONING_WORDS,
+    TYPE_WORDS,
+    alternatives,
+    line_label,
+)
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "type": TYPE_WORDS,
+    "language": LANGUAGE_WORDS,
+    "reasoning": REASONING_WORDS,
+    # no column: but it is no part of an answer either
+    "difficulty": DIFFICULTY_WORDS,
+}
+"""What a reply may say about a pair -> the words for it."""
+
+_MAX_SHORT = 60
+"""Characters of a type or language; anything longer is text of the answer."""
+
+_NEAR = 300
+"""Characters before a label in which the line above it is looked for."""
+
+_LABEL = line_label(**{field: alternatives(words) for field, words in FIELDS.items()})
+_LISTED = re.compile(r"[^\w\n]{0,6}+\w[\w \t]{0,30}[:：][^\S\n]*+\S")
+"""A line like "Name: Anna": below it, a "Type: passport" belongs to the same list."""
+
+
+class Extras(TypedDict, total=False):
+    """Fields of a pair beside its question and answer."""
+
+    type: str
+    language: str
+    reasoning: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraLabel:
+    """A label of one of these fields.
+
+    Attributes:
+        field: name of the field.
+        start: where the label starts.
+        end: where its value starts.
+    """
+
+    field: str
+    start: int
+    end: int
+
+
+def extra_labels(text: str, start: int, end: int, *, is_marked: bool) -> list[ExtraLabel]:
+    """The labels within a question or an answer that begin something about the pair.
+
+    The first of them ends the question or answer. A label counts only if it cannot be a line of a
+    list that belongs to the text: "Name: Anna", "Type: passport".
+
+    Args:
+        text: the reply.
+        start: where the question or answer starts in it.
+        end: where it ends.
+        is_marked: whether its own label is emphasised or a heading, as those should be then.
+    """
+    matches = list(_LABEL.finditer(text, start, end))
+    labels: list[ExtraLabel] = []
+    for match, following in zip(matches, [*matches[1:], None], strict=False):
+        field = next(name for name in FIELDS if match[name])
+        if not labels and not _stands_alone(text, start, match, is_marked=is_marked):
+            continue
+        value = text[match.end() : end if following is None else following.start()]
+        if field == "reasoning" or _is_short(value):
+            labels.append(ExtraLabel(field, match.start(), match.end()))
+    return labels
+
+
+def _stands_alone(text: str, start: int, match: re.Match[str], *, is_marked: bool) -> bool:
+    if match["emphasis"] or match["heading"] or match["bracket"]:
+        return True
+    if is_marked and not match["reasoning"]:
+        return False
+    above = text[max(start, match.start() - _NEAR) : match.start()].rstrip()
+    return _LISTED.match(above.rpartition("\n")[2]) is None
+
+
+def _is_short(value: str) -> bool:
+    value = value.strip(" \t\n*_-=`")
+    return 0 < len(value) <= _MAX_SHORT and "\n" not in value
+
+
+def named(values: Iterable[tuple[str, str]]) -> Extras:
+    """Field names and texts as fields of a pair; the first of each counts."""
+    extras: Extras = {}
+    for field, value in values:
+        if field == "type":
+            extras.setdefault("type", short(value).lower())
+        elif field == "language":
+            extras.setdefault("language", short(value))
+        elif field == "reasoning":
+            extras.setdefault("reasoning", value)
+    return extras
+
+
+def short(value: str) -> str:
+    """A type or language without its decoration; empty if it is no single short line."""
+    value = value.strip().strip("*_`\"'.。").strip()
+    return value if len(value) <= _MAX_SHORT and "\n" not in value else ""

@@ -1,0 +1,222 @@
+# ruff: noqa: RUF001 (keys in many scripts)
+"""Question-answer pairs among the members of one JSON object."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..records import QAPair
+from .choices import LETTERS, choice_in
+from .extras import FIELDS, named
+from .labels import (
+    ANSWER_WORDS,
+    CORRECT_WORDS,
+    OPTIONS_WORDS,
+    QUESTION_WORDS,
+    TURN_WORDS,
+)
+from .multiple_choice import options_fault, split_options
+from .wrappers import trim
+
+Items = Sequence[tuple[str, object]]
+"""The members of an object: names may repeat."""
+
+
+# In the order in which they count, where an object has several of a field.
+_KEYS: Mapping[str, Sequence[str]] = {
+    "question": (
+        *QUESTION_WORDS,
+        *("q", "question text", "user question", "query", "instruction", "prompt", "input"),
+        *TURN_WORDS[0],
+    ),
+    "answer": (
+        *ANSWER_WORDS,
+        *("a", "answer text", "final answer", "short answer", "full answer", "ground truth"),
+        *("response", "completion", "output", "reply", *TURN_WORDS[1]),
+    ),
+    "correct": (
+        *("correct", *CORRECT_WORDS, "correct letter", "correct label", "answer letter"),
+        *("answer key", "answer option", "solution", "正确选项", "正確選項", "correcta", "label"),
+    ),
+    "index": ("correct index", "answer index", "answer idx", "correct idx", "correct option index"),
+    "options": (*OPTIONS_WORDS, "option", "choice", "alternatives", "candidates"),
+    **FIELDS,
+}
+
+
+def _bare(name: str) -> str:
+    """A key without what differs between `correct_answer`, `correctAnswer` and "Correct answer"."""
+    return re.sub(r"[\s_-]++", "", unicodedata.normalize("NFC", name).casefold())
+
+
+_FIELDS = {
+    _bare(word): (field, rank)
+    for field, words in reversed(_KEYS.items())
+    for rank, word in reversed(list(enumerate(words)))
+}
+_NAME = re.compile(r"(?P<word>.{1,40}?)[\s_#.-]*+(?P<number>\d{1,3})?")
+_OPTION_NAME = re.compile(
+    r"(?:(?:option|choice|opt|选项|選項)[\s_-]*+)?(?P<letter>[A-Ja-j])|(?:option|choice)[\s_-]*+\d",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    field: str
+    number: str
+    rank: int
+
+
+def _key(name: str) -> _Key | None:
+    match = _NAME.fullmatch(name.strip())
+    known = None if match is None else _FIELDS.get(_bare(match["word"]))
+    return None if match is None or known is None else _Key(known[0], match["number"] or "", known[1])
+
+
+def is_question(name: str) -> bool:
+    """Whether the value of a key should be a question."""
+    key = _key(name)
+    return key is not None and key.field == "question" and key.rank <= len(QUESTION_WORDS)
+
+
+def object_pairs(items: Items) -> Iterator[QAPair]:
+    """The pairs among the members of one object, by the numbers of their keys.
+
+    Of multiple choice, `correct` and `answer` are those of the right option, if it is clear which
+    one that is; otherwise `correct` is empty.
+    """
+    lettered = _lettered_options(items)
+    if lettered:
+        items = [item for item in items if _OPTION_NAME.fullmatch(item[0].strip()) is None]
+    values: dict[str, dict[str, tuple[int, object]]] = {}
+    for name, value in items:
+        key = _key(name)
+        if key is not None and (_text(value) or key.field in {"options", "correct", "answer"}):
+            known = values.setdefault(key.field, {})
+            if key.number not in known or key.rank < known[key.number][0]:
+                known[key.number] = (key.rank, value)
+    questions = values.get("question", {})
+    for number in questions:
+        members = {
+            field: (known.get(number) or (known.get("") if len(questions) == 1 else None))
+            for field, known in values.items()
+        }
+        yield from _pair({field: value[1] for field, value in members.items() if value}, lettered)
+    if not questions:
+        yield from _parallel_pairs({name.strip().casefold(): value for name, value in items})
+
+
+def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterator[QAPair]:
+    question = _text(members["question"])
+    if not question:
+        return
+    extras = named((field, _text(members.get(field))) for field in FIELDS if field in members)
+    options = lettered or _options(members.get("options"))
+    if len(options) > 1:
+        index = _right_option(members, options)
+        texts = list(options.values())
+        right = "" if index is None or index >= len(LETTERS) else LETTERS[index]
+        said = next(filter(None, (_said(members.get(f)) for f in ("answer", "correct", "index"))), "")
+        answer = texts[index] if index is not None and right else said
+        if answer:
+            yield QAPair(question, answer, **extras, options=tuple(texts), correct=right)
+        return
+    answer = _text(members.get("answer")) or _text(members.get("correct"))
+    if answer:
+        yield QAPair(question, answer, **extras)
+
+
+def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
+    """The pairs of `{"questions": [...], "answers": [...]}`."""
+    questions, answers = members.get("questions"), members.get("answers")
+    if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
+        pairs = (QAPair(_text(q), _text(a)) for q, a in zip(questions, answers, strict=True))
+        yield from (pair for pair in pairs if pair.question and pair.answer)
+
+
+def _lettered_options(items: Items) -> dict[str, str]:
+    """The options of `{"A": "red", "B": "blue", "answer": "A"}` and `{"option_1": ...}`."""
+    found = {
+        name.strip()[-1].upper(): _text(value)
+        for name, value in items
+        if _OPTION_NAME.fullmatch(name.strip()) and _text(value)
+    }
+    return found if {"A", "B"} <= found.keys() or {"1", "2"} <= found.keys() else {}
+
+
+def _options(value: object) -> dict[str, str]:
+    """The options of a list, an object or a text: what stands before each -> its text."""
+    if isinstance(value, dict):
+        marks = {str(mark).strip(): _text(text) for mark, text in value.items()}
+        return marks if all(marks.values()) else {}
+    if isinstance(value, str):
+        choices = split_options(f"?\n{value}", digits=True) or split_options(f"? {value}", digits=False)
+        return dict(zip(LETTERS, choices.options, strict=False)) if choices else {}
+    if not isinstance(value, list) or len(value) > len(LETTERS):
+        return {}
+    texts = [_option_text(option) for option in value]
+    if len(texts) < 2 or not all(texts):
+        return {}
+    # ["A. red", "B. blue"]
+    labelled = split_options("?\n" + "\n".join(texts), digits=False)
+    if labelled is not None and len(labelled.options) == len(texts):
+        texts = list(labelled.options)
+    return dict(zip(LETTERS, texts, strict=False))
+
+
+def _option_text(option: object) -> str:
+    if isinstance(option, dict):
+        names = ("text", "option", "value", "content", "answer", "description", "选项")
+        return next(filter(None, (_text(option.get(name)) for name in names)), "")
+    return _text(option)
+
+
+def _right_option(members: Mapping[str, object], options: Mapping[str, str]) -> int | None:
+    """Position of the right option; None if nothing says it, or not everything the same."""
+    texts = list(options.values())
+    if options_fault(texts):
+        return None
+    found = {_position(members.get("index"), texts)}
+    for field in ("correct", "answer"):
+        if said := _said(members.get(field)):
+            choice = choice_in(said, texts, list(options))
+            found.add(None if choice is None else choice.index)
+    ticked = [n for n, option in enumerate(_listed(members.get("options"))) if _is_ticked(option)]
+    found.update(ticked)
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _position(index: object, texts: Sequence[str]) -> int | None:
+    """An index among the options, from 0."""
+    if isinstance(index, str) and index.isdecimal() and int(index[:4]) < len(texts):
+        return int(index[:4])
+    return None
+
+
+def _said(value: object) -> str:
+    """The text, number or letter that says which option is right."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        names = ("letter", "label", "key", "option", "text", "value")
+        return next(filter(None, (_text(value.get(name)) for name in names)), "")
+    return "" if isinstance(value, bool) else _text(value)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else ()
+
+
+def _is_ticked(option: object) -> bool:
+    names = ("correct", "is_correct", "isCorrect", "right")
+    return isinstance(option, dict) and any(option.get(name) is True for name in names)
+
+
+def _text(value: object) -> str:
+    """A string, number or boolean as text; "" for anything else."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return trim(value) if isinstance(value, str) else ""

@@ -1,0 +1,92 @@
+"""Reads a user's JSON Schema of a reply, and checks it before any request is sent with it."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from ...serving.printable import printable
+from ..errors import ImageQAError, ObjectMissingError
+from ..object_store.credentials import S3Credentials
+from ..object_store.small_files import read_small_file
+from .labels import ANSWER_OR_LETTER, QUESTION_OR_LETTER
+
+MAX_SCHEMA_BYTES = 32 << 10
+"""A schema is sent with every request."""
+
+_QUESTION = re.compile(rf"(?:{QUESTION_OR_LETTER})s?[\s_#.-]*\d*", re.IGNORECASE)
+_ANSWER = re.compile(rf"(?:{ANSWER_OR_LETTER}|correct)s?[\s_#.-]*\d*", re.IGNORECASE)
+
+
+def read_reply_schema(
+    uri: str, credentials: S3Credentials | None = None, *, questions_only: bool = False
+) -> dict[str, Any]:
+    """Read and check a JSON Schema file.
+
+    Args:
+        uri: a local path or `s3://` URI.
+        credentials: of S3; None for those of the environment.
+        questions_only: whether the reply has questions, which are answered separately.
+
+    Raises:
+        ImageQAError: it cannot be read, is no JSON Schema, or describes replies without what the
+            parser looks for; in one line.
+    """
+    where = printable(uri, 200)
+    try:
+        data = read_small_file(uri, MAX_SCHEMA_BYTES, credentials)
+    except ObjectMissingError:
+        raise ImageQAError(
+            f"there is no format {where!r}, nor such a file: give text, json, or the path or "
+            "s3:// URI of a JSON schema"
+        ) from None
+    if len(data) > MAX_SCHEMA_BYTES:
+        raise ImageQAError(
+            f"{where} is larger than the {MAX_SCHEMA_BYTES >> 10} KiB that a JSON schema may have: "
+            "it is sent with every request"
+        )
+    try:
+        schema = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ImageQAError(f"{where} is not JSON ({printable(str(error), 100)})") from None
+    if not isinstance(schema, dict):
+        raise ImageQAError(f"{where} is no JSON schema: it must be a JSON object")
+    _check(schema, where)
+    wanted, word = (_QUESTION, "question") if questions_only else (_ANSWER, "answer")
+    if not any(wanted.fullmatch(name.strip()) for name in _property_names(schema)):
+        raise ImageQAError(
+            f"{where} describes no reply that can be read: it has no property {word!r}, at any "
+            "level"
+        )
+    return schema
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _check(schema: dict[str, Any], where: str) -> None:
+    from jsonschema.exceptions import SchemaError  # slow to import, and rarely needed
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError as error:
+        path = ".".join(map(str, error.absolute_path))
+        problem = f"at {path}: {error.message}" if path else error.message
+        raise ImageQAError(f"{where} is no JSON schema ({printable(problem, 200)})") from None
+    except RecursionError:
+        raise ImageQAError(f"{where} is no JSON schema: it is nested too deeply") from None
+
+
+def _property_names(schema: Any) -> Iterator[str]:
+    """The names of the properties at all levels; bounded, as the file is."""
+    pending = [schema]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            properties = each.get("properties")
+            yield from properties if isinstance(properties, dict) else ()
+            pending += each.values()
+        elif isinstance(each, list):
+            pending += each

@@ -1,0 +1,40 @@
+"""What is drawn for a row: always the same for the same content, in any process and any order."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import TypeVar
+
+from .keys import canonical_digest
+from .style import PromptInput
+
+T = TypeVar("T")
+
+_RANGE = 2**64
+
+
+class Draws:
+    """The random choices of one row.
+
+    They depend on its record, the number of the sample, and a seed, but not on other rows: a
+    dataset may be appended to.
+    """
+
+    def __init__(self, prompt_input: PromptInput, seed: int) -> None:
+        self._seed = canonical_digest(
+            {"record": prompt_input.record, "sample": prompt_input.sample, "seed": seed}
+        )
+
+    def choose(self, what: str, weights: Mapping[T, float]) -> T:
+        """One of the keys, each with a probability proportional to its weight.
+
+        Args:
+            what: what it is chosen for; choices for different purposes are independent.
+            weights: positive ones.
+        """
+        digest = hashlib.sha256(self._seed + what.encode()).digest()
+        left = int.from_bytes(digest[:8], "big") / _RANGE * sum(weights.values())
+        for key, weight in weights.items():
+            left -= weight
+            if left < 0:
+                break
+        return key

@@ -1,0 +1,161 @@
+"""Renders rows with a style file."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from ...serving.types import Message
+from ..records import Asked, Kind, ReplyForm, RowError
+from .draws import Draws
+from .reply_forms import reply_format, reply_schema, response_format
+from .style import PromptInput, Rendered
+from .style_files import StyleFile
+from .style_head import QUESTION
+from .style_settings import StyleSettings
+from .template_values import plain_value
+from .templates import compile_template
+
+Section = Literal["user", "questions", "answer"]
+
+_FORMS = {"questions": ReplyForm.QUESTIONS, "answer": ReplyForm.ANSWER}
+_TEXT = "_text"
+"""Suffix of the variable with the text of a drawn value."""
+
+_MAX_TYPE = 100
+_ANSWER = compile_template(f"{{{{ {QUESTION} }}}}", "section `# answer`")
+
+
+class FileStyle:
+    """A style file with the settings of a run; called with a row, it renders it.
+
+    Args:
+        file: the style file.
+        settings: what the run says.
+        section: which of its user messages is sent.
+        pinned: variables that are not drawn -> their value.
+
+    Attributes:
+        label: the style in row keys and exports.
+        uses: the variables of the run that its prompts use.
+        columns: the columns that every row must have.
+    """
+
+    def __init__(
+        self,
+        file: StyleFile,
+        settings: StyleSettings,
+        section: Section = "user",
+        pinned: Mapping[str, str] | None = None,
+    ) -> None:
+        self._file, self._settings, self._section = file, settings, section
+        self._pinned = pinned or {}
+        self._form = _FORMS.get(section, file.head.reply)
+        self._message = file.sections.get(section, _ANSWER)
+        # Examples show replies to the section `# user`.
+        self._examples = file.examples if section == "user" else ()
+        self._question = file.question if section == "user" else None
+        self.label = f"{'/'.join((file.head.name, *self._pinned.values()))}@{file.head.version}"
+        self._templates = [
+            self._message,
+            file.type,
+            *(turn.template for turn in self._examples),
+            *filter(None, (file.sections.get("system"), self._question)),
+        ]
+        self._names = frozenset[str]().union(*(template.names for template in self._templates))
+        self._given = self._given_values()
+        self.uses = self._message.names & self._given.keys()
+        required = frozenset[str]().union(*(template.required for template in self._templates))
+        self.columns = required - self._given.keys() - set(self._drawn_names())
+        self._options: dict[str, Any] = {}
+        if settings.json and settings.guided:
+            schema = settings.schema or reply_schema(self._form, self._given["pairs"])
+            self._options = {"response_format": response_format(schema)}
+
+    def __call__(self, prompt_input: PromptInput) -> Rendered:
+        """Render a row.
+
+        Raises:
+            RowError: a column that the style needs is missing, or cannot be part of a prompt.
+        """
+        values = self._values(prompt_input)
+        text = self._message.render(values)
+        if self._settings.json and "reply_format" not in self.uses:
+            text = f"{text}\n{values['reply_format']}"
+        if not text:
+            raise RowError(Kind.BAD_ROW, f"{self._file.where}: the prompt is empty")
+        question = self._question.render(values) if self._question else text
+        asked = Asked(
+            question=values[QUESTION] if self._section == "answer" else question,
+            style=self.label,
+            form=self._form,
+            type=" ".join(self._file.type.render(values).split())[:_MAX_TYPE],
+            language=self._settings.language,
+        )
+        count = prompt_input.image_count
+        messages = [*self._before(values, count), _user_message(text, range(count))]
+        images = self._file.images if self._examples else ()
+        return Rendered(tuple(messages), asked, images, self._options)
+
+    def _given_values(self) -> dict[str, Any]:
+        """The variables that the run sets; they win over columns of these names."""
+        settings = self._settings
+        pairs = settings.pairs or self._file.head.pairs
+        if "pairs" not in self._message.names:
+            pairs = self._file.head.pairs
+        return {
+            "language": settings.language,
+            "difficulty": settings.difficulty,
+            "pairs": pairs,
+            "reply_format": reply_format(self._form, pairs, json=settings.json),
+        }
+
+    def _drawn_names(self) -> Iterable[str]:
+        names = self._file.head.draw
+        question = [QUESTION] if self._section == "answer" else []
+        return [*names, *(f"{name}{_TEXT}" for name in names), *question]
+
+    def _values(self, prompt_input: PromptInput) -> dict[str, Any]:
+        """All variables of a row's templates."""
+        record, values = prompt_input.record, self._given | self._draw(prompt_input)
+        if self._section == "answer":
+            values[QUESTION] = prompt_input.turns[-1].text
+        try:
+            columns = (self._names & record.keys()) - values.keys()
+            return values | {name: plain_value(name, record[name]) for name in columns}
+        except RowError as error:
+            message = f"{self._file.where}: {error}"
+            raise RowError(error.problem.kind, message) from None
+
+    def _draw(self, prompt_input: PromptInput) -> dict[str, str]:
+        """The variables that are drawn, each with its text."""
+        if not (drawn := self._file.head.draw):
+            return {}
+        draws = Draws(prompt_input, self._settings.seed)
+        values: dict[str, str] = {}
+        for name, texts in drawn.items():
+            value = self._pinned.get(name) or draws.choose(name, dict.fromkeys(texts, 1))
+            values |= {name: value, f"{name}{_TEXT}": texts[value]}
+        return values
+
+    def _before(self, values: Mapping[str, Any], image_count: int) -> list[Message]:
+        """The messages before the row's own."""
+        messages: list[Message] = []
+        system = self._file.sections.get("system")
+        if system and (text := system.render(values)):
+            messages.append({"role": "system", "content": text})
+        for turn in self._examples:
+            images = range(image_count, image_count + len(turn.images))
+            image_count += len(turn.images)
+            text = turn.template.render(values)
+            if turn.role == "user":
+                messages.append(_user_message(text, images))
+            else:
+                messages.append({"role": "assistant", "content": text})
+        return messages
+
+
+def _user_message(text: str, images: Iterable[int]) -> Message:
+    """A message with its images first, as vision models are trained."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if not parts:
+        return {"role": "user", "content": text}
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

@@ -1,0 +1,262 @@
+"""Templates of style files: Jinja2, of which only what costs bounded work is allowed.
+
+A sandbox alone is not enough: it keeps a template from reaching out, but not from computing
+`"a" * 10**9` or from looping for hours. So everything in a template must be on a short list, which
+is checked when the style is opened; and it sees plain data of bounded size only.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2 import StrictUndefined, meta, nodes
+from jinja2.runtime import Context, LoopContext, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ...serving.printable import printable
+from ..errors import ImageQAError
+from ..records import Kind, RowError
+from .template_values import FILTERS, loop_items, shown
+
+MAX_TEMPLATE = 20_000
+"""Characters of a template."""
+
+MAX_OUTPUT = 50_000
+"""Characters that it may become."""
+
+MAX_SECONDS = 1.0
+"""CPU time of rendering one row; usually it takes some microseconds."""
+
+_MAX_NODES, _MAX_DEPTH = 2_000, 60
+_MAX_NUMBER = 1_000_000
+
+_ALLOWED = (
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.Name,
+    nodes.Const,
+    nodes.List,
+    nodes.Tuple,
+    nodes.Getattr,
+    nodes.Getitem,
+    nodes.If,
+    nodes.For,
+    nodes.Compare,
+    nodes.Operand,
+    nodes.And,
+    nodes.Or,
+    nodes.Not,
+    nodes.Concat,
+    nodes.CondExpr,
+    nodes.Filter,
+    nodes.Test,
+)
+_NOT_ALLOWED = {
+    nodes.Call: "calls",
+    nodes.CallBlock: "call blocks",
+    nodes.Macro: "macros",
+    nodes.Assign: "set",
+    nodes.AssignBlock: "set",
+    nodes.Include: "include",
+    nodes.Import: "import",
+    nodes.FromImport: "import",
+    nodes.Extends: "extends",
+    nodes.Block: "blocks",
+    nodes.FilterBlock: "filter blocks",
+    nodes.Slice: "slices",
+    nodes.Dict: "dictionaries",
+    nodes.BinExpr: "arithmetic",
+    nodes.UnaryExpr: "arithmetic",
+}
+_TESTS = ("defined", "undefined", "none", "string", "number")
+_LOOP = ("index", "index0", "first", "last", "length")
+_RESERVED = ("self", "super", "caller", "varargs", "kwargs")
+_DEADLINE, _LOOP_ITEMS = "_deadline", "_loop_items"  # templates cannot write such names
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that may be rendered.
+
+    Attributes:
+        where: its file, for messages.
+        names: the variables that it uses.
+        required: those it cannot do without.
+    """
+
+    where: str
+    names: frozenset[str]
+    required: frozenset[str]
+    _compiled: jinja2.Template
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text, without white space around it or at the ends of lines.
+
+        Args:
+            values: plain data, see `plain_value`.
+
+        Raises:
+            RowError: a variable is missing or of the wrong type, or the text is too long.
+        """
+        deadline = time.thread_time() + MAX_SECONDS
+        chunks, length = list[str](), 0
+        try:
+            for chunk in self._compiled.generate({**values, _DEADLINE: deadline}):
+                chunks.append(chunk)
+                length += len(chunk)
+                if length > MAX_OUTPUT:
+                    raise RowError(Kind.BAD_ROW, f"becomes over {MAX_OUTPUT:,} characters long")
+                _check_time(deadline)
+        except Exception as error:
+            reason = printable(str(error) or type(error).__name__, 200)
+            raise RowError(Kind.BAD_ROW, f"{self.where}: {reason}") from None
+        return "\n".join(line.rstrip() for line in "".join(chunks).split("\n")).strip()
+
+
+def compile_template(source: str, where: str, first_line: int = 1) -> Template:
+    """Check a template, and compile it.
+
+    Args:
+        source: its text.
+        where: its file, for messages.
+        first_line: line of the file in which it begins.
+
+    Raises:
+        ImageQAError: it is not valid, or does what is not allowed; with the line.
+    """
+    try:
+        if len(source) > MAX_TEMPLATE:
+            raise _Refused(1, f"the template has over {MAX_TEMPLATE:,} characters")
+        tree = _ENVIRONMENT.parse(source)
+        names = _check(tree)
+        compiled = _ENVIRONMENT.from_string(tree)
+    except _Refused as error:
+        line, reason = error.line, error.reason
+    except jinja2.TemplateSyntaxError as error:
+        line, reason = error.lineno, printable(error.message or "invalid template", 200)
+    except (RecursionError, SyntaxError, MemoryError, ValueError):
+        line, reason = 1, "the template is nested too deeply, or has too large a number"
+    else:
+        return Template(where, names, names - _optional(tree), compiled)
+    raise ImageQAError(f"{where}, line {first_line - 1 + line}: {reason}")
+
+
+class _Refused(Exception):
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line, self.reason = line, reason
+
+
+class _Missing(StrictUndefined):
+    """A variable or an item that is not there; its use is an error that names it."""
+
+    @property
+    def _undefined_message(self) -> str:
+        name = printable(str(self._undefined_name), 60)
+        if self._undefined_obj is jinja2.utils.missing:
+            return f"the row has no column {name!r}"
+        return f"there is no item {name!r}"
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Attributes are items of plain data, and nothing else."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, LoopContext) and attribute in _LOOP:
+            return getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, Undefined):
+            return obj  # the column itself is missing: say so
+        if isinstance(obj, dict | list):
+            try:
+                return obj[argument]
+            except (LookupError, TypeError):
+                pass
+        return self.undefined(obj=obj, name=argument)
+
+
+def _check(tree: nodes.Template) -> frozenset[str]:
+    """The variables of a template, all of which is allowed."""
+    count, level = 0, [(node, 1, False) for node in tree.iter_child_nodes()]
+    while level:
+        node, depth, in_loop = level.pop()
+        count += 1
+        if count > _MAX_NODES or depth > _MAX_DEPTH:
+            raise _Refused(node.lineno, "the template is too long, or nested too deeply")
+        _check_node(node, in_loop)
+        in_loop = in_loop or isinstance(node, nodes.For)
+        level += [(child, depth + 1, in_loop) for child in node.iter_child_nodes()]
+    names = frozenset(meta.find_undeclared_variables(tree))
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, _LOOP_ITEMS, [], [], None, None, lineno=loop.lineno)
+    tree.set_environment(_ENVIRONMENT)
+    return names
+
+
+def _check_node(node: nodes.Node, in_loop: bool) -> None:
+    match node:
+        case nodes.For(recursive=True) | nodes.For(target=nodes.Tuple()):
+            reason = "such a loop is not allowed: write {% for item in items %}"
+        case nodes.For() if in_loop:
+            reason = "a loop inside a loop is not allowed"
+        case nodes.Name(name=name) if name.startswith("_") or name in _RESERVED:
+            reason = f"the name {printable(name, 60)} is not allowed"
+        case nodes.Getattr(attr=name) if name.startswith("_"):
+            reason = f"the attribute {printable(name, 60)} is not allowed"
+        case nodes.Getitem(arg=nodes.Const(value=str(name))) if name.startswith("_"):
+            reason = f"the item {printable(name, 60)} is not allowed"
+        case nodes.Const(value=int() | float() as number) if not abs(number) <= _MAX_NUMBER:
+            reason = f"numbers beyond {_MAX_NUMBER:,} are not allowed"
+        case nodes.Filter(dyn_args=None, dyn_kwargs=None, kwargs=[]) if node.name in FILTERS:
+            return
+        case nodes.Filter():
+            reason = f"filter {printable(node.name, 60)} is none of {', '.join(sorted(FILTERS))}"
+        case nodes.Test(args=[]) if node.name in _TESTS:
+            return
+        case nodes.Test():
+            reason = f"test {printable(node.name, 60)} is none of {', '.join(_TESTS)}"
+        case _ if isinstance(node, _ALLOWED):
+            return
+        case _:
+            kinds = (what for kind, what in _NOT_ALLOWED.items() if isinstance(node, kind))
+            reason = f"not allowed in a template: {next(kinds, type(node).__name__.lower())}"
+    raise _Refused(node.lineno, reason)
+
+
+def _optional(tree: nodes.Template) -> frozenset[str]:
+    """The variables whose absence the template asks about, or replaces."""
+    asked = [*tree.find_all((nodes.Test, nodes.Filter))]
+    return frozenset(
+        node.node.name
+        for node in asked
+        if isinstance(node.node, nodes.Name) and node.name in ("defined", "undefined", "default")
+    )
+
+
+@jinja2.pass_context
+def _loop(context: Context, value: Any) -> Iterator[Any]:
+    """The items of a loop, as long as there is time."""
+    for item in loop_items(value):
+        _check_time(context[_DEADLINE])
+        yield item
+
+
+def _check_time(deadline: float) -> None:
+    if time.thread_time() > deadline:
+        raise RowError(Kind.BAD_ROW, f"takes longer than {MAX_SECONDS:g} s")
+
+
+def _environment() -> _Environment:
+    environment = _Environment(undefined=_Missing, finalize=shown, cache_size=0)
+    environment.globals.clear()
+    environment.filters = {**FILTERS, _LOOP_ITEMS: _loop}
+    environment.tests = {name: environment.tests[name] for name in _TESTS}
+    return environment
+
+
+_ENVIRONMENT = _environment()
