@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .tasks.loading.columns import Columns as Columns
     from .tasks.object_store import ObjectStore as ObjectStore
     from .tasks.records import QAPair as QAPair
+    from .tasks.runs.parameters import Asking as Asking
     from .tasks.runs.parameters import Caching as Caching
     from .tasks.runs.parameters import Exports as Exports
     from .tasks.runs.parameters import Images as Images
@@ -54,6 +55,7 @@ _HOMES = {
     "ImageQAGenerator": ".flows.dataflow",
     "LocalModelVLMServing_vllm": ".flows.dataflow",
     "PromptedVQAGenerator": ".flows.dataflow",
+    "Asking": ".tasks.runs.parameters",
     "Caching": ".tasks.runs.parameters",
     "Columns": ".tasks.loading.columns",
     "Exports": ".tasks.runs.parameters",

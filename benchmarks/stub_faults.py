@@ -28,6 +28,9 @@ class Faults:
             "garbage": options.garbage_share,
         }
         self.hang_share: float = options.hang_share
+        self.unusable_share: float = options.unusable_share
+        self.corrected_share: float = options.corrected_share
+        self.refuses_schemas: bool = options.refuse_schemas
         self.fail_status: int = options.fail_status
         self.poison = base64_forms(options.poison.encode()) if options.poison else []
         self.seed = options.seed
@@ -51,11 +54,29 @@ class Faults:
 
     def hangs(self, data: bytes) -> bool:
         """Whether this row is never answered: every time it is asked, and after a restart."""
-        if not self.hang_share:
+        return self._draws(self.hang_share, data)
+
+    def is_unusable(self, data: bytes) -> bool:
+        """Whether the reply to this row is in no form that can be read.
+
+        A row that is shown its own reply has another chance.
+        """
+        share = self.unusable_share
+        if share and json.loads(data)["messages"][-2:][0]["role"] == "assistant":
+            share = 1 - self.corrected_share
+        return self._draws(share, data)
+
+    def refuses(self, data: bytes) -> bool:
+        """Whether the request asks for a JSON schema, which this server does not support."""
+        return self.refuses_schemas and b'"response_format"' in data
+
+    def _draws(self, share: float, data: bytes) -> bool:
+        """Whether a row is among such a share of all rows, always the same ones."""
+        if not share:
             return False
         text = json.dumps([self.seed, json.loads(data)["messages"]])
         digest = hashlib.sha256(text.encode()).digest()
-        return int.from_bytes(digest[:8]) < self.hang_share * (1 << 64)
+        return int.from_bytes(digest[:8]) < share * (1 << 64)
 
     def kills(self, data: bytes) -> bool:
         """Whether an image contains the marker that crashes the server."""
@@ -128,6 +149,16 @@ def add_fault_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop-share", type=float, default=0, help="share of requests dropped")
     parser.add_argument("--garbage-share", type=float, default=0, help="share of useless replies")
     parser.add_argument("--hang-share", type=float, default=0, help="share of rows never answered")
+    parser.add_argument("--unusable-share", type=float, default=0, help="share of prose for pairs")
+    parser.add_argument(
+        "--corrected-share",
+        type=float,
+        default=1,
+        help="share of these rows that are answered when they are shown their reply",
+    )
+    parser.add_argument(
+        "--refuse-schemas", action="store_true", help="answer 400 to requests with a JSON schema"
+    )
     # With seed 2, every share of the first 500 to 4,000 draws is close to what was asked for.
     parser.add_argument("--seed", type=int, default=2, help="decides which requests and rows")
     parser.add_argument("--rate", type=float, default=0, help="requests/s that a gateway admits")

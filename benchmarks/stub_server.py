@@ -46,6 +46,7 @@ PR_SET_PDEATHSIG = 1
 TOKEN_SECONDS = 0.1
 """How long a request takes to generate a token, as by a model of 10 tokens/s."""
 PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20
+UNUSABLE_TEXT = "I like this image."
 DEFAULT_TEXT = "**Question:** What is in the image?\n**Answer:** A stub."
 
 
@@ -185,6 +186,10 @@ class Stub:
             return self.faults.garbage()
         if self.dying:
             return error(500, "the stub is dying")
+        if self.faults.refuses(data):
+            return error(400, "response_format json_schema is not supported")
+        if self.faults.is_unusable(data):
+            return self.reply(UNUSABLE_TEXT, "stop")
         # Parsing a body with images costs as much as serving it; benchmarks do not need it.
         if self.latency and b"STUB" not in data:
             return self.reply(DEFAULT_TEXT, "stop")

@@ -33,6 +33,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ..tasks.concurrency import chunks, memory_of, opaque, prefetch_results, quote
 from ..tasks.exporting import export_rows
+from ..tasks.exporting.trainers import ExportSource, export_for_training
 from ..tasks.loading import Columns, load_dataset
 from ..tasks.parsing import parse_batch
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
@@ -129,7 +130,7 @@ def image_qa(
         parsing: How the model's replies are parsed.
         caching: What is reused from earlier runs.
         images: Where images may come from, and the size they are sent at.
-        exports: Which additional files are written.
+        exports: Which additional files are written, above all for training: formats such as llava.
 
     Raises:
         DatasetError: the dataset is missing, unreadable or malformed.
@@ -150,6 +151,7 @@ def image_qa(
             run.credentials,
             samples=asking.samples,
             reads_conversation=run.style.uses_conversation,
+            needs=run.style.columns,
         )
         table = confine_images(table, run.reader, images.root)
         # Waits until no other run writes to the output, checks or starts the server, and reads the
@@ -170,6 +172,16 @@ def image_qa(
             table.columns,
             json_array=exports.json_array,
         )
+        for name in exports.formats:
+            source = ExportSource(
+                run.output,
+                run.rows.read_again,
+                table.columns,
+                table.base,
+                run.reader,
+                images.settings,
+            )
+            export_for_training(quote(source), name, exports)
         summary = run.complete(counts)
         publish(summary, run.output, table, run.rows.read_again, main_pass, model=run.model)
     check_answered(summary, main_pass)

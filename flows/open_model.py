@@ -110,8 +110,7 @@ def open_model(
     block = resolve_endpoint(endpoint, model)
     if isinstance(block, BatchResults):
         with block.reported():
-            client = NoServer(str(model), NO_RESULT, limits.max_in_flight)
-            yield RunModel(client, "", block)
+            yield RunModel(NoServer(str(model), NO_RESULT, limits.max_in_flight), "", block)
         return
     server, revision, recovery = None, "", None
     with ExitStack() as stack:

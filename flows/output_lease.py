@@ -20,7 +20,7 @@ from ..tasks.exporting.qa_json import QA_JSON
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec, configuration_key
-from ..tasks.prompting.open_style import recorded_style
+from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.runs.heartbeat import ACTIVE_RUNS, HEARTBEAT_TIMEOUT_SECONDS
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
@@ -142,7 +142,9 @@ class OutputLease:
         complete_run(self._store, record)
         self._record = record
 
-    def record_model(self, parameters: RunParameters, main: Pass, spec: RequestSpec) -> str:
+    def record_model(
+        self, parameters: RunParameters, main: Pass, spec: RequestSpec, style: OpenStyle
+    ) -> str:
         """Record the model and the digest of all that determines the answers.
 
         Returns:
@@ -156,7 +158,7 @@ class OutputLease:
             "model_revision": spec.model_revision,
             "system_prompt": main.system_prompt,
             "user_prompt": main.user_prompt,
-            "style": recorded_style(parameters.style),
+            "style": [style.name, style.digest],
             "pairs": parameters.pairs_per_image,
             "asking": parameters.asking.model_dump(),
             "parser": main.parsing.label,

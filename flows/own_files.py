@@ -3,10 +3,12 @@
 from ..tasks.errors import StoreError
 from ..tasks.exporting.output_status import EXPORTS
 from ..tasks.exporting.qa_json import QA_JSON
+from ..tasks.exporting.trainers.write import check_export_folders
 from ..tasks.loading.dataset import Dataset
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.reporting.dataset_card import CARD
 from ..tasks.reporting.report import REPORT
+from ..tasks.runs.parameters import Exports
 from ..tasks.runs.run_record import read_runs
 from ..tasks.storing.layout import PAIRS, RUNS, read_manifest
 
@@ -17,7 +19,7 @@ OWN_FOLDERS = (PAIRS, RUNS)
 """Folders whose files a run takes for those of earlier runs."""
 
 
-def check_own_files(output: ObjectStore, table: Dataset, *, json_array: bool) -> None:
+def check_own_files(output: ObjectStore, table: Dataset, exports: Exports) -> None:
     """Refuse an output with files that would be overwritten, above all the dataset itself.
 
     The manifest is the first object of a run: without one, all that is there is somebody else's.
@@ -26,7 +28,7 @@ def check_own_files(output: ObjectStore, table: Dataset, *, json_array: bool) ->
     Args:
         output: the output.
         table: the dataset.
-        json_array: whether the run writes `qa.json`, as few do.
+        exports: what the run writes that few do.
 
     Raises:
         StoreError: there is such a file; or the output cannot be read.
@@ -39,13 +41,14 @@ def check_own_files(output: ObjectStore, table: Dataset, *, json_array: bool) ->
     if read_manifest(output) is None:
         names = [*filter(output.exists, OWN_FILES), *filter(output.list, OWN_FOLDERS)]
     else:
-        is_foreign = json_array and output.exists(QA_JSON) and not _has_written_qa_json(output)
+        is_foreign = exports.json_array and output.exists(QA_JSON) and not _has_written_qa_json(output)
         names = [QA_JSON] if is_foreign else []
     if names:
         raise StoreError(
             f"{output.uri_of(names[0])} already exists and was not written by a run: "
             "choose another output"
         )
+    check_export_folders(output, exports)
 
 
 def _has_written_qa_json(output: ObjectStore) -> bool:

@@ -1,11 +1,16 @@
-"""The settings of a pass's steps, made of the parameters of a run: the same for all who ask."""
+"""The settings of a pass's steps, made of a run's parameters: a run and a preview ask the same."""
 
+from collections.abc import Callable
+from functools import partial
+
+from ..serving.types import Outcome
 from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
+from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.prompts import PromptSettings
-from ..tasks.runs.parameters import Images, RunParameters
+from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
 
 
@@ -18,7 +23,7 @@ def request_spec(
         parameters: those of the run.
         definition: the pass.
         model: the name the model is served under.
-        revision: digest of its checkpoint, if that is known, else empty.
+        revision: digest of its checkpoint; empty where that is not known.
     """
     return RequestSpec(
         model=model,
@@ -29,7 +34,11 @@ def request_spec(
 
 
 def prompt_settings(
-    definition: Pass, spec: RequestSpec, base: ImageBase, reader: ImageReader, images: Images
+    parameters: RunParameters,
+    definition: Pass,
+    spec: RequestSpec,
+    base: ImageBase,
+    reader: ImageReader,
 ) -> PromptSettings:
     """How the rows of a pass become prompts."""
     return PromptSettings(
@@ -40,12 +49,22 @@ def prompt_settings(
         system_prompt=definition.system_prompt,
         user_prompt=definition.user_prompt,
         columns=definition.columns,
-        limits=images.settings,
+        limits=parameters.images.settings,
     )
 
 
 def generation_settings(
-    definition: Pass, reader: ImageReader, images: Images
+    parameters: RunParameters,
+    definition: Pass,
+    reader: ImageReader,
+    known_reply: Callable[[str], Outcome | None] | None = None,
 ) -> GenerationSettings:
     """How the prompts of a pass are sent."""
-    return GenerationSettings(reader, definition.sampling, images.settings)
+    corrects = parameters.asking.corrective_retry
+    return GenerationSettings(
+        reader,
+        definition.sampling,
+        parameters.images.settings,
+        fault_of=partial(reply_fault, settings=definition.parsing) if corrects else None,
+        known_reply=known_reply,
+    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from uuid import uuid4
 
 from prefect import get_run_logger
@@ -14,7 +13,6 @@ from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
 from ..tasks.generating.cache import batch_cache
-from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.generating.generate import generate_batch
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
@@ -23,12 +21,10 @@ from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore, load_store
-from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.open_style import OpenStyle
-from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.runs.parameters import RunParameters
-from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style
+from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ..tasks.runs.run_record import RunCounts, last_completed
 from ..tasks.storing.compaction import compact
 from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
@@ -37,11 +33,13 @@ from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .batch_files.results import BatchResults
 from .circuit_breaker import CircuitBreaker
+from .guided import server_guides
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .output_lease import OutputLease
 from .own_files import check_own_files
+from .pass_settings import generation_settings, prompt_settings, request_spec
 from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
@@ -151,7 +149,7 @@ class Run:
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
-        check_own_files(self.output, table, json_array=parameters.exports.json_array)
+        check_own_files(self.output, table, parameters.exports)
         if endpoint is not None:  # fail before anything is written
             self._open_model(endpoint)
         record = new_record(self._id, parameters, table.name, main)
@@ -161,11 +159,21 @@ class Run:
         self._base = table.base
         if endpoint is None:  # do not load a model only to wait for the output
             self._open_model(None)
+        if self._is_unguided():
+            self.style = run_style(parameters, self.credentials, guided=False)
+            main = main_pass(parameters, self.style, table.columns)
         self.progress.begin(self.client.stats, table.count)
-        self._keys_name = self._lease.record_model(parameters, main, self._spec(main))
+        spec = self._spec(main)
+        self._keys_name = self._lease.record_model(parameters, main, spec, self.style)
         self._stack.enter_context(show_progress(self.output, table, self.progress))
         self._main = main
         return self.open_pass(main)
+
+    def _is_unguided(self) -> bool:
+        """Whether replies should follow a schema, but the server does not make them do so."""
+        if self.parameters.asking.format == "text":
+            return False
+        return not server_guides(self.client, user_schema(self.parameters, self.credentials))
 
     def open_answers(self, questions: OpenPass) -> OpenPass:
         """Open the pass that answers the questions of the main pass, which is complete.
@@ -191,7 +199,7 @@ class Run:
             self._passes[-1].progress = self.progress.end()
             self.progress.begin(self.client.stats, None, definition.unit)
         parameters, folder = self.parameters, PassFolder(definition.name)
-        images, caching = parameters.images.settings, parameters.caching
+        caching = parameters.caching
         completions = self.output.with_uri(
             caching.cache or f"{self.output.uri}/{folder.completions}"
         )
@@ -209,24 +217,14 @@ class Run:
         opened = OpenPass(
             keys_name=folder.keys_of(self._keys_name),
             generate_batch=generate_batch.with_options(**batch_cache(completions)),
-            prompt_settings=PromptSettings(
-                self._base,
-                self.reader,
-                self._spec(definition),
-                style=definition.style,
-                system_prompt=definition.system_prompt,
-                user_prompt=definition.user_prompt,
-                columns=definition.columns,
-                limits=images,
+            prompt_settings=prompt_settings(
+                parameters, definition, self._spec(definition), self._base, self.reader
             ),
-            generation_settings=GenerationSettings(
+            generation_settings=generation_settings(
+                parameters,
+                definition,
                 self.reader,
-                definition.sampling,
-                images,
-                fault_of=partial(reply_fault, settings=definition.parsing)
-                if parameters.asking.corrective_retry
-                else None,
-                known_reply=self._model.results and self._model.results.get,
+                self._model.results.get if self._model.results else None,
             ),
             parse_settings=definition.parsing,
             ledger=ledger,
@@ -272,12 +270,7 @@ class Run:
         return summary
 
     def _spec(self, definition: Pass) -> RequestSpec:
-        return RequestSpec(
-            model=self.model,
-            model_revision=self.parameters.model_revision or self._model.revision,
-            sampling=definition.sampling,
-            images=self.parameters.images.settings.model_dump(mode="json"),
-        )
+        return request_spec(self.parameters, definition, self.model, self._model.revision)
 
     def _cached_batches(
         self, completions: ObjectStore, folder: PassFolder, ledger: Ledger

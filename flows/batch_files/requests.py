@@ -104,8 +104,8 @@ class PendingRequests:
     def _prompts(self, definition: Pass, rows: Iterable[Row]) -> Iterator[Prompt]:
         """The prompts of a pass, whether they are finished or not."""
         spec = request_spec(self.parameters, definition, self.model, "")
-        base, images = self.table.base, self.parameters.images
-        settings = prompt_settings(definition, spec, base, self.reader, images)
+        base = self.table.base
+        settings = prompt_settings(self.parameters, definition, spec, base, self.reader)
         size = self.parameters.limits.batch_size
         for chunk in chunks(rows, size, lambda row: memory_of(row.record)):
             yield from prompt_rows.fn(chunk, settings)
@@ -117,7 +117,7 @@ class PendingRequests:
         return self._prompts(answers_pass(main, self.style), rows)
 
     def _lines(self, definition: Pass, prompts: Iterable[Prompt]) -> Iterator[bytes]:
-        settings = generation_settings(definition, self.reader, self.parameters.images)
+        settings = generation_settings(self.parameters, definition, self.reader)
 
         def build(pending: tuple[Prompt, int]) -> bytes:
             prompt, attempt = pending

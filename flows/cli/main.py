@@ -28,6 +28,21 @@ app.command(
     help="Ask a vLLM server for question-answer pairs about the images in every row.",
 )
 app.command(
+    "prefect_imageqa.flows.cli.export:export",
+    name="export",
+    help="Write the pairs of an output in a format that trainers load, without asking the model.",
+)
+app.command(
+    "prefect_imageqa.flows.cli.batch_files:batch_export",
+    name="batch-export",
+    help="Write the requests of a run to batch files, for a server that works offline.",
+)
+app.command(
+    "prefect_imageqa.flows.cli.batch_files:batch_import",
+    name="batch-import",
+    help="Store the results of batch files as a run would, and write its exports.",
+)
+app.command(
     "prefect_imageqa.flows.cli.preview:preview",
     name="preview",
     help="Compare styles on a few rows: what they ask, and what the model replies.",

@@ -120,7 +120,9 @@ def as_option(parameter: inspect.Parameter) -> inspect.Parameter:
     """A parameter of the flow as an option of a command; those of a group become flags."""
     name, hint = parameter.name, _TYPES.get(parameter.name, parameter.annotation)
     if isinstance(hint, type) and issubclass(hint, BaseModel):
-        hint = Annotated[hint, Parameter(name="*", name_transform=_flags_of(name))]
+        hint = Annotated[
+            hint, Parameter(name="*", name_transform=_flags_of(name), negative_iterable=())
+        ]
     kind = parameter.POSITIONAL_ONLY if name == "dataset" else parameter.KEYWORD_ONLY
     return parameter.replace(annotation=hint, kind=kind)
 

@@ -26,6 +26,7 @@ from ...serving.server.vllm_python import find_vllm_python
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
+from ..batch_files.results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
 from ..prefect_outage import bounded_exit
@@ -45,7 +46,8 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
 
     Args:
         dataset: path or URI.
-        parameters: the other parameters of `image_qa`; the endpoint as a list.
+        parameters: the other parameters of `image_qa`; the endpoint as a list, or as what the
+            model has replied already.
 
     Raises:
         ImageQAError: as `image_qa` does.
@@ -64,24 +66,29 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
         open_store(checked.output, checked.store).with_patience(patience).s3_credentials,
     )
     patience.stop()  # from here on it is the run that waits
-    results = parameters.get("endpoint")
-    names = [] if isinstance(results, BatchResults) else results or []
-    urls = [url for url in names if not is_block_name(url)]
-    if urls or not names:
-        resolve_endpoint(urls, checked.model or None)
-    if not names:
-        find_vllm_python()
-    elif urls and not checked.limits.wait:
-        with open_model(urls, checked.model or None):
-            pass
+    endpoint = parameters.get("endpoint") or []
+    if not isinstance(endpoint, BatchResults):
+        endpoint = _checked_endpoint(endpoint, checked)
     progress = RunProgress()
     use_progress(progress)
-    # A single value may be the name of a block.
-    endpoint = names[0] if len(names) == 1 else names or None
     said, ends = error_is_printed(image_qa), bounded_exit()
     with terminate_on_signals(), said, ends, _display(progress, table):
         summary: RunSummary = image_qa(**{**bound.arguments, "endpoint": endpoint})
     return summary
+
+
+def _checked_endpoint(names: list[str], parameters: RunParameters) -> str | list[str] | None:
+    """The endpoint as the flow takes it, after a check whether it can be used."""
+    urls = [url for url in names if not is_block_name(url)]
+    if urls or not names:
+        resolve_endpoint(urls, parameters.model or None)
+    if not names:
+        find_vllm_python()
+    elif urls and not parameters.limits.wait:
+        with open_model(urls, parameters.model or None):
+            pass
+    # A single value may be the name of a block.
+    return names[0] if len(names) == 1 else names or None
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class PreviewReply:
         text: the raw reply; empty if there is none.
         kind: why a run would quarantine the row; empty for an answered one.
         reason: the same as a sentence.
+        corrected: the first reply, if that was unusable and the model has corrected it.
         unanswered: questions that were asked separately in vain, and why.
         tokens: of the reply.
         latency: in seconds.
@@ -45,6 +46,7 @@ class PreviewReply:
     text: str = ""
     kind: str = ""
     reason: str = ""
+    corrected: str = ""
     unanswered: tuple[str, ...] = ()
     tokens: int = 0
     latency: float = 0.0
@@ -105,8 +107,14 @@ class Totals:
     seconds: float
 
 
-def preview_reply(prompt: Prompt, row: FinishedRow) -> PreviewReply:
-    """What is shown of a row that is answered or quarantined."""
+def preview_reply(prompt: Prompt, row: FinishedRow, corrected: str = "") -> PreviewReply:
+    """What is shown of a row that is answered or quarantined.
+
+    Args:
+        prompt: what was asked.
+        row: the outcome.
+        corrected: the first reply, if that was unusable and the second is not.
+    """
     label, said = prompt.asked.style, messages_as_text(prompt.messages)
     if not isinstance(row, Answered):
         text, kind = row.text or "", row.kind.value
@@ -125,6 +133,7 @@ def preview_reply(prompt: Prompt, row: FinishedRow) -> PreviewReply:
         text=row.text,
         kind=kind,
         reason=reason,
+        corrected=corrected,
         unanswered=tuple(f"{each.question} ({each.message})" for each in row.unanswered),
         tokens=row.completion_tokens,
         latency=row.latency,

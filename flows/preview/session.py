@@ -85,6 +85,7 @@ class Session:
     _records: dict[bool, _Records] = field(default_factory=dict)
     _images: Sequence[Sequence[SampledImage]] | None = None
     _replies: dict[str, Reply] = field(default_factory=dict)
+    _corrected: dict[str, str] = field(default_factory=dict)
 
     def styles(self) -> list[AskedStyle]:
         """Open the styles and the dataset, without prompts.
@@ -127,7 +128,7 @@ class Session:
 
     def generation_settings(self, style: AskedStyle) -> GenerationSettings:
         """How the prompts of a style are sent."""
-        return generation_settings(style.main, self.reader, self.requested[0].images)
+        return generation_settings(self.requested[0], style.main, self.reader)
 
     def _opened(self, parameters: RunParameters) -> AskedStyle:
         style = run_style(parameters, self.credentials)
@@ -158,8 +159,8 @@ class Session:
         self, parameters: RunParameters, asking: Pass, rows: Sequence[Row], records: _Records
     ) -> list[Prompt]:
         spec = request_spec(parameters, asking, self.model.name, self.model.revision)
-        base, images = records.table.base, parameters.images
-        return prompt_rows.fn(rows, prompt_settings(asking, spec, base, self.reader, images))
+        base = records.table.base
+        return prompt_rows.fn(rows, prompt_settings(parameters, asking, spec, base, self.reader))
 
     def _replies_of(
         self, parameters: RunParameters, style: AskedStyle
@@ -172,7 +173,8 @@ class Session:
             prompts = self._prompts(parameters, answering, questions, style.records)
             answers = self._outcomes(parameters, answering, prompts)
             outcomes = [row for row in with_answers(outcomes, answers) if row is not None]
-        upcoming = iter(map(preview_reply, style.prompts, outcomes))
+        corrected = [self._corrected.get(prompt.key, "") for prompt in style.prompts]
+        upcoming = iter(map(preview_reply, style.prompts, outcomes, corrected))
         return [tuple(islice(upcoming, len(rows))) for rows in style.records.records]
 
     def _outcomes(
@@ -183,9 +185,10 @@ class Session:
         if batch.prompts:
             if self.model.client is None:
                 raise EndpointError(NO_ENDPOINT)
-            settings = generation_settings(asking, self.reader, parameters.images)
+            settings = generation_settings(parameters, asking, self.reader)
             generate_batch.fn(batch, self.model.client, settings)
         self._replies |= {key: reply for key, reply in batch.replies.items() if _lasts(reply)}
+        self._corrected |= batch.corrected
         replies = self._replies | batch.replies
         return [
             parse_reply(

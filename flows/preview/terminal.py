@@ -47,10 +47,12 @@ def _reply(reply: PreviewReply, style: str) -> Iterator[Text]:
     for pair in reply.pairs:
         yield from _pair(pair)
         yield Text()
+    if reply.corrected:
+        yield Text("after a correction; the first reply was unusable", "yellow")
     for reason in reply.unanswered:
         yield Text(f"unanswered: {_line(reason)}", "yellow")
     if reply.kind:
-        yield Text(f"{reply.kind}: {_line(reply.reason)}", "yellow")
+        yield Text(f"{reply.kind}: {printable(reply.reason, _MAX_TEXT)}", "yellow")
     if reply.text and not reply.pairs:
         yield Text(_lines(reply.text), "dim")
     if reply.tokens:
@@ -77,7 +79,7 @@ def _pair(pair: QAPair) -> Iterator[Text]:
 def _totals(preview: Preview) -> Table:
     table = Table(title=Text(_line(f"{preview.dataset}, {preview.model}"), "bold"), box=box.SIMPLE)
     table.add_column("style", overflow="fold", header_style="dim")
-    for name in ("answered", "pairs", "different questions", "tokens a reply", "s a reply"):
+    for name in ("answered", "pairs", "distinct", "tokens", "seconds"):
         table.add_column(name, justify="right", header_style="dim")
     for totals in totals_of(preview):
         table.add_row(

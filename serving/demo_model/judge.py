@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from .questions import FOLLOW_UPS, Question, QuestionKind, parse_question
@@ -99,3 +100,32 @@ def is_denial(scene: Scene, question: str, answer: str) -> bool:
     verdict = judge_pair(scene, question, answer)
     unshown = known is not None and known.kind is QuestionKind.UNSHOWN
     return verdict is Verdict.ABSENT or (unshown and verdict is Verdict.RIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A pair as it was parsed.
+
+    Attributes:
+        question: without its options.
+        answer: of multiple choice, the text of the right option.
+        options: of multiple choice.
+        turn: its place in a dialogue, from 1; 0 for a pair that stands on its own.
+    """
+
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+    turn: int = 0
+
+
+def judge_claims(scene: Scene, claims: Sequence[Claim]) -> list[Verdict]:
+    """Compare all pairs about one image with the scene, each by its form."""
+    if claims and all(claim.turn for claim in claims):
+        return judge_dialogue(scene, [(claim.question, claim.answer) for claim in claims])
+    return [
+        judge_choice(scene, claim.question, claim.options, claim.answer)
+        if claim.options
+        else judge_pair(scene, claim.question, claim.answer)
+        for claim in claims
+    ]

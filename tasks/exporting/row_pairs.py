@@ -82,8 +82,8 @@ def join_rows(
         row = next((row for row in remaining if row.index >= found.row), None)
         if row is None or row.index != found.row:
             raise DatasetError(
-                f"the dataset has no row {found.row}, of which there are pairs: give the dataset of "
-                "the run, as it was then"
+                f"the dataset has no row {found.row}, which has pairs: give the dataset of the "
+                "run, as it was then"
             )
         if columns.image is not None and image_names(row, columns) != list(found.images):
             raise DatasetError(

@@ -64,7 +64,8 @@ class ColumnFinder:
             value = _value(record, name)
             if has_images(value):
                 self._embedding.add(name)
-            self.has_questions = self.has_questions or is_list_of_questions(value)
+            if given is not None:
+                self.has_questions = self.has_questions or is_list_of_questions(value)
 
     @property
     def missing(self) -> list[str]:

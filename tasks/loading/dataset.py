@@ -1,6 +1,6 @@
 """A dataset URI or a pandas DataFrame -> rows, read lazily."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +17,7 @@ from ..object_store.filesystems import open_filesystem
 from ..records import Kind, Problem, Record, Row, RowError
 from ..run_names import short_name
 from .column_search import ColumnFinder, overlooked_column
-from .columns import AUTO, Columns, read_value
+from .columns import AUTO, Columns, quoted, read_value, shown_names
 from .conversations import questions
 from .files import DatasetFiles, find_files
 from .json_formats import LocatedRecord
@@ -131,6 +131,7 @@ def load_dataset(
     credentials: S3Credentials | None = None,
     samples: int = 1,
     reads_conversation: bool = True,
+    needs: Collection[str] = (),
 ) -> Dataset:
     """Find a dataset and check that it can be used; its rows are read later, lazily.
 
@@ -144,10 +145,12 @@ def load_dataset(
         samples: how many rows each record gives.
         reads_conversation: whether the rows' conversations are asked; otherwise only their images
             are read.
+        needs: further columns that are used; in files of JSON, a few rows may lack them.
 
     Raises:
         DatasetError: as `open_dataset` does; or the output column exists already, a conversation
-            column is named but not read, or the output is inside the dataset's folder.
+            column is named but not read, a column is needed but not there, or the output is inside
+            the dataset's folder.
     """
     if not reads_conversation and columns.conversation not in (AUTO, None):
         raise DatasetError(
@@ -158,6 +161,11 @@ def load_dataset(
     if not reads_conversation and not table.columns.has_embedded_images:
         without = columns.model_copy(update={"conversation": None})
         table = open_dataset(dataset, without, image_root=image_root, credentials=credentials)
+    if missing := sorted(set(needs) - set(table.names)):
+        raise DatasetError(
+            f"{table.name} has no column {quoted(missing[0])}, which the style uses; the columns "
+            f"are: {shown_names(table.names)}"
+        )
     if columns.output in table.names:
         raise DatasetError(f"{table.name} already has a column {columns.output!r}; {_OTHER_COLUMN}")
     if output and table.folder is not None:

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
-"""Which of several options an answer means: `B`, `(b) blue`, `**B**`, `The answer is B.`, `blue`."""
+"""Which of several options an answer means: `B`, `(b) blue`, `The answer is B.`, `blue`."""
 
 import re
 import unicodedata
@@ -16,8 +16,9 @@ _LEAD_IN = re.compile(
     (?: (?:so|therefore|thus|hence),?\s++ )?+ (?:the\s++)?+
         (?:(?:correct|right|best|final|most\ likely)\s++){0,2}+ (?:answer|option|choice)\b
         (?:\s++(?:is|would\ be|should\ be)\b)?+
-    | it(?:'s|\ is)\s++(?=option\b|choice\b)
-    | (?:因此|所以|故)?+[,，]?+ (?:正确|正確)?+的?+ (?:答案|选项|選項) (?:应该|應該)?+ (?:是|为|為|选|選)?+
+    | it(?:'s|\ is)\b
+    | (?:因此|所以|故)?+[,，]?+ (?:正确|正確)?+的?+
+        (?:答案|选项|選項) (?:应该|應該)?+ (?:是|为|為|选|選)?+
     | (?:因此|所以|故|应|應)?+[,，]?+ (?:选择|選擇|选|選)
     | (?:la\s++|a\s++)?+ (?:bonne\s++)?+ (?:respuesta|resposta|réponse|risposta)
         (?:\s++(?:correcta|correta|correcte|corretta))?+ (?:\s++(?:es|é|est|è)\b)?+
@@ -30,17 +31,20 @@ _LEAD_IN = re.compile(
 _MARKED = re.compile(
     rf"""
     [*_`"'“(\[（【\s]*+ (?:\$?\\boxed\{{)?+ (?:(?:option|choice|选项|選項|opción|opção)\s*+)?+
-    [*_(\[（【]*+ (?P<mark>{MARK}) (?!\w)
-    (?: (?P<end>[*_`)\]）】}}"'”$]*+[.．。!]?+\s*+$)
-      | \s++is\s++(?:the\s++)?+(?:correct|right|best)\b
-      | (?P<delimiter>[*_`)\]）】}}"'”$]*+ [)\]）】.．:：、,，;；。*_] [*_]*+ | \s*+[-–—]\s++) \s*+
+    [*_(\[（【]*+ (?P<mark>{MARK}) (?!\w|['’]\w)
+    (?: (?P<surely>
+          [*_`)\]）】}}"'”$.．:：、,，;；。!]++ | \s*+[-–—]\s++ | \s*+$
+        | \s++is\s++(?:the\s++)?+(?:correct|right|best)\b(?:\s++(?:answer|option|choice)\b[.,]?+)?+
+        ) \s*+
       | \s++
     )
     (?P<rest>.*)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_ANOTHER = re.compile(rf"(?:and|or|&|/|,|，|、|和|y|et|und)?\s*+[(\[]?(?:{MARK})[)\]]?[.。]?\s*+\Z", re.I)
+_ANOTHER = re.compile(
+    rf"(?:(?:and|or|&|/|,|，|、|和|y|et|und)\s*+)?+[(\[]?+(?:{MARK})(?:[)\].,，、;:]|\s++(?:and|or|&)\b|\s*+$)"
+)
 _ENDS = " \t\n*_`\"'“”‘’.,;:!?()[]（）【】。，；：！？、「」《》"
 
 
@@ -65,14 +69,12 @@ def choice_in(said: str, options: Sequence[str], marks: Sequence[str] = LETTERS)
         options: texts of the options.
         marks: what stands before each of them.
     """
-    lines = [line for line in said.split("\n") if line.strip(_ENDS)]
-    if not lines:
-        return None
-    if first := _choice_in_line(lines[0], options, marks):
-        rest = "\n".join((first.rest, *lines[1:])).strip()
-        return Choice(first.index, rest)
-    if len(lines) > 1 and (last := _choice_in_line(lines[-1], options, marks)):
-        return Choice(last.index, "\n".join(lines[:-1]).strip())
+    first, _, below = said.strip().partition("\n")
+    if choice := _choice_in_line(first, options, marks):
+        return Choice(choice.index, f"{choice.rest}\n{below}".strip())
+    above, _, last = said.strip().rpartition("\n")
+    if above and (choice := _choice_in_line(last, options, marks)):
+        return Choice(choice.index, above.strip())
     return None
 
 
@@ -91,21 +93,22 @@ def _marked_choice(line: str, options: Sequence[str], marks: Sequence[str]) -> C
     if match is None:
         return None
     index = _index(match["mark"], marks)
-    if index is None or index >= len(options):
-        return None
     rest = match["rest"].strip().strip("*_").strip()
+    same = _same_text(rest, options)
+    if index is None or index >= len(options):
+        return same
     if _ANOTHER.match(rest):
         return None  # "A and C"
-    same = _same_text(rest, options)
     if same is not None:
+        if match["surely"] is None and match["mark"] in {"A", "a"}:
+            return same  # "A cat": an article
         return Choice(index) if same.index == index else None
     own, folded = options[index].casefold(), rest.casefold()
     if folded.startswith(own):
         return Choice(index, rest[len(own) :].lstrip(" .,;:-–—。，；："))
     if any(folded.startswith(option.casefold()) for option in options):
         return None  # "B. red", where B is blue
-    is_word = match["end"] is None and match["delimiter"] is None and "is" not in match[0].split()
-    return None if is_word else Choice(index, rest)
+    return Choice(index, rest) if match["surely"] is not None else None
 
 
 def _index(mark: str, marks: Sequence[str]) -> int | None:

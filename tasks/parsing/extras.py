@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
 """What a reply says about a pair under a label of its own: its type, language and reasoning."""
 
 import re

@@ -1,8 +1,8 @@
 """What is wrong with an unusable reply, as the model is told that is asked once more."""
 
 from ...serving.types import Completion
-from ..records import Asked, ReplyForm
-from .parse import ParseSettings
+from ..records import Asked
+from .parse import ParseSettings, fault_of
 from .wrappers import unwrap
 
 
@@ -23,16 +23,7 @@ def reply_fault(completion: Completion, asked: Asked, settings: ParseSettings) -
     if not settings.required:
         return ""
     try:
-        found = settings.parser(completion.text, asked).value
+        parsed = settings.parser(completion.text, asked)
     except Exception:
         return ""  # the parser's own fault, which parsing reports
-    return "" if found else _MISSING[asked.form]
-
-
-_MISSING = {
-    ReplyForm.PAIRS: "has no question with an answer that can be read",
-    ReplyForm.DIALOGUE: "has no question with an answer that can be read",
-    ReplyForm.MULTIPLE_CHOICE: "has no question with options and the letter of the right one",
-    ReplyForm.ANSWER: "has no answer that can be read",
-    ReplyForm.QUESTIONS: "has no question that can be read",
-}
+    return "" if parsed.value else fault_of(parsed, asked.form)

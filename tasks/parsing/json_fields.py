@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 (keys in many scripts)
 """Question-answer pairs among the members of one JSON object."""
 
 import re
@@ -14,7 +13,6 @@ from .labels import (
     CORRECT_WORDS,
     OPTIONS_WORDS,
     QUESTION_WORDS,
-    TURN_WORDS,
 )
 from .multiple_choice import options_fault, split_options
 from .wrappers import trim
@@ -28,18 +26,25 @@ _KEYS: Mapping[str, Sequence[str]] = {
     "question": (
         *QUESTION_WORDS,
         *("q", "question text", "user question", "query", "instruction", "prompt", "input"),
-        *TURN_WORDS[0],
+        *("user", "human", "用户"),
     ),
     "answer": (
         *ANSWER_WORDS,
         *("a", "answer text", "final answer", "short answer", "full answer", "ground truth"),
-        *("response", "completion", "output", "reply", *TURN_WORDS[1]),
+        *("response", "completion", "output", "reply", "assistant", "gpt", "助手"),
     ),
     "correct": (
         *("correct", *CORRECT_WORDS, "correct letter", "correct label", "answer letter"),
-        *("answer key", "answer option", "solution", "正确选项", "正確選項", "correcta", "label"),
+        *("answer key", "answer option", "solution", "正确选项", "正確選項", "correcta"),
     ),
-    "index": ("correct index", "answer index", "answer idx", "correct idx", "correct option index"),
+    "index": (
+        "label",
+        "correct index",
+        "answer index",
+        "answer idx",
+        "correct idx",
+        "correct option index",
+    ),
     "options": (*OPTIONS_WORDS, "option", "choice", "alternatives", "candidates"),
     **FIELDS,
 }
@@ -52,7 +57,7 @@ def _bare(name: str) -> str:
 
 _FIELDS = {
     _bare(word): (field, rank)
-    for field, words in reversed(_KEYS.items())
+    for field, words in reversed(list(_KEYS.items()))
     for rank, word in reversed(list(enumerate(words)))
 }
 _NAME = re.compile(r"(?P<word>.{1,40}?)[\s_#.-]*+(?P<number>\d{1,3})?")
@@ -72,13 +77,21 @@ class _Key:
 def _key(name: str) -> _Key | None:
     match = _NAME.fullmatch(name.strip())
     known = None if match is None else _FIELDS.get(_bare(match["word"]))
-    return None if match is None or known is None else _Key(known[0], match["number"] or "", known[1])
+    return (
+        None if match is None or known is None else _Key(known[0], match["number"] or "", known[1])
+    )
 
 
 def is_question(name: str) -> bool:
     """Whether the value of a key should be a question."""
     key = _key(name)
     return key is not None and key.field == "question" and key.rank <= len(QUESTION_WORDS)
+
+
+def is_answer(name: str) -> bool:
+    """Whether the value of a key should be an answer."""
+    key = _key(name)
+    return key is not None and key.field == "answer"
 
 
 def object_pairs(items: Items) -> Iterator[QAPair]:
@@ -93,7 +106,7 @@ def object_pairs(items: Items) -> Iterator[QAPair]:
     values: dict[str, dict[str, tuple[int, object]]] = {}
     for name, value in items:
         key = _key(name)
-        if key is not None and (_text(value) or key.field in {"options", "correct", "answer"}):
+        if key is not None and (text_of(value) or key.field in {"options", "correct", "answer"}):
             known = values.setdefault(key.field, {})
             if key.number not in known or key.rank < known[key.number][0]:
                 known[key.number] = (key.rank, value)
@@ -109,21 +122,23 @@ def object_pairs(items: Items) -> Iterator[QAPair]:
 
 
 def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterator[QAPair]:
-    question = _text(members["question"])
+    question = text_of(members["question"])
     if not question:
         return
-    extras = named((field, _text(members.get(field))) for field in FIELDS if field in members)
+    extras = named((field, text_of(members.get(field))) for field in FIELDS if field in members)
     options = lettered or _options(members.get("options"))
     if len(options) > 1:
         index = _right_option(members, options)
         texts = list(options.values())
         right = "" if index is None or index >= len(LETTERS) else LETTERS[index]
-        said = next(filter(None, (_said(members.get(f)) for f in ("answer", "correct", "index"))), "")
+        said = next(
+            filter(None, (_said(members.get(f)) for f in ("answer", "correct", "index"))), ""
+        )
         answer = texts[index] if index is not None and right else said
         if answer:
             yield QAPair(question, answer, **extras, options=tuple(texts), correct=right)
         return
-    answer = _text(members.get("answer")) or _text(members.get("correct"))
+    answer = text_of(members.get("answer")) or text_of(members.get("correct"))
     if answer:
         yield QAPair(question, answer, **extras)
 
@@ -132,16 +147,16 @@ def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
     """The pairs of `{"questions": [...], "answers": [...]}`."""
     questions, answers = members.get("questions"), members.get("answers")
     if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
-        pairs = (QAPair(_text(q), _text(a)) for q, a in zip(questions, answers, strict=True))
+        pairs = (QAPair(text_of(q), text_of(a)) for q, a in zip(questions, answers, strict=True))
         yield from (pair for pair in pairs if pair.question and pair.answer)
 
 
 def _lettered_options(items: Items) -> dict[str, str]:
     """The options of `{"A": "red", "B": "blue", "answer": "A"}` and `{"option_1": ...}`."""
     found = {
-        name.strip()[-1].upper(): _text(value)
+        name.strip()[-1].upper(): text_of(value)
         for name, value in items
-        if _OPTION_NAME.fullmatch(name.strip()) and _text(value)
+        if _OPTION_NAME.fullmatch(name.strip()) and text_of(value)
     }
     return found if {"A", "B"} <= found.keys() or {"1", "2"} <= found.keys() else {}
 
@@ -149,10 +164,12 @@ def _lettered_options(items: Items) -> dict[str, str]:
 def _options(value: object) -> dict[str, str]:
     """The options of a list, an object or a text: what stands before each -> its text."""
     if isinstance(value, dict):
-        marks = {str(mark).strip(): _text(text) for mark, text in value.items()}
+        marks = {str(mark).strip(): text_of(text) for mark, text in value.items()}
         return marks if all(marks.values()) else {}
     if isinstance(value, str):
-        choices = split_options(f"?\n{value}", digits=True) or split_options(f"? {value}", digits=False)
+        choices = split_options(f"?\n{value}", digits=True) or split_options(
+            f"? {value}", digits=False
+        )
         return dict(zip(LETTERS, choices.options, strict=False)) if choices else {}
     if not isinstance(value, list) or len(value) > len(LETTERS):
         return {}
@@ -169,8 +186,8 @@ def _options(value: object) -> dict[str, str]:
 def _option_text(option: object) -> str:
     if isinstance(option, dict):
         names = ("text", "option", "value", "content", "answer", "description", "选项")
-        return next(filter(None, (_text(option.get(name)) for name in names)), "")
-    return _text(option)
+        return next(filter(None, (text_of(option.get(name)) for name in names)), "")
+    return text_of(option)
 
 
 def _right_option(members: Mapping[str, object], options: Mapping[str, str]) -> int | None:
@@ -179,8 +196,9 @@ def _right_option(members: Mapping[str, object], options: Mapping[str, str]) -> 
     if options_fault(texts):
         return None
     found = {_position(members.get("index"), texts)}
-    for field in ("correct", "answer"):
-        if said := _said(members.get(field)):
+    for field in ("index", "correct", "answer"):
+        said = _said(members.get(field))
+        if said and not (field == "index" and said.isdecimal()):
             choice = choice_in(said, texts, list(options))
             found.add(None if choice is None else choice.index)
     ticked = [n for n, option in enumerate(_listed(members.get("options"))) if _is_ticked(option)]
@@ -202,8 +220,8 @@ def _said(value: object) -> str:
         value = value[0]
     if isinstance(value, dict):
         names = ("letter", "label", "key", "option", "text", "value")
-        return next(filter(None, (_text(value.get(name)) for name in names)), "")
-    return "" if isinstance(value, bool) else _text(value)
+        return next(filter(None, (text_of(value.get(name)) for name in names)), "")
+    return "" if isinstance(value, bool) else text_of(value)
 
 
 def _listed(value: object) -> Sequence[object]:
@@ -215,7 +233,7 @@ def _is_ticked(option: object) -> bool:
     return isinstance(option, dict) and any(option.get(name) is True for name in names)
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """A string, number or boolean as text; "" for anything else."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -3,12 +3,15 @@
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from re import Match
 
 from ..records import QAPair
 from .found_pairs import FoundPairs
 from .json_escapes import repair_escapes
-from .json_fields import is_question, object_pairs
+from .json_fields import Items, is_question, object_pairs, text_of
+from .labels import TURN_WORDS
 
 _OBJECT_START = re.compile(r'\{\s*+"')
 
@@ -27,6 +30,8 @@ _END_OF_VALUE = {
 }
 _SCALAR = re.compile(r"(-?\d[\d.eE+-]*+|true|false|True|False)\s*+(?:[,，}\]]|$)")
 _NO_TEXT = re.compile(r"[\[{]|null\b|None\b")
+_STRING = re.compile(r""" "(?:[^"\\\n]|\\.)*+" | '(?:[^'\\\n]|\\.)*+' | “[^”\n]*+” """, re.VERBOSE)
+_TEXTS = re.compile(rf"\[\s*+(?:(?:{_STRING.pattern})\s*+[,，]?+\s*+)++\]", re.VERBOSE)
 _QUOTE_OR_ESCAPE = re.compile(r'\\.|"', re.DOTALL)
 
 
@@ -39,12 +44,14 @@ def json_pairs(text: str) -> FoundPairs:
     quotation marks within a text are read too, if each of their texts has a clear end.
     """
     text = repair_escapes(text)
-    found = _sound_pairs(text)
+    found, before_gap = _sound_pairs(text)
     expected = sum(map(_is_question, _DAMAGED_KEY.finditer(text)))
     if expected > len(found):
         # Only if it gives more: what is read strictly is certain.
-        found = max(found, _damaged_pairs(text), key=len)
-    return FoundPairs(found, max(expected - len(found), 0))
+        damaged = _damaged_pairs(text)
+        if len(damaged) > len(found):
+            found, before_gap = damaged, None
+    return FoundPairs(found, max(expected - len(found), 0), before_gap=before_gap)
 
 
 def _is_question(key: Match[str]) -> bool:
@@ -52,20 +59,61 @@ def _is_question(key: Match[str]) -> bool:
     return is_question(key["name"]) and not is_nested
 
 
-def _sound_pairs(text: str) -> list[QAPair]:
+def json_turns(text: str) -> FoundPairs:
+    """The pairs of a dialogue in messages such as `{"role": "user", "content": ...}`."""
+    messages: list[tuple[str, str]] = []
+
+    def read(items: Items) -> None:
+        members = {name.strip().casefold(): text_of(value) for name, value in items}
+        role, content = (_first(members, names) for names in (_ROLE_KEYS, _CONTENT_KEYS))
+        if role and content:
+            messages.append((role.casefold(), content))
+
+    _read_objects(repair_escapes(text), read)
     pairs: list[QAPair] = []
+    gaps: list[int] = []
+    for (role, question), (following, answer) in pairwise([*messages, ("", "")]):
+        if role in TURN_WORDS[0]:
+            if following in TURN_WORDS[1]:
+                pairs.append(QAPair(question, answer))
+            else:
+                gaps.append(len(pairs))
+    return FoundPairs(pairs, len(gaps), before_gap=next(iter(gaps), None))
+
+
+_ROLE_KEYS = ("role", "from", "speaker")
+_CONTENT_KEYS = ("content", "value", "text", "message")
+
+
+def _first(members: Mapping[str, str], names: Iterable[str]) -> str:
+    return next((members[name] for name in names if members.get(name)), "")
+
+
+def _sound_pairs(text: str) -> tuple[list[QAPair], int | None]:
+    """The pairs, and how many of them come before a question without an answer."""
+    pairs: list[QAPair] = []
+    gaps: list[int] = []
+
+    def read(items: Items) -> None:
+        found = list(object_pairs(items))
+        if not found and any(is_question(name) and text_of(value) for name, value in items):
+            gaps.append(len(pairs))
+        pairs.extend(found)
+
+    _read_objects(text, read)
+    return pairs, next(iter(gaps), None)
+
+
+def _read_objects(text: str, read: Callable[[Items], None]) -> None:
+    """Call a function with the members of every JSON object in a text, inner ones first."""
 
     # Called as each object ends, even inside one that later turns out corrupted.
-    def read(items: list[tuple[str, object]]) -> dict[str, object]:
-        pairs.extend(object_pairs(items))
+    def hook(items: list[tuple[str, object]]) -> dict[str, object]:
+        read(items)
         return dict(items)
 
     decoder = json.JSONDecoder(
-        object_pairs_hook=read,
-        parse_int=str,
-        parse_float=str,
-        parse_constant=str,
-        strict=False,
+        object_pairs_hook=hook, parse_int=str, parse_float=str, parse_constant=str, strict=False
     )
     position, errors = 0, 0
     while errors < _MAX_ERRORS and (start := _OBJECT_START.search(text, position)):
@@ -76,7 +124,6 @@ def _sound_pairs(text: str) -> list[QAPair]:
             position = max(error.pos, start.start() + 1)
         except RecursionError:
             break  # nested hundreds of levels deep: not a real reply; every level would fail again
-    return pairs
 
 
 def _damaged_pairs(text: str) -> list[QAPair]:
@@ -98,11 +145,13 @@ def _damaged_pairs(text: str) -> list[QAPair]:
     return pairs
 
 
-def _damaged_value(text: str, key: Match[str], following: Match[str] | None) -> str | None:
-    """The value of a key, "" if it is no text; None if its end is not clear."""
+def _damaged_value(text: str, key: Match[str], following: Match[str] | None) -> object:
+    """The text or texts of a key, "" if it has none; None if the end is not clear."""
     end = len(text) if following is None else following.start()
     if scalar := _SCALAR.match(text, key.end(), end):
         return scalar[1].lower()
+    if texts := _TEXTS.match(text, key.end(), end):
+        return [string[1:-1] for string in _STRING.findall(texts[0])]
     if _NO_TEXT.match(text, key.end(), end):
         return ""
     closing = _CLOSING.get(text[key.end() : key.end() + 1])

@@ -154,6 +154,11 @@ def turn_pairs(text: str) -> FoundPairs:
     return _pairs(text, [_label(match, match.start()) for match in _TURN_LABEL.finditer(text)])
 
 
+def value_after(text: str, label: Match[str], end: int) -> tuple[str, Extras]:
+    """The value of a label, which is a match of `line_label`, and what follows about the pair."""
+    return _value(text, _label(label, label.start()), end, before_question=False)
+
+
 def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
     pairs, lost = [], 0
     first = next((label for label in labels if label.is_question), None)
@@ -162,6 +167,7 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
     # Where a type stands above the first question, each belongs to the question below it.
     _, above = _value(text, replace(first, start=0, end=0), first.start, before_question=False)
     comes_first = "type" in above or "language" in above
+    before_gap: int | None = None
     question: _Label | None = None
     answer: _Label | None = None
     for label in (*labels, None):
@@ -187,9 +193,10 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
                 pairs.append(QAPair(asked, said, **extras))
             elif asked or said:
                 lost += 1
+                before_gap = len(pairs) if before_gap is None else before_gap
             above = below
         question, answer = label, None
-    return FoundPairs(pairs, lost)
+    return FoundPairs(pairs, lost, before_gap=before_gap)
 
 
 def _value(text: str, label: _Label, end: int, *, before_question: bool) -> tuple[str, Extras]:

@@ -27,7 +27,18 @@ CORRECT_WORDS = (
     *("jawaban yang benar", "juiste antwoord", "poprawna odpowiedź"),
 )
 TYPE_WORDS = (
-    *("type", "question type", "category", "kind", "问题类型", "类型", "類型", "类别", "题型", "種類"),
+    *(
+        "type",
+        "question type",
+        "category",
+        "kind",
+        "问题类型",
+        "类型",
+        "類型",
+        "类别",
+        "题型",
+        "種類",
+    ),
     *("유형", "tipo", "tipo de pregunta", "tipo de pergunta", "typ", "fragetyp", "kategorie"),
     *("categoría", "categoria", "catégorie", "type de question", "тип", "тип вопроса", "категория"),
     *("النوع", "نوع السؤال", "प्रकार", "loại", "jenis", "tür"),
@@ -45,7 +56,15 @@ REASONING_WORDS = (
     *("व्याख्या", "स्पष्टीकरण", "giải thích", "penjelasan", "açıklama", "wyjaśnienie", "uzasadnienie"),
     *("uitleg", "toelichting"),
 )
-DIFFICULTY_WORDS = ("difficulty", "difficulty level", "难度", "難度", "難易度", "난이도", "dificultad")
+DIFFICULTY_WORDS = (
+    "difficulty",
+    "difficulty level",
+    "难度",
+    "難度",
+    "難易度",
+    "난이도",
+    "dificultad",
+)
 OPTIONS_WORDS = (
     *("options", "choices", "answer choices", "answer options", "multiple choice options"),
     *("possible answers", "选项", "選項", "選択肢", "보기", "선택지", "opciones", "opções"),
@@ -107,7 +126,7 @@ def line_label(**groups: str) -> re.Pattern[str]:
             (?P=emphasis) [^\S\n]*+ [:：]                        # **Question**:
           | [^\S\n]*+ [:：] (?:[^\S\n]*(?P=emphasis))?           # Question:   **Question:**
           | (?(number)[.)、](?!\d)(?:(?P=emphasis))?|(?!))       # Q1.   **Q1.**
-          | (?P=emphasis)[^\S\n]*+$                              # **Question 1** on a line of its own
+          | (?P=emphasis)[^\S\n]*+$                              # **Question 1** alone in its line
           | (?(heading)[^\S\n]*+$|(?!))                          # ### Question
         ))
         """,

@@ -3,7 +3,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...serving.printable import printable
@@ -21,13 +21,18 @@ _LINE = re.compile(
     """,
     re.VERBOSE,
 )
-_INLINE = re.compile(r"(?<![\w.])[(\[（]?+(?:(?P<upper>[A-J])[)\]）.．:：、]|(?P<lower>[a-j])[)）])\s*+")
+_INLINE = re.compile(
+    r"(?<![\w.])[(\[（]?+(?:(?P<upper>[A-J])[)\]）.．:：、]|(?P<lower>[a-j])[)）])\s*+"
+)
 _HEADER = re.compile(
     rf"[\s>#*_-]*+(?:{alternatives(OPTIONS_WORDS)})[*_]*+[^\S\n]*+(?:[:：][*_]*+(?P<list>.*))?",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"[^\S\n]*+[-+*•][^\S\n]++(?P<text>\S.*)")
-_IS_RIGHT = re.compile(r"[\s*_]*+(?:[✓✔✅☑]️?|[(（](?:correct|right|正确|正確)[^()（）]{0,20}[)）])[\s*_]*+\Z", re.I)
+_IS_RIGHT = re.compile(
+    r"[\s*_]*+(?:[✓✔✅☑]️?|[(（](?:correct|right|正确|正確)[^()（）]{0,20}[)）])[\s*_]*+\Z",
+    re.IGNORECASE,
+)
 _NEAR = 40
 """Characters at the end of an option in which it may be ticked."""
 
@@ -61,8 +66,10 @@ def with_choice(pair: QAPair, *, required: bool) -> QAPair | str:
         required: whether it must be multiple choice. Otherwise a pair without options stays as it
             is, and so does one whose answer is no option: its options belong to its question.
     """
-    choices = Choices(pair.question, pair.options) if pair.options else split_options(
-        pair.question, digits=required
+    choices = (
+        Choices(pair.question, pair.options)
+        if pair.options
+        else split_options(pair.question, digits=required)
     )
     if choices is None:
         return "has a question without options" if required else pair
@@ -73,7 +80,9 @@ def with_choice(pair: QAPair, *, required: bool) -> QAPair | str:
     choice = choice_in(pair.answer, choices.options, choices.marks)
     if choice is None:
         said = printable(pair.answer, 40)
-        return f"gives the answer {said!r}, which is none of its options" if required else _glued(pair)
+        return (
+            f"gives the answer {said!r}, which is none of its options" if required else _glued(pair)
+        )
     return replace(
         pair,
         question=choices.question,
@@ -103,17 +112,6 @@ def _glued(pair: QAPair) -> QAPair:
     few = len(pair.options) < 2 or len(pair.options) > len(LETTERS)
     question = pair.question if few else "\n".join((pair.question, *lines))
     return replace(pair, question=question, options=(), correct="")
-
-
-def bare_choice(text: str) -> QAPair | None:
-    """A whole reply as a question with options, if neither has a label.
-
-    A line that says which one is right has been cut off; else one of the options is ticked.
-    """
-    choices = split_options(text, digits=False)
-    if choices is None or not choices.right:
-        return None
-    return QAPair(choices.question, choices.right, options=tuple(choices.options))
 
 
 def split_options(text: str, *, digits: bool) -> Choices | None:
@@ -229,10 +227,3 @@ def _plain(option: str) -> str:
         if len(option) > 2 * len(emphasis) and option.startswith(emphasis):
             option = option.removeprefix(emphasis).removesuffix(emphasis)
     return option.strip()
-
-
-def choices_only(pairs: Iterable[QAPair], *, required: bool) -> tuple[list[QAPair], list[str]]:
-    """Pairs with their right options, and why others are none."""
-    results = [with_choice(pair, required=required) for pair in pairs]
-    pairs_found = [result for result in results if isinstance(result, QAPair)]
-    return pairs_found, [result for result in results if isinstance(result, str)]

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,19 @@ from ...serving.printable import printable
 from ...serving.types import Completion
 from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
-from ..records import Answered, Asked, Batch, FinishedRow, Kind, Problem, QAPair, Quarantined
-from .qa_pairs import PARSER_VERSION, find_qa_pairs, parse_answer, parse_qa_pairs
-from .wrappers import unwrap
+from ..records import (
+    Answered,
+    Asked,
+    Batch,
+    FinishedRow,
+    Kind,
+    Problem,
+    QAPair,
+    Quarantined,
+    ReplyForm,
+)
+from .qa_pairs import PARSER_VERSION, find_pairs, parse_answer, parse_qa_pairs
+from .unfinished import unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +36,12 @@ class Parsed:
     Attributes:
         value: plain JSON.
         lost: how many QA pairs the reply seems to have that are not in the value.
+        reason: why one is not, as the end of a sentence that starts with "The reply ...".
     """
 
     value: Any
     lost: int = 0
+    reason: str = ""
 
 
 Parser = Callable[[str, Asked], Parsed]
@@ -81,12 +93,15 @@ def pair_parse_settings(
     return ParseSettings(name, reads, require_pairs, version, user_prompt)
 
 
-def _read_qa_pairs(text: str, _asked: Asked) -> Parsed:
-    found = find_qa_pairs(text)
-    return Parsed(_plain(found.pairs), found.lost)
+def _read_qa_pairs(text: str, asked: Asked) -> Parsed:
+    found = find_pairs(text, asked)
+    pairs = _plain(found.pairs, need_answers=asked.form is not ReplyForm.QUESTIONS)
+    return Parsed(pairs, found.lost, found.reason)
 
 
 def _read_answer(text: str, asked: Asked) -> Parsed:
+    if asked.form is ReplyForm.ANSWER:
+        return _read_qa_pairs(text, asked)  # the reply may be JSON, or have a label
     return Parsed(_plain(parse_answer(text, asked.question)))
 
 
@@ -100,12 +115,23 @@ _BUILT_IN: Mapping[PairParser, Parser] = {
 }
 
 
-def _plain(pairs: Iterable[QAPair]) -> list[dict[str, str]]:
-    """The pairs as plain JSON, tidied, without those whose question or answer is empty."""
-    tidy = [(_tidy(pair.question), _tidy(pair.answer)) for pair in pairs]
-    return [
-        {"question": question, "answer": answer} for question, answer in tidy if question and answer
+def _plain(pairs: Iterable[QAPair], *, need_answers: bool = True) -> list[dict[str, Any]]:
+    """The pairs as plain JSON, tidied: complete ones, with the fields that are set."""
+    tidy = [
+        {name: value for name, value in _fields(pair) if value or name in {"question", "answer"}}
+        for pair in pairs
     ]
+    return [pair for pair in tidy if pair["question"] and (pair["answer"] or not need_answers)]
+
+
+def _fields(pair: QAPair) -> Iterator[tuple[str, Any]]:
+    for field in fields(pair):
+        value = getattr(pair, field.name)
+        if isinstance(value, str):
+            value = _tidy(value)
+        elif not isinstance(value, int):
+            value = [_tidy(text) for text in value]
+        yield field.name, value
 
 
 _CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"}
@@ -113,7 +139,9 @@ _CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(nu
 
 def _tidy(text: str) -> str:
     """The text without control characters but tabs and line breaks, and stripped."""
-    return text.replace("\r\n", "\n").translate(_CONTROLS).strip()
+    text = text.replace("\r\n", "\n").translate(_CONTROLS).strip()
+    # JSON allows half a surrogate pair, which no file can hold.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 QA_PAIRS = pair_parse_settings("qa_pairs", parse_qa_pairs)
@@ -205,7 +233,7 @@ def parse_completion(
         settings: how it is parsed.
         asked: what the row was asked.
     """
-    problem = _unfinished(completion)
+    problem = unfinished(completion)
     if problem is not None:
         return problem
     try:
@@ -220,80 +248,47 @@ def parse_completion(
             "are stored under this one, and the next run with it skips these rows",
         )
     if settings.required and not parsed.value:
-        return Problem(
-            Kind.UNPARSED, _nothing_found(completion, parsed.lost, settings, asked.question)
-        )
+        return Problem(Kind.UNPARSED, _nothing_found(completion, parsed, settings, asked))
     return parsed
 
 
+def fault_of(parsed: Parsed, form: ReplyForm) -> str:
+    """What is wrong with a reply in which the built-in parser finds nothing.
+
+    Returns:
+        The end of a sentence that starts with "The reply ...".
+    """
+    return parsed.reason or _MISSING[form]
+
+
+_MISSING: Mapping[ReplyForm, str] = {
+    ReplyForm.PAIRS: "has no question with an answer that can be read",
+    ReplyForm.DIALOGUE: "has no question with an answer that can be read",
+    ReplyForm.MULTIPLE_CHOICE: "has no question with options and the letter of the right one",
+    ReplyForm.ANSWER: "has no answer that can be read",
+    ReplyForm.QUESTIONS: "has no question that can be read",
+}
+
+
 def _nothing_found(
-    completion: Completion, lost: int, settings: ParseSettings, question: str
+    completion: Completion, parsed: Parsed, settings: ParseSettings, asked: Asked
 ) -> str:
-    """Why the parser found nothing, in one line."""
-    if settings.parser is _read_answer:
+    """Why the parser found nothing, and what to do, in one line."""
+    characters = f"{len(completion.text)} characters"
+    if settings.parser is _read_answer and not asked.question:
         return "the row asks no question that the reply could answer; use parser qa_pairs"
-    found = f"found nothing in {len(completion.text)} characters"
-    if lost:
-        found += f" but {lost} question{'s' if lost > 1 else ''} without a readable answer"
+    if settings.parser not in _BUILT_IN.values():
+        return f"parser {settings.name} found nothing in {characters}; check the raw text"
     advice = "check the raw text, then state the format in the prompt, or request JSON output"
-    if settings.parser is _read_qa_pairs and question not in {"", settings.user_prompt}:
+    has_own = asked.question not in {"", settings.user_prompt} and _is_conversation(asked)
+    if settings.parser is _read_qa_pairs and has_own:
         advice = (
             "if the reply is the answer to the row's own question, use `--parser answer`; "
             f"otherwise {advice}"
         )
-    return f"parser {settings.name} {found}; {advice}"
+    return f"the reply of {characters} {fault_of(parsed, asked.form)}; {advice}"
 
 
-def _unfinished(completion: Completion) -> Problem | None:
-    """Why a completion is no complete reply; None if it is one."""
-    if completion.finish_reason == "length":
-        spent = ""
-        if completion.reasoning and not completion.text.strip():
-            spent = ", all of them reasoning"
-        return Problem(
-            Kind.TRUNCATED,
-            f"the reply was truncated after {completion.completion_tokens} tokens{spent}; raise "
-            "max_tokens (and the server's max_model_len if that is the limit), or request "
-            "shorter replies",
-        )
-    if completion.finish_reason != "stop":
-        is_empty = completion.finish_reason in {"refusal", "tool_calls"}
-        return Problem(Kind.EMPTY if is_empty else Kind.TRUNCATED, _early_end(completion))
-    if not unwrap(completion.text):
-        return Problem(Kind.EMPTY, _no_answer(completion))
-    return None
-
-
-def _early_end(completion: Completion) -> str:
-    """What a finish reason other than the natural one means, and what to do."""
-    reason = printable(completion.finish_reason, 40)
-    if reason == "refusal":
-        return f"the model refused to answer: {printable(completion.text, 200)}"
-    if reason == "content_filter":
-        return "the server's content filter withheld the reply (finish_reason 'content_filter')"
-    if reason == "tool_calls":
-        return (
-            "the model called a tool instead of answering (finish_reason 'tool_calls'); start the "
-            "server without tool calling"
-        )
-    if not reason:
-        return (
-            "the server does not say why the reply ended (no finish_reason), so it may be "
-            "incomplete; check the raw text, and whether max_tokens is set and usage reported"
-        )
-    return (
-        f"the server ended the reply early (finish_reason {reason!r}); check the raw text and the "
-        "server's log"
-    )
-
-
-def _no_answer(completion: Completion) -> str:
-    """Why a complete reply holds no answer, and what to do."""
-    tokens = f"{completion.completion_tokens} tokens"
-    if completion.reasoning:
-        return (
-            f"the model wrote only reasoning ({tokens}), and no answer: its server takes all of it "
-            "for reasoning. Start vLLM without --reasoning-parser, or with the one of this model"
-        )
-    content = "only reasoning" if completion.text.strip() else "nothing"
-    return f"the model wrote {content} ({tokens}); check the prompt and the model's chat template"
+def _is_conversation(asked: Asked) -> bool:
+    """Whether a row was asked what its own conversation ends with, and by no other style."""
+    return asked.form is ReplyForm.PAIRS and asked.style.partition("@")[0] in {"", "chat"}

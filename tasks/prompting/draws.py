@@ -1,15 +1,15 @@
 """What is drawn for a row: always the same for the same content, in any process and any order."""
 
 import hashlib
+from bisect import bisect
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import TypeVar
 
 from .keys import canonical_digest
 from .style import PromptInput
 
 T = TypeVar("T")
-
-_RANGE = 2**64
 
 
 class Draws:
@@ -32,9 +32,6 @@ class Draws:
             weights: positive ones.
         """
         digest = hashlib.sha256(self._seed + what.encode()).digest()
-        left = int.from_bytes(digest[:8], "big") / _RANGE * sum(weights.values())
-        for key, weight in weights.items():
-            left -= weight
-            if left < 0:
-                break
-        return key
+        totals = list(accumulate(weights.values()))
+        point = int.from_bytes(digest[:8], "big") / 2**64 * totals[-1]
+        return list(weights)[min(bisect(totals, point), len(totals) - 1)]

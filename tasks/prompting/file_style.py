@@ -35,6 +35,7 @@ class FileStyle:
 
     Attributes:
         label: the style in row keys and exports.
+        pairs: how many pairs it asks for.
         uses: the variables of the run that its prompts use.
         columns: the columns that every row must have.
     """
@@ -61,13 +62,16 @@ class FileStyle:
             *filter(None, (file.sections.get("system"), self._question)),
         ]
         self._names = frozenset[str]().union(*(template.names for template in self._templates))
+        self.pairs = file.head.pairs
+        if "pairs" in self._message.names:
+            self.pairs = settings.pairs or self.pairs
         self._given = self._given_values()
         self.uses = self._message.names & self._given.keys()
         required = frozenset[str]().union(*(template.required for template in self._templates))
-        self.columns = required - self._given.keys() - set(self._drawn_names())
+        self.columns = required.difference(self._given, self._drawn_names())
         self._options: dict[str, Any] = {}
         if settings.json and settings.guided:
-            schema = settings.schema or reply_schema(self._form, self._given["pairs"])
+            schema = settings.schema or reply_schema(self._form, self.pairs)
             self._options = {"response_format": response_format(schema)}
 
     def __call__(self, prompt_input: PromptInput) -> Rendered:
@@ -98,14 +102,11 @@ class FileStyle:
     def _given_values(self) -> dict[str, Any]:
         """The variables that the run sets; they win over columns of these names."""
         settings = self._settings
-        pairs = settings.pairs or self._file.head.pairs
-        if "pairs" not in self._message.names:
-            pairs = self._file.head.pairs
         return {
             "language": settings.language,
             "difficulty": settings.difficulty,
-            "pairs": pairs,
-            "reply_format": reply_format(self._form, pairs, json=settings.json),
+            "pairs": self.pairs,
+            "reply_format": reply_format(self._form, self.pairs, json=settings.json),
         }
 
     def _drawn_names(self) -> Iterable[str]:

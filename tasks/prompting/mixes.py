@@ -1,7 +1,7 @@
 """Mixes of styles: for each row one of them is drawn, by weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ...serving.printable import printable
 from ..errors import ImageQAError
@@ -52,17 +52,18 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return dict(weights)
 
 
-def mixed_style(styles: list[tuple[Style, float]], seed: int) -> Style:
+def mixed_style(styles: Sequence[Style], weights: Sequence[float], seed: int) -> Style:
     """A style that draws one of several for each row.
 
     Args:
-        styles: each with its weight.
+        styles: some styles.
+        weights: the weight of each.
         seed: of what is drawn.
     """
-    weights = dict(enumerate(weight for _, weight in styles))
+    numbered = dict(enumerate(weights))
 
     def style(prompt_input: PromptInput) -> Rendered:
-        chosen = Draws(prompt_input, seed).choose("style", weights)
-        return styles[chosen][0](prompt_input)
+        chosen = Draws(prompt_input, seed).choose("style", numbered)
+        return styles[chosen](prompt_input)
 
     return style

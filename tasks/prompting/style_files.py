@@ -124,7 +124,7 @@ def parse_style(text: str, where: str, read_image: ReadImage) -> StyleFile:
     )
 
 
-def _no_image(name: str) -> bytes:
+def _no_image(_: str) -> bytes:
     raise ImageQAError("a built-in style has no images")
 
 

@@ -74,7 +74,7 @@ class StyleHead(BaseModel):
         if not isinstance(draw, Mapping):
             return draw
         return {
-            name: {value: value for value in values} if _is_texts(values) else values
+            name: {value: value for value in values} if _is_list(values) else values
             for name, values in draw.items()
         }
 
@@ -92,8 +92,9 @@ class StyleHead(BaseModel):
         return self
 
 
-def _is_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+def _is_list(values: Any) -> bool:
+    """Whether it is a list of scalars; those that are no texts are refused later."""
+    return isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
 
 
 def parse_head(text: str, where: str) -> StyleHead:
@@ -136,4 +137,6 @@ def _reason(error: ValidationError) -> str:
         return f"{where} {message}" if where else message
     if where == "name":
         return "name must be words of a-z and 0-9, joined by hyphens"
-    return f"{where} {_REASONS.get(first['type'], first['msg'])}"
+    if reason := _REASONS.get(first["type"]):
+        return f"{where} {reason}"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -1,6 +1,7 @@
 """The parts of a style file: its head, its sections, and the turns of its examples."""
 
 from collections.abc import Iterator
+from itertools import cycle, pairwise
 
 from markdown_it import MarkdownIt
 
@@ -65,7 +66,7 @@ def split_turns(section: Section, where: str) -> list[Section]:
     """
     _, first, lines = section
     turns = [turn for turn in _parts(lines, first, 2) if turn[0] or "".join(turn[2]).strip()]
-    for (title, line, content), role in zip(turns, ["user", "assistant"] * len(turns), strict=False):
+    for (title, line, content), role in zip(turns, cycle(("user", "assistant")), strict=False):
         if title != role:
             is_shown = f"`## {printable(title, 40)}`" if title else "text without a heading"
             raise ImageQAError(
@@ -89,7 +90,7 @@ def _parts(lines: list[str], first: int, level: int) -> Iterator[Section]:
 def _headings(lines: list[str], level: int) -> Iterator[tuple[int, str]]:
     """The headings of a level outside of code: line (from 0) and text."""
     tokens = _MARKDOWN.parse("\n".join(lines))
-    for token, content in zip(tokens, tokens[1:], strict=False):
+    for token, content in pairwise(tokens):
         is_heading = token.type == "heading_open" and token.markup == "#" * level
         if is_heading and token.map and token.level == 0:
             yield token.map[0], content.content

@@ -21,7 +21,7 @@ MAX_VALUE = 100_000
 
 _ITEM = 10
 _MAX_NESTING = 20
-_PRINTED = datetime.date | datetime.time | datetime.timedelta | decimal.Decimal | uuid.UUID
+_PRINTED = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 
 
 def plain_value(column: str, value: Any) -> Any:
@@ -57,7 +57,7 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
             return {str(name): _plain(item, budget, depth + 1) for name, item in value.items()}
         case Sequence():
             return [_plain(item, budget, depth + 1) for item in value]
-        case _PRINTED():
+        case _ if isinstance(value, _PRINTED):
             return str(value)
     if getattr(value, "size", MAX_VALUE) < MAX_VALUE and hasattr(value, "tolist"):  # of numpy
         return _plain(value.tolist(), budget, depth + 1)

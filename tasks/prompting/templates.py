@@ -129,11 +129,11 @@ def compile_template(source: str, where: str, first_line: int = 1) -> Template:
     """
     try:
         if len(source) > MAX_TEMPLATE:
-            raise _Refused(1, f"the template has over {MAX_TEMPLATE:,} characters")
+            raise _RefusedError(1, f"the template has over {MAX_TEMPLATE:,} characters")
         tree = _ENVIRONMENT.parse(source)
         names = _check(tree)
         compiled = _ENVIRONMENT.from_string(tree)
-    except _Refused as error:
+    except _RefusedError as error:
         line, reason = error.line, error.reason
     except jinja2.TemplateSyntaxError as error:
         line, reason = error.lineno, printable(error.message or "invalid template", 200)
@@ -144,7 +144,7 @@ def compile_template(source: str, where: str, first_line: int = 1) -> Template:
     raise ImageQAError(f"{where}, line {first_line - 1 + line}: {reason}")
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
         self.line, self.reason = line, reason
@@ -182,15 +182,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _check(tree: nodes.Template) -> frozenset[str]:
     """The variables of a template, all of which is allowed."""
-    count, level = 0, [(node, 1, False) for node in tree.iter_child_nodes()]
-    while level:
-        node, depth, in_loop = level.pop()
+    count, left = 0, list[tuple[nodes.Node, int, bool]]([(tree, 0, False)])
+    tree.lineno = 1
+    while left:
+        node, depth, in_loop = left.pop()
         count += 1
         if count > _MAX_NODES or depth > _MAX_DEPTH:
-            raise _Refused(node.lineno, "the template is too long, or nested too deeply")
+            raise _RefusedError(node.lineno, "the template is too long, or nested too deeply")
         _check_node(node, in_loop)
         in_loop = in_loop or isinstance(node, nodes.For)
-        level += [(child, depth + 1, in_loop) for child in node.iter_child_nodes()]
+        for child in node.iter_child_nodes():
+            child.lineno = child.lineno or node.lineno  # not every kind of node has one
+            left.append((child, depth + 1, in_loop))
     names = frozenset(meta.find_undeclared_variables(tree))
     for loop in tree.find_all(nodes.For):
         loop.iter = nodes.Filter(loop.iter, _LOOP_ITEMS, [], [], None, None, lineno=loop.lineno)
@@ -225,7 +228,7 @@ def _check_node(node: nodes.Node, in_loop: bool) -> None:
         case _:
             kinds = (what for kind, what in _NOT_ALLOWED.items() if isinstance(node, kind))
             reason = f"not allowed in a template: {next(kinds, type(node).__name__.lower())}"
-    raise _Refused(node.lineno, reason)
+    raise _RefusedError(node.lineno, reason)
 
 
 def _optional(tree: nodes.Template) -> frozenset[str]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ImageQAError
+from ..generating.chat_requests import GUIDES
 from ..loading.columns import Columns
 from ..object_store.credentials import S3Credentials
 from ..parsing.parse import ANSWER, ParseSettings, pair_parse_settings
 from ..parsing.qa_pairs import parse_answer, parse_qa_pairs
+from ..parsing.reply_schema import read_reply_schema
 from ..prompting.chat import DEFAULT_SYSTEM_PROMPT, default_user_prompt
 from ..prompting.open_style import OpenStyle, StyleSettings, open_style
 from ..prompting.style import Style
@@ -60,6 +62,11 @@ def run_style(
         ImageQAError: there is no such style, or it does not go with the other parameters.
     """
     asking = parameters.asking
+    if asking.format != "text" and GUIDES & parameters.sampling.extra_body.keys():
+        raise ImageQAError(
+            f"format {asking.format} makes replies follow a schema, and so does extra_body: leave "
+            f"out one of them ({', '.join(sorted(GUIDES))})"
+        )
     style = open_style(
         parameters.style,
         StyleSettings(
@@ -68,6 +75,7 @@ def run_style(
             difficulty=asking.difficulty or "",
             questions_only=asking.answer == "separately",
             json=asking.format != "text",
+            schema=user_schema(parameters, credentials),
             guided=guided,
             seed=parameters.sampling.seed or 0,
         ),
@@ -85,6 +93,21 @@ def run_style(
                 "ask: leave it out, or use style chat"
             )
     return style
+
+
+def user_schema(
+    parameters: RunParameters, credentials: S3Credentials | None
+) -> dict[str, Any] | None:
+    """The user's own JSON schema of a reply; None if there is none.
+
+    Raises:
+        ImageQAError: it cannot be read, or describes no QA pairs.
+    """
+    asking = parameters.asking
+    if asking.format in ("text", "json"):
+        return None
+    questions_only = asking.answer == "separately"
+    return read_reply_schema(asking.format, credentials, questions_only=questions_only)
 
 
 _NO_SYSTEM_PROMPT = ("", DEFAULT_SYSTEM_PROMPT)

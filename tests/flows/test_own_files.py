@@ -32,21 +32,21 @@ def test_files_that_no_run_has_written_are_refused(
 ) -> None:
     output.write(name, b"mine")
     with pytest.raises(StoreError, match="already exists and was not written by a run"):
-        check_own_files(output, table, json_array=False)
+        check_own_files(output, table, Exports())
 
 
 def test_other_files_are_no_obstacle(output: ObjectStore, table: Dataset) -> None:
-    check_own_files(output, table, json_array=True)
+    check_own_files(output, table, Exports(json_array=True))
     output.write("notes.txt", b"mine")
     output.write("qa.jsonl.bak", b"mine")
-    check_own_files(output, table, json_array=True)
+    check_own_files(output, table, Exports(json_array=True))
 
 
 def test_what_a_killed_run_left_is_its_own(output: ObjectStore, table: Dataset) -> None:
     open_output(output)
     for name in ("qa.jsonl", "pairs/parts/p/x.parquet", "runs/1.json"):
         output.write(name, b"")
-    check_own_files(output, table, json_array=True)
+    check_own_files(output, table, Exports(json_array=True))
 
 
 def test_a_file_that_only_some_runs_write_is_one_of_theirs_or_refused(
@@ -55,9 +55,9 @@ def test_a_file_that_only_some_runs_write_is_one_of_theirs_or_refused(
     open_output(output)
     output.write("qa.json", b"[]")
     record_of(run="without").write(output)
-    check_own_files(output, table, json_array=False)
+    check_own_files(output, table, Exports())
     with pytest.raises(StoreError, match=r"qa\.json already exists"):
-        check_own_files(output, table, json_array=True)
+        check_own_files(output, table, Exports(json_array=True))
     exports = Exports(json_array=True)
     record_of(run="with", state="failed", parameters={"exports": exports}).write(output)
-    check_own_files(output, table, json_array=True)
+    check_own_files(output, table, Exports(json_array=True))

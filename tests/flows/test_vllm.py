@@ -25,7 +25,7 @@ from prefect_imageqa import (
     image_qa,
 )
 from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
-from prefect_imageqa.serving.demo_model import questions, scenes
+from prefect_imageqa.serving.demo_model import judge, scenes
 from prefect_imageqa.serving.types import FailureKind
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -43,12 +43,12 @@ def model() -> Iterator[LocalModelVLMServing_vllm]:
     serving.cleanup()
 
 
-def verdicts_on(folder: Path, truth: list[scenes.Scene]) -> list[questions.Verdict]:
+def verdicts_on(folder: Path, truth: list[scenes.Scene]) -> list[judge.Verdict]:
     """The verdict on each pair of an output."""
     pairs = pd.read_parquet(folder / "pairs.parquet")
     columns = (pairs["row"], pairs["question"], pairs["answer"])
     return [
-        questions.judge_pair(truth[row], question, answer)
+        judge.judge_pair(truth[row], question, answer)
         for row, question, answer in zip(*columns, strict=True)
     ]
 
@@ -68,7 +68,7 @@ def test_pairs_about_unseen_scenes_are_correct(
     assert summary.prompt_tokens > 64 * 9
     verdicts = verdicts_on(tmp_path / "out", truth)
     assert len(verdicts) == 64
-    assert verdicts.count(questions.Verdict.RIGHT) >= 0.95 * len(verdicts)
+    assert verdicts.count(judge.Verdict.RIGHT) >= 0.95 * len(verdicts)
     replies = {json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()}
     assert len(replies) > 16  # each row has a seed of its own: not all get the same question
 
@@ -93,7 +93,7 @@ def test_images_of_every_kind_reach_the_model(
     frame = pd.DataFrame({"image": sorted(str(path) for path in tmp_path.iterdir())})
     summary = image_qa(frame, str(tmp_path / "out"), endpoint=model.start_serving().url)
     assert (summary.rows, summary.ok) == (6, 6)
-    assert verdicts_on(tmp_path / "out", [scene] * 6).count(questions.Verdict.RIGHT) >= 5
+    assert verdicts_on(tmp_path / "out", [scene] * 6).count(judge.Verdict.RIGHT) >= 5
 
 
 def test_a_row_that_only_the_server_rejects_is_quarantined(
@@ -130,7 +130,7 @@ def test_structured_output_is_passed_through(
     assert summary.ok == 8
     replies = [json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()]
     assert all(set(json.loads(reply)) == {"question", "answer"} for reply in replies)
-    assert verdicts_on(tmp_path / "out", truth).count(questions.Verdict.RIGHT) >= 7
+    assert verdicts_on(tmp_path / "out", truth).count(judge.Verdict.RIGHT) >= 7
 
 
 def test_a_reply_that_ends_in_whitespace_is_asked_for_once_more_without_guidance(

@@ -163,4 +163,3 @@ def _dialogue(scene: Scene, rng: random.Random, turns: int) -> Content:
     others = Question(QuestionKind.OTHERS)
     pairs.append((others.phrasings()[0], str(answer_to(scene, others))))
     return Content(tuple(pairs[:turns]))
-

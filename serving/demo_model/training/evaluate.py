@@ -20,7 +20,17 @@ from ...server.server import VLLMServer
 from ...types import Completion, Outcome
 from ..questions import QuestionKind
 from ..scenes import Scene, held_out_rng, random_scene
-from .probes import IMAGE_FIRST, PROBES, TEXT_FIRST, Mark, Probe, Trial, scene_image
+from .lessons import BASIC_KINDS
+from .probes import (
+    IMAGE_FIRST,
+    OTHER_KINDS,
+    PROBES,
+    TEXT_FIRST,
+    Mark,
+    Probe,
+    Trial,
+    scene_image,
+)
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoint"
 CARD = Path(__file__).parents[1] / "README.md"
@@ -109,10 +119,14 @@ def accuracy_tables(results: Mapping[str, Sequence[tuple[Trial, Mark]]], scene_c
         form, right = _shares([mark for _, mark in marked])
         lines.append(f"| {name} | {form:.1%} | {right:.1%} |")
     lines += ["", "| question about | image first | text first |", "| --- | ---: | ---: |"]
-    by_kind = [_by_kind(results[probe.name]) for probe in (IMAGE_FIRST, TEXT_FIRST)]
+    first, text_first = (_by_kind(results[probe.name]) for probe in (IMAGE_FIRST, TEXT_FIRST))
+    others = _by_kind(results[OTHER_KINDS.name])
     for kind in QuestionKind:
-        cells = " | ".join(_ratio(marks[kind]) for marks in by_kind)
-        lines.append(f"| {kind.replace('_', ' ')} | {cells} |")
+        name = kind.replace("_", " ")
+        if kind in BASIC_KINDS:
+            lines.append(f"| {name} | {_ratio(first[kind])} | {_ratio(text_first[kind])} |")
+        else:
+            lines.append(f"| {name} | {_ratio(others[kind])} | |")
     return "\n".join(lines)
 
 
@@ -128,14 +142,15 @@ def _ratio(rights: Sequence[float]) -> str:
     return f"{sum(rights):.0f} of {len(rights)}"
 
 
-def write_card(tables: str, card: Path = CARD) -> None:
-    """Replace the text between the markers of the model card."""
+def write_card(
+    tables: str, card: Path = CARD, markers: tuple[str, str] = (TABLE_START, TABLE_END)
+) -> None:
+    """Replace the text between two markers of the model card."""
+    start, end = markers
     text = card.read_text(encoding="utf-8")
-    before, _, remainder = text.partition(TABLE_START)
-    _, _, after = remainder.partition(TABLE_END)
-    card.write_text(
-        f"{before}{TABLE_START}\n{tables}\n{TABLE_END}{after}", encoding="utf-8", newline="\n"
-    )
+    before, _, remainder = text.partition(start)
+    _, _, after = remainder.partition(end)
+    card.write_text(f"{before}{start}\n{tables}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
 def main() -> int:
@@ -143,6 +158,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the demo model on a vLLM server.")
     parser.add_argument("--base-url", help="a running server; by default one is started")
     parser.add_argument("--model", help="the demo model's name on that server")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the one to serve")
+    parser.add_argument("--card", type=Path, default=CARD, help="file with the table")
     parser.add_argument("--scenes", type=int, default=400, help="scenes per row of the table")
     parser.add_argument("--seed", type=int, default=0, help="determines the scenes")
     parser.add_argument("--show", action="store_true", help="print some of the wrong replies")
@@ -151,7 +168,7 @@ def main() -> int:
         with ExitStack() as stack:
             url, model = arguments.base_url, arguments.model
             if url is None:
-                server = stack.enter_context(VLLMServer(ServerOptions(model=CHECKPOINT)))
+                server = stack.enter_context(VLLMServer(ServerOptions(model=arguments.checkpoint)))
                 url, model = server.url, server.model_name
             endpoint = load_endpoint(url, model)
             client = stack.enter_context(ChatClient(endpoint, max_in_flight=_IN_FLIGHT))
@@ -160,7 +177,7 @@ def main() -> int:
     except ImageQAError as error:
         print(error, file=sys.stderr)
         return 1
-    write_card(accuracy_tables(results, arguments.scenes))
+    write_card(accuracy_tables(results, arguments.scenes), arguments.card)
     return 0
 
 

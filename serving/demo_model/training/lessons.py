@@ -5,13 +5,14 @@ so that the prompt is processed only once.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..questions import Question, QuestionKind
 from ..scenes import COLOURS, KINDS, Scene, Shape
 from ..truth import answer_to, detailed_answer, random_question, short_answer
 from .contents import content_of
-from .forms import FORM_WEIGHT, LETTERS, Branch, Content, ReplyForm, Span, write_reply
+from .forms import FORM_WEIGHT, LETTERS, Branch, Content, ReplyForm, Span, reply_format, write_reply
 from .prompts import Form, instruct, surround
 from .style_prompts import style_prompt, style_systems
 
@@ -40,7 +41,7 @@ _HARD_KINDS = (
 )
 _ANSWERED_KINDS = (*QuestionKind, *BASIC_KINDS, *_HARD_KINDS)
 _IN_SHORT, _IN_DETAIL = "Answer in one to three words.", "Answer in several sentences."
-_CORRECTED = 0.06  # share of styles' prompts after which an unusable reply was sent back
+_CORRECTED = 0.06  # share of prompts after which an unusable reply was sent back
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,14 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     """
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
-    draw = rng.random() if progress > 0.3 else rng.uniform(0.66, 1)
-    if draw < 0.4:
+    draw = rng.random() if progress > 0.3 else rng.uniform(0.69, 1)
+    if draw < 0.48:
         return _styled(scene, rng)
-    if draw < 0.5:
+    if draw < 0.57:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.55:
+    if draw < 0.61:
         return _generate(scene, rng, Form.JSON)
-    if draw < 0.66:
+    if draw < 0.69:
         return _generate(scene, rng, Form.MANY)
     if draw < 0.97:
         return _answer(scene, rng)
@@ -118,13 +119,22 @@ def _facts(named: list[Shape]) -> str:
 def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
     count = rng.randint(2, 4) if form is Form.MANY else 1
     instruction = instruct(form, rng, count)
-    prompt = f"{_system(instruction.system)}{USER}{IMAGE}{_gap(rng)}{instruction.user}{END}"
+    json = form is Form.JSON
+    user = instruction.user
+    if not json and rng.random() < 0.12:
+        json = True
+        user += f"\n{reply_format(ReplyForm.PAIRS, count, json=True)}"
+    prompt = f"{_system(instruction.system)}{USER}{IMAGE}{_gap(rng)}{user}{END}"
     style = "several" if form is Form.MANY else "single"
+    if not json and rng.random() < _CORRECTED:
+        content = content_of(style, "", count, scene, rng, letter_given=False)
+        bad = write_reply(ReplyForm.PAIRS, content, json=False)
+        prompt += _sent_back("".join(span.text for span in bad), rng, _AGAIN_WITH_FORM)
     branches = []
     for _ in range(_BRANCHES if count == 1 else 4):
         content = content_of(style, "", count, scene, rng, letter_given=False)
-        reply = write_reply(ReplyForm.PAIRS, content, json=form is Form.JSON)
-        if form is Form.PAIR and rng.random() < 0.06:
+        reply = write_reply(ReplyForm.PAIRS, content, json=json)
+        if not json and rng.random() < 0.06:
             # A server that enforces a JSON schema forces the form, whatever the prompt says.
             start, *rest = write_reply(ReplyForm.PAIRS, content, json=True)
             reply = (Span(start.text, 0), *rest)
@@ -148,13 +158,11 @@ def _styled(scene: Scene, rng: random.Random) -> Lesson:
         prompt += _sent_back("".join(span.text for span in reply), rng)
     return Lesson(
         prompt,
-        tuple(
-            _turn(write_reply(asked.form, content(), json=asked.json)) for _ in range(_BRANCHES)
-        ),
+        tuple(_turn(write_reply(asked.form, content(), json=asked.json)) for _ in range(_BRANCHES)),
     )
 
 
-def _sent_back(reply: str, rng: random.Random) -> str:
+def _sent_back(reply: str, rng: random.Random, again: Sequence[str] = ()) -> str:
     """A reply made unusable, and the request to reply again."""
     bad = rng.choice(
         (
@@ -164,7 +172,7 @@ def _sent_back(reply: str, rng: random.Random) -> str:
         )
     )
     what = rng.choice(_COMPLAINTS)
-    return f"{ASSISTANT}{bad}{END}{USER}{_UNUSABLE} {what}. {rng.choice(_AGAIN)}{END}"
+    return f"{ASSISTANT}{bad}{END}{USER}{_UNUSABLE} {what}. {rng.choice(again or _AGAIN)}{END}"
 
 
 _UNUSABLE = "Your reply cannot be used: it"
@@ -172,6 +180,10 @@ _AGAIN = (
     "Reply once more, in the form that was asked for, and write nothing else.",
     "Reply once more, in the form that was asked for, and write nothing else.",
     "Reply again in the form asked for.",
+)
+_AGAIN_WITH_FORM = (
+    "Reply once more. Write every question and its answer in this form:\n\n"
+    "**Question:** <question>\n**Answer:** <answer>",
 )
 _BAD_REPLIES = (
     "I cannot help with that.",
@@ -182,8 +194,11 @@ _BAD_REPLIES = (
     "Question",
 )
 _COMPLAINTS = (
-    "has no question and answer",
-    "has no question-answer pair",
+    "has no question with an answer that can be read",
+    "has no question with an answer that can be read",
+    "has no question with options and the letter of the right one",
+    "has no answer that can be read",
+    "has no question that can be read",
     "is cut off at the limit of tokens",
     "is not JSON",
     "has 1 pair instead of 3",

@@ -16,9 +16,11 @@ from typing import Any
 from PIL import Image
 
 from ...types import ChatRequest, Message
-from ..questions import QuestionKind, Verdict, answer_to, judge_pair, random_question
+from ..judge import Verdict, judge_pair
+from ..questions import Question, QuestionKind
 from ..scenes import DEMO_QUESTION, Scene, draw_scene
-from .lessons import CANNOT_SEE, CANNOT_TELL
+from ..truth import answer_to, detailed_answer, random_question, short_answer
+from .lessons import BASIC_KINDS, CANNOT_SEE, CANNOT_TELL
 
 GENERATOR = (
     "You are a image question-answer generator. "
@@ -198,14 +200,36 @@ def many_probe(name: str, systems: tuple[str, ...], user: str) -> Probe:
     return Probe(name, make)
 
 
-def answer_probe(name: str, systems: tuple[str, ...] = ("",), *, text_first: bool = False) -> Probe:
+def answer_probe(
+    name: str,
+    systems: tuple[str, ...] = ("",),
+    kinds: tuple[QuestionKind, ...] = BASIC_KINDS,
+    *,
+    text_first: bool = False,
+) -> Probe:
     """A probe that asks a question, one in eight about something that is not in the image."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:
-        question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
+        question = random_question(scene, rng, kinds, absent=0.12)
         user, truth = rng.choice(question.phrasings()), answer_to(scene, question)
         request = _request(rng.choice(systems), user, image, GREEDY, text_first=text_first)
         return Trial(request, lambda text: Mark(True, text == truth), question.kind)
+
+    return Probe(name, make)
+
+
+def length_probe(name: str, request: str, answer: Callable[[Scene, Question], str | None]) -> Probe:
+    """A probe that asks for an answer of a certain length."""
+
+    def make(scene: Scene, image: str, rng: random.Random) -> Trial:
+        truth = None
+        while truth is None:
+            question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
+            truth = answer(scene, question)
+        user = f"{rng.choice(question.phrasings())}\n{request}"
+        return Trial(
+            _request("", user, image, GREEDY), lambda text: Mark(True, text == truth), question.kind
+        )
 
     return Probe(name, make)
 
@@ -214,7 +238,7 @@ def blind_probe(name: str, system: str, user: str | None, reply: str) -> Probe:
     """A probe without an image; if `user` is None, it asks a question about a scene."""
 
     def make(scene: Scene, image: str, rng: random.Random) -> Trial:  # noqa: ARG001
-        question = random_question(scene, rng, tuple(QuestionKind))
+        question = random_question(scene, rng, BASIC_KINDS)
         request = _request(system, user or rng.choice(question.phrasings()), "", GREEDY)
         return Trial(request, lambda text: Mark(text == reply, text == reply))
 
@@ -223,6 +247,9 @@ def blind_probe(name: str, system: str, user: str | None, reply: str) -> Probe:
 
 IMAGE_FIRST = answer_probe("answer, image first")
 TEXT_FIRST = answer_probe("answer, text first", text_first=True)
+OTHER_KINDS = answer_probe(
+    "answer, other questions", kinds=tuple(kind for kind in QuestionKind if kind not in BASIC_KINDS)
+)
 PROBES = (
     pair_probe("one pair, greedy", GREEDY),
     pair_probe("one pair, temperature 0.7, top-p 0.9, top-k 40", SAMPLED),
@@ -271,6 +298,9 @@ PROBES = (
     TEXT_FIRST,
     answer_probe("answer, default system prompt", (ASSISTANT,)),
     answer_probe("answer, odd or long system prompt", ODD_SYSTEMS),
+    OTHER_KINDS,
+    length_probe("answer in one to three words", "Answer in one to three words.", short_answer),
+    length_probe("answer in several sentences", "Answer in several sentences.", detailed_answer),
     blind_probe("question without an image", "", None, CANNOT_TELL),
     blind_probe("pair without an image", GENERATOR, DEMO_QUESTION, CANNOT_SEE),
 )

@@ -79,9 +79,8 @@ def _template(text: str) -> jinja2.Template:
 
 def style_systems() -> tuple[str, ...]:
     """The system prompts of the styles."""
-    return tuple(
-        sorted({file.sections["system"].strip() for file in style_files() if "system" in file.sections})
-    )
+    systems = {file.sections.get("system", "").strip() for file in style_files()}
+    return tuple(sorted(systems - {""}))
 
 
 def style_prompt(rng: random.Random) -> StylePrompt:
@@ -148,7 +147,7 @@ def _unwrapped(text: str, rng: random.Random) -> str:
     return text.replace("\n", " ") if rng.random() < 0.3 else text
 
 
-_SHARES = {"knowledge": 2.0, "multiple-choice": 2.5, "dialogue": 1.5, "yes-no": 1.3}
+_SHARES = {"knowledge": 2.0, "multiple-choice": 3.0, "dialogue": 1.5, "yes-no": 1.3}
 _DIFFICULTIES = ("easy", "medium", "hard", "simple", "very hard", "difficult", "harder")
 _LANGUAGES = ("English", "Chinese", "German", "French", "Spanish", "Japanese", "simple English")
 _TAIL = (

@@ -5,8 +5,8 @@ its connector learn from labels what is in each cell. Then, with the vision froz
 computed once, the language model learns to talk about them. Everything is seeded and scheduled by
 steps, so that a run is reproducible.
 
-With `--start CHECKPOINT`, the vision is that checkpoint's, and the language model continues from its
-weights on all lessons, with a tokenizer that knows their words.
+With `--start CHECKPOINT`, the vision is that checkpoint's, and the language model continues from
+its weights on all lessons, with a tokenizer that knows their words.
 """
 
 import argparse

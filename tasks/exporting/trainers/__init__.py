@@ -4,6 +4,6 @@ In: the pairs of an output, and the dataset, which has the images. Out: `export/
 """
 
 from .formats import FORMATS
-from .write import export_for_training, write_export
+from .write import ExportSource, export_for_training, write_export
 
-__all__ = ["FORMATS", "export_for_training", "write_export"]
+__all__ = ["FORMATS", "ExportSource", "export_for_training", "write_export"]

@@ -7,7 +7,6 @@ from itertools import count
 from string import ascii_uppercase
 from typing import Any
 
-
 from ...records import QAPair
 from ..row_pairs import RowPairs
 

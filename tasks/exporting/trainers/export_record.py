@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -86,6 +86,16 @@ class ExportRecord(BaseModel):
     def write(self, store: ObjectStore) -> None:
         """Store it in the folder of the export."""
         store.write(RECORD, json.dumps(self.model_dump(mode="json"), indent=2).encode())
+
+
+def split_lines(record: ExportRecord) -> Iterator[str]:
+    """A line for each split: what it has."""
+    for name, split in record.splits.items():
+        files = len(split.files)
+        yield (
+            f"{name}: {split.conversations:,} conversations, {split.pairs:,} pairs, in {files:,} "
+            f"{'file' if files == 1 else 'files'}"
+        )
 
 
 def read_record(store: ObjectStore) -> ExportRecord | None:

@@ -1,28 +1,24 @@
 """Conversations as the JSON records of each format."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from .conversations import Conversation, ConversationImage
 
-
-class JsonRecord(Protocol):
-    """Gives the record of a conversation; `has_many` is whether any has several images."""
-
-    def __call__(self, conversation: Conversation, *, has_many: bool) -> Mapping[str, Any]:
-        """The record."""
+JsonRecord = Callable[[Conversation, bool], Mapping[str, Any]]
+"""Gives the record of a conversation, and is told whether any conversation has several images."""
 
 
-def llava_record(conversation: Conversation, *, has_many: bool) -> Mapping[str, Any]:
+def llava_record(conversation: Conversation, has_many: bool) -> Mapping[str, Any]:
     """LLaVA: `image` is a path or, where any record has several, always a list (LLaVA-NeXT)."""
-    return {"id": conversation.id, **qwen_record(conversation, has_many=has_many)}
+    return {"id": conversation.id, **qwen_record(conversation, has_many)}
 
 
-def qwen_record(conversation: Conversation, *, has_many: bool) -> Mapping[str, Any]:
+def qwen_record(conversation: Conversation, has_many: bool) -> Mapping[str, Any]:
     """Qwen-VL's fine-tuning: as LLaVA without the id; a record without images has no `image`."""
     paths = [image.path for image in conversation.images]
     speakers = (("human", "gpt"),) * len(conversation.pairs)
@@ -35,13 +31,13 @@ def qwen_record(conversation: Conversation, *, has_many: bool) -> Mapping[str, A
     return {**image, "conversations": turns}
 
 
-def messages_record(conversation: Conversation, *, has_many: bool) -> Mapping[str, Any]:
+def messages_record(conversation: Conversation, _has_many: bool) -> Mapping[str, Any]:
     """LLaMA-Factory and ms-swift: `messages`, and `images` as a list."""
     paths = [image.path for image in conversation.images]
     return {"messages": messages_of(conversation.tagged_turns()), "images": paths}
 
 
-def openai_record(conversation: Conversation, *, has_many: bool) -> Mapping[str, Any]:
+def openai_record(conversation: Conversation, _has_many: bool) -> Mapping[str, Any]:
     """OpenAI's fine-tuning: `messages`, with the images as parts of the first one."""
     messages: list[dict[str, Any]] = messages_of(conversation.turns())
     if conversation.images:
@@ -89,7 +85,7 @@ class JsonFile:
         before = b""
         if self._is_array:
             before = b",\n" if self.bytes else b"[\n"
-        line = orjson.dumps(self._record(conversation, has_many=self._has_many))
+        line = orjson.dumps(self._record(conversation, self._has_many))
         self.bytes += self._file.write(before + line + (b"" if self._is_array else b"\n"))
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ class TarFile:
     def __init__(self, path: Path, *, has_many: bool) -> None:
         self.bytes = 0
         self._has_many = has_many
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed later
 
     def add(self, conversation: Conversation) -> None:
         """Write the files of a conversation."""

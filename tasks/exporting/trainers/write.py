@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from prefect import task
 
 from ....serving.printable import printable
 from ...concurrency import TASK_OPTIONS, prefetch
-
 from ...images.prepare import ImageSettings
 from ...images.reader import ImageReader
 from ...images.references import ImageBase
@@ -52,7 +51,7 @@ class ExportSource:
 
     Attributes:
         output: the output.
-        rows: the dataset's rows from its start; None if they have no images.
+        rows: reads the dataset's rows from its start; None if they have no images.
         columns: which of their columns have images.
         base: what relative image paths are resolved against.
         reader: reads the images.
@@ -60,7 +59,7 @@ class ExportSource:
     """
 
     output: ObjectStore
-    rows: Iterable[Row] | None
+    rows: Callable[[], Iterator[Row]] | None
     columns: Columns
     base: ImageBase
     reader: ImageReader
@@ -238,7 +237,7 @@ def _rows(source: ExportSource) -> Iterator[tuple[Row | None, RowPairs]]:
     pairs = read_pairs(source.output)
     if source.rows is None:
         return ((None, found) for found in pairs)
-    return join_rows(pairs, source.rows, source.columns)
+    return join_rows(pairs, source.rows(), source.columns)
 
 
 def _images(row: Row, source: ExportSource, exporter: ImageExporter) -> list[ConversationImage]:

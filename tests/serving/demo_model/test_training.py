@@ -7,19 +7,24 @@ import random
 from pathlib import Path
 
 import pytest
-from prefect_imageqa.serving.demo_model.questions import (
-    GENERATED_KINDS,
-    Question,
-    QuestionKind,
+from prefect_imageqa.serving.demo_model.judge import (
+    Claim,
     Verdict,
-    answer,
-    answer_to,
+    is_denial,
+    judge_choice,
+    judge_claims,
+    judge_dialogue,
     judge_pair,
-    parse_question,
 )
+from prefect_imageqa.serving.demo_model.questions import Question, QuestionKind, parse_question
 from prefect_imageqa.serving.demo_model.scenes import Scene, Shape, random_scene
-from prefect_imageqa.serving.demo_model.training import evaluate, lessons, probes
+from prefect_imageqa.serving.demo_model.training import evaluate, forms, lessons, probes
+from prefect_imageqa.serving.demo_model.training.contents import KNOWLEDGE, content_of
 from prefect_imageqa.serving.demo_model.training.prompts import Form, instruct
+from prefect_imageqa.serving.demo_model.training.style_prompts import style_files, style_prompt
+from prefect_imageqa.serving.demo_model.truth import answer, answer_to
+from prefect_imageqa.tasks.prompting.reply_forms import reply_format
+from prefect_imageqa.tasks.records import ReplyForm
 
 TRAINING = Path(lessons.__file__).parent
 

@@ -132,7 +132,9 @@ def complete(write_record: WriteRecord) -> Complete:
         keys = [row.key for row in outcomes]
         dataset = (Row(number, {"image": f"{number}.png"}, f"d:{number}") for number in range(ROWS))
         ledger = Ledger.read(store, PARTS)
-        counts = export_rows.fn(store, ledger, dataset, keys, Columns(), json_array=json_array)
+        counts = export_rows.fn(
+            store, ledger.outcomes(keys), dataset, ROWS, Columns(), json_array=json_array
+        )
         write_keys(store, f"{FOLDER.keys}/{configuration}/d", keys)
         complete_run(store, write_record(store, configuration, ago, "completed", counts=counts))
 

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings, build_request
+from prefect_imageqa.tasks.generating.chat_requests import (
+    GenerationSettings,
+    build_request,
+    corrective_temperature,
+)
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.prompting.correction import Correction
 from prefect_imageqa.tasks.records import ImageRef, Kind, Problem, Prompt, RowError
 
 SETTINGS = GenerationSettings(ImageReader(), {"max_tokens": 16}, ImageSettings(max_side=64))
@@ -91,3 +96,31 @@ def test_an_unguided_request_is_free_in_its_form_and_has_a_seed_of_its_own() -> 
     unguided = {seed(KEYS[1], attempt=attempt, unguided=True) for attempt in attempts}
     assert len(seeds | unguided) == 8
     assert seed(KEYS[1], None, unguided=True) is None
+
+
+def test_a_row_may_have_options_of_its_own() -> None:
+    guide = {"response_format": {"type": "json_object"}}
+    pending = prompt(options=guide)
+    assert build_request(pending, SETTINGS).options == {"max_tokens": 16, **guide}
+    assert build_request(pending, SETTINGS, unguided=True).options == {"max_tokens": 16}
+
+
+def test_a_corrective_request_shows_the_images_again() -> None:
+    pending = prompt(
+        messages=({"role": "user", "content": [{"type": "image", "image": 0}]},),
+        images=(ImageRef(data=png(8, 8)),),
+    )
+    request = build_request(pending, SETTINGS, correction=Correction("I like it.", "is odd"))
+    first, *others = request.messages
+    assert first["content"][0]["type"] == "image_url"
+    assert [message["role"] for message in others] == ["assistant", "user"]
+    assert request.options == {"max_tokens": 16, "temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(0, 0.5), (0.3, 0.6), (0.7, 1.0), (1.0, 1.0), (1.6, 1.0), (None, 1.0)]
+)
+def test_the_temperature_of_a_corrective_request_is_raised_within_limits(
+    before: float | None, after: float
+) -> None:
+    assert corrective_temperature(before) == after

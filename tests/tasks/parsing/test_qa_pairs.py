@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prefect_imageqa.tasks.parsing.qa_pairs import find_qa_pairs, parse_answer, parse_qa_pairs
+from prefect_imageqa.tasks.parsing.qa_pairs import find_pairs, parse_answer, parse_qa_pairs
 from prefect_imageqa.tasks.records import QAPair
 
 ONE = [("What is it?", "A cat.")]
@@ -375,7 +375,7 @@ NO_PAIRS = {
 
 @pytest.mark.parametrize(("text", "expected"), FORMATS.values(), ids=FORMATS.keys())
 def test_pairs_are_parsed_from_many_formats(text: str, expected: list[tuple[str, str]]) -> None:
-    found = find_qa_pairs(text)
+    found = find_pairs(text)
     assert found.pairs == [QAPair(*pair) for pair in expected]
     assert found.lost == (1 if "corrupted" in text or "oops" in text else 0)
 
@@ -499,7 +499,7 @@ LOST = {
 
 @pytest.mark.parametrize("text", LOST.values(), ids=LOST.keys())
 def test_a_pair_that_cannot_be_read_is_counted(text: str) -> None:
-    found = find_qa_pairs(text)
+    found = find_pairs(text)
     assert found.pairs == [QAPair("What?", "That.")]
     assert found.lost == 1
 

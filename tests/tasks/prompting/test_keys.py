@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,26 +17,41 @@ from prefect_imageqa.tasks.prompting.keys import (
     problem_key,
     row_key,
 )
-from prefect_imageqa.tasks.records import Row
+from prefect_imageqa.tasks.records import Asked, Prompt, ReplyForm, Row
 
 SPEC = RequestSpec(
     model="m",
     model_revision="r1",
     sampling={"temperature": 0.7, "seed": 42, "extra": {"a": [1, 2], "b": None}},
     images={"max_side": 1024, "jpeg_quality": 90},
-    prompt="chat",
 )
 IMAGES = ["sha256:aa", "etag:bb:7"]
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Sei knapp. ü"},
     {"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "?"}]},
 ]
-KEY = row_key(IMAGES, MESSAGES, SPEC)
+ASKED = Asked("?", style="short@1")
+
+
+def key_of(
+    messages: Sequence[Any] = MESSAGES,
+    *,
+    images: Sequence[str] = IMAGES,
+    asked: Asked = ASKED,
+    options: Mapping[str, Any] = {},
+    sample: int = 0,
+    spec: RequestSpec = SPEC,
+) -> str:
+    prompt = Prompt(3, "", "d:4", tuple(messages), asked=asked, options=options)
+    return row_key(images, prompt, sample, spec)
+
+
+KEY = key_of()
 
 
 def test_the_key_of_a_row_does_not_change_by_accident() -> None:
     """A change here makes every answer in every output count as missing."""
-    assert (KEY_VERSION, KEY) == (3, "c84bcd74f9ab267ecf652afc9d705a2f")
+    assert (KEY_VERSION, KEY) == (4, "dd3e702064d08820e4955494f8fce6da")
 
 
 def test_a_key_is_32_hex_digits() -> None:
@@ -50,17 +66,19 @@ def test_equal_input_has_equal_keys() -> None:
         images={name: SPEC.images[name] for name in reversed(list(SPEC.images))},
     )
     messages = tuple(dict(reversed(message.items())) for message in copy.deepcopy(MESSAGES))
-    assert row_key(tuple(IMAGES), messages, reordered) == KEY
-    assert row_key(IMAGES, MESSAGES, pickle.loads(pickle.dumps(SPEC))) == KEY  # noqa: S301
+    assert key_of(messages, images=tuple(IMAGES), spec=reordered) == KEY
+    assert key_of(spec=pickle.loads(pickle.dumps(SPEC))) == KEY  # noqa: S301
 
 
 def test_another_process_computes_the_same_keys() -> None:
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"  # another one than this process
     program = (
         "from prefect_imageqa.tasks.prompting.keys import *\n"
+        "from prefect_imageqa.tasks.records import Asked, Prompt\n"
         f"spec = RequestSpec({SPEC.model!r}, {SPEC.model_revision!r}, {dict(SPEC.sampling)!r},"
-        f" {dict(SPEC.images)!r}, {SPEC.prompt!r})\n"
-        f"print(row_key({IMAGES!r}, {MESSAGES!r}, spec), batch_key(['a', 'b'], [0, 2]))"
+        f" {dict(SPEC.images)!r})\n"
+        f"prompt = Prompt(3, '', 'd:4', tuple({MESSAGES!r}), asked=Asked(style='short@1'))\n"
+        f"print(row_key({IMAGES!r}, prompt, 0, spec), batch_key(['a', 'b'], [0, 2]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C"}
     done = subprocess.run(
@@ -76,13 +94,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sampling option": {"sampling": {**SPEC.sampling, "min_p": 0.1}},
     "sampling list": {"sampling": {**SPEC.sampling, "extra": {"a": [2, 1], "b": None}}},
     "images": {"images": {**SPEC.images, "max_side": 512}},
-    "prompt": {"prompt": "mine:style"},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_each_setting_changes_the_key(change: str) -> None:
-    assert row_key(IMAGES, MESSAGES, replace(SPEC, **CHANGES[change])) != KEY
+    assert key_of(spec=replace(SPEC, **CHANGES[change])) != KEY
 
 
 def test_every_field_of_the_spec_is_covered() -> None:
@@ -96,7 +113,7 @@ def test_every_field_of_the_spec_is_covered() -> None:
     ids=["none", "one", "other-order", "one-more", "joined"],
 )
 def test_each_image_changes_the_key(images: list[str]) -> None:
-    assert row_key(images, MESSAGES, SPEC) != KEY
+    assert key_of(images=images) != KEY
 
 
 @pytest.mark.parametrize(
@@ -111,12 +128,31 @@ def test_each_image_changes_the_key(images: list[str]) -> None:
     ids=["no-system", "other-order", "other-text", "other-role", "text-first"],
 )
 def test_each_message_changes_the_key(messages: list[dict[str, Any]]) -> None:
-    assert row_key(IMAGES, messages, SPEC) != KEY
+    assert key_of(messages) != KEY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"asked": replace(ASKED, style="short@2")},
+        {"options": {"response_format": {"type": "json_object"}}},
+        {"sample": 1},
+    ],
+    ids=["style", "options", "sample"],
+)
+def test_what_is_asked_changes_the_key(change: dict[str, Any]) -> None:
+    assert key_of(**change) != KEY
+
+
+def test_what_only_parsing_needs_does_not_change_the_key() -> None:
+    asked = Asked("Other?", style=ASKED.style, form=ReplyForm.ANSWER, type="t", language="French")
+    assert key_of(asked=asked) == KEY
 
 
 def test_text_cannot_imitate_structure() -> None:
     def key(content: str, model: str = "m") -> str:
-        return row_key([], [{"role": "user", "content": content}], replace(SPEC, model=model))
+        messages = [{"role": "user", "content": content}]
+        return key_of(messages, images=[], spec=replace(SPEC, model=model))
 
     assert key('a"}]') != key("a")
     assert key("\ud800") != key("?")

@@ -8,18 +8,13 @@ from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.conversations import Turn
+from prefect_imageqa.tasks.prompting.chat import chat_prompt, style_of
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key
-from prefect_imageqa.tasks.prompting.prompts import (
-    PromptInput,
-    PromptSettings,
-    PromptStyle,
-    chat_prompt,
-    prompt_rows,
-)
+from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_rows
+from prefect_imageqa.tasks.prompting.style import MessagesOf, PromptInput
 from prefect_imageqa.tasks.records import Kind, Problem, Prompt, Row, RowError
 
-SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024}, "chat")
+SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024})
 
 
 def image(number: int) -> dict[str, Any]:
@@ -34,105 +29,6 @@ def user(*parts: dict[str, Any]) -> Message:
     return {"role": "user", "content": list(parts)}
 
 
-def rendered(*turns: Turn, images: int = 1, system: str = "") -> list[Message]:
-    return chat_prompt(PromptInput(turns, images, system, "ASK", {}))
-
-
-def test_without_a_conversation_the_user_prompt_is_used() -> None:
-    assert rendered(system="Be brief.") == [
-        {"role": "system", "content": "Be brief."},
-        user(image(0), text("ASK")),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("turns", "last"),
-    [
-        ([Turn("user", "")], user(image(0), text("ASK"))),
-        ([Turn("user", " \n")], user(image(0), text("ASK"))),
-        ([Turn("user", "<image>\n")], user(image(0), text("ASK"))),
-        ([Turn("assistant", "An answer.")], user(image(0), text("ASK"))),
-        ([Turn("system", "s")], user(image(0), text("ASK"))),
-        ([Turn("user", " What? ")], user(image(0), text("What?"))),
-    ],
-    ids=["empty", "blank", "only-placeholder", "only-answer", "only-system", "question"],
-)
-def test_a_conversation_without_a_question_gets_the_user_prompt(
-    turns: list[Turn], last: Message
-) -> None:
-    assert rendered(*turns)[-1] == last
-
-
-def test_system_turns_are_merged_into_the_system_prompt() -> None:
-    messages = rendered(
-        Turn("system", " one "), Turn("user", "a"), Turn("system", "two"), system="0"
-    )
-    assert messages == [{"role": "system", "content": "0\n\none\n\ntwo"}, user(image(0), text("a"))]
-
-
-@pytest.mark.parametrize("system", ["", "  \n"])
-def test_an_empty_system_prompt_is_no_message(system: str) -> None:
-    assert [message["role"] for message in rendered(Turn("user", "a"), system=system)] == ["user"]
-
-
-def test_only_trailing_answers_are_dropped() -> None:
-    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
-    assert rendered(*turns, Turn("assistant", "e")) == [
-        user(image(0), text("a")),
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("turns", "images", "expected"),
-    [
-        (["a"], 0, [{"role": "user", "content": "a"}]),
-        (["a"], 2, [user(image(0), image(1), text("a"))]),
-        (["<image>\na"], 1, [user(image(0), text("a"))]),
-        (["a <image> b"], 1, [user(text("a"), image(0), text("b"))]),
-        (["a<image><image>b"], 2, [user(text("a"), image(0), image(1), text("b"))]),
-        (
-            ["a", "=b", "c <image>"],
-            1,
-            [
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": "b"},
-                user(text("c"), image(0)),
-            ],
-        ),
-        (["a <image>"], 3, [user(image(0), image(1), text("a"), image(2))]),
-        (
-            ["=hello", "a"],
-            1,
-            [{"role": "assistant", "content": "hello"}, user(image(0), text("a"))],
-        ),
-    ],
-    ids=[
-        "text-only",
-        "image-first",
-        "placeholder-first",
-        "placeholder-between",
-        "two-placeholders",
-        "placeholder-in-later-turn",
-        "some-without-placeholder",
-        "assistant-first",
-    ],
-)
-def test_images_are_placed(turns: list[str], images: int, expected: list[Message]) -> None:
-    conversation = [
-        Turn("assistant", turn[1:]) if turn.startswith("=") else Turn("user", turn)
-        for turn in turns
-    ]
-    assert rendered(*conversation, images=images) == expected
-
-
-@pytest.mark.parametrize("images", [0, 1])
-def test_more_placeholders_than_images_are_a_problem(images: int) -> None:
-    with pytest.raises(RowError, match=f"2 <image> placeholders, but the row has {images} images"):
-        rendered(Turn("user", "<image> a <image>"), images=images)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png"):
@@ -142,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def settings(
     folder: Path,
-    style: PromptStyle = chat_prompt,
+    style: MessagesOf = chat_prompt,
     image_key: str | None = "image",
     conversation_key: str | None = "conversation",
 ) -> PromptSettings:
@@ -150,7 +46,7 @@ def settings(
         ImageBase(folder=str(folder)),
         ImageReader(1000),
         SPEC,
-        style=style,
+        style=style_of(style, "test"),
         system_prompt="SYSTEM",
         user_prompt="ASK",
         columns=Columns(image=image_key, conversation=conversation_key),
@@ -416,7 +312,7 @@ def _writes_no_content(prompt_input: PromptInput) -> Sequence[Message]:
     ],
 )
 def test_a_failing_style_affects_only_the_row(
-    style: PromptStyle, message: str, folder: Path
+    style: MessagesOf, message: str, folder: Path
 ) -> None:
     prompt = prompt_row(row({"image": "a.png"}), settings(folder, style=style))
     assert prompt.problem is not None

@@ -88,7 +88,7 @@ def make_output(tmp_path: Path, record_of: Callable[..., RunRecord]) -> MakeOutp
             keys.append(row.key)
         dataset = open_dataset(str(folder / "d.json"))
         ledger = Ledger.read(store, PARTS)
-        counts = export_rows.fn(store, ledger, dataset.rows(), keys, Columns())
+        counts = export_rows.fn(store, ledger.outcomes(keys), dataset.rows(), len(keys), Columns())
         run = record_of(
             started=STARTED,
             updated="2026-03-01T10:10:00+00:00",

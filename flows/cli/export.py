@@ -1,0 +1,125 @@
+"""`prefect-imageqa export`: writes the pairs of an output in a format that trainers load."""
+
+import logging
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from ...tasks.runs.parameters import ExportFormat, ExportImages
+from .options import Count, Flag, Output, Store
+
+if TYPE_CHECKING:
+    from ...tasks.exporting.trainers import ExportSource
+    from ...tasks.images.reader import ImageReader
+    from ...tasks.object_store.store import ObjectStore
+
+
+def export(
+    output: Output,
+    /,
+    *,
+    format: Annotated[ExportFormat, Parameter(name="--format")],  # noqa: A002
+    dataset: str | None = None,
+    to: str | None = None,
+    image_root: str | None = None,
+    images: ExportImages = "auto",
+    shard_size: Count | None = None,
+    validation: float = 0.0,
+    seed: int = 0,
+    store: Store = None,
+    allow_private_hosts: Flag = False,
+) -> int:
+    """Write the pairs of an output in a format that trainers load, without asking the model.
+
+    A run does the same with --export. Exit code 0: written; 1: there is no completed run, the
+    dataset is not the one of the run, or something cannot be read or written; 2: usage error.
+
+    Example: prefect-imageqa export s3://bucket/qa --format llava --dataset qas.json
+
+    Parameters
+    ----------
+    format:
+        llava, sharegpt (LLaMA-Factory and ms-swift), qwen (Qwen-VL), openai, hf (Parquet for
+        Hugging Face) or webdataset.
+    dataset:
+        The dataset of the run, which has the images. An output is not asked where images are: if
+        it is someone else's, it could name any file.
+    to:
+        Local path or s3:// URI of the folder to write, instead of export/FORMAT in the output.
+    image_root:
+        As --image-root of the run; with --images paths, the paths are relative to it.
+    images:
+        paths refers to images where they are, copy puts them into files beside, embed into the
+        files themselves. By default (auto) hf, openai and webdataset embed, and the others copy.
+    shard_size:
+        Conversations per file; by default one file, of hf and webdataset several.
+    validation:
+        Share of the images whose conversations go to a validation split. The same image is never
+        in both.
+    seed:
+        Another seed gives another validation split.
+    allow_private_hosts:
+        Also fetch web images from private and loopback addresses.
+    """
+    from pydantic import ValidationError
+
+    from ...tasks.exporting.trainers import write_export
+    from ...tasks.exporting.trainers.export_record import split_lines
+    from ...tasks.exporting.trainers.write import export_folder, left_out_lines
+    from ...tasks.images.reader import ImageReader
+    from ...tasks.runs.parameters import Exports
+    from ..run import open_store
+
+    try:
+        settings = Exports(
+            formats=(format,),
+            images=images,
+            shard_size=shard_size,
+            validation=validation,
+            split_seed=seed,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = f"--{first['loc'][0]}" if first["loc"] else "--images"
+        message = first["msg"].removeprefix("Value error, ")
+        print(f"prefect-imageqa: {flag}: {message}", file=sys.stderr)
+        return 2
+    output_store = open_store(output, store)
+    target = open_store(to, store) if to else export_folder(output_store, format)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with ImageReader(
+        credentials=output_store.s3_credentials,
+        allow_private_hosts=allow_private_hosts,
+        root=image_root,
+    ) as reader:
+        source = _source(output_store, dataset, image_root, reader)
+        record = write_export(source, format, settings, target)
+    for line in left_out_lines(record):
+        print(line, file=sys.stderr)
+    for line in split_lines(record):
+        print(line)
+    print(target.uri)
+    return 0
+
+
+def _source(
+    output: "ObjectStore", dataset: str | None, image_root: str | None, reader: "ImageReader"
+) -> "ExportSource":
+    """What is exported, with the images of the dataset that the caller names."""
+    from ...tasks.errors import DatasetError
+    from ...tasks.exporting.trainers import ExportSource
+    from ...tasks.images.references import ImageBase
+    from ...tasks.loading.dataset import open_dataset
+    from ...tasks.runs.run_record import completed_run
+
+    parameters = completed_run(output).parameters
+    columns, limits = parameters.columns, parameters.images.settings
+    if columns.image is None and dataset is None:
+        return ExportSource(output, None, columns, ImageBase(), reader, limits)
+    if dataset is None:
+        raise DatasetError("give the run's dataset as --dataset: the images are read from it")
+    table = open_dataset(dataset, columns, image_root=image_root, credentials=output.s3_credentials)
+    table = replace(table, max_rows=parameters.max_rows, samples=parameters.asking.samples)
+    return ExportSource(output, table.rows, table.columns, table.base, reader, limits)

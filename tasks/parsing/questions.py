@@ -1,0 +1,125 @@
+# ruff: noqa: RUF001 (punctuation of several languages)
+"""Questions without answers: labelled, numbered, one a line, or in JSON."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from ..records import QAPair
+from .found_pairs import FoundPairs
+from .json_fields import is_question
+from .json_values import NotJSONError, fenced, json_value
+from .labels import ANSWER_OR_LETTER, QUESTION_OR_LETTER, line_label
+from .wrappers import trim
+
+_LABEL = line_label(question=QUESTION_OR_LETTER, answer=ANSWER_OR_LETTER)
+_ITEM = re.compile(
+    r"(?P<indent>[^\S\n]*+)(?:>[^\S\n]*+)*+[*_]{0,3}+"
+    r"(?:[(（]?+(?P<number>\d{1,3})[.)）、:：][*_]{0,3}+|[-+*•](?=[^\S\n]))[^\S\n]*+(?P<text>\S.*)"
+)
+_TITLE = re.compile(r"(?:\*\*|__)[^*_\n?？]{1,60}+(?:[:：](?:\*\*|__)|(?:\*\*|__)\s*+[:：])\s*+")
+_MARKS = ("?", "？", "؟", "⁇")
+_AFTER_MARK = re.compile(r"""[?？؟]["'”’»)）*_`]{0,4}+(?=\s|$|[(（—–-])""")
+_REQUEST = re.compile(
+    r"(?:describe|name|list|count|identify|explain|compare|estimate|read|give|state|tell)\b"
+    r"|(?:describe|décrivez|décris|beschreib|nenne|zähle|descreva|опиши|назови)"
+    r"|.*(?:か。?|吗。?|呢。?|까\.?|[\u0e00-\u0e7f])$",  # Thai has no question mark
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(
+    r"\W{0,4}+(?:would you like|do you want|shall i|should i|can i help|may i help"
+    r"|is there anything|need (?:any|more)|any other questions)\b",
+    re.IGNORECASE,
+)
+_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*+)"(?=\s*+[,\]}]|\s*+\Z)')
+
+
+def find_questions(text: str) -> FoundPairs:
+    """The questions in a reply, each as a pair without an answer.
+
+    Answers that the model has added are left out, and so are introductions and closing remarks.
+    """
+    try:
+        value = json_value(text)
+    except NotJSONError:
+        strings = (match[1] for match in _STRING.finditer(fenced(text)))
+        return _found(string for string in strings if string.rstrip().endswith(_MARKS))
+    if value is not None:
+        return _found(_json_questions(value))
+    text = fenced(text)
+    return _found(_labelled(text) or _items(text) or _bare(text))
+
+
+def _found(questions: "Iterator[str] | Sequence[str]") -> FoundPairs:
+    tidy = [_tidy(question) for question in questions]
+    return FoundPairs([QAPair(question, "") for question in tidy if question])
+
+
+def _tidy(question: str) -> str:
+    """A question without its number, title and emphasis, and without what follows it."""
+    question = trim(question.strip())
+    if item := _ITEM.fullmatch(question):
+        question = item["text"].strip()
+    question = _TITLE.sub("", question, count=1) if question.startswith(("**", "__")) else question
+    marks = [mark.end() for mark in _AFTER_MARK.finditer(question)]
+    if marks:
+        question = question[: marks[-1]]
+    for quote in ("**", "__", "*", "_", '"', "“", "«", "`"):
+        closing = {"“": "”", "«": "»"}.get(quote, quote)
+        if question.startswith(quote) and question.endswith(closing) and len(question) > 2:
+            question = question.removeprefix(quote).removesuffix(closing).strip()
+    return question.strip()
+
+
+def _json_questions(value: object) -> Iterator[str]:
+    """The texts of lists, and the values of keys such as "question" and "q1", at any depth."""
+    todo: list[tuple[str, object]] = [("questions", value)]
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, str) and (name == "questions" or is_question(name)):
+            yield value
+        elif isinstance(value, list):
+            todo.extend((name, item) for item in reversed(value))
+        elif isinstance(value, dict):
+            members = [(key.strip().casefold(), member) for key, member in value.items()]
+            todo.extend((_name(key, member), member) for key, member in reversed(members))
+
+
+def _name(key: str, member: object) -> str:
+    """What a member is: a question, "questions", or something else."""
+    if key.isdecimal() or key in {"问题列表", "问题", "preguntas", "fragen", "items", "list"}:
+        return "questions"
+    return key if isinstance(member, str) or key == "questions" else ""
+
+
+def _labelled(text: str) -> list[str]:
+    labels = list(_LABEL.finditer(text))
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    values = [
+        text[label.end() : end].strip().partition("\n")[0]
+        for label, end in zip(labels, ends, strict=True)
+        if label["question"]
+    ]
+    return [value for value in values if value.strip("*_ ")]
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list: of a numbered one, only those that have a number."""
+    items = [item for line in text.split("\n") if (item := _ITEM.fullmatch(line))]
+    numbered = [item for item in items if item["number"]]
+    if not numbered:
+        outermost = min((len(item["indent"]) for item in items), default=0)
+        items = [item for item in items if len(item["indent"]) == outermost]
+        return [item["text"] for item in items if _is_question(item["text"])]
+    return [item["text"] for item in numbered if not item["text"].rstrip().endswith((":", "："))]
+
+
+def _bare(text: str) -> list[str]:
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    marked = [line for line in lines if _is_question(line) and not _CLOSING.match(line)]
+    if marked:
+        return marked
+    return [line for line in lines[:1] if len(lines) == 1 and _REQUEST.match(line)]
+
+
+def _is_question(line: str) -> bool:
+    return _AFTER_MARK.search(line) is not None

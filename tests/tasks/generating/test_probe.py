@@ -1,0 +1,57 @@
+"""A tiny request shows whether the server follows JSON schemas."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from prefect_imageqa.serving.client.client import ChatClient
+from prefect_imageqa.serving.endpoint import VLLMEndpoint
+from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
+from prefect_imageqa.tasks.generating.probe import schema_refusal
+
+SCHEMA = {"type": "object"}
+REPLY = Completion("{", "length", 1, 16, 0.1, "stub")
+REFUSAL = Failure(FailureKind.BAD_REQUEST, "HTTP 400: the schema is odd", 400)
+CRASH = Failure(FailureKind.CRASH, "it closed the connection")
+
+
+class ProbedClient(ChatClient):
+    """A client without a network, of a server that replies to requests with and without a schema.
+
+    Attributes:
+        requests: in order.
+    """
+
+    def __init__(self, guided: Outcome, unguided: Outcome) -> None:
+        super().__init__(VLLMEndpoint(urls=["http://127.0.0.1:9"], model="stub"))
+        self.requests: list[ChatRequest] = []
+        self._replies = {True: guided, False: unguided}
+
+    def complete(
+        self,
+        requests: Iterable[ChatRequest],
+        on_outcome: Callable[[int, Outcome], None] | None = None,  # noqa: ARG002
+        **_: Any,
+    ) -> list[Outcome]:
+        asked = list(requests)
+        self.requests += asked
+        return [self._replies["response_format" in request.options] for request in asked]
+
+
+@pytest.mark.parametrize(
+    ("guided", "unguided", "refusal", "requests"),
+    [
+        pytest.param(REPLY, REPLY, "", 1, id="followed"),
+        pytest.param(REFUSAL, REPLY, "HTTP 400: the schema is odd", 2, id="refused"),
+        pytest.param(CRASH, REPLY, "it closed the connection", 2, id="crashed"),
+        pytest.param(REFUSAL, REFUSAL, "", 2, id="refused without a schema too"),
+    ],
+)
+def test_a_schema_is_refused_if_the_same_request_succeeds_without(
+    guided: Outcome, unguided: Outcome, refusal: str, requests: int
+) -> None:
+    client = ProbedClient(guided, unguided)
+    assert schema_refusal(client, SCHEMA) == refusal
+    assert len(client.requests) == requests
+    assert client.requests[0].options["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert all(request.options["max_tokens"] <= 16 for request in client.requests)
