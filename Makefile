@@ -13,7 +13,9 @@ export DO_NOT_TRACK := 1
 # Other Pythons that `make test-fast` also runs on, where they are installed; pyenv's count.
 OTHER_PYTHONS := $(foreach v,3.12 3.13,$(if $(shell PYENV_VERSION=$(v) python$(v) -c "print(1)" 2>/dev/null),$(v)))
 
-.PHONY: help env demo test test-fast test-ceph check format lock demo-model demo-accuracy bench
+DOCS := $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+.PHONY: help env demo test test-fast test-ceph check format docs lock demo-model demo-accuracy bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -37,22 +39,27 @@ test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with a
 	tests/ceph/install.sh
 	$(BIN)/pytest tests/ceph
 
-check: $(FLOW_ENV) ## Lint, type-check, and hold imports to the layers
+check: $(FLOW_ENV) ## Lint, type-check, hold imports to the layers, and build the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p prefect_imageqa
-	$(BIN)/mypy --explicit-package-bases tests benchmarks
+	$(BIN)/mypy --explicit-package-bases tests benchmarks docs
 	PYTHONPATH=build/typing $(BIN)/lint-imports --no-cache
+	$(DOCS)
+
+docs: $(FLOW_ENV) ## Build the docs into build/docs
+	$(DOCS)
 
 format: $(FLOW_ENV) ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-model: $(SERVER_ENV) ## Train the demo model again (about 15 minutes on 2 idle cores)
+demo-model: $(SERVER_ENV) ## Train the demo model again (about 30 minutes on 2 idle cores)
 	.venv-vllm/bin/python -m serving.demo_model.training.train --threads 2
 
-demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card
+demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the tables of its card
 	$(BIN)/python -m prefect_imageqa.serving.demo_model.training.evaluate
+	$(BIN)/python benchmarks/demo_styles.py --write
 
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same server
 	$(BIN)/python benchmarks/throughput.py

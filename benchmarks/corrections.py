@@ -27,7 +27,7 @@ def run(stub: StubServer, dataset: Path, output: Path, *flags: str) -> dict[str,
     subprocess.run(
         [
             *(COMMAND, "run", str(dataset), "--output", str(output), "--endpoint", stub.url),
-            *("--limits.max-error-rate", "1", *flags),
+            *("--max-error-rate", "1", *flags),
         ],
         check=True,
         stdout=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect_imageqa import Sampling, image_qa
+from prefect_imageqa import Asking, Sampling, image_qa
 from prefect_imageqa.serving.demo_model.judge import Claim, Verdict, is_denial, judge_claims
 from prefect_imageqa.serving.demo_model.questions import parse_question
 from prefect_imageqa.serving.demo_model.scenes import Scene, write_demo_dataset
@@ -21,7 +21,6 @@ from prefect_imageqa.serving.demo_model.training.contents import KNOWLEDGE
 from prefect_imageqa.serving.demo_model.training.evaluate import CARD, CHECKPOINT, write_card
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
-from prefect_imageqa.tasks.runs.parameters import Asking
 
 STYLES = (
     "single",

@@ -1,9 +1,8 @@
 """Whether the server makes replies follow a JSON schema, found out before the first batch."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
-
-from prefect import get_run_logger
 
 from ..serving.client.client import ChatClient
 from ..serving.printable import printable
@@ -11,6 +10,8 @@ from ..tasks.errors import EndpointError
 from ..tasks.generating.probe import schema_refusal
 from ..tasks.prompting.reply_forms import reply_schema
 from ..tasks.records import ReplyForm
+
+_LOGGER = logging.getLogger("prefect_imageqa.flows")
 
 _MAX_REASON = 300
 
@@ -36,9 +37,9 @@ def server_guides(client: ChatClient, schema: Mapping[str, Any] | None = None) -
         return True
     for form, pairs in _BUILT_IN:
         if reason := schema_refusal(client, reply_schema(form, pairs)):
-            get_run_logger().warning(
-                "the server does not make replies follow a JSON schema (%s): the run goes on "
-                "without, and the prompts ask for JSON",
+            _LOGGER.warning(
+                "the server does not make replies follow a JSON schema (%s): it is asked without "
+                "one, and the prompts ask for JSON",
                 printable(reason, _MAX_REASON),
             )
             return False

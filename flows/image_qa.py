@@ -150,8 +150,7 @@ def image_qa(
             max_rows,
             run.credentials,
             samples=asking.samples,
-            reads_conversation=run.style.uses_conversation,
-            needs=run.style.columns,
+            used=run.style.used_columns,
         )
         table = confine_images(table, run.reader, images.root)
         # Waits until no other run writes to the output, checks or starts the server, and reads the

@@ -22,7 +22,7 @@ from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
 from ..tasks.errors import EndpointError
 from ..tasks.runs.parameters import Limits
-from .batch_files.results import NO_RESULT, BatchResults
+from .batch_results import NO_RESULT, BatchResults
 from .run_log import HAS_LINES
 
 API_KEY = "PREFECT_IMAGEQA_API_KEY"

@@ -31,7 +31,7 @@ from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
 from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
-from .batch_files.results import BatchResults
+from .batch_results import BatchResults
 from .circuit_breaker import CircuitBreaker
 from .guided import server_guides
 from .new_record import new_record

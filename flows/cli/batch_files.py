@@ -6,6 +6,7 @@ Their flags are those of `run`: the same flags give the same requests and row ke
 import inspect
 import json as json_
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,19 +17,20 @@ from cyclopts.validators import Number
 from pydantic import ValidationError
 from rich.console import Console
 
-from ...tasks.errors import EndpointError
+from ...tasks.errors import EndpointError, StoreError
 from ...tasks.generating.request_files import (
     DEFAULT_ROWS,
     MAX_ROWS,
     check_request_folder,
     write_request_files,
 )
+from ...tasks.loading.dataset import Dataset
 from ...tasks.runs.parameters import RunParameters
-from ..batch_files.requests import PendingRequests, RequestCounts, open_pending
-from ..batch_files.results import BatchResults
+from ..batch_requests import PendingRequests, RequestCounts, open_pending
+from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from .options import Flag
-from .run import as_option, flow_parameters, validation_message, with_code
+from .run import as_option, extra_body_problem, flow_parameters, validation_message, with_code
 from .terminal import run_in_terminal
 
 RowsPerFile = Annotated[
@@ -40,8 +42,10 @@ RowsPerFile = Annotated[
     ),
 ]
 To = Annotated[
-    Path,
-    Parameter(help="Folder for the files; those of an earlier export are replaced, no others."),
+    str,
+    Parameter(
+        help="Local folder for the files; those of an earlier export are replaced, no others."
+    ),
 ]
 Results = Annotated[
     list[str],
@@ -52,6 +56,9 @@ Results = Annotated[
     ),
 ]
 Model = Annotated[str, Parameter(help="Name that the model is served under, part of row keys.")]
+_SAY_SECONDS = 30.0
+"""How often to say how far an export is, where no terminal shows it."""
+
 Json = Annotated[Flag, Parameter(help="Print one line of JSON last on stdout.")]
 
 
@@ -80,14 +87,16 @@ def batch_export(
     """
 
     def export(requested: RunParameters) -> int:
-        check_request_folder(to)
+        folder = _local_folder(to)
+        check_request_folder(folder)
         with open_pending(requested) as pending:
-            files = write_request_files(to, _shown(pending), rows_per_file)
+            _check_outside(folder, pending.table)
+            files = write_request_files(folder, _shown(pending), rows_per_file)
             counts = pending.counts
         if json:
-            print(json_.dumps({**asdict(counts), "folder": str(to), "files": files}))
+            print(json_.dumps({**asdict(counts), "folder": to, "files": files}))
         else:
-            print("\n".join(_export_lines(counts, files, to)))
+            print("\n".join(_export_lines(counts, files, folder)))
         return 0
 
     return _with_parameters(export, dataset, parameters | {"model": model})
@@ -136,6 +145,9 @@ def _with_parameters(
     command: Callable[[RunParameters], int], dataset: str, parameters: dict[str, Any]
 ) -> int:
     """Call a command with the parameters of the run that its flags describe."""
+    if problem := extra_body_problem():
+        print(f"prefect-imageqa: {problem}", file=sys.stderr)
+        return 2
     try:
         bound = inspect.signature(image_qa.fn).bind(dataset, **with_code(parameters))
         bound.apply_defaults()
@@ -145,29 +157,46 @@ def _with_parameters(
         return 2
 
 
+def _local_folder(to: str) -> Path:
+    if "://" in to:
+        raise StoreError(f"{to}: batch files are written to a local folder: copy them from there")
+    return Path(to).expanduser()
+
+
+def _check_outside(folder: Path, table: Dataset) -> None:
+    """The next run would take the files for data."""
+    if table.folder is not None and folder.absolute().is_relative_to(table.folder):
+        raise StoreError(
+            f"{folder} is inside the dataset's folder {table.folder}: choose another folder"
+        )
+
+
 def _shown(pending: PendingRequests) -> Iterator[bytes]:
-    """The lines of the requests; how many there are is shown on a terminal."""
-    with Console(stderr=True).status("reading the rows") as status:
+    """The lines of the requests; how many there are is shown meanwhile."""
+    console = Console(stderr=True)
+    said = time.monotonic()
+    with console.status("reading the rows") as status:
         for line in pending.lines():
-            status.update(f"writing requests: {pending.counts.requests:,}")
+            progress = f"writing requests: {pending.counts.requests:,}"
+            status.update(progress)
+            if not console.is_terminal and time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                print(progress, file=sys.stderr)
             yield line
 
 
 def _export_lines(counts: RequestCounts, files: dict[str, int], folder: Path) -> Iterator[str]:
     """What was exported, and what to do with it."""
-    names = f"{len(files):,} files" if len(files) > 1 else next(iter(files), "no file")
-    yield f"{counts.requests:,} requests in {names} in {folder}"
+    count = f"{len(files):,} {'file' if len(files) == 1 else 'files'}"
+    yield f"requests: {counts.requests:,}, in {count} in {folder}"
     if counts.finished:
-        yield f"  {counts.finished:,} rows are finished already"
+        yield f"finished already: {counts.finished:,}"
     if counts.duplicates:
-        yield f"  {counts.duplicates:,} rows ask the same as another one"
+        yield f"the same as an earlier row: {counts.duplicates:,}"
     if counts.problems:
-        yield f"  {counts.problems:,} rows cannot be asked: the import says why"
+        yield f"cannot be asked, the import says why: {counts.problems:,}"
     if counts.suspects:
-        yield (
-            f"  {counts.suspects:,} rows are left to a run: a server has crashed while it worked "
-            "on them"
-        )
+        yield f"left to a run with a server, because one has crashed on them: {counts.suspects:,}"
     if counts.requests:
         yield (
             "When they are answered, use the same command with batch-import, and --results in "

@@ -40,9 +40,9 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
             "exports": Exports(formats=("llava",)),
         },
     )
-    pairs = _judged(pd.read_parquet(folder / "qa" / PAIRS), scenes)
+    pairs = judged(pd.read_parquet(folder / "qa" / PAIRS), scenes)
     console = Console()
-    console.print(_table(pairs))
+    console.print(pairs_table(pairs))
     correct = sum(verdict is Verdict.RIGHT for verdict in pairs["verdict"])
     output = Path(summary.output)
     console.print(
@@ -57,7 +57,7 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
     return 0
 
 
-def _judged(pairs: pd.DataFrame, scenes: list[Scene]) -> pd.DataFrame:
+def judged(pairs: pd.DataFrame, scenes: list[Scene]) -> pd.DataFrame:
     """The pairs of each image in their order, with a column `verdict`."""
     pairs = pairs.sort_values(["row", "pair"])
     verdicts: list[Verdict] = []
@@ -73,7 +73,8 @@ def _claim(pair: Mapping[Any, Any]) -> Claim:
     return Claim(pair["question"], pair["answer"], options, turn)
 
 
-def _table(pairs: pd.DataFrame) -> Table:
+def pairs_table(pairs: pd.DataFrame) -> Table:
+    """The pairs about the first images of each style."""
     table = Table("image", "style", "question", "answer", "verdict", title="The first images")
     for style, of_style in pairs.groupby("style"):
         shown = of_style["row"].unique()[:SHOWN_IMAGES]

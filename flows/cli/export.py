@@ -33,7 +33,7 @@ def export(
 ) -> int:
     """Write the pairs of an output in a format that trainers load, without asking the model.
 
-    A run does the same with --export. Exit code 0: written; 1: there is no completed run, the
+    A run does the same with --export. Both list it in the report and the dataset card. Exit code 0: written; 1: there is no completed run, the
     dataset is not the one of the run, or something cannot be read or written; 2: usage error.
 
     Example: prefect-imageqa export s3://bucket/qa --format llava --dataset qas.json
@@ -66,8 +66,8 @@ def export(
     from pydantic import ValidationError
 
     from ...tasks.exporting.trainers import write_export
-    from ...tasks.exporting.trainers.export_record import split_lines
-    from ...tasks.exporting.trainers.write import export_folder, left_out_lines
+    from ...tasks.exporting.trainers.export_record import export_folder, split_lines
+    from ...tasks.exporting.trainers.write import left_out_lines
     from ...tasks.images.reader import ImageReader
     from ...tasks.runs.parameters import Exports
     from ..run import open_store
@@ -96,12 +96,23 @@ def export(
     ) as reader:
         source = _source(output_store, dataset, image_root, reader)
         record = write_export(source, format, settings, target)
+        if not to:
+            _update_report(source)
     for line in left_out_lines(record):
         print(line, file=sys.stderr)
     for line in split_lines(record):
         print(line)
     print(target.uri)
     return 0
+
+
+def _update_report(source: "ExportSource") -> None:
+    """Write the report and the dataset card of the output again: they list its exports."""
+    from ...tasks.reporting.report import make_report
+    from ...tasks.reporting.samples import ImageSource
+
+    images = ImageSource(source.rows, source.columns, source.base) if source.rows else None
+    make_report(source.output, reader=source.reader, images=source.limits, source=images)
 
 
 def _source(

@@ -47,6 +47,11 @@ app.command(
     name="preview",
     help="Compare styles on a few rows: what they ask, and what the model replies.",
 )
+app.command(
+    "prefect_imageqa.flows.cli.styles:styles",
+    name="styles",
+    help="List the styles: what can be asked about a row, each with an example.",
+)
 
 
 @app.command
@@ -158,6 +163,9 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
+_RESUMED = (["run"], ["batch-import"])
+
+
 def main() -> None:
     """Entry point. A user error is reported in one line, without a traceback.
 
@@ -175,7 +183,7 @@ def main() -> None:
         print(f"prefect-imageqa: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        hint = "; run the same command again to resume" if sys.argv[1:2] == ["run"] else ""
+        hint = "; run the same command again to resume" if sys.argv[1:2] in _RESUMED else ""
         print(f"prefect-imageqa: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -19,7 +19,7 @@ from ..preview.page import check_page
 from ..preview.session import open_session
 from ..preview.show import Views, print_requests, show_changes, show_once
 from .options import Count, Flag
-from .run import as_option, flow_parameters, validation_message, with_code
+from .run import as_option, extra_body_problem, flow_parameters, validation_message, with_code
 
 _LIMITS = Limits(server_wait=60, store_wait=60)
 """Somebody sits in front of a preview and waits."""
@@ -104,7 +104,9 @@ def preview(
 def _usage_problem(parameters: dict[str, Any], *, dry_run: bool, watch: bool) -> str:
     if dry_run and watch:
         return "give --dry-run or --watch, not both"
-    return "" if dry_run or parameters.get("endpoint") else NO_ENDPOINT
+    if not dry_run and not parameters.get("endpoint"):
+        return NO_ENDPOINT
+    return extra_body_problem()
 
 
 def _requested(dataset: str, styles: list[str], parameters: dict[str, Any]) -> list[RunParameters]:

@@ -52,9 +52,8 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
     if not parameters.get("endpoint") and not parameters.get("model"):
         print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
         return 2
-    # cyclopts would read the value of a single key as a string even if it is a number.
-    for word in [word for word in sys.argv if word.startswith("--extra-body.")]:
-        print(f"prefect-imageqa: {word}: give --extra-body one JSON object", file=sys.stderr)
+    if problem := extra_body_problem():
+        print(f"prefect-imageqa: {problem}", file=sys.stderr)
         return 2
     try:
         summary = run_in_terminal(dataset, with_code(parameters))
@@ -63,6 +62,13 @@ def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
         return 2
     print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
     return 0
+
+
+def extra_body_problem() -> str:
+    """What is wrong with --extra-body on the command line; empty if nothing is."""
+    # cyclopts would read the value of a single key as a string even if it is a number.
+    keys = (word for word in sys.argv if word.startswith("--extra-body."))
+    return next((f"{word}: give --extra-body one JSON object" for word in keys), "")
 
 
 def validation_message(error: ValidationError, flag: str = "") -> str:

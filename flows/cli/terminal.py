@@ -26,7 +26,7 @@ from ...serving.server.vllm_python import find_vllm_python
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
-from ..batch_files.results import BatchResults
+from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
 from ..prefect_outage import bounded_exit

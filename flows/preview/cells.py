@@ -51,6 +51,12 @@ class PreviewReply:
     tokens: int = 0
     latency: float = 0.0
 
+    def notes(self, pair: QAPair) -> str:
+        """What is to be said of a pair besides its texts: its turn, and a type of its own."""
+        turn = f"turn {pair.turn}" if pair.turn else ""
+        kind = "" if pair.type == self.label.partition("@")[0] else pair.type
+        return ", ".join(filter(None, (turn, kind)))
+
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:

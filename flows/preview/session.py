@@ -25,8 +25,9 @@ from ...tasks.prompting.prompts import prompt_rows
 from ...tasks.records import TRANSIENT, FinishedRow, Problem, Prompt, Reply, Row, RowError
 from ...tasks.reporting.samples import SampledImage, sampled_images
 from ...tasks.runs.parameters import RunParameters
-from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style
+from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ...tasks.storing.questions import question_rows, with_answers
+from ..guided import server_guides
 from ..pass_settings import generation_settings, prompt_settings, request_spec
 from ..run import open_store
 from .cells import Preview, PreviewReply, PreviewRow, preview_reply
@@ -75,6 +76,7 @@ class Session:
         reader: reads the images.
         credentials: of S3; None for those of the environment.
         model: the model; for rendering prompts only its name counts.
+        guided: whether its server makes replies follow a JSON schema.
     """
 
     requested: Sequence[RunParameters]
@@ -82,7 +84,8 @@ class Session:
     reader: ImageReader
     credentials: S3Credentials | None
     model: PreviewModel = PreviewModel()  # noqa: RUF009 - frozen
-    _records: dict[bool, _Records] = field(default_factory=dict)
+    guided: bool = True
+    _records: dict[tuple[bool, frozenset[str]], _Records] = field(default_factory=dict)
     _images: Sequence[Sequence[SampledImage]] | None = None
     _replies: dict[str, Reply] = field(default_factory=dict)
     _corrected: dict[str, str] = field(default_factory=dict)
@@ -126,34 +129,40 @@ class Session:
         names = tuple(style.name for style in styles)
         return Preview(records.table.name, self.model.name, names, tuple(rows))
 
+    def count_unasked(self, styles: Sequence[AskedStyle]) -> int:
+        """How many rows the model is asked about in the next preview."""
+        keys = {each.key for style in styles for each in style.prompts if not each.problem}
+        return len(keys - self._replies.keys())
+
     def generation_settings(self, style: AskedStyle) -> GenerationSettings:
         """How the prompts of a style are sent."""
         return generation_settings(self.requested[0], style.main, self.reader)
 
     def _opened(self, parameters: RunParameters) -> AskedStyle:
-        style = run_style(parameters, self.credentials)
-        records = self._first_records(parameters, style.uses_conversation)
+        style = run_style(parameters, self.credentials, guided=self.guided)
+        records = self._first_records(parameters, style)
         columns = records.table.columns
         main = main_pass(parameters.model_copy(update={"columns": columns}), style, columns)
         if parameters.asking.answer == "separately":
             answers_pass(main, style)  # raises if the style has no questions
         return AskedStyle(str(parameters.style), style, records, main)
 
-    def _first_records(self, parameters: RunParameters, reads_conversation: bool) -> _Records:
-        if reads_conversation not in self._records:
+    def _first_records(self, parameters: RunParameters, style: OpenStyle) -> _Records:
+        read = style.uses_conversation, style.columns
+        if read not in self._records:
             table = load_dataset.fn(
                 parameters.dataset,
                 parameters.columns,
                 image_root=parameters.images.root,
                 credentials=self.credentials,
                 samples=parameters.asking.samples,
-                reads_conversation=reads_conversation,
+                used=style.used_columns,
             )
             with closing(table.rows()) as rows:
                 records = islice(groupby(rows, _location), self.count)
                 first = _Records(table, [list(of_record) for _, of_record in records])
-            self._records[reads_conversation] = first
-        return self._records[reads_conversation]
+            self._records[read] = first
+        return self._records[read]
 
     def _prompts(
         self, parameters: RunParameters, asking: Pass, rows: Sequence[Row], records: _Records
@@ -246,6 +255,9 @@ def open_session(
         session = Session(requested, count, stack.enter_context(reader), credentials)
         session.styles()  # before any server is asked
         session.model = stack.enter_context(open_preview_model(first, dry_run=dry_run))
+        client = session.model.client
+        if client is not None and first.asking.format != "text" and not dry_run:
+            session.guided = server_guides(client, user_schema(first, credentials))
         yield session
 
 

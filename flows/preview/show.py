@@ -2,11 +2,11 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 
 from rich.console import Console
 from rich.live import Live
@@ -90,12 +90,11 @@ def _changes(session: Session, interval: float) -> Iterator[Sequence[AskedStyle]
         if now != last:
             last = now
             yield found
-        time.sleep(interval)
+        sleep(interval)
 
 
 def _asked(session: Session, styles: Sequence[AskedStyle]) -> Preview:
-    rows = sum(len(style.prompts) for style in styles)
-    with _waiting(session, rows):
+    with _waiting(session, session.count_unasked(styles)):
         return session.preview(styles)
 
 
@@ -118,7 +117,7 @@ def _waiting(session: Session, rows: int) -> Iterator[None]:
     spinner = Spinner("dots")
 
     def render() -> Spinner:
-        done = f"{client.model}: {stats.completions - before} replies, up to {rows} rows to ask"
+        done = f"asking {client.model} about {rows} rows: {stats.completions - before} replies"
         spinner.update(text=Text("\n".join([done, *stats.notes])))
         return spinner
 

@@ -45,7 +45,7 @@ def _reply(reply: PreviewReply, style: str) -> Iterator[Text]:
     if reply.label and reply.label.partition("@")[0] != style:
         yield Text(_line(reply.label), "cyan dim")  # what a mix has drawn, or the file says
     for pair in reply.pairs:
-        yield from _pair(pair)
+        yield from _pair(pair, reply.notes(pair))
         yield Text()
     if reply.corrected:
         yield Text("after a correction; the first reply was unusable", "yellow")
@@ -54,16 +54,14 @@ def _reply(reply: PreviewReply, style: str) -> Iterator[Text]:
     if reply.kind:
         yield Text(f"{reply.kind}: {printable(reply.reason, _MAX_TEXT)}", "yellow")
     if reply.text and not reply.pairs:
-        yield Text(_lines(reply.text), "dim")
+        yield Text(f"\n{_lines(reply.text)}", "dim")
     if reply.tokens:
         yield Text(f"{reply.tokens} tokens, {reply.latency:.1f} s", "dim")
 
 
-def _pair(pair: QAPair) -> Iterator[Text]:
-    about = [f"turn {pair.turn}"] * bool(pair.turn) + [pair.type] * bool(pair.type)
-    yield Text.assemble(
-        (_lines(pair.question), "bold"), (f"  [{_line(', '.join(about))}]" if about else "", "dim")
-    )
+def _pair(pair: QAPair, notes: str) -> Iterator[Text]:
+    shown = f"  [{_line(notes)}]" if notes else ""
+    yield Text.assemble((_lines(pair.question), "bold"), (shown, "dim"))
     for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", pair.options, strict=False):
         is_correct = letter == pair.correct
         yield Text(

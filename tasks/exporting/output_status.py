@@ -15,6 +15,7 @@ from ..storing.ledger import Ledger, LedgerCounts
 from ..storing.row_keys import read_keys
 from .export import ALWAYS_EXPORTED
 from .qa_json import QA_JSON
+from .trainers.export_record import EXPORT
 
 EXPORTS = (*ALWAYS_EXPORTED, QA_JSON)
 
@@ -99,6 +100,7 @@ def _by_kind(sizes: Mapping[str, int]) -> dict[str, Objects]:
     for name, size in sizes.items():
         first, *rest = name.split("/")
         # Objects of a pass are in <pass>/<kind>/.
-        kind = "exports" if name in EXPORTS else rest[0] if len(rest) > 1 else first
+        is_export = name in EXPORTS or first == EXPORT
+        kind = "exports" if is_export else rest[0] if len(rest) > 1 else first
         kinds.get(kind, kinds["other"]).append(size)
     return {kind: Objects(len(group), sum(group)) for kind, group in kinds.items() if group}

@@ -1,6 +1,6 @@
 """Reads `pairs.parquet` row by row, and joins it with the dataset's rows."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -58,6 +58,17 @@ def read_pairs(store: ObjectStore) -> Iterator[RowPairs]:
             first["style"] or "",
             tuple(map(_pair, lines)),
         )
+
+
+def pairs_of_rows(store: ObjectStore, rows: Collection[int]) -> Mapping[int, Sequence[QAPair]]:
+    """The exported pairs of a few rows, given by their positions."""
+    found: dict[int, list[QAPair]] = {}
+    wanted = pa.array(sorted(rows), pa.int64())
+    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+        for batch in _batches(store, PAIRS_SCHEMA.names):
+            for line in batch.filter(pc.is_in(batch.column("row"), wanted)).to_pylist():
+                found.setdefault(line["row"], []).append(_pair(line))
+    return found
 
 
 def most_images(store: ObjectStore) -> int:

@@ -36,6 +36,7 @@ from .export import ALWAYS_EXPORTED
 from .output_status import EXPORTS, in_folder
 from .pairs_parquet import PAIRS, ROWS
 from .quarantine_jsonl import QUARANTINE_JSONL
+from .trainers.export_record import EXPORT, read_exports
 from .verify_exports import (
     RUN_AGAIN,
     Findings,
@@ -222,6 +223,10 @@ def _check_exports(
         if name not in sizes:
             findings.add(name, "missing")
     check_answers(store, sizes, run.counts.ok, findings)
+    for export in read_exports(store):
+        names = (f"{EXPORT}/{export.format}/{name}" for name in export.files)
+        for name in (name for name in names if name not in sizes):
+            findings.add(name, "missing", "export again")
     if keys is None:
         return
     quarantined = np.zeros(len(keys), bool)

@@ -1,6 +1,6 @@
 """Finds the columns of images and conversations by their usual names, in the first records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -136,15 +136,21 @@ class ColumnFinder:
         found = {"image": self._image, "conversation": self._conversation}
         return self.columns.model_copy(update=found)
 
-    def note(self, found: Columns) -> str:
-        """What is read of the dataset, in one sentence."""
+    def note(self, found: Columns, used: Collection[str] | None) -> str:
+        """What is read of the dataset, in one sentence.
+
+        Args:
+            found: the columns that are read.
+            used: further columns that the style uses; None if it asks the rows' conversations.
+        """
         names = {"images": found.image, "conversations": found.conversation}
         if found.has_embedded_images:
             names = {"images and conversations": found.conversation}
         read = [f"{what} from column {quoted(name)}" for what, name in names.items() if name]
-        others = [name for name in self.names if name not in names.values()]
+        sent = {*names.values(), *(used or ())}
+        others = [name for name in self.names if name not in sent]
         text = f"reading {' and '.join(read)}" if read else "reading no column"
-        if found.conversation is None:
+        if found.conversation is None and used is None:
             text += "; without conversations, every row is asked the user prompt"
         return f"{text}; not sent to the model: {shown_names(others)}" if others else text
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,7 @@ def load_dataset(
     max_rows: int | None = None,
     credentials: S3Credentials | None = None,
     samples: int = 1,
-    reads_conversation: bool = True,
-    needs: Collection[str] = (),
+    used: Collection[str] | None = None,
 ) -> Dataset:
     """Find a dataset and check that it can be used; its rows are read later, lazily.
 
@@ -143,25 +143,27 @@ def load_dataset(
         max_rows: limit of the records read, from the first.
         credentials: S3 credentials; by default those of the environment.
         samples: how many rows each record gives.
-        reads_conversation: whether the rows' conversations are asked; otherwise only their images
-            are read.
-        needs: further columns that are used; in files of JSON, a few rows may lack them.
+        used: the columns that the style uses besides the images; in files of JSON, a few rows may
+            lack them. None if it asks the rows' conversations; otherwise only images are read from
+            these.
 
     Raises:
         DatasetError: as `open_dataset` does; or the output column exists already, a conversation
             column is named but not read, a column is needed but not there, or the output is inside
             the dataset's folder.
     """
-    if not reads_conversation and columns.conversation not in (AUTO, None):
+    if used is not None and columns.conversation not in (AUTO, None):
         raise DatasetError(
             f"the conversation column {columns.conversation!r} is not asked by this style: leave "
             "it out, or use style chat"
         )
-    table = open_dataset(dataset, columns, image_root=image_root, credentials=credentials)
-    if not reads_conversation and not table.columns.has_embedded_images:
-        without = columns.model_copy(update={"conversation": None})
-        table = open_dataset(dataset, without, image_root=image_root, credentials=credentials)
-    if missing := sorted(set(needs) - set(table.names)):
+    open_with = partial(
+        open_dataset, dataset, image_root=image_root, credentials=credentials, used=used
+    )
+    table = open_with(columns)
+    if used is not None and not table.columns.has_embedded_images:
+        table = open_with(columns.model_copy(update={"conversation": None}))
+    if missing := sorted(set(used or ()) - set(table.names)):
         raise DatasetError(
             f"{table.name} has no column {quoted(missing[0])}, which the style uses; the columns "
             f"are: {shown_names(table.names)}"
@@ -193,6 +195,7 @@ def open_dataset(
     image_root: str | None = None,
     credentials: S3Credentials | None = None,
     require_images: bool = True,
+    used: Collection[str] | None = None,
 ) -> Dataset:
     """Find a dataset and check, by its first rows, that it can be used.
 
@@ -203,6 +206,7 @@ def open_dataset(
         image_root: the only folder its images may come from.
         credentials: S3 credentials; by default those of the environment.
         require_images: whether the image column must exist, if one is set.
+        used: as for `load_dataset`.
 
     Raises:
         DatasetError: there is no such dataset, it is empty or of an unknown format, its first
@@ -222,10 +226,12 @@ def open_dataset(
             )
     except StoreError as error:
         raise DatasetError(str(error)) from error
-    return _find_columns(dataset, free, require_images)
+    return _find_columns(dataset, free, require_images, used)
 
 
-def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) -> Dataset:
+def _find_columns(
+    dataset: Dataset, format_is_free: bool, require_images: bool, used: Collection[str] | None
+) -> Dataset:
     """Find the columns that are not given by name, in the first rows, and check the others."""
     finder = ColumnFinder(dataset.columns, format_is_free)
     problem: Problem | None = None
@@ -251,7 +257,7 @@ def _find_columns(dataset: Dataset, format_is_free: bool, require_images: bool) 
         names=tuple(finder.names),
         columns=columns,
         count=None if finder.has_questions else dataset.count,
-        notes=(*dataset.notes, finder.note(columns)),
+        notes=(*dataset.notes, finder.note(columns, used)),
         given=dataset.columns,
     )
 

@@ -1,4 +1,7 @@
+# ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
 """The answer to the question that a row was asked: the whole reply, as text or as JSON."""
+
+import re
 
 from ..records import Asked, QAPair
 from .choices import normal
@@ -35,11 +38,20 @@ _LABEL = line_label(answer=f"{ANSWER}|{alternatives(_CAPTION_WORDS)}", question=
 """A letter would be too little: "A: B" may be all of an answer."""
 
 
+_PREAMBLE = re.compile(
+    r"""\A (?:(?:sure|certainly|of\ course|absolutely|okay)[,!.]?+\s++)?+
+        here(?:['’]s|\ is|\ are)\s[^\n:]{0,120}+:[^\S\n]*+\n\s*+
+      | \A (?:好的|当然)?+[，,。！!]?+(?:以下是|这是|下面是)[^\n：:]{0,60}+[：:][^\S\n]*+\n\s*+
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
 def find_answer(text: str, asked: Asked) -> FoundPairs:
     """The answer in a reply, as a pair with the question that was asked.
 
-    A label before it ("Answer:", "Caption:") is left out, and so is the question if the reply
-    repeats it.
+    An introduction ("Here is a caption:") and a label before it ("Answer:", "Caption:") are left
+    out, and so is the question if the reply repeats it.
     """
     if not asked.question:
         return FoundPairs([], 0, "answers a message that asks nothing")
@@ -47,19 +59,24 @@ def find_answer(text: str, asked: Asked) -> FoundPairs:
         value = json_value(text)
     except NotJSONError:
         return FoundPairs([], 1, "is JSON that is cut off or damaged")
+    text = _PREAMBLE.sub("", text, count=1)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, dict):
-        pair = _json_answer(value, asked.question)
-        return FoundPairs([pair]) if pair else FoundPairs([], 1, "is JSON without an answer")
-    pair = _labelled_answer(text, asked.question) or QAPair(asked.question, text)
+    pair = _json_answer(value, asked.question) if isinstance(value, dict) else None
+    # JSON of something else may be just what was asked for.
+    pair = pair or _labelled_answer(text, asked.question) or QAPair(asked.question, text)
     return FoundPairs([pair] if pair.answer else [])
+
+
+def is_caption(name: str) -> bool:
+    """Whether the value of a key should be a caption."""
+    return normal(name.replace("_", " ")) in _CAPTIONS
 
 
 def _json_answer(value: dict[str, object], question: str) -> QAPair | None:
     members = {name.strip(): text for name, member in value.items() if (text := text_of(member))}
     names = [name for name in members if is_answer(name)]
-    names += [name for name in members if normal(name.replace("_", " ")) in _CAPTIONS]
+    names += [name for name in members if is_caption(name)]
     if not names and len(members) == 1 and len(value) == 1:
         names = list(members)
     if not names:

@@ -1,4 +1,4 @@
-"""Multiple choice without a label before the question."""
+"""Multiple choice without a label before the question, or without one before the answer."""
 
 import re
 
@@ -7,7 +7,7 @@ from .extras import Extras
 from .found_pairs import FoundPairs
 from .labelled_text import value_after
 from .labels import ANSWER, QUESTION, line_label
-from .multiple_choice import split_options
+from .multiple_choice import split_options, without_emphasis
 
 _LABEL = line_label(answer=ANSWER, question=QUESTION)
 """Words only: "A:" is an option here."""
@@ -16,7 +16,7 @@ _LETTER_ALONE = re.compile(r"\n[^\S\n]*+[*_(]*+([A-J])[*_).]*+\s*+\Z")
 _NEAR = 40
 """Characters at the end of a reply in which such a letter is looked for."""
 
-_NUMBER = re.compile(r"[*_#\s]*+\d{1,3}[.)、][*_]*+\s*+")
+_NUMBER = re.compile(r"#{0,6}+\s*+\d{1,3}[.)、][*_]*+\s*+")
 
 
 def bare_choices(text: str) -> FoundPairs:
@@ -24,6 +24,8 @@ def bare_choices(text: str) -> FoundPairs:
 
     That is said in a line with a label, by a letter in a line of its own, or by a tick.
     """
+    if (above := _LABEL.match(text)) and above["question"]:
+        text = text[above.end() :]
     label = next(_LABEL.finditer(text), None)
     if label is not None and label["question"]:
         return FoundPairs([])
@@ -36,7 +38,8 @@ def bare_choices(text: str) -> FoundPairs:
     choices = split_options(text[:end].strip(), digits=False)
     if choices is None:
         return FoundPairs([])
-    question = _NUMBER.sub("", choices.question.split("\n\n")[-1].strip(), count=1)
+    question = choices.question.split("\n\n")[-1].strip()
+    question = without_emphasis(_NUMBER.sub("", without_emphasis(question), count=1))
     answer = said or choices.right
     if not answer:
         return FoundPairs([], 1, "does not say which option is right")

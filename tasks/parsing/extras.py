@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from .labels import (
-    DIFFICULTY_WORDS,
     LANGUAGE_WORDS,
+    OTHER_WORDS,
     REASONING_WORDS,
     TYPE_WORDS,
     alternatives,
@@ -19,8 +19,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "type": TYPE_WORDS,
     "language": LANGUAGE_WORDS,
     "reasoning": REASONING_WORDS,
-    # no column: but it is no part of an answer either
-    "difficulty": DIFFICULTY_WORDS,
+    "other": OTHER_WORDS,
 }
 """What a reply may say about a pair -> the words for it."""
 
@@ -83,12 +82,13 @@ def extra_labels(text: str, start: int, end: int, *, is_marked: bool) -> list[Ex
 
 
 def _stands_alone(text: str, start: int, match: re.Match[str], *, is_marked: bool) -> bool:
-    if match["emphasis"] or match["heading"] or match["bracket"]:
+    if match["heading"] or match["bracket"]:
         return True
-    if is_marked and not match["reasoning"]:
+    if is_marked and not match["emphasis"] and not match["reasoning"]:
         return False
-    above = text[max(start, match.start() - _NEAR) : match.start()].rstrip()
-    return _LISTED.match(above.rpartition("\n")[2]) is None
+    above = text[max(start, match.start() - _NEAR) : match.start()].rstrip().rpartition("\n")[2]
+    is_like_it = match["emphasis"] is None or above.lstrip(" -+•").startswith(match["emphasis"])
+    return not (is_like_it and _LISTED.match(above))
 
 
 def _is_short(value: str) -> bool:

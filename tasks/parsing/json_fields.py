@@ -94,6 +94,12 @@ def is_answer(name: str) -> bool:
     return key is not None and key.field == "answer"
 
 
+def is_choice(name: str) -> bool:
+    """Whether the value of a key should say which option is right."""
+    key = _key(name)
+    return key is not None and key.field in {"correct", "index"}
+
+
 def object_pairs(items: Items) -> Iterator[QAPair]:
     """The pairs among the members of one object, by the numbers of their keys.
 
@@ -127,7 +133,7 @@ def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterato
         return
     extras = named((field, text_of(members.get(field))) for field in FIELDS if field in members)
     options = lettered or _options(members.get("options"))
-    if len(options) > 1:
+    if options:
         index = _right_option(members, options)
         texts = list(options.values())
         right = "" if index is None or index >= len(LETTERS) else LETTERS[index]
@@ -174,7 +180,7 @@ def _options(value: object) -> dict[str, str]:
     if not isinstance(value, list) or len(value) > len(LETTERS):
         return {}
     texts = [_option_text(option) for option in value]
-    if len(texts) < 2 or not all(texts):
+    if not all(texts):
         return {}
     # ["A. red", "B. blue"]
     labelled = split_options("?\n" + "\n".join(texts), digits=False)

@@ -56,15 +56,21 @@ REASONING_WORDS = (
     *("व्याख्या", "स्पष्टीकरण", "giải thích", "penjelasan", "açıklama", "wyjaśnienie", "uzasadnienie"),
     *("uitleg", "toelichting"),
 )
-DIFFICULTY_WORDS = (
-    "difficulty",
-    "difficulty level",
-    "难度",
-    "難度",
-    "難易度",
-    "난이도",
-    "dificultad",
+OTHER_WORDS = (
+    *(
+        "difficulty",
+        "difficulty level",
+        "难度",
+        "難度",
+        "難易度",
+        "난이도",
+        "dificultad",
+        "confidence",
+    ),
+    *("confidence score", "置信度"),
 )
+"""What has no column, but is no part of an answer either."""
+
 OPTIONS_WORDS = (
     *("options", "choices", "answer choices", "answer options", "multiple choice options"),
     *("possible answers", "选项", "選項", "選択肢", "보기", "선택지", "opciones", "opções"),

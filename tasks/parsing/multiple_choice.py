@@ -22,7 +22,7 @@ _LINE = re.compile(
     re.VERBOSE,
 )
 _INLINE = re.compile(
-    r"(?<![\w.])[(\[（]?+(?:(?P<upper>[A-J])[)\]）.．:：、]|(?P<lower>[a-j])[)）])\s*+"
+    r"(?:[(\[（]|(?<![A-Za-z0-9.]))(?:(?P<upper>[A-J])[)\]）.．:：、]|(?P<lower>[a-j])[)）])\s*+"
 )
 _HEADER = re.compile(
     rf"[\s>#*_-]*+(?:{alternatives(OPTIONS_WORDS)})[*_]*+[^\S\n]*+(?:[:：][*_]*+(?P<list>.*))?",
@@ -135,7 +135,7 @@ def split_options(text: str, *, digits: bool) -> Choices | None:
     question = _without_header(question)
     ticks = [_IS_RIGHT.search(option, max(len(option) - _NEAR, 0)) for option in texts]
     options = [
-        _plain(option[: tick.start()] if tick else option)
+        without_emphasis(option[: tick.start()] if tick else option)
         for option, tick in zip(texts, ticks, strict=True)
     ]
     if not question or not all(options):
@@ -220,10 +220,11 @@ def _without_header(question: str) -> str:
     return question.strip()
 
 
-def _plain(option: str) -> str:
-    """An option without emphasis."""
-    option = option.strip()
+def without_emphasis(text: str) -> str:
+    """An option or a question without the emphasis around it."""
+    text = text.strip()
     for emphasis in ("**", "__", "*", "_", "`"):
-        if len(option) > 2 * len(emphasis) and option.startswith(emphasis):
-            option = option.removeprefix(emphasis).removesuffix(emphasis)
-    return option.strip()
+        is_emphasised = text.startswith(emphasis) and text.endswith(emphasis)
+        if is_emphasised and len(text) > 2 * len(emphasis) and text.count(emphasis) == 2:
+            text = text.removeprefix(emphasis).removesuffix(emphasis)
+    return text.strip()

@@ -16,7 +16,7 @@ _ITEM = re.compile(
     r"(?P<indent>[^\S\n]*+)(?:>[^\S\n]*+)*+[*_]{0,3}+"
     r"(?:[(（]?+(?P<number>\d{1,3})[.)）、:：][*_]{0,3}+|[-+*•](?=[^\S\n]))[^\S\n]*+(?P<text>\S.*)"
 )
-_TITLE = re.compile(r"(?:\*\*|__)[^*_\n?？]{1,60}+(?:[:：](?:\*\*|__)|(?:\*\*|__)\s*+[:：])\s*+")
+_TITLE = re.compile(r"(?:\*\*|__)[^*_\n?？:：]{1,60}+(?:[:：](?:\*\*|__)|(?:\*\*|__)\s*+[:：])\s*+")
 _MARKS = ("?", "？", "؟", "⁇")
 _AFTER_MARK = re.compile(r"""[?？؟]["'”’»)）*_`]{0,4}+(?=\s|$|[(（—–-])""")
 _REQUEST = re.compile(
@@ -42,7 +42,8 @@ def find_questions(text: str) -> FoundPairs:
         value = json_value(text)
     except NotJSONError:
         strings = (match[1] for match in _STRING.finditer(fenced(text)))
-        return _found(string for string in strings if string.rstrip().endswith(_MARKS))
+        whole = _found(string for string in strings if string.rstrip().endswith(_MARKS))
+        return FoundPairs(whole.pairs, 1, "is JSON that is cut off or damaged")
     if value is not None:
         return _found(_json_questions(value))
     text = fenced(text)
@@ -93,10 +94,10 @@ def _name(key: str, member: object) -> str:
 
 def _labelled(text: str) -> list[str]:
     labels = list(_LABEL.finditer(text))
-    ends = [label.start() for label in labels[1:]] + [len(text)]
+    ends = [*(label.start() for label in labels[1:]), len(text)]
     values = [
         text[label.end() : end].strip().partition("\n")[0]
-        for label, end in zip(labels, ends, strict=True)
+        for label, end in zip(labels, ends, strict=False)
         if label["question"]
     ]
     return [value for value in values if value.strip("*_ ")]

@@ -1,7 +1,6 @@
 """Reads a user's JSON Schema of a reply, and checks it before any request is sent with it."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -9,13 +8,11 @@ from ...serving.printable import printable
 from ..errors import ImageQAError, ObjectMissingError
 from ..object_store.credentials import S3Credentials
 from ..object_store.small_files import read_small_file
-from .labels import ANSWER_OR_LETTER, QUESTION_OR_LETTER
+from .answers import is_caption
+from .json_fields import is_answer, is_choice, is_question
 
 MAX_SCHEMA_BYTES = 32 << 10
 """A schema is sent with every request."""
-
-_QUESTION = re.compile(rf"(?:{QUESTION_OR_LETTER})s?[\s_#.-]*\d*", re.IGNORECASE)
-_ANSWER = re.compile(rf"(?:{ANSWER_OR_LETTER}|correct)s?[\s_#.-]*\d*", re.IGNORECASE)
 
 
 def read_reply_schema(
@@ -52,13 +49,22 @@ def read_reply_schema(
     if not isinstance(schema, dict):
         raise ImageQAError(f"{where} is no JSON schema: it must be a JSON object")
     _check(schema, where)
-    wanted, word = (_QUESTION, "question") if questions_only else (_ANSWER, "answer")
-    if not any(wanted.fullmatch(name.strip()) for name in _property_names(schema)):
+    is_read, word = (_is_question, "question") if questions_only else (_is_answer, "answer")
+    if not any(map(is_read, _property_names(schema))):
         raise ImageQAError(
             f"{where} describes no reply that can be read: it has no property {word!r}, at any "
             "level"
         )
     return schema
+
+
+def _is_question(name: str) -> bool:
+    return is_question(name) or name.strip().casefold() == "questions"
+
+
+def _is_answer(name: str) -> bool:
+    is_list = name.strip().casefold() == "answers"
+    return is_answer(name) or is_choice(name) or is_caption(name) or is_list
 
 
 def _refuse_constant(name: str) -> NoReturn:

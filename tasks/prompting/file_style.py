@@ -6,7 +6,6 @@ from typing import Any, Literal
 from ...serving.types import Message
 from ..records import Asked, Kind, ReplyForm, RowError
 from .draws import Draws
-from .reply_forms import reply_format, reply_schema, response_format
 from .style import PromptInput, Rendered
 from .style_files import StyleFile
 from .style_head import QUESTION
@@ -51,7 +50,8 @@ class FileStyle:
         self._pinned = pinned or {}
         self._form = _FORMS.get(section, file.head.reply)
         self._message = file.sections.get(section, _ANSWER)
-        # Examples show replies to the section `# user`.
+        # An answer is that to a question on its own, and examples show replies to `# user`.
+        self._system = file.sections.get("system") if section != "answer" else None
         self._examples = file.examples if section == "user" else ()
         self._question = file.question if section == "user" else None
         self.label = f"{'/'.join((file.head.name, *self._pinned.values()))}@{file.head.version}"
@@ -59,7 +59,7 @@ class FileStyle:
             self._message,
             file.type,
             *(turn.template for turn in self._examples),
-            *filter(None, (file.sections.get("system"), self._question)),
+            *filter(None, (self._system, self._question)),
         ]
         self._names = frozenset[str]().union(*(template.names for template in self._templates))
         self.pairs = file.head.pairs
@@ -69,10 +69,7 @@ class FileStyle:
         self.uses = self._message.names & self._given.keys()
         required = frozenset[str]().union(*(template.required for template in self._templates))
         self.columns = required.difference(self._given, self._drawn_names())
-        self._options: dict[str, Any] = {}
-        if settings.json and settings.guided:
-            schema = settings.schema or reply_schema(self._form, self.pairs)
-            self._options = {"response_format": response_format(schema)}
+        self._options = settings.options(self._form, self.pairs)
 
     def __call__(self, prompt_input: PromptInput) -> Rendered:
         """Render a row.
@@ -106,7 +103,7 @@ class FileStyle:
             "language": settings.language,
             "difficulty": settings.difficulty,
             "pairs": self.pairs,
-            "reply_format": reply_format(self._form, self.pairs, json=settings.json),
+            "reply_format": settings.instruction(self._form, self.pairs),
         }
 
     def _drawn_names(self) -> Iterable[str]:
@@ -140,8 +137,7 @@ class FileStyle:
     def _before(self, values: Mapping[str, Any], image_count: int) -> list[Message]:
         """The messages before the row's own."""
         messages: list[Message] = []
-        system = self._file.sections.get("system")
-        if system and (text := system.render(values)):
+        if self._system and (text := self._system.render(values)):
             messages.append({"role": "system", "content": text})
         for turn in self._examples:
             images = range(image_count, image_count + len(turn.images))

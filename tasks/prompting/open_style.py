@@ -14,7 +14,6 @@ from .chat import CHAT, chat_prompt, chat_style, style_of
 from .file_style import FileStyle
 from .keys import canonical_digest
 from .mixes import check_weights, mixed_style, parse_mix
-from .reply_forms import reply_format, reply_schema, response_format
 from .style import MessagesOf, PromptInput, Rendered, Style
 from .style_files import StyleFile, built_in_names, read_built_in, read_style
 from .style_settings import StyleSettings
@@ -55,6 +54,11 @@ class OpenStyle:
     answering: Style | None = None
     columns: frozenset[str] = frozenset()
     digest: str = ""
+
+    @property
+    def used_columns(self) -> frozenset[str] | None:
+        """The columns that are used besides the images; None if conversations are asked."""
+        return None if self.uses_conversation else self.columns
 
 
 def open_style(
@@ -152,7 +156,8 @@ def _open_one(named: str, settings: StyleSettings, credentials: S3Credentials | 
                 f"style {file.head.name} cannot ask for questions only, because it has no section "
                 "`# questions`: let it answer them too, or choose another style"
             )
-        answering = FileStyle(file, settings, "answer", pinned)
+        # A schema of the user describes what the first pass gets: questions.
+        answering = FileStyle(file, replace(settings, schema=None), "answer", pinned)
     style = FileStyle(file, settings, "questions" if settings.questions_only else "user", pinned)
     _check_used(style, "language", settings.language)
     _check_used(style, "difficulty", settings.difficulty)
@@ -200,9 +205,8 @@ def _open_function(function: MessagesOf, settings: StyleSettings) -> OpenStyle:
 def _as_json(style: Style, settings: StyleSettings) -> Style:
     """The style, whose last message also says that the reply should be JSON."""
     pairs = settings.pairs or 1
-    instruction = reply_format(ReplyForm.PAIRS, pairs, json=True)
-    schema = settings.schema or reply_schema(ReplyForm.PAIRS, pairs)
-    options = {"response_format": response_format(schema)} if settings.guided else {}
+    instruction = settings.instruction(ReplyForm.PAIRS, pairs)
+    options = settings.options(ReplyForm.PAIRS, pairs)
 
     def as_json(prompt_input: PromptInput) -> Rendered:
         rendered = style(prompt_input)

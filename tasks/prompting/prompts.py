@@ -110,7 +110,9 @@ def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
         ids = [settings.reader.identify(ref) for ref in prompt.images]
     except RowError as error:
         return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
-    return replace(prompt, key=row_key(ids, prompt, row.sample, settings.spec))
+    # The same question about the same images is answered once, whichever sample asked it.
+    sample = 0 if row.question else row.sample
+    return replace(prompt, key=row_key(ids, prompt, sample, settings.spec))
 
 
 def prompt_run_name(parameters: dict[str, Any]) -> str:

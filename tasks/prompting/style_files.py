@@ -64,14 +64,10 @@ def built_in_names() -> list[str]:
     return sorted(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX))
 
 
-def built_in_text(name: str) -> str:
-    """The file of a built-in style."""
-    return files(__package__).joinpath("styles", f"{name}{SUFFIX}").read_text("utf-8")
-
-
 def read_built_in(name: str) -> StyleFile:
     """A style of this package."""
-    return parse_style(built_in_text(name), f"style {name}", _no_image)
+    text = files(__package__).joinpath("styles", f"{name}{SUFFIX}").read_text("utf-8")
+    return parse_style(text, f"style {name}", _no_image)
 
 
 def read_style(path: str, credentials: S3Credentials | None = None) -> StyleFile:

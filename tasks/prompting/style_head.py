@@ -47,6 +47,7 @@ class StyleHead(BaseModel):
         question: template of the question that a reply of the form `answer` answers; by default
             the user message.
         draw: variable -> value -> its text; one of the values is drawn for each row.
+        example: what it gives, for people who choose a style.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,7 @@ class StyleHead(BaseModel):
     pairs: Annotated[int, Field(ge=1, le=20, strict=True)] = 1
     question: StrictStr = ""
     draw: dict[Variable, Values] = Field(default_factory=dict)
+    example: Annotated[StrictStr, Field(max_length=2000)] = ""
 
     @field_validator("reply")
     @classmethod

@@ -66,6 +66,7 @@ _NOT_ALLOWED = {
     nodes.Extends: "extends",
     nodes.Block: "blocks",
     nodes.FilterBlock: "filter blocks",
+    nodes.Scope: "autoescape",
     nodes.Slice: "slices",
     nodes.Dict: "dictionaries",
     nodes.BinExpr: "arithmetic",

@@ -11,10 +11,13 @@ from typing import Any
 from markupsafe import Markup
 
 from ..exporting.pairs_parquet import PAIRS, ROWS
+from ..exporting.trainers.export_record import ExportRecord
+from ..records import QAPair
 from ..runs.run_record import RunRecord
-from .facts import provenance, reasons
+from .facts import export_facts, options, provenance, reasons
 from .pages import load_template, strip_invisible
 from .samples import SampledRow
+from .statistics import Statistics
 
 CARD = "README.md"
 
@@ -35,6 +38,9 @@ _SIZES = (
 )
 """The Hub's size categories, each with its exclusive upper bound."""
 
+_MAX_KINDS, _MAX_KIND = 20, 60
+"""Styles and types that are listed, and characters of each."""
+
 _MARKUP = re.compile(r"([$&*<>@\[\\\]_`|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 """What Markdown interprets within a line, including plain text that it turns into links."""
 
@@ -42,7 +48,11 @@ _OMITTED_FACTS = frozenset({"System prompt", "User prompt", "Dataset", "Image ro
 
 
 def render_card(
-    run: RunRecord, rows: Sequence[SampledRow], columns: Sequence[tuple[str, str]] = ()
+    run: RunRecord,
+    rows: Sequence[SampledRow],
+    columns: Sequence[tuple[str, str]] = (),
+    statistics: Statistics | None = None,
+    exports: Sequence[ExportRecord] = (),
 ) -> str:
     """The card of a completed run.
 
@@ -50,6 +60,8 @@ def render_card(
         run: the run.
         rows: the first of them that has pairs is an example.
         columns: names and types of the dataset's own columns in the exports.
+        statistics: of its pairs.
+        exports: what was exported for training.
     """
     # Imported late because it is slow. These classes do not contact the Hub.
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -75,11 +87,31 @@ def render_card(
         facts=facts,
         reasons=list(reasons(run)),
         example=next((row for row in rows if row.pairs), None),
+        kinds=_kinds(statistics) if statistics else [],
+        exports=list(export_facts(exports)),
+        text_of=_text_of,
         fence=_fence,
         columns=columns[:_MAX_COLUMNS],
         more_columns=max(0, len(columns) - _MAX_COLUMNS),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _kinds(statistics: Statistics) -> list[tuple[str, str, str]]:
+    """What kinds of pairs there are, and how many: style or type, its name, pairs."""
+    counts = (("style", statistics.styles), ("type", statistics.types))
+    return [
+        (kind, name[:_MAX_KIND], f"{pairs:,}")
+        for kind, counter in counts
+        for name, pairs in counter.most_common(_MAX_KINDS)
+    ]
+
+
+def _text_of(pair: QAPair) -> str:
+    """A pair as the text of an example."""
+    choices = [f"{option.name}. {option.value}" for option in options(pair)]
+    answer = f"{pair.correct}. {pair.answer}" if pair.correct else pair.answer
+    return "\n".join([f"Question: {pair.question}", *choices, f"Answer: {answer}"])
 
 
 def _escape(value: Any) -> str:

@@ -1,20 +1,23 @@
 """The texts of a report about a run. They are not escaped and may contain untrusted input."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Any
 
+from ..exporting.trainers.export_record import ExportRecord, split_lines
 from ..records import TRANSIENT, QAPair
 from ..runs.run_record import RunRecord
 from .quarantine import QuarantineGroup
 from .samples import SampledRow
 from .statistics import Statistics, Tally
 
-_MAX_FIRST_WORDS = 12
+_MAX_BARS = 12
 _MAX_GROUPS = 50
-_MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000}
-"""Characters shown of a row's reply, all its pairs, a reason, and a fact about the run."""
+_MAX_LENGTH = {"text": 4000, "pairs": 3000, "reason": 500, "fact": 4000, "name": 60}
+"""Characters shown of a row's reply, all its pairs, a reason, a fact about the run, and a name."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,12 @@ def headline(run: RunRecord, statistics: Statistics) -> Iterator[Fact]:
     if counts.filtered:
         yield Fact("Filtered", f"{counts.filtered:,}", _share(counts.filtered, counts.rows))
     yield Fact("Quarantined", f"{counts.quarantined:,}", _share(counts.quarantined, counts.rows))
-    per_row = f"{counts.pairs / counts.ok:,.2f} a row" if counts.ok else ""
-    yield Fact("QA pairs", f"{counts.pairs:,}", per_row)
+    notes = [f"{counts.pairs / counts.ok:,.2f} a row"] if counts.ok else []
+    if counts.duplicate_pairs:
+        notes.append(f"{counts.duplicate_pairs:,} repetitions left out")
+    yield Fact("QA pairs", f"{counts.pairs:,}", "; ".join(notes))
+    if counts.unanswered:
+        yield Fact("Questions without an answer", f"{counts.unanswered:,}")
     prompt, completion = statistics.prompt_tokens, statistics.completion_tokens
     yield Fact("Prompt tokens", _short_number(prompt.sum), _mean(prompt))
     yield Fact("Completion tokens", _short_number(completion.sum), _mean(completion))
@@ -79,11 +86,13 @@ def card(row: SampledRow) -> Card:
     pairs: list[QAPair] = []
     length = 0
     for pair in row.pairs:
-        length += len(pair.question) + len(pair.answer)
+        length += len(pair.question) + len(pair.answer) + sum(map(len, pair.options))
         if length > _MAX_LENGTH["pairs"] and pairs:
             break
-        pairs.append(QAPair(_truncate(pair.question, "pairs"), _truncate(pair.answer, "pairs")))
+        pairs.append(_truncated_pair(pair))
     facts = [row.where if row.kind else f"row {row.row:,}"]
+    if row.style:
+        facts.append(row.style)
     if row.latency:
         facts.append(f"{row.latency:,.2f} s")
     if row.prompt_tokens:
@@ -94,6 +103,12 @@ def card(row: SampledRow) -> Card:
         more_pairs=len(row.pairs) - len(pairs),
         facts=_truncate(" · ".join(facts), "reason"),
     )
+
+
+def options(pair: QAPair) -> Iterator[Fact]:
+    """The options of a multiple-choice question: letter, text, and which is the right one."""
+    for letter, text in zip(ascii_uppercase, pair.options, strict=False):
+        yield Fact(letter, text, note="right" if letter == pair.correct else "")
 
 
 def filters(cards: Sequence[Card]) -> list[Fact]:
@@ -115,12 +130,33 @@ def gallery_note(run: RunRecord, cards: Sequence[Card]) -> str:
     return f"{note} rows, spread evenly over the dataset."
 
 
-def first_words(statistics: Statistics) -> Iterator[Fact]:
-    """The most common first words of questions, with their share."""
-    words = statistics.first_words.most_common(_MAX_FIRST_WORDS)
-    for word, count in words:
-        share = _share(count, statistics.questions.total)
-        yield Fact(word, share, percent=round(100 * count / words[0][1], 1))
+def bar_charts(statistics: Statistics) -> Iterator[tuple[str, Sequence[Fact]]]:
+    """Titles and bars of what the pairs are about, each bar with its share of all pairs."""
+    for title, counts in (
+        ("First words of questions", statistics.first_words),
+        ("Styles of pairs", statistics.styles),
+        ("Types of questions", statistics.types),
+    ):
+        if counts:
+            yield title, list(_bars(counts, statistics.questions.total))
+
+
+def _bars(counts: Counter[str], total: int) -> Iterator[Fact]:
+    common = counts.most_common(_MAX_BARS)
+    for name, count in common:
+        percent = round(100 * count / common[0][1], 1)
+        yield Fact(_truncate(name, "name"), _share(count, total), percent=percent)
+
+
+def export_facts(records: Sequence[ExportRecord]) -> Iterator[Fact]:
+    """What was exported for training: format, conversations, and what each split has."""
+    for record in records:
+        conversations = sum(split.conversations for split in record.splits.values())
+        images = {"paths": "referred to", "copy": "copied", "embed": "embedded"}[record.images]
+        left_out = sum(left.conversations for left in record.left_out)
+        note = f"{left_out:,} conversations left out" if left_out else ""
+        details = (*split_lines(record), f"images {images}")
+        yield Fact(record.format, f"{conversations:,}", note, details=details)
 
 
 def reasons(run: RunRecord) -> Iterator[Fact]:
@@ -188,6 +224,15 @@ def _truncate(text: str, what: str) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]} … ({len(text) - limit:,} characters more)"
+
+
+def _truncated_pair(pair: QAPair) -> QAPair:
+    return replace(
+        pair,
+        question=_truncate(pair.question, "pairs"),
+        answer=_truncate(pair.answer, "pairs"),
+        options=tuple(_truncate(option, "reason") for option in pair.options),
+    )
 
 
 def _share(count: int, of: int) -> str:

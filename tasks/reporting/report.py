@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ..exporting.export import REWRITE_REMEDY
 from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields
+from ..exporting.trainers.export_record import ExportRecord, read_exports
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..object_store.store import ObjectStore
@@ -21,11 +22,13 @@ from ..storing.parts import reported_corruption
 from ..storing.stored_rows import StoredRows
 from .dataset_card import render_card
 from .facts import (
+    bar_charts,
     card,
+    export_facts,
     filters,
-    first_words,
     gallery_note,
     headline,
+    options,
     provenance,
     quarantine_facts,
 )
@@ -89,8 +92,9 @@ def make_report(
     runs = [other for other in read_runs(store) if other.keys == run.keys]
     statistics = compute_statistics(store, run, stored)
     groups = quarantine_groups(store)
-    store.write(REPORT, render_report(run, statistics, rows, runs, groups))
-    write_card(store, render_card(run, rows, _dataset_columns(store)))
+    exports = read_exports(store)
+    store.write(REPORT, render_report(run, statistics, rows, runs, groups, exports))
+    write_card(store, render_card(run, rows, _dataset_columns(store), statistics, exports))
     return rows
 
 
@@ -100,6 +104,7 @@ def render_report(
     rows: Sequence[SampledRow],
     runs: Sequence[RunRecord] = (),
     groups: Sequence[QuarantineGroup] = (),
+    exports: Sequence[ExportRecord] = (),
 ) -> bytes:
     """Render the page about a completed run, with at most `MAX_BYTES`.
 
@@ -109,6 +114,7 @@ def render_report(
         rows: the rows to show.
         runs: all runs of the same dataset and configuration, oldest first.
         groups: its quarantined rows.
+        exports: what was exported for training.
     """
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     page = load_template("report.html.j2", finalize=finalize)
@@ -119,7 +125,9 @@ def render_report(
         "run": run,
         "headline": list(headline(run, statistics)),
         "plots": list(draw_plots(statistics)),
-        "words": list(first_words(statistics)),
+        "charts": list(bar_charts(statistics)),
+        "options": options,
+        "exports": list(export_facts(exports)),
         "groups": list(quarantine_facts(run, groups)),
         "provenance": list(provenance(run)),
         "runs": list(reversed(runs))[:_MAX_RUNS],

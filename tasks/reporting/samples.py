@@ -15,8 +15,8 @@ import numpy as np
 from ..errors import DatasetError, StoreUnavailableError
 from ..exporting.embedded import image_names
 from ..exporting.export import REWRITE_REMEDY
-from ..exporting.pairs_parquet import pairs_of
 from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
+from ..exporting.row_pairs import pairs_of_rows
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
@@ -71,13 +71,14 @@ class SampledRow:
         key: the row key.
         images: its first images; empty if the dataset was not read.
         more_images: how many images are left out.
-        pairs: QA pairs parsed from the reply; empty for a quarantined row.
+        pairs: its exported QA pairs; empty for a quarantined row.
         text: the raw reply; empty if there was none.
         kind: why it is quarantined; empty for an answered row.
         reason: the same as a sentence.
         prompt_tokens: including image tokens.
         completion_tokens: tokens of the reply.
         latency: seconds.
+        style: name and version of the style that asked.
     """
 
     row: int
@@ -92,6 +93,7 @@ class SampledRow:
     completion_tokens: int = 0
     latency: float = 0.0
     more_images: int = 0
+    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ def sample_rows(
         chosen = set(_spread_over_kinds(lines_by_kind, quarantined))
         failures = [_failure(line) for _, line in _numbered_lines(store, QUARANTINE_JSONL, chosen)]
     numbers = answered_rows[_evenly_spaced(len(answered_rows), answered)].tolist()
-    rows = [*_answers(run.dataset, stored, keys, numbers), *failures]
+    pairs = pairs_of_rows(store, numbers)
+    rows = [*_answers(run.dataset, stored, keys, numbers, pairs), *failures]
     shown: Mapping[int, Sequence[SampledImage]] = {}
     if source is not None:
         where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
@@ -159,6 +162,8 @@ def _read_quarantine(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], 
     rows = array("q")
     for number, line in enumerate(store.lines(QUARANTINE_JSONL)):
         record = json.loads(line)
+        if record["question"] is not None:  # the row itself is answered
+            continue
         lines.setdefault(Kind(record["kind"]), array("q")).append(number)
         rows.append(record["row"])
     return lines, rows
@@ -179,19 +184,23 @@ def _failure(line: bytes) -> SampledRow:
 
 
 def _answers(
-    dataset: str, stored: StoredRows, keys: Array, numbers: Sequence[int]
+    dataset: str,
+    stored: StoredRows,
+    keys: Array,
+    numbers: Sequence[int],
+    pairs: Mapping[int, Sequence[QAPair]],
 ) -> Iterator[SampledRow]:
     answers = stored.fetch(keys[np.asarray(numbers, np.int64)])
     for number, answer in zip(numbers, answers, strict=True):
         if isinstance(answer, Answered):
-            where = f"{dataset}, row {number}"
             yield SampledRow(
                 row=number,
-                where=where,
+                where=f"{dataset}, row {number}",
                 key=answer.key,
                 images=(),
-                pairs=pairs_of(answer, where),
+                pairs=tuple(pairs.get(number, ())),
                 text=answer.text,
+                style=answer.style,
                 prompt_tokens=answer.prompt_tokens,
                 completion_tokens=answer.completion_tokens,
                 latency=answer.latency,

@@ -27,7 +27,7 @@ _MAX_VALUE = 65_535
 """Larger values are counted as this one, so a tally takes at most 0.5 MB."""
 
 _MAX_WORDS = 10_000
-"""Distinct first words that are counted; beyond this the rarer half is dropped."""
+"""Distinct first words, styles or types that are counted."""
 
 _FIRST_WORD = r"^[^\pL\pN]*(?P<word>[\pL\pN]{1,20})"
 _COLUMNS = ["prompt_tokens", "completion_tokens", "latency"]
@@ -71,6 +71,8 @@ class Statistics:
         questions: lengths in characters.
         answers: lengths in characters.
         first_words: of the questions, in lower case.
+        styles: of the pairs; of those that have one.
+        types: of the pairs; of those that have one.
         prompt_tokens: per row.
         completion_tokens: per row.
         latencies: per row, in hundredths of a second.
@@ -82,6 +84,8 @@ class Statistics:
     questions: Tally = field(default_factory=Tally)
     answers: Tally = field(default_factory=Tally)
     first_words: Counter[str] = field(default_factory=Counter)
+    styles: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
     prompt_tokens: Tally = field(default_factory=Tally)
     completion_tokens: Tally = field(default_factory=Tally)
     latencies: Tally = field(default_factory=Tally)
@@ -110,17 +114,25 @@ def compute_statistics(store: ObjectStore, run: RunRecord, stored: StoredRows) -
 def _add_pairs(store: ObjectStore, statistics: Statistics) -> None:
     with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
-        for pairs in file.iter_batches(_PAIRS_PER_READ, columns=["question", "answer"]):
+        columns = ["question", "answer", "type", "style"]
+        for pairs in file.iter_batches(_PAIRS_PER_READ, columns=columns):
             questions, answers = pairs.column("question"), pairs.column("answer")
             statistics.questions.add(pc.utf8_length(questions).to_numpy(zero_copy_only=False))
             statistics.answers.add(pc.utf8_length(answers).to_numpy(zero_copy_only=False))
             words = pc.utf8_lower(pc.extract_regex(questions, _FIRST_WORD).field("word"))
-            for word in pc.value_counts(words).to_pylist():
-                if word["values"]:
-                    statistics.first_words[word["values"]] += word["counts"]
-            if len(statistics.first_words) > _MAX_WORDS:
-                common = statistics.first_words.most_common(_MAX_WORDS // 2)
-                statistics.first_words = Counter(dict(common))
+            _count(statistics.first_words, words)
+            _count(statistics.styles, pairs.column("style"))
+            _count(statistics.types, pairs.column("type"))
+
+
+def _count(counter: Counter[str], values: pa.Array) -> None:
+    """Count the values that are not empty; of too many, the rarer half is dropped."""
+    for value in pc.value_counts(values).to_pylist():
+        if value["values"]:
+            counter[value["values"]] += value["counts"]
+    if len(counter) > _MAX_WORDS:
+        for word, _ in counter.most_common()[_MAX_WORDS // 2 :]:
+            del counter[word]
 
 
 def _answer_tables(store: ObjectStore, stored: StoredRows, locations: Array) -> Iterator[pa.Table]:

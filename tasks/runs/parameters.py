@@ -24,7 +24,8 @@ from ..errors import StoreError
 from ..images.prepare import ImageSettings
 from ..loading.columns import Columns
 from ..object_store.filesystems import split_uri
-from ..prompting.open_style import recorded_style, style_names
+from ..prompting.catalogue import built_in_styles
+from ..prompting.open_style import recorded_style
 from .plugins import PARSERS, parser_name
 
 
@@ -35,6 +36,12 @@ def _built_in_or_custom(built_in: Iterable[str], custom: str) -> Any:
         {"type": "string", "title": custom},
     ]
     return Annotated[Any, WithJsonSchema({"anyOf": choices})]
+
+
+def _described_styles() -> str:
+    """What the form says about the styles; it joins lines without an empty one between them."""
+    items = [f"- `{style.name}`: {style.description}" for style in built_in_styles()]
+    return "\n\n".join(["What is asked about each row.", *items])
 
 
 if TYPE_CHECKING:
@@ -64,12 +71,17 @@ else:
     ]
     # On the command line this is a string, see `_check_extra_body`.
     JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
-    StyleLike = _built_in_or_custom(style_names(), "A style file, or a mix with weights")
+    StyleLike = Annotated[
+        _built_in_or_custom(
+            [style.name for style in built_in_styles()], "A style file, or a mix with weights"
+        ),
+        Field(json_schema_extra={"description": _described_styles()}),
+    ]
     ParserLike = _built_in_or_custom(PARSERS, "Custom (registered or allowed on the worker)")
 
 MAX_BATCH_SIZE = 512
 
-PairsPerImage = Annotated[int, Field(ge=1, le=20)]
+PairsPerImage = Annotated[int, Field(ge=1, le=20, title="Pairs")]
 MaxRows = Annotated[int, Field(ge=1, title="First rows")]
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
@@ -354,14 +366,18 @@ class Exports(_Group):
     def _formats_only(cls, value: Any) -> Any:
         return {"formats": value} if isinstance(value, list | tuple) else value
 
+    @field_validator("formats")
+    @classmethod
+    def _once(cls, formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+        return tuple(dict.fromkeys(formats))
+
     @model_validator(mode="after")
     def _check_images(self) -> Self:
         for name in self.formats:
             allowed = EXPORT_IMAGES[name]
             if self.images not in ("auto", *allowed):
                 raise ValueError(
-                    f"format {name} cannot {_IMAGES_VERB[self.images]}: give "
-                    f"{' or '.join(allowed)}"
+                    f"format {name} cannot {_IMAGES_VERB[self.images]}: give {' or '.join(allowed)}"
                 )
         return self
 
@@ -386,8 +402,8 @@ class RunParameters(BaseModel):
     model: str | None
     model_revision: str
     store: SkipValidation[StoreLike] = Field(exclude=True, default=None)
-    sampling: Sampling
     asking: Asking
+    sampling: Sampling
     limits: Limits
     columns: Columns
     parsing: Parsing

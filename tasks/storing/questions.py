@@ -18,7 +18,7 @@ def question_rows(rows: Iterable[Row], outcomes: Iterable[FinishedRow | None]) -
         if isinstance(outcome, Answered):
             for number, question in enumerate(_questions(outcome), 1):
                 where = f"{row.where}, question {number}"
-                yield replace(row, where=where, question=question, sample=0)
+                yield replace(row, where=where, question=question)
 
 
 def with_answers(

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
+from prefect_imageqa.tasks.prompting.catalogue import built_in_styles
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.markdown import gallery_markdown, quarantine_table
 from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
-from prefect_imageqa.tasks.runs.plugins import PARSERS, PROMPT_STYLES
+from prefect_imageqa.tasks.runs.plugins import PARSERS
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -32,10 +33,11 @@ PIXEL = (
 INVALID = [
     ("dataset", "", "'dataset' is a required property"),
     ("max_rows", "0", "0 is not valid under any of the given schemas"),
-    ("pairs_per_image", "1.5", "1.5 is not of type 'integer'"),
+    ("pairs_per_image", "1.5", "1.5 is not valid under any of the given schemas"),
     ("limits/Batch Size", "9999", "'limits.batch_size'. Failure reason: 9999 is greater than the"),
 ]
 ROWS = 320
+STYLES = [style.name for style in built_in_styles()]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def run_ids(ui: Any) -> set[str]:
 
 def as_shown(markdown: str) -> str:
     """The text of a description in the UI."""
-    return " ".join(markdown.replace("`", "").split())
+    return " ".join(markdown.removeprefix("- ").replace("`", "").split())
 
 
 def test_the_form_describes_every_parameter(
@@ -100,28 +102,33 @@ def test_the_form_describes_every_parameter(
         group = schema["definitions"].get(parameter.get("$ref", "").rpartition("/")[2], {})
         described = group | parameter  # a description from the model's class is only there
         expect(field(form, name)).to_have_count(1)
-        expect(field(form, name)).to_contain_text(as_shown(described["description"]))
+        for paragraph in described["description"].split("\n\n"):
+            expect(field(form, name)).to_contain_text(as_shown(paragraph))
         for inner in group.get("properties", {}).values():
             element = field(form, f"{name}/{inner['title']}")
             expect(element).to_contain_text(as_shown(inner["description"]))
         groups += bool(group)
-    assert groups == 7
+    assert groups == 8
     assert page_log.external() == []
 
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("prompt_style", PROMPT_STYLES), ("parsing/Parser", PARSERS)],
-    ids=["prompt style", "parser"],
+    [("style", STYLES), ("parsing/Parser", PARSERS)],
+    ids=["style", "parser"],
 )
-def test_a_plug_in_can_be_chosen_or_named(form: Page, path: str, names: list[str]) -> None:
+def test_a_style_or_parser_can_be_chosen_or_typed(
+    form: Page, path: str, names: list[str], screenshot: Any
+) -> None:
     plug_in = field(form, path)
     plug_in.locator(".p-select-button__control").press("Space")
     expect(form.locator(".p-select-option")).to_have_text(list(names))
     form.locator(".p-select-option").last.click()
     expect(plug_in.locator(".p-select-button__control")).to_have_text(list(names)[-1])
-    plug_in.get_by_role("button", name="Custom").click()
-    plug_in.locator("textarea").fill("my_package.prompts:function")
+    if path == "style":
+        screenshot("styles", full_page=True)
+    plug_in.get_by_role("button", name=re.compile("Custom|file")).click()
+    plug_in.locator("textarea").fill("mine.md=2, single=1")
 
 
 def test_invalid_values_are_rejected_before_a_run_is_created(ui: Any, form: Page) -> None:
@@ -130,6 +137,8 @@ def test_invalid_values_are_rejected_before_a_run_is_created(ui: Any, form: Page
     fill(form, "output", "qa")
     field(form, "max_rows").get_by_role("button", name="First rows").click()
     fill(form, "max_rows", "5")
+    field(form, "pairs_per_image").get_by_role("button", name="Pairs").click()
+    fill(form, "pairs_per_image", "1")
     for path, invalid, message in INVALID:
         box = field(form, path).locator("textarea, input")
         valid = box.input_value()

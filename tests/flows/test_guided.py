@@ -1,6 +1,5 @@
 """Before its first batch a run finds out whether the server follows JSON schemas."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +8,6 @@ from prefect_imageqa.flows import guided
 from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.tasks.errors import EndpointError
-
-
-@pytest.fixture(autouse=True)
-def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The logger of a run, outside of one."""
-    monkeypatch.setattr(guided, "get_run_logger", logging.getLogger)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +24,12 @@ def test_a_server_that_accepts_schemas_is_guided(stub: Any) -> None:
         assert guided.server_guides(client, {"type": "object"})
 
 
-def test_a_run_without_a_schema_of_the_users_goes_on_unguided(
+def test_without_a_schema_of_the_users_a_server_need_not_guide(
     refusing: ChatClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not guided.server_guides(refusing)
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "(HTTP 400: response_format json_schema is not supported): the run goes on" in warning
+    assert "(HTTP 400: response_format json_schema is not supported): it is asked" in warning
 
 
 def test_a_refused_schema_of_the_users_ends_the_run(refusing: ChatClient) -> None:

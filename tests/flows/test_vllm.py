@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -24,8 +25,11 @@ from prefect_imageqa import (
     Sampling,
     image_qa,
 )
+from prefect_imageqa.flows.cli.batch_files import batch_export, batch_import
 from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import judge, scenes
+from prefect_imageqa.serving.server.launch import ServerOptions, serve_environment
+from prefect_imageqa.serving.server.vllm_python import find_vllm_python
 from prefect_imageqa.serving.types import FailureKind
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -179,6 +183,37 @@ def test_the_dataflow_example_runs_after_changing_its_imports(
     written = json.loads((tmp_path / "cache_local" / "qa_task_step1.json").read_text())
     assert [{name: row[name] for name in rows[0]} for row in written] == rows
     assert all(row["qa"].startswith("**Question:** ") for row in written)
+
+
+def test_batch_files_give_what_the_server_gives(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    rows, requests, results = 12, tmp_path / "requests", tmp_path / "results.jsonl"
+    scenes.write_demo_dataset(tmp_path / "data", rows, seed=16)
+    dataset = str(tmp_path / "data" / "dataset.json")
+    server = model.start_serving()
+    given: Any = {"model": server.model_name, "sampling": Sampling(temperature=0)}
+    batch_export(dataset, output=str(tmp_path / "out"), to=str(requests), **given)
+    # `vllm run-batch` fails where the package is not named vllm, as this CPU build.
+    command = [str(find_vllm_python().path), "-m", "vllm.entrypoints.openai.run_batch"]
+    command += ["-i", str(requests / "requests-00001.jsonl"), "-o", str(results)]
+    command += ["--model", str(CHECKPOINT), "--served-model-name", server.model_name]
+    command += ["--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64"]
+    command += ["--no-enable-chunked-prefill", "--dtype", "bfloat16"]
+    command += ["--gpu-memory-utilization", "0.2"]
+    environment = serve_environment(ServerOptions(CHECKPOINT), find_vllm_python())
+    subprocess.run(command, env=environment, timeout=600, check=True)
+    batch_import(dataset, output=str(tmp_path / "out"), results=[str(results)], **given)
+    online = image_qa(dataset, str(tmp_path / "online"), server.url, **given)
+    resumed = image_qa(dataset, str(tmp_path / "out"), server.url, **given)
+    assert (online.requests, resumed.ok, resumed.requests) == (rows, rows, 0)
+    names = ["row", "key", "question", "answer"]
+    imported, asked = (
+        pd.read_parquet(tmp_path / folder / "pairs.parquet")[names] for folder in ("out", "online")
+    )
+    assert imported["key"].equals(asked["key"])
+    # Requests that are computed together in another order may be rounded differently.
+    assert (imported == asked).all(axis=1).sum() >= rows - 1
 
 
 def test_a_text_without_an_image_is_answered(

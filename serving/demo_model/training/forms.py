@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-QUESTION_WEIGHT = 0.4  # there are many good questions but only one correct answer
+QUESTION_WEIGHT = 1.0  # many questions are good, but their first words say what the style asks for
 FORM_WEIGHT = 4.0  # a few tokens determine the form and the number of pairs
 LETTERS = ("A", "B", "C", "D")
 
@@ -137,7 +137,7 @@ def _questions(questions: Sequence[str], json: bool) -> Branch:
 def _multiple_choice(content: Content, json: bool) -> Branch:
     ((question, letter),) = content.pairs
     first, *others = content.options
-    weight = QUESTION_WEIGHT if content.surprising else 2.0  # the others follow from the first
+    weight = QUESTION_WEIGHT if content.surprising else 2.0  # it decides all others
     if json:
         rest = "".join(f', "{option}"' for option in others)
         return (

@@ -68,13 +68,13 @@ def train_language(
         chosen = [next(order) for _ in range(_ROWS)]
         progress = 1 if continued else step / steps
         batch = make_batch([scenes[index] for index in chosen], rng, progress, encoder)
-        loss, answer_loss = _losses(network, batch, features[chosen], encoder.image_id)
+        loss = _loss(network, batch, features[chosen], encoder.image_id)
         optimisers.step(loss)
-        average = answer_loss if step == 0 else 0.98 * average + 0.02 * answer_loss
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
         tokens += batch.ids.numel()
         if step % 100 == 99:
             rate = tokens / (time.monotonic() - started)
-            logger.info("language step %d: answers %.4f, %.0f tokens/s", step + 1, average, rate)
+            logger.info("language step %d: loss %.4f, %.0f tokens/s", step + 1, average, rate)
         if step % 500 == 499:
             save()
 
@@ -86,10 +86,10 @@ def _shuffled_forever(count: int, rng: random.Random) -> Iterator[int]:
         yield from order
 
 
-def _losses(
+def _loss(
     network: Idefics3ForConditionalGeneration, batch: Batch, features: torch.Tensor, image_id: int
-) -> tuple[torch.Tensor, float]:
-    """The weighted loss, and the mean loss of tokens with only one correct continuation."""
+) -> torch.Tensor:
+    """The weighted mean of the losses of all tokens that are predicted."""
     text = network.model.text_model
     embedded = text.embed_tokens(batch.ids)
     row, column = (batch.ids == image_id).nonzero(as_tuple=True)
@@ -107,7 +107,7 @@ def _losses(
         network.lm_head(hidden[weighted]), batch.targets[weighted], reduction="none"
     )
     weights = batch.weights[weighted]
-    return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
+    return (losses * weights).sum() / weights.sum()
 
 
 def train(

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from contextlib import suppress
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -115,6 +116,26 @@ def read_record(store: ObjectStore) -> ExportRecord | None:
             f"{store.uri_of(RECORD)} is not the record of an export: delete the folder, or choose "
             "another one"
         ) from None
+
+
+def read_exports(output: ObjectStore) -> list[ExportRecord]:
+    """The records of the complete exports of an output; those that are corrupted are skipped.
+
+    Raises:
+        StoreError: the output cannot be read.
+    """
+    found = []
+    for name in get_args(ExportFormat):
+        with suppress(ObjectCorruptedError):
+            record = read_record(export_folder(output, name))
+            if record is not None and record.state == "complete":
+                found.append(record)
+    return found
+
+
+def export_folder(output: ObjectStore, name: ExportFormat) -> ObjectStore:
+    """The folder of a format in an output."""
+    return output.with_uri(output.uri_of(f"{EXPORT}/{name}"))
 
 
 def check_folder(store: ObjectStore, extras: Callable[[ExportRecord], Mapping[str, bytes]]) -> None:

@@ -9,7 +9,7 @@ from ...images.prepare import ImageSettings, prepare_image
 from ...images.reader import ImageReader
 from ...images.references import ImageBase
 from ...object_store.store import ObjectStore
-from ...records import ImageRef
+from ...records import ImageRef, Kind, RowError
 from ...runs.parameters import ExportImages
 from ...storing.key_index import KeyIndex, Location
 from .conversations import ConversationImage
@@ -97,8 +97,11 @@ class ImageExporter:
 
     def _exported(self, ref: ImageRef) -> ConversationImage:
         if self._mode == "paths":
+            path = str(ref.path)
+            if not path.isascii() and path != path.encode(errors="replace").decode():
+                raise RowError(Kind.IMAGE_REFUSED, "the path of its image is not valid UTF-8")
             identity = self._reader.identify(ref) if self._identified else ""
-            return ConversationImage(identity, str(ref.path).removeprefix(self._root))
+            return ConversationImage(identity, path.removeprefix(self._root))
         with self._reader.reading(ref) as data:
             identity = f"sha256:{hashlib.sha256(data).hexdigest()}"
             prepared = prepare_image(data, self._limits)

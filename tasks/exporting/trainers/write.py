@@ -24,7 +24,14 @@ from ...records import Row, RowError
 from ...runs.parameters import EXPORT_IMAGES, ExportFormat, Exports
 from ..row_pairs import RowPairs, join_rows, most_images, read_pairs
 from .conversations import Conversation, ConversationImage, conversations_of
-from .export_record import EXPORT, ExportRecord, LeftOut, SplitCounts, check_folder, remove_others
+from .export_record import (
+    ExportRecord,
+    LeftOut,
+    SplitCounts,
+    check_folder,
+    export_folder,
+    remove_others,
+)
 from .formats import FORMATS
 from .images import ImageExporter
 from .shards import Shards
@@ -64,11 +71,6 @@ class ExportSource:
     base: ImageBase
     reader: ImageReader
     limits: ImageSettings
-
-
-def export_folder(output: ObjectStore, name: ExportFormat) -> ObjectStore:
-    """The folder of a format in an output."""
-    return output.with_uri(output.uri_of(f"{EXPORT}/{name}"))
 
 
 def check_export_folders(output: ObjectStore, exports: Exports) -> None:

@@ -1,6 +1,7 @@
 """`preview`: it asks what a run asks, shows it, and stores nothing."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,41 +97,43 @@ def texts_of(body: dict[str, Any]) -> str:
     return json.dumps({**body, "messages": messages}, sort_keys=True)
 
 
-def test_a_dry_run_shows_the_keys_and_requests_of_a_run(
-    call: Call, start_stub: Any, drawn: Path, tmp_path: Path
-) -> None:
-    stub = start_stub()
-    mix, output = "knowledge=2, short=1", tmp_path / "out"
-    code, out, err = call(
-        *(str(drawn / "dataset.json"), "--dry-run", "--model", "stub", "--style", mix, "--rows=3"),
-        *("--samples=2", "--language=Chinese", "--format=json", "--temperature=0.4", "--seed=9"),
-        *("--image-key=image", "--max-side=64"),
-    )
-    assert (code, err) == (0, "")
-    assert stub.stats()["requests"] == 0
-    shown = documents(out)
-    assert [request["row"] for request in shown] == [*range(6)]
-    url = shown[0]["request"]["messages"][-1]["content"][0]["image_url"]["url"]
-    assert url.startswith("data:image/png;base64,... (")
-    assert " kB, 64x64, sha256 " in url
-
+def test_it_asks_what_a_run_asks(call: Call, start_stub: Any, drawn: Path, tmp_path: Path) -> None:
+    stub, dataset, output = start_stub(), str(drawn / "dataset.json"), tmp_path / "out"
     image_qa(
-        str(drawn / "dataset.json"),
+        dataset,
         str(output),
         endpoint=stub.url,
-        style=mix,
+        style="knowledge=2, single=1",
         max_rows=3,
-        asking=Asking(samples=2, language="Chinese", format="json"),
+        asking=Asking(samples=2, language="Chinese", format="json", answer="separately"),
         sampling=Sampling(temperature=0.4, seed=9),
         columns=Columns(image="image"),
         images=Images(max_side=64),
     )
     stored = pq.read_table(output / "rows.parquet", columns=["row", "key"]).to_pylist()
-    assert [(request["row"], request["key"]) for request in shown] == [
+    of_run = stub.stats()["bodies"]
+    flags = (
+        *(dataset, "--style", "knowledge=2, single=1", "--rows=3", "--samples=2", "--format=json"),
+        *("--language=Chinese", "--answer=separately", "--temperature=0.4", "--seed=9"),
+        *("--image-key=image", "--max-side=64"),
+    )
+
+    code, out, err = call(*flags, "--dry-run", "--model=stub")
+    assert (code, err) == (0, "")
+    shown = documents(out)
+    assert [(each["row"], each["key"]) for each in shown] == [
         (row["row"], row["key"]) for row in stored
     ]
-    sent = [body for body in stub.stats()["bodies"] if body["max_tokens"] == 512]  # no probe
-    assert sorted(map(texts_of, sent)) == sorted(texts_of(each["request"]) for each in shown)
+    url = shown[0]["request"]["messages"][-1]["content"][0]["image_url"]["url"]
+    assert re.fullmatch(r"data:image/png;base64,... \(\S+ kB, 64x64, sha256 \w{12}\)", url)
+    assert {texts_of(each["request"]) for each in shown} <= set(map(texts_of, of_run))
+    assert stub.stats()["bodies"] == of_run
+
+    code, _, err = call(*flags, "--endpoint", stub.url)
+    assert code == 0, err
+    of_preview = stub.stats()["bodies"][len(of_run) :]
+    assert len(of_preview) >= 6 + 3  # questions; answers: both samples got the same question
+    assert sorted(map(texts_of, of_preview)) == sorted(map(texts_of, of_run))
 
 
 def test_replies_are_shown_and_nothing_is_stored(
@@ -197,7 +200,7 @@ def test_an_edited_style_is_asked_again_and_no_other(
             raise KeyboardInterrupt
         mine.write_text(contents[len(requests) - 1])
 
-    monkeypatch.setattr(show.time, "sleep", edit)
+    monkeypatch.setattr(show, "sleep", edit)
     code, out, err = call(
         *(tagged, "--endpoint", stub.url, "--style", "chat", "--style", str(mine), "--watch"),
     )
@@ -220,6 +223,7 @@ def test_an_edited_style_is_asked_again_and_no_other(
         pytest.param(["--dry-run", "--watch"], 2, "not both", id="both"),
         pytest.param(["--html=other.html"], 1, "not written by a preview", id="page"),
         pytest.param(["--output=x"], 2, "--output", id="unknown"),
+        pytest.param(["--extra-body.min_p=1"], 2, "one JSON object", id="extra"),
     ],
 )
 def test_bad_input_is_one_line_before_any_request(
@@ -250,12 +254,11 @@ def test_a_server_is_needed_for_replies_only(call: Call, tagged: str) -> None:
     assert call("nosuch.json", "--dry-run")[0] == 1
 
 
-def test_a_column_that_is_not_there_is_named_in_the_row(
-    call: Call, tagged: str, mine: Path
-) -> None:
+def test_a_column_that_is_not_there_is_named(call: Call, tagged: str, mine: Path) -> None:
     mine.write_text(STYLE.replace("{{ tag }}", "{{ nosuch }}"))
     code, out, err = call(tagged, "--dry-run", "--style", str(mine), "--model=m")
-    assert "nosuch" in out + err
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "no column 'nosuch', which the style uses" in err
 
 
 def test_a_preview_has_the_flags_of_a_run() -> None:

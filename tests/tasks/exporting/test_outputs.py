@@ -17,6 +17,11 @@ from prefect_imageqa.tasks.exporting.clean_output import find_unused, remove_unu
 from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.exporting.output_status import Objects, output_status
 from prefect_imageqa.tasks.exporting.qa_json import QA_JSON
+from prefect_imageqa.tasks.exporting.trainers.export_record import (
+    ExportRecord,
+    SplitCounts,
+    export_folder,
+)
 from prefect_imageqa.tasks.exporting.verify_output import verify
 from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.loading.columns import Columns
@@ -267,6 +272,21 @@ def test_the_json_array_is_optional(local: ObjectStore, complete: Complete) -> N
     complete(local, "a", json_array=False)
     assert not local.exists(QA_JSON)
     assert verify(local).problems == []
+
+
+def test_files_of_an_export_for_training_are_checked(completed: ObjectStore) -> None:
+    folder = export_folder(completed, "llava")
+    train = SplitCounts(conversations=1, pairs=1, files=("train.json",))
+    splits: dict[Any, SplitCounts] = {"train": train}
+    ExportRecord(format="llava", state="complete", images="copy", splits=splits).write(folder)
+    folder.write("train.json", b"[]")
+    assert verify(completed).problems == []
+    status = output_status(completed)
+    assert status is not None
+    assert status.objects["exports"].count == 6
+    folder.remove("train.json")
+    (line,) = verify(completed).problems
+    assert line.endswith("export/llava/train.json: missing; export again")
 
 
 def test_rows_added_by_later_runs_are_no_problem(

@@ -673,14 +673,14 @@ def test_a_record_gives_a_row_for_each_question_and_sample() -> None:
 
 def test_a_style_of_its_own_questions_reads_no_conversation() -> None:
     frame = pd.DataFrame({"image": ["a.png"], "questions": [["One?", "Two?"]]})
-    table = load_dataset.fn(frame, reads_conversation=False)
+    table = load_dataset.fn(frame, used=())
     assert (table.columns.conversation, table.count, len(list(table.rows()))) == (None, 1, 1)
     with pytest.raises(DatasetError, match="'questions' is not asked by this style: leave it out"):
-        load_dataset.fn(frame, Columns(conversation="questions"), reads_conversation=False)
+        load_dataset.fn(frame, Columns(conversation="questions"), used=())
 
 
 def test_a_style_of_its_own_questions_reads_the_images_of_a_conversation() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "Hi?"}]
     frame = pd.DataFrame({"messages": [[{"role": "user", "content": parts}]]})
-    table = load_dataset.fn(frame, reads_conversation=False)
+    table = load_dataset.fn(frame, used=())
     assert table.columns.has_embedded_images

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.parsing.faults import reply_fault
-from prefect_imageqa.tasks.parsing.parse import ANSWERS, QA_PAIRS, Parsed, ParseSettings
+from prefect_imageqa.tasks.parsing.parse import ANSWER, QA_PAIRS, Parsed, ParseSettings
 from prefect_imageqa.tasks.records import Asked, ReplyForm
 
 
@@ -18,7 +18,7 @@ def fault(
 
 def test_a_usable_reply_has_no_fault() -> None:
     assert fault("**Question:** What is it?\n**Answer:** A dog.") == ""
-    assert fault("A dog.", ANSWERS, ReplyForm.ANSWER) == ""
+    assert fault("A dog.", ANSWER, ReplyForm.ANSWER) == ""
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<think>Hm.</think>"])

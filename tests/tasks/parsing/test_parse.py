@@ -13,7 +13,15 @@ from prefect_imageqa.tasks.parsing.parse import (
     parse_reply,
 )
 from prefect_imageqa.tasks.parsing.qa_pairs import PARSER_VERSION, parse_answer, parse_qa_pairs
-from prefect_imageqa.tasks.records import Answered, Kind, Problem, QAPair, Quarantined
+from prefect_imageqa.tasks.records import (
+    Answered,
+    Asked,
+    Kind,
+    Problem,
+    QAPair,
+    Quarantined,
+    ReplyForm,
+)
 
 
 def _completion(text: str, finish_reason: str = "stop") -> Completion:
@@ -77,7 +85,7 @@ def test_a_reply_without_pairs_is_a_problem_only_if_pairs_are_required() -> None
     completion = _completion("A cat sits on a mat.")
     problem = _problem(completion, REQUIRED)
     assert problem.kind is Kind.UNPARSED
-    assert "found nothing in 20 characters" in problem.message
+    assert "the reply of 20 characters has no question with an answer" in problem.message
     assert parse_completion(completion, RAW) == Parsed([])
 
 
@@ -89,24 +97,90 @@ def test_pairs_of_a_custom_parser_are_tidied_and_incomplete_ones_dropped() -> No
     assert parsed == Parsed([{"question": "q", "answer": "a[1m\nb\tc"}])
 
 
+def test_all_fields_of_a_pair_survive_being_stored() -> None:
+    pair = QAPair("What?", "red", "colour", ("blue", "red"), "B", 2, "English", "It is so.")
+    settings = pair_parse_settings("custom", lambda _: [pair, QAPair("Who?", "She.")])
+    row = parse_reply(StoredReply("k", 0, 7, "d:7", _completion("x")), settings)
+    assert isinstance(row, Answered)
+    assert row.pairs == (pair, QAPair("Who?", "She."))
+    assert row.parsed[1] == {"question": "Who?", "answer": "She."}
+    assert json.loads(json.dumps(row.parsed)) == row.parsed
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    reply = _completion(r'{"question": "What?", "answer": "\ud800", "reasoning": "\udfff."}')
+    row = parse_reply(StoredReply("k", 0, 7, "d:7", reply), REQUIRED)
+    assert isinstance(row, Answered)
+    assert row.pairs == (QAPair("What?", "?", reasoning="?."),)
+
+
+@pytest.mark.parametrize(
+    ("text", "type_", "language"),
+    [
+        ("Q: What?\nA: That.", "counting", "English"),
+        ("Q: What?\nA: That.\nType: Colour.\nLanguage: French", "colour", "French"),
+    ],
+    ids=["asked for", "own"],
+)
+def test_a_pair_is_of_the_type_and_language_asked_for_if_it_says_no_other(
+    text: str, type_: str, language: str
+) -> None:
+    asked = Asked(style="knowledge@1", type="counting", language="English")
+    row = parse_reply(StoredReply("k", 0, 7, "d:7", _completion(text), asked), REQUIRED)
+    assert isinstance(row, Answered)
+    assert row.pairs == (QAPair("What?", "That.", type=type_, language=language),)
+    assert row.style == "knowledge@1"
+
+
+def test_only_questions_may_lack_an_answer() -> None:
+    reply = _completion("What is it?")
+    questions = Asked(form=ReplyForm.QUESTIONS)
+    assert parse_completion(reply, REQUIRED, questions) == Parsed(
+        [{"question": "What is it?", "answer": ""}]
+    )
+    assert isinstance(parse_completion(reply, REQUIRED), Problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "fault"),
+    [
+        ("A cat.", ReplyForm.PAIRS, "has no question with an answer that can be read"),
+        ("A cat.", ReplyForm.DIALOGUE, "has no question with an answer that can be read"),
+        ("A cat.", ReplyForm.MULTIPLE_CHOICE, "has no question with options and the letter"),
+        ("Q: x?\nA. a\nB. b\nAnswer: F", ReplyForm.MULTIPLE_CHOICE, "gives the answer 'F', which"),
+        ("A cat.", ReplyForm.QUESTIONS, "has no question that can be read"),
+        ('{"answer": "A c', ReplyForm.ANSWER, "is JSON that is cut off or damaged"),
+    ],
+)
+def test_a_problem_says_what_is_wrong_with_the_reply(
+    text: str, form: ReplyForm, fault: str
+) -> None:
+    asked = Asked("Construct a QA pair.", style="own@1", form=form)
+    problem = parse_completion(_completion(text), REQUIRED, asked)
+    assert isinstance(problem, Problem)
+    assert f"the reply of {len(text)} characters {fault}" in problem.message
+    assert "--parser answer" not in problem.message
+
+
 def test_a_lost_pair_is_counted_on_the_row() -> None:
     reply = StoredReply("k", 0, 7, "d:7", _completion("Q: What?\nA: That.\nQ: Where?"))
     row = parse_reply(reply, REQUIRED)
     assert isinstance(row, Answered)
     assert (row.parsed, row.lost) == (WHAT_THAT, 1)
     problem = _problem(_completion("Q: What?"), REQUIRED)
-    assert "found nothing in 8 characters but 1 question without a readable answer" in (
-        problem.message
-    )
+    assert "the reply of 8 characters has no question with an answer" in problem.message
 
 
 def test_the_answer_parser_takes_the_question_of_the_row() -> None:
     answer = pair_parse_settings("answer", parse_answer)
     completion = _completion("<think>Hm.</think>That.")
-    reply = StoredReply("k", 0, 7, "d:7", completion, question="What?")
+    reply = StoredReply("k", 0, 7, "d:7", completion, Asked("What?"))
     row = parse_reply(reply, answer)
     assert isinstance(row, Answered)
     assert row.parsed == WHAT_THAT
+    json_reply = _completion('{"answer": "That."}')
+    asked = Asked("What?", form=ReplyForm.ANSWER)
+    assert parse_completion(json_reply, answer, asked) == Parsed(WHAT_THAT)
     assert "asks no question" in _problem(completion, answer).message
 
 
@@ -119,7 +193,7 @@ def test_a_row_with_its_own_question_is_hinted_at_the_answer_parser(
     question: str, is_hinted: bool
 ) -> None:
     parsing = pair_parse_settings("qa_pairs", parse_qa_pairs, user_prompt="Construct a QA pair.")
-    problem = parse_completion(_completion("A cat."), parsing, question)
+    problem = parse_completion(_completion("A cat."), parsing, Asked(question))
     assert isinstance(problem, Problem)
     assert ("--parser answer" in problem.message) is is_hinted
 
@@ -178,7 +252,7 @@ def test_a_failing_parser_affects_only_the_row(
 
 
 def test_a_parser_may_return_any_json() -> None:
-    def read(text: str, _question: str) -> Parsed:
+    def read(text: str, _asked: Asked) -> Parsed:
         return Parsed(json.loads(text))
 
     verdict = ParseSettings("verdict", read)

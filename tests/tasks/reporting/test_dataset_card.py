@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 from prefect_imageqa.tasks.exporting.export import export_rows
+from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS_SCHEMA
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, Kind, Quarantined, Row
@@ -30,6 +31,10 @@ RECORDS: list[dict[str, Any]] = [
 QUARANTINED = 3
 
 
+def pair(number: int, more: str = "") -> dict[str, str]:
+    return {"question": f"Q{number}{more}", "answer": f"A{number}"}
+
+
 @pytest.fixture(scope="module")
 def output(
     tmp_path_factory: pytest.TempPathFactory, record_of: Callable[..., RunRecord]
@@ -40,7 +45,7 @@ def output(
     folder = PassFolder()
     keys = [f"{number:032x}" for number in range(len(RECORDS))]
     stored = [
-        Answered(key, f"raw {key}", [{"question": f"Q{n}", "answer": f"A{n}"}] * 2, "m", 1, 1, 0.1)
+        Answered(key, f"raw {key}", [pair(n), pair(n, " or not")], "m", 1, 1, 0.1, style="x@1")
         for n, key in enumerate(keys)
         if n != QUARANTINED
     ]
@@ -80,8 +85,8 @@ def folder(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     ("configuration", "lines", "columns"),
     [
-        (None, 6, ["row", "key", "pair", "image", "question", "answer", *OWN]),
-        ("pairs", 6, ["row", "key", "pair", "image", "question", "answer", *OWN]),
+        (None, 6, [*PAIRS_SCHEMA.names, *OWN]),
+        ("pairs", 6, [*PAIRS_SCHEMA.names, *OWN]),
         ("rows", 3, ["row", "key", "image", "reply", "reasoning", *OWN]),
     ],
     ids=["default", "pairs", "rows"],
@@ -116,7 +121,9 @@ def test_pairs_are_joined_with_the_dataset_by_its_own_id(output: ObjectStore) ->
     pairs = pd.read_parquet(f"{output.uri}/pairs.parquet")
     dataset = pd.DataFrame(RECORDS)
     joined = pairs.merge(dataset, on="id", suffixes=("", "_dataset"), validate="many_to_one")
-    assert joined["question"].tolist() == ["Q0", "Q0", "Q1", "Q1", "Q2", "Q2"]
+    assert joined["question"].tolist() == [
+        question for n in range(3) for question in (f"Q{n}", f"Q{n} or not")
+    ]
     assert joined["row"].tolist() == [0, 0, 1, 1, 2, 2]
     embedded = dataset["image"][1]
     assert joined["image"][2].tolist() == [embedded["path"]]

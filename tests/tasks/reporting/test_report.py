@@ -13,6 +13,11 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 from matplotlib import rc_context, rcParams
+from prefect_imageqa.tasks.exporting.trainers.export_record import (
+    ExportRecord,
+    LeftOut,
+    SplitCounts,
+)
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.dataset_card import render_card
 from prefect_imageqa.tasks.reporting.plots import draw_plots
@@ -249,6 +254,48 @@ def test_only_the_first_pairs_of_a_row_are_shown(page_of: PageOf) -> None:
     text = " ".join(page_of([row]).texts)
     assert "Question 0" in text
     assert re.search(r"and 9\d\d more", text)
+
+
+def test_options_and_dialogues_are_shown_as_such(page_of: PageOf, run_of: RunOf) -> None:
+    choice = QAPair("Which?", "blue", options=("red <b>", "blue"), correct="B")
+    turns = (QAPair("What?", "It.", turn=1), QAPair("And?", "So.", turn=2))
+    rows = [
+        SampledRow(n, f"row {n}", "k", (), pairs, "raw", style="dialogue@2")
+        for n, pairs in enumerate([(choice,), turns])
+    ]
+    page = page_of(rows)
+    answers = [dd["class"] for dd in page.elements("dd") if "option" in dd.get("class", "")]
+    assert answers == ["option", "option right"]
+    assert {"A. red <b>", "B. blue", "It.", "So."} <= {text.strip() for text in page.texts}
+    assert [dl["class"] for dl in page.elements("dl")[1:]] == ["pair", "pair", "pair turn"]
+    assert "row 1 · dialogue@2" in page.texts
+    text = "Question: Which?\nA. red <b>\nB. blue\nAnswer: B. blue"
+    assert f"```text\n{text}\n```" in render_card(run_of(), rows)
+
+
+def test_styles_types_and_exports_are_on_the_page_and_the_card(run_of: RunOf) -> None:
+    statistics = statistics_of(100)
+    statistics.styles.update({"short@1": 75, "yes-no@1": 25})
+    statistics.types.update({"counting": 10, "<i>": 1})
+    splits = {
+        "train": SplitCounts(conversations=90, pairs=99, files=("train.json",)),
+        "validation": SplitCounts(conversations=5, pairs=5, files=("validation.json",)),
+    }
+    left_out = (LeftOut(reason="image", conversations=2, first="d:1"),)
+    export = ExportRecord(
+        format="llava", state="complete", images="copy", splits=splits, left_out=left_out
+    )
+    html = render_report(run_of(), statistics, [], exports=[export]).decode()
+    texts = " ".join(Page(html).texts)
+    for expected in ("Styles of pairs short@1 75.0 %", "Types of questions counting 10.0 % <i>"):
+        assert expected in " ".join(texts.split())
+    split = "train: 90 conversations, 99 pairs, in 1 file"
+    for expected in ("export/llava", split, "images copied", "2 conversations left out"):
+        assert expected in texts
+    card = render_card(run_of(), [], (), statistics, [export])
+    assert r"| style | short\@1 | 75 |" in card
+    assert r"| type | \<i\> | 1 |" in card
+    assert f"| `export/llava/` | for training, {split}; validation: 5 conversations" in card
 
 
 def test_plots_and_first_words_are_on_the_page(run_of: RunOf) -> None:

@@ -180,6 +180,17 @@ def test_paths_are_absolute_or_relative_to_the_image_root(
     assert first["messages"][0]["content"][0]["image_url"]["url"] == "images/red.png"
 
 
+def test_a_path_that_is_no_text_is_left_out(
+    make_source: MakeSource, export: Export, target: ObjectStore, drawn: Path
+) -> None:
+    name = "caf\udce9.png"
+    (drawn / name).write_bytes((drawn / "red.png").read_bytes())
+    source = make_source([(name, QA), ("red.png", QA)])
+    record = export(source, "llava", images="paths")
+    assert [left.reason for left in record.left_out] == ["image"]
+    assert export(source, "llava").copies == 1
+
+
 def test_embedded_images_have_no_paths_but_copies(
     make_source: MakeSource, export: Export, target: ObjectStore
 ) -> None:

@@ -5,27 +5,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
 
-from ...serving.client.batch_lines import request_line
-from ...tasks.concurrency import STORE_THREADS, chunks, memory_of, prefetch
-from ...tasks.generating.cache import read_completions
-from ...tasks.generating.chat_requests import build_request
-from ...tasks.images.file_digests import FileDigests
-from ...tasks.images.reader import ImageReader
-from ...tasks.loading.dataset import Dataset, load_dataset
-from ...tasks.object_store.patience import Patience
-from ...tasks.object_store.store import ObjectStore
-from ...tasks.prompting.keys import KeyList
-from ...tasks.prompting.open_style import OpenStyle
-from ...tasks.prompting.prompts import prompt_rows
-from ...tasks.records import TRANSIENT, Problem, Prompt, Row, RowError
-from ...tasks.runs.parameters import RunParameters
-from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style
-from ...tasks.runs.run_record import last_completed
-from ...tasks.storing.layout import PassFolder, read_manifest
-from ...tasks.storing.ledger import Ledger, RowStatus
-from ...tasks.storing.questions import question_rows
-from ..pass_settings import generation_settings, prompt_settings, request_spec
-from ..run import open_store
+from ..serving.client.batch_lines import request_line
+from ..tasks.concurrency import STORE_THREADS, chunks, memory_of, prefetch
+from ..tasks.generating.cache import read_completions
+from ..tasks.generating.chat_requests import build_request
+from ..tasks.images.file_digests import FileDigests
+from ..tasks.images.reader import ImageReader
+from ..tasks.loading.dataset import Dataset, load_dataset
+from ..tasks.object_store.patience import Patience
+from ..tasks.object_store.store import ObjectStore
+from ..tasks.prompting.keys import KeyList
+from ..tasks.prompting.open_style import OpenStyle
+from ..tasks.prompting.prompts import prompt_rows
+from ..tasks.records import TRANSIENT, Problem, Prompt, Row, RowError
+from ..tasks.runs.parameters import RunParameters
+from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style
+from ..tasks.runs.run_record import last_completed
+from ..tasks.storing.layout import PassFolder, read_manifest
+from ..tasks.storing.ledger import Ledger, RowStatus
+from ..tasks.storing.questions import question_rows
+from .pass_settings import generation_settings, prompt_settings, request_spec
+from .run import open_store
 
 _LOGGER = getLogger(__name__)
 
@@ -161,6 +161,8 @@ class PendingRequests:
 
     def _unparsed(self, definition: Pass, ledger: Ledger) -> set[str]:
         """Rows that have a reply that the next run parses, so that they need not be asked."""
+        if self.parameters.caching.refresh:
+            return set()
         completions = self.output.with_uri(
             f"{self.output.uri}/{PassFolder(definition.name).completions}"
         )
@@ -214,6 +216,6 @@ def open_pending(parameters: RunParameters) -> Iterator[PendingRequests]:
             parameters.max_rows,
             output.s3_credentials,
             samples=asking.samples,
-            reads_conversation=style.uses_conversation,
+            used=style.used_columns,
         )
         yield PendingRequests(parameters, output, reader, style, table)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_imageqa.flows.batch_files.results import BatchResults
+from prefect_imageqa.flows.batch_results import BatchResults
 from prefect_imageqa.serving.types import Completion, Failure
 from prefect_imageqa.tasks.errors import EndpointError
 
@@ -20,7 +20,7 @@ def result(key: str, text: str = "", status: int = 200) -> str:
 
 def text_of(results: BatchResults, key: str) -> str | None:
     outcome = results.get(key)
-    return outcome.text if isinstance(outcome, Completion) else outcome and outcome.message
+    return outcome.text if isinstance(outcome, Completion) else None
 
 
 def test_each_row_finds_its_result_in_any_of_the_files(tmp_path: Path) -> None:

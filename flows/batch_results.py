@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...serving.client.batch_lines import NotAResultError, read_result
-from ...serving.printable import printable
-from ...serving.types import Completion, Outcome
-from ...tasks.errors import EndpointError
-from ...tasks.object_store.regular_files import open_regular
-from ...tasks.prompting.keys import KEY_LENGTH
-from ...tasks.storing.key_index import KeyIndex, Location
+from ..serving.client.batch_lines import NotAResultError, read_result
+from ..serving.printable import printable
+from ..serving.types import Completion, Outcome
+from ..tasks.errors import EndpointError
+from ..tasks.object_store.regular_files import open_regular
+from ..tasks.prompting.keys import KEY_LENGTH
+from ..tasks.storing.key_index import KeyIndex, Location
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -170,7 +170,10 @@ def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
     Raises:
         EndpointError: there is no such file, or a folder has none.
     """
-    for path in map(Path, paths):
+    for given in paths:
+        if "://" in str(given):
+            raise EndpointError(f"{given}: results are read from local files: copy it first")
+        path = Path(given)
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files:
             raise EndpointError(f"{path}: the folder has no *.jsonl file with results")
