@@ -33,8 +33,9 @@ def export(
 ) -> int:
     """Write the pairs of an output in a format that trainers load, without asking the model.
 
-    A run does the same with --export. Both list it in the report and the dataset card. Exit code 0: written; 1: there is no completed run, the
-    dataset is not the one of the run, or something cannot be read or written; 2: usage error.
+    A run does the same with --export. Both list it in the report and the dataset card. Exit code 0:
+    written; 1: there is no completed run, the dataset is not the one of the run, or something
+    cannot be read or written; 2: usage error.
 
     Example: prefect-imageqa export s3://bucket/qa --format llava --dataset qas.json
 
@@ -127,7 +128,7 @@ def _source(
 
     parameters = completed_run(output).parameters
     columns, limits = parameters.columns, parameters.images.settings
-    if columns.image is None and dataset is None:
+    if dataset is None and columns.image is None and columns.conversation is None:
         return ExportSource(output, None, columns, ImageBase(), reader, limits)
     if dataset is None:
         raise DatasetError("give the run's dataset as --dataset: the images are read from it")

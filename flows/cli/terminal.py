@@ -26,6 +26,7 @@ from ...serving.server.vllm_python import find_vllm_python
 from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
+from ...tasks.runs.passes import run_style
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
@@ -42,7 +43,8 @@ REFRESHES_PER_SECOND = 4
 def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     """Run the flow with live progress on a terminal, plain log lines otherwise.
 
-    Dataset and endpoint are checked before Prefect or a server starts, so that a typo fails fast.
+    Style, dataset and endpoint are checked before Prefect or a server starts, so that a typo fails
+    fast.
 
     Args:
         dataset: path or URI.
@@ -57,13 +59,16 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     checked = RunParameters(**bound.arguments)
     check_server()
     patience = Patience(checked.limits.store_wait)
+    output = open_store(checked.output, checked.store).with_patience(patience)
+    style = run_style(checked, output.s3_credentials)
     table = load_dataset.fn(
         dataset,
         checked.columns,
         checked.output,
         checked.images.root,
         checked.max_rows,
-        open_store(checked.output, checked.store).with_patience(patience).s3_credentials,
+        output.s3_credentials,
+        used=style.used_columns,
     )
     patience.stop()  # from here on it is the run that waits
     endpoint = parameters.get("endpoint") or []

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 
 from ..errors import StoreError
-from ..object_store.local_files import atomic_write
+from ..object_store.local_files import TEMP_PREFIX, atomic_write
 
 MAX_ROWS = 50_000
 MAX_BYTES = 200_000_000
@@ -41,7 +41,7 @@ def write_request_files(folder: Path, lines: Iterator[bytes], max_rows: int) -> 
     files: dict[str, int] = {}
     try:
         _mark(folder, files, complete=False)
-        for old in folder.glob(_FILES):
+        for old in (*folder.glob(_FILES), *folder.glob(f"{TEMP_PREFIX}*")):
             old.unlink()
         line = next(lines, None)
         while line is not None:

@@ -43,7 +43,9 @@ _MARKED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _ANOTHER = re.compile(
-    rf"(?:(?:and|or|&|/|,|，|、|和|y|et|und)\s*+)?+[(\[]?+(?:{MARK})(?:[)\].,，、;:]|\s++(?:and|or|&)\b|\s*+$)"
+    rf"(?: (?:and|or|&|/|和|y|et|und)\s*+[(\[]?+(?:{MARK}) | [,，、]?+\s*+[(\[]?+[A-J] )"
+    r"(?: [)\].,，、;:] | \s++(?:and|or|&)\b | \s*+$ )",
+    re.VERBOSE,
 )
 _ENDS = " \t\n*_`\"'“”‘’.,;:!?()[]（）【】。，；：！？、「」《》"
 
@@ -97,12 +99,12 @@ def _marked_choice(line: str, options: Sequence[str], marks: Sequence[str]) -> C
     same = _same_text(rest, options)
     if index is None or index >= len(options):
         return same
-    if _ANOTHER.match(rest):
-        return None  # "A and C"
     if same is not None:
         if match["surely"] is None and match["mark"] in {"A", "a"}:
             return same  # "A cat": an article
         return Choice(index) if same.index == index else None
+    if _ANOTHER.match(rest):
+        return None  # "A and C"
     own, folded = options[index].casefold(), rest.casefold()
     if folded.startswith(own):
         return Choice(index, rest[len(own) :].lstrip(" .,;:-–—。，；："))

@@ -103,8 +103,8 @@ def is_choice(name: str) -> bool:
 def object_pairs(items: Items) -> Iterator[QAPair]:
     """The pairs among the members of one object, by the numbers of their keys.
 
-    Of multiple choice, `correct` and `answer` are those of the right option, if it is clear which
-    one that is; otherwise `correct` is empty.
+    Of multiple choice, `correct` and `answer` are those of the right option; `correct` is empty if
+    that is not clear. There is no pair if the object contradicts itself.
     """
     lettered = _lettered_options(items)
     if lettered:
@@ -114,8 +114,9 @@ def object_pairs(items: Items) -> Iterator[QAPair]:
         key = _key(name)
         if key is not None and (text_of(value) or key.field in {"options", "correct", "answer"}):
             known = values.setdefault(key.field, {})
-            if key.number not in known or key.rank < known[key.number][0]:
-                known[key.number] = (key.rank, value)
+            rank = key.rank if text_of(value) else len(_FIELDS)
+            if key.number not in known or rank < known[key.number][0]:
+                known[key.number] = (rank, value)
     questions = values.get("question", {})
     for number in questions:
         members = {
@@ -133,20 +134,18 @@ def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterato
         return
     extras = named((field, text_of(members.get(field))) for field in FIELDS if field in members)
     options = lettered or _options(members.get("options"))
-    if options:
-        index = _right_option(members, options)
-        texts = list(options.values())
-        right = "" if index is None or index >= len(LETTERS) else LETTERS[index]
-        said = next(
-            filter(None, (_said(members.get(f)) for f in ("answer", "correct", "index"))), ""
-        )
-        answer = texts[index] if index is not None and right else said
-        if answer:
-            yield QAPair(question, answer, **extras, options=tuple(texts), correct=right)
+    said = [text for field in ("answer", "correct", "index") if (text := _said(members.get(field)))]
+    if not options:
+        if answer := text_of(members.get("answer")) or _said(members.get("correct")):
+            yield QAPair(question, answer, **extras)
         return
-    answer = text_of(members.get("answer")) or text_of(members.get("correct"))
-    if answer:
-        yield QAPair(question, answer, **extras)
+    texts = tuple(options.values())
+    right = _right_options(members, options)
+    if len(right) == 1:
+        index = right.pop()
+        yield QAPair(question, texts[index], **extras, options=texts, correct=LETTERS[index])
+    elif said and not right:
+        yield QAPair(question, said[0], **extras, options=texts)
 
 
 def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
@@ -196,11 +195,11 @@ def _option_text(option: object) -> str:
     return text_of(option)
 
 
-def _right_option(members: Mapping[str, object], options: Mapping[str, str]) -> int | None:
-    """Position of the right option; None if nothing says it, or not everything the same."""
+def _right_options(members: Mapping[str, object], options: Mapping[str, str]) -> set[int]:
+    """Positions of the options that are said to be right: several if that is contradictory."""
     texts = list(options.values())
     if options_fault(texts):
-        return None
+        return set()
     found = {_position(members.get("index"), texts)}
     for field in ("index", "correct", "answer"):
         said = _said(members.get(field))
@@ -209,8 +208,7 @@ def _right_option(members: Mapping[str, object], options: Mapping[str, str]) -> 
             found.add(None if choice is None else choice.index)
     ticked = [n for n, option in enumerate(_listed(members.get("options"))) if _is_ticked(option)]
     found.update(ticked)
-    found.discard(None)
-    return found.pop() if len(found) == 1 else None
+    return {index for index in found if index is not None}
 
 
 def _position(index: object, texts: Sequence[str]) -> int | None:

@@ -218,6 +218,8 @@ def _value(text: str, label: _Label, end: int, *, before_question: bool) -> tupl
 def _tidied(value: str, *, before_question: bool) -> str:
     """A value without the rules, titles and ends of fences below it."""
     lines = value.strip().split("\n")
+    if lines[-1].endswith("**") and value.count("**") == 1:
+        lines[-1] = lines[-1].removesuffix("**")  # **Reasoning: all of it in bold**
     open_fence = sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
     while lines:
         last = lines[-1].strip()
@@ -233,6 +235,8 @@ def _tidied(value: str, *, before_question: bool) -> str:
 
 _RULE = re.compile(r"([-*_=~])(?:[ \t]*+\1){2,}+|\*\*|__")
 _TITLE = re.compile(  # "### Second pair", "**Pair 2:**": belongs to the question below it
-    r"\#{1,6}[ \t].*|[*_]*+(?:QA|Q&A)?[ \t]*+(?:pair|example|item)[ \t]*+\#?\d{1,3}[.:]?[*_]*+:?",
+    r"\#{1,6}[ \t].*"
+    r"|[*_]*+(?:QA|Q&A)?[ \t]*+(?:pair|example|item|turn|round)[ \t]*+\#?\d{1,3}[.:]?[*_]*+:?"
+    r"|[*_]*+第[ \t]*+[\d一二三四五六七八九十]{1,3}[ \t]*+[轮輪组組对對][^\n]{0,8}",
     re.IGNORECASE,
 )

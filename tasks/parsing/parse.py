@@ -121,7 +121,13 @@ def _plain(pairs: Iterable[QAPair], *, need_answers: bool = True) -> list[dict[s
         {name: value for name, value in _fields(pair) if value or name in {"question", "answer"}}
         for pair in pairs
     ]
-    return [pair for pair in tidy if pair["question"] and (pair["answer"] or not need_answers)]
+    return [
+        pair
+        for pair in tidy
+        if pair["question"]
+        and (pair["answer"] or not need_answers)
+        and all(pair.get("options", ()))
+    ]
 
 
 def _fields(pair: QAPair) -> Iterator[tuple[str, Any]]:

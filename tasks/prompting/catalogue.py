@@ -33,4 +33,7 @@ _CHAT = StyleEntry(
 def built_in_styles() -> tuple[StyleEntry, ...]:
     """The built-in styles, the default first."""
     heads = [read_built_in(name).head for name in built_in_names()]
-    return (_CHAT, *(StyleEntry(head.name, head.description, head.example.strip()) for head in heads))
+    return (
+        _CHAT,
+        *(StyleEntry(head.name, head.description, head.example.strip()) for head in heads),
+    )

@@ -104,6 +104,7 @@ class FileStyle:
             "difficulty": settings.difficulty,
             "pairs": self.pairs,
             "reply_format": settings.instruction(self._form, self.pairs),
+            "json": settings.json,
         }
 
     def _drawn_names(self) -> Iterable[str]:

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SkipValidation,
+    ValidationInfo,
     WithJsonSchema,
     field_serializer,
     field_validator,
@@ -371,15 +372,16 @@ class Exports(_Group):
     def _once(cls, formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
         return tuple(dict.fromkeys(formats))
 
-    @model_validator(mode="after")
-    def _check_images(self) -> Self:
-        for name in self.formats:
+    @field_validator("images")
+    @classmethod
+    def _check_images(cls, images: ExportImages, info: ValidationInfo) -> ExportImages:
+        for name in info.data.get("formats", ()):
             allowed = EXPORT_IMAGES[name]
-            if self.images not in ("auto", *allowed):
+            if images not in ("auto", *allowed):
                 raise ValueError(
-                    f"format {name} cannot {_IMAGES_VERB[self.images]}: give {' or '.join(allowed)}"
+                    f"format {name} cannot {_IMAGES_VERB[images]}: give {' or '.join(allowed)}"
                 )
-        return self
+        return images
 
 
 class RunParameters(BaseModel):

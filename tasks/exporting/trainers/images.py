@@ -5,7 +5,7 @@ import threading
 from functools import lru_cache
 
 from ...errors import DatasetError
-from ...images.prepare import ImageSettings, prepare_image
+from ...images.prepare import ImageSettings
 from ...images.reader import ImageReader
 from ...images.references import ImageBase
 from ...object_store.store import ObjectStore
@@ -26,8 +26,6 @@ _JPEG_QUALITY = 95
 
 _KEPT = 4096
 """Images that are remembered: rows about the same one mostly follow one another."""
-
-_KEPT_EMBEDDED = 4
 
 
 class ImageExporter:
@@ -66,8 +64,7 @@ class ImageExporter:
         self._identified = identified
         self._copied = KeyIndex()
         self._lock = threading.Lock()
-        kept = _KEPT_EMBEDDED if mode == "embed" else _KEPT
-        self._known = lru_cache(kept)(self._exported)
+        self._known = lru_cache(_KEPT)(self._exported)
 
     @property
     def copies(self) -> int:
@@ -87,7 +84,8 @@ class ImageExporter:
                 f"{where} embeds its image, which therefore has no path: export it with --images "
                 "copy or embed"
             )
-        return self._exported(ref) if ref.path is None else self._known(ref)
+        is_kept = self._mode != "embed" and ref.path is not None
+        return self._known(ref) if is_kept else self._exported(ref)
 
     def is_copy(self, name: str) -> bool:
         """Whether a file was written."""
@@ -102,10 +100,9 @@ class ImageExporter:
                 raise RowError(Kind.IMAGE_REFUSED, "the path of its image is not valid UTF-8")
             identity = self._reader.identify(ref) if self._identified else ""
             return ConversationImage(identity, path.removeprefix(self._root))
-        with self._reader.reading(ref) as data:
-            identity = f"sha256:{hashlib.sha256(data).hexdigest()}"
-            prepared = prepare_image(data, self._limits)
+        prepared = self._reader.prepare(ref, self._limits)
         digest = hashlib.sha256(prepared.data)
+        identity = f"sha256:{digest.hexdigest()}"
         name = f"{digest.hexdigest()}{_SUFFIXES[prepared.mime]}"
         if self._mode == "embed":
             return ConversationImage(identity, name, prepared.data, prepared.mime)
@@ -116,6 +113,5 @@ class ImageExporter:
         with self._lock:
             if digest in self._copied:
                 return
-        self._target.write(name, data)
-        with self._lock:
             self._copied.put(digest, Location(0, 0, 0))
+        self._target.write(name, data)

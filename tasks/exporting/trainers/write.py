@@ -31,6 +31,7 @@ from .export_record import (
     check_folder,
     export_folder,
     remove_others,
+    split_lines,
 )
 from .formats import FORMATS
 from .images import ImageExporter
@@ -86,7 +87,9 @@ def check_export_folders(output: ObjectStore, exports: Exports) -> None:
 @task(name="export-for-training", task_run_name="export-{name}", **TASK_OPTIONS)
 def export_for_training(source: ExportSource, name: ExportFormat, exports: Exports) -> ExportRecord:
     """Write an output's pairs in a format, into its folder there; see `write_export`."""
-    record = write_export(source, name, exports, export_folder(source.output, name))
+    target = export_folder(source.output, name)
+    record = write_export(source, name, exports, target)
+    _LOGGER.info("%s: %s", target.uri, "; ".join(split_lines(record)))
     for line in left_out_lines(record):
         _LOGGER.warning("%s", line)
     return record
@@ -101,30 +104,39 @@ def write_export(
         DatasetError: the dataset is not that of the pairs, or cannot be read.
         StoreError: the folder has files of others, or something cannot be read or written.
     """
-    form = FORMATS[name]
-    check_folder(target, form.extras)
+    check_folder(target, FORMATS[name].extras)
     images = EXPORT_IMAGES[name][0] if exports.images == "auto" else exports.images
-    has_many = most_images(source.output) > 1
     record = ExportRecord(
         format=name,
         state="writing",
         images=images,
         validation=exports.validation,
         seed=exports.split_seed,
-        has_many=has_many,
+        has_many=most_images(source.output) > 1,
     )
     record.write(target)
+    try:
+        return _write(source, record, exports.shard_size, target)
+    except _SeveralImagesError:  # in a conversation, whose images the pairs do not name
+        record = record.model_copy(update={"has_many": True})
+        return _write(source, record, exports.shard_size, target)
+
+
+def _write(
+    source: ExportSource, record: ExportRecord, shard_size: int | None, target: ObjectStore
+) -> ExportRecord:
+    """Write the files that a record announces, and complete it."""
+    form = FORMATS[record.format]
     exporter = ImageExporter(
-        images,
+        record.images,
         source.reader,
         source.limits,
         target,
         source.base,
-        identified=exports.validation > 0,
+        identified=record.validation > 0,
     )
-    writer = _Writer(target, record, exports.shard_size)
-    with closing(writer):
-        writer.write(_conversations(source, exporter, writer, form.has_tags))
+    with closing(_Writer(target, record, shard_size)) as writer:
+        writer.write(_conversations(source, exporter, writer, record))
         record = writer.finish(exporter.copies)
     extras = form.extras(record)
     for extra, content in extras.items():
@@ -144,6 +156,10 @@ def left_out_lines(record: ExportRecord) -> Iterator[str]:
             f"export {record.format} leaves out {left.conversations:,} of {total:,} conversations: "
             f"{_REASONS[left.reason]} (the first: {left.first})"
         )
+
+
+class _SeveralImagesError(Exception):
+    """A row has several images, in an export that was to have one a row."""
 
 
 class _Writer:
@@ -206,9 +222,10 @@ class _Writer:
 
 
 def _conversations(
-    source: ExportSource, exporter: ImageExporter, writer: _Writer, has_tags: bool
+    source: ExportSource, exporter: ImageExporter, writer: _Writer, record: ExportRecord
 ) -> Iterator[Conversation]:
     """The conversations with their images, in the order of the dataset."""
+    has_tags = FORMATS[record.format].has_tags
 
     def images(found: tuple[Row | None, Sequence[Conversation]]) -> Sequence[ConversationImage]:
         row, _ = found
@@ -231,6 +248,8 @@ def _conversations(
                 first = f"{_where(row, conversations[0].row)}: {error.problem.message}"
                 writer.leave_out("image", first, len(conversations))
                 continue
+            if len(with_images) > 1 and not record.has_many:
+                raise _SeveralImagesError
             for conversation in conversations:
                 yield conversation.with_images(with_images)
 

@@ -133,7 +133,7 @@ def test_options_reach_the_server(
         *("--user-prompt", "Ask me.", "--image-key", "picture", "--output-key", "qa"),
         *("--temperature", "0", "--max-tokens", "99", "--seed", "5"),
         *("--parser", f"{parse_qa_pairs.__module__}:{parse_qa_pairs.__name__}"),
-        *("--prompt-style", "prefect_imageqa.tasks.prompting.prompts:chat_prompt"),
+        *("--style", "chat"),
     )
     assert code == 0, stderr
     assert stdout.splitlines() == ["1 answered, 0 quarantined", str(tmp_path / "out")]
@@ -200,6 +200,34 @@ ERRORS = {
         1,
         "cannot load the parser 'no_such:parser' (No module named 'no_such')",
     ),
+    "no style": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "single=2,nope=1"],
+        1,
+        "there is no style 'nope': give one of chat, ",
+    ),
+    "broken style": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "BROKEN"],
+        1,
+        "broken.md, line 8: not allowed in a template: calls",
+    ),
+    "column of a style": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "STYLE"],
+        1,
+        "dataset.json has no column 'caption', which the style uses; the columns are: image, ",
+    ),
+    "unknown export": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--export", "llama"],
+        2,
+        "--export: Input should be 'llava', ",
+    ),
+    "images of an export": (
+        [
+            *("run", "DATASET", "--output", "OUT", "--endpoint", "URL"),
+            *("--export", "llava", "--images", "embed"),
+        ],
+        2,
+        "--images: format llava cannot embed images: give copy or paths",
+    ),
     "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }
 
@@ -207,10 +235,15 @@ ERRORS = {
 def fill_in(arguments: list[str], stub: Any, drawn: Path, tmp_path: Path) -> list[str]:
     (drawn / "empty.json").write_text("[]")
     (drawn / "odd.xyz").write_text("?")
+    head = "---\nname: mine\nversion: 1\ndescription: Mine.\nreply: pairs\n---\n# user\n"
+    (drawn / "mine.md").write_text(head + "{{ caption }}\n")
+    (drawn / "broken.md").write_text(head + "{{ caption() }}\n")
     names = {
         "DATASET": str(drawn / "dataset.json"),
         "EMPTY": str(drawn / "empty.json"),
         "ODD": str(drawn / "odd.xyz"),
+        "STYLE": str(drawn / "mine.md"),
+        "BROKEN": str(drawn / "broken.md"),
         "OUT": str(tmp_path / "out"),
         "URL": stub.url,
     }

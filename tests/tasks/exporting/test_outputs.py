@@ -283,7 +283,7 @@ def test_files_of_an_export_for_training_are_checked(completed: ObjectStore) -> 
     assert verify(completed).problems == []
     status = output_status(completed)
     assert status is not None
-    assert status.objects["exports"].count == 6
+    assert status.objects["exports"].count == 7
     folder.remove("train.json")
     (line,) = verify(completed).problems
     assert line.endswith("export/llava/train.json: missing; export again")

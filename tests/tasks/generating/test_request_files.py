@@ -35,6 +35,7 @@ def test_lines_are_split_by_number_and_size(
 def test_an_export_replaces_the_files_of_an_earlier_one(tmp_path: Path) -> None:
     write_request_files(tmp_path, iter([b"1", b"2", b"3"]), max_rows=1)
     (tmp_path / "results-00001.jsonl").write_text("{}")
+    (tmp_path / ".writing-0123").write_text("left by a process that was killed")
     write_request_files(tmp_path, iter([b"4"]), max_rows=1)
     assert names(tmp_path) == ["batch.json", "requests-00001.jsonl", "results-00001.jsonl"]
     assert (tmp_path / "requests-00001.jsonl").read_bytes() == b"4\n"

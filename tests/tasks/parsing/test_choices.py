@@ -10,13 +10,15 @@ OPTIONS = ["red", "blue", "green", "white"]
 @pytest.mark.parametrize(
     "said",
     [
-        *("B", "b", "(b)", "**B**", "B.", "[B]", '"B"', "`B`", "Ｂ", "B。", "\\boxed{B}", "$\\boxed{B}$"),
-        *("B. blue", "(B) blue", "B) Blue.", "**B. blue**", "**B**. blue", "B: blue", "B - blue", "B blue"),
-        *("blue", "Blue.", "**blue**", "Option B", "Option B: blue", "option B is correct", "It is B."),
-        *("The answer is B", "The correct answer is (B) blue.", "Answer: B", "So, the answer is B."),
-        *("B is the correct answer.", "答案是B", "正确答案：B", "故选B。", "La respuesta correcta es B"),
-        *("Die richtige Antwort ist B.", "Ответ: B", "Let me see.\nTherefore, the answer is B."),
-        *("B\n\nThe car is blue.", "B, because the sky is", "Option 2: blue"),
+        *("B", "b", "(b)", "**B**", "B.", "[B]", '"B"', "`B`", "Ｂ", "B。"),
+        *("\\boxed{B}", "$\\boxed{B}$"),
+        *("B. blue", "(B) blue", "B) Blue.", "**B. blue**", "**B**. blue", "B: blue", "B - blue"),
+        *("B blue", "blue", "Blue.", "**blue**", "Option B", "Option B: blue", "Option 2: blue"),
+        *("option B is correct", "B is the correct answer.", "It is B.", "Answer: B"),
+        *("The answer is B", "The correct answer is (B) blue.", "So, the answer is B."),
+        *("答案是B", "正确答案：B", "故选B。", "La respuesta correcta es B", "Ответ: B"),
+        *("Die richtige Antwort ist B.", "Let me see.\nTherefore, the answer is B."),
+        *("B\n\nThe car is blue.", "B, because the sky is"),
     ],
 )  # fmt: skip
 def test_the_option_that_is_meant(said: str) -> None:

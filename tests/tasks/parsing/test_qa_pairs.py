@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect_imageqa.tasks.parsing.choices import normal
 from prefect_imageqa.tasks.parsing.qa_pairs import find_pairs, parse_answer, parse_qa_pairs
 from prefect_imageqa.tasks.records import Asked, QAPair, ReplyForm
 
@@ -346,6 +347,58 @@ RENDERERS: dict[str, Callable[[list[QAPair]], str]] = {
     "json-lines": lambda pairs: "\n".join(map(json.dumps, _as_objects(pairs))),
     "json-fence": lambda pairs: f"Here:\n```json\n{json.dumps(_as_objects(pairs))}\n```\nDone.",
 }
+
+
+_option = st.builds("{} {}".format, st.sampled_from(["red", "3.5", "红色", "on", "$5"]), _line)
+_choices = st.builds(
+    lambda question, options, right: QAPair(
+        question,
+        options[right % len(options)],
+        options=tuple(options),
+        correct="ABCDE"[right % len(options)],
+    ),
+    _line.filter(lambda line: "|" not in line),
+    st.lists(_option, min_size=2, max_size=5, unique_by=normal),
+    st.integers(0, 4),
+)
+
+
+def _as_choices(option: str, answer: str) -> Callable[[QAPair], str]:
+    def render(pair: QAPair) -> str:
+        lines = [
+            option.format(m=mark, s=mark.lower(), o=text)
+            for mark, text in zip("ABCDE", pair.options, strict=False)
+        ]
+        said = answer.format(m=pair.correct, s=pair.correct.lower(), o=pair.answer)
+        return "\n".join((f"**Question:** {pair.question}", *lines, f"**Answer:** {said}"))
+
+    return render
+
+
+CHOICE_RENDERERS: dict[str, Callable[[QAPair], str]] = {
+    "letters": _as_choices("{m}. {o}", "{m}"),
+    "brackets": _as_choices("({s}) {o}", "({s})"),
+    "bold-list": _as_choices("- **{m})** {o}", "**{m}. {o}**"),
+    "text": _as_choices("{m}. {o}", "{o}"),
+    "sentence": _as_choices("{m}: {o}", "The correct answer is {m}."),
+    "json": lambda pair: json.dumps(
+        {"question": pair.question, "options": pair.options, "correct": pair.correct}
+    ),
+    "json-text": lambda pair: json.dumps(
+        {"Question": pair.question, "choices": pair.options, "answer": pair.answer}
+    ),
+}
+
+
+@settings(deadline=None, max_examples=50)
+@given(pair=_choices)
+def test_multiple_choice_survives_a_round_trip_through_every_format(pair: QAPair) -> None:
+    asked = Asked(form=ReplyForm.MULTIPLE_CHOICE)
+    for name, render in CHOICE_RENDERERS.items():
+        found = find_pairs(render(pair), asked)
+        assert [(p.question, p.options, p.correct, p.answer) for p in found.pairs] == [
+            (pair.question, pair.options, pair.correct, pair.answer)
+        ], name
 
 
 @settings(deadline=None)

@@ -222,7 +222,7 @@ def test_each_built_in_style_asks_for_json(name: str) -> None:
 
 def test_json_is_asked_for_where_a_file_does_not_say_how_to_reply(write: Write) -> None:
     settings = StyleSettings(json=True, questions_only=True)
-    style = open_style(write("# user\nx\n# questions\nAsk.\n"), settings)
+    style = open_style(write("# user\nx\n# questions\nAsk{% if json %}.{% endif %}\n"), settings)
     assert text_of(row(style)) == 'Ask.\nReply as JSON: {"questions": ["...", ...]}'
     assert style.answering
     answer = style.answering(PromptInput((Turn("user", "Who?"),), 0, "", "", {}))

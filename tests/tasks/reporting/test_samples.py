@@ -274,6 +274,16 @@ def test_a_corrupted_export_is_reported(
         sampled(local)
 
 
+def test_a_row_with_an_unanswered_question_is_shown_as_answered(
+    local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 5, every_fifth)
+    lines = [json.loads(line) for line in local.lines("quarantine.jsonl")]
+    lines.insert(0, {**lines[0], "row": 1, "question": "And what of it?"})
+    local.write("quarantine.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert [row.kind for row in sampled(local)] == ["", "", "", "", "truncated"]
+
+
 def test_statistics_cover_all_answered_rows(store: ObjectStore, make_output: MakeOutput) -> None:
     make_output(store, 20, every_fifth)
     statistics = statistics_of(store)

@@ -200,6 +200,18 @@ def test_embedded_images_have_no_paths_but_copies(
     assert export(source, "llava").copies == 1
 
 
+def test_images_that_only_the_conversation_has(
+    make_source: MakeSource, export: Export, target: ObjectStore
+) -> None:
+    source = make_source([("red.png", QA), ("red.png", QA)])
+    parts = [{"type": "image", "image": "blue.png"}, {"type": "text", "text": "Which?"}]
+    record = {"image": "red.png", "asked": [{"role": "user", "content": parts}]}
+    columns = Columns(image="image", conversation="asked")
+    rows = [Row(0, {"image": "red.png", "asked": None}, "d:0"), Row(1, record, "d:1")]
+    export(replace(source, rows=lambda: iter(rows), columns=columns), "llava")
+    assert [len(line["image"]) for line in records(target)] == [1, 2]
+
+
 def test_rows_without_images(make_source: MakeSource, export: Export, target: ObjectStore) -> None:
     source = make_source([(None, QA), (None, QA)])
     source = replace(source, rows=None, columns=Columns(image=None))
