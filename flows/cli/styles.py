@@ -1,7 +1,6 @@
 """`prefect-imageqa styles`: lists the built-in styles, shows one, or checks a file."""
 
 from textwrap import indent
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -11,15 +10,13 @@ from ...tasks.object_store.credentials import S3Credentials
 from ...tasks.prompting.catalogue import built_in_styles
 from ...tasks.prompting.chat import CHAT
 from ...tasks.prompting.open_style import (
+    OpenStyle,
     StyleSettings,
     find_style_file,
     open_style,
     style_names,
 )
 from .options import Store
-
-if TYPE_CHECKING:
-    from ...tasks.prompting.open_style import OpenStyle
 
 
 def styles(style: str = "", /, *, store: Store = None) -> int:
@@ -63,7 +60,7 @@ def _list() -> None:
     )
 
 
-def _describe(style: "OpenStyle") -> None:
+def _describe(style: OpenStyle) -> None:
     print(f"{style.name}: can be used")
     if style.columns:
         print(f"needs the columns {', '.join(sorted(style.columns))}")

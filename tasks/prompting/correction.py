@@ -30,8 +30,8 @@ def corrective_messages(
 ) -> tuple[Message, ...]:
     """A row's conversation, then the reply, why it cannot be used, and the request once more.
 
-    The request is repeated because small models answer what comes last: told only to follow what
-    was asked for before, a model of 1 M parameters corrected 1 of 21 replies, with it 19.
+    The request is repeated because a small model answers what comes last: told only to follow what
+    was asked for before, the demo model corrected 1 of 21 replies, and with it most of them.
 
     An empty reply cannot be shown, since many chat templates refuse an empty turn, or two of the
     user in a row: such a row is asked the same once more.

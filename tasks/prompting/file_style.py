@@ -20,7 +20,10 @@ _TEXT = "_text"
 """Suffix of the variable with the text of a drawn value."""
 
 _MAX_TYPE = 100
-_ANSWER = compile_template(f"{{{{ {QUESTION} }}}}", "section `# answer`")
+_ANSWER = compile_template(
+    f"{{{{ {QUESTION} }}}}{{% if language %}}\nAnswer in {{{{ language }}}}.{{% endif %}}",
+    "section `# answer`",
+)
 
 
 class FileStyle:
@@ -66,7 +69,7 @@ class FileStyle:
         if "pairs" in self._message.names:
             self.pairs = settings.pairs or self.pairs
         self._given = self._given_values()
-        self.uses = self._message.names & self._given.keys()
+        self.uses = self._names & self._given.keys()
         required = frozenset[str]().union(*(template.required for template in self._templates))
         self.columns = required.difference(self._given, self._drawn_names())
         self._options = settings.options(self._form, self.pairs)
@@ -104,7 +107,7 @@ class FileStyle:
             "difficulty": settings.difficulty,
             "pairs": self.pairs,
             "reply_format": settings.instruction(self._form, self.pairs),
-            "json": settings.json,
+            "as_json": settings.json,
         }
 
     def _drawn_names(self) -> Iterable[str]:

@@ -82,7 +82,7 @@ def stated_form(form: ReplyForm) -> str:
             return "Write nothing but the questions, one on a line."
         case ReplyForm.MULTIPLE_CHOICE:
             return reply_format(form, 1, json=False)
-    return f"Write every question and its answer in this form:\n\n{_PAIR}"
+    return "Mark each question with **Question:** and its answer with **Answer:**."
 
 
 @lru_cache

@@ -18,7 +18,7 @@ from ...serving.printable import printable
 from ..errors import ImageQAError
 from ..records import ReplyForm
 
-GIVEN = ("language", "difficulty", "pairs", "reply_format", "json")
+GIVEN = ("language", "difficulty", "pairs", "reply_format", "as_json")
 """Variables of every template that are not columns."""
 
 QUESTION = "question"

@@ -9,6 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pandas as pd
+from prefect.client.schemas.objects import FlowRun
 from prefect_imageqa import Limits, Sampling, image_qa
 from prefect_imageqa.flows.batch_results import BatchResults
 from prefect_imageqa.flows.cli.batch_files import batch_export
@@ -39,7 +40,10 @@ def answered(url: str, line: bytes) -> str:
 
 
 def test_imported_results_are_what_a_run_would_have_stored(
-    stub: Any, write_rows: Callable[[list[str]], str], tmp_path: Path
+    stub: Any,
+    write_rows: Callable[[list[str]], str],
+    runs_of: Callable[[str], list[FlowRun]],
+    tmp_path: Path,
 ) -> None:
     pairs = [f"STUB text **Question:** What is {n}?\n**Answer:** It is {n}." for n in range(6)]
     texts = [*pairs, "STUB status 400", "STUB finish length", "STUB text not a pair", pairs[0]]
@@ -58,6 +62,8 @@ def test_imported_results_are_what_a_run_would_have_stored(
     assert (summary.rows, summary.ok, summary.requests) == (10, 6, 0)
     assert summary.reasons == {"bad_request": 1, "truncated": 1, "unparsed": 1, "connection": 1}
     assert given.unused == 0
+    [recorded] = runs_of(output)
+    assert recorded.parameters["endpoint"] == "<BatchResults>"  # and not its index
 
     online = str(tmp_path / "online")
     image_qa(dataset, online, stub.url, **GIVEN)

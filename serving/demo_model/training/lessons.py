@@ -63,14 +63,14 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     """
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
-    draw = rng.random() if progress > 0.3 else rng.uniform(0.69, 1)
-    if draw < 0.48:
+    draw = rng.random() if progress > 0.3 else rng.uniform(0.77, 1)
+    if draw < 0.62:
         return _styled(scene, rng)
-    if draw < 0.57:
+    if draw < 0.68:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.61:
+    if draw < 0.71:
         return _generate(scene, rng, Form.JSON)
-    if draw < 0.69:
+    if draw < 0.77:
         return _generate(scene, rng, Form.MANY)
     if draw < 0.97:
         return _answer(scene, rng)

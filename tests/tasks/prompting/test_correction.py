@@ -41,7 +41,7 @@ def test_the_model_sees_its_reply_and_what_is_wrong_with_it() -> None:
 )
 def test_a_form_is_given_only_where_the_prompt_gives_none(messages: Any, is_stated: bool) -> None:
     asked = corrective_messages(messages, Asked(), Correction("I like it.", "has no question"))
-    assert ("Write every question and its answer" in asked[-1]["content"]) is not is_stated
+    assert ("Mark each question" in asked[-1]["content"]) is not is_stated
 
 
 def test_an_empty_reply_is_not_shown() -> None:

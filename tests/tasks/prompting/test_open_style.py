@@ -40,9 +40,9 @@ def write(tmp_path: Path) -> Write:
 
 
 def render(
-    named: StyleLike, /, images: int = 1, sample: int = 0, turns: Sequence[Turn] = (), **record: Any
+    named: StyleLike, /, images: int = 1, turns: Sequence[Turn] = (), **record: Any
 ) -> Rendered:
-    return row(open_style(named, StyleSettings()), images, sample, turns, **record)
+    return row(open_style(named, StyleSettings()), images, turns=turns, **record)
 
 
 def row(
@@ -152,18 +152,20 @@ def test_examples_come_before_the_row_with_images_after_its_own(
 
 
 def test_values_are_drawn_or_pinned() -> None:
-    drawn = Counter(render("knowledge", image=number).asked.type for number in range(600))
+    style = open_style("knowledge", StyleSettings())
+    drawn = Counter(row(style, image=number).asked.type for number in range(600))
     assert len(drawn) == 11
     assert min(drawn.values()) > 25
     pinned = render("knowledge/chart", image=1)
     assert (pinned.asked.style, pinned.asked.type) == ("knowledge/chart@1", "chart")
     assert "Ask about the values that the chart shows." in text_of(pinned)
-    kinds = {render("knowledge", image=1, sample=sample).asked.type for sample in range(20)}
+    kinds = {row(style, sample=sample, image=1).asked.type for sample in range(20)}
     assert len(kinds) > 3
 
 
 def test_yes_and_no_are_balanced() -> None:
-    verdicts = Counter("with yes," in text_of(render("yes-no", n=n)) for n in range(1000))
+    style = open_style("yes-no", StyleSettings())
+    verdicts = Counter("with yes," in text_of(row(style, n=number)) for number in range(1000))
     assert 430 < verdicts[True] < 570
 
 
@@ -206,6 +208,21 @@ def test_questions_are_asked_and_answered_apart() -> None:
     assert open_style("short", StyleSettings()).answering is None
 
 
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("single", "\nAnswer in French."),
+        ("short", "\nAnswer in one to three words. Answer in French."),
+    ],
+)
+def test_an_answer_is_in_the_language_of_its_question(name: str, ending: str) -> None:
+    style = open_style(name, StyleSettings(questions_only=True, language="French"))
+    assert style.answering
+    answer = style.answering(PromptInput((Turn("user", "Qui ?"),), 0, "", "", {}))
+    assert answer.messages[-1]["content"] == f"Qui ?{ending}"
+    assert answer.asked.question == "Qui ?"
+
+
 @pytest.mark.parametrize("name", style_names())
 def test_each_built_in_style_asks_for_json(name: str) -> None:
     settings = StyleSettings(json=True)
@@ -222,7 +239,7 @@ def test_each_built_in_style_asks_for_json(name: str) -> None:
 
 def test_json_is_asked_for_where_a_file_does_not_say_how_to_reply(write: Write) -> None:
     settings = StyleSettings(json=True, questions_only=True)
-    style = open_style(write("# user\nx\n# questions\nAsk{% if json %}.{% endif %}\n"), settings)
+    style = open_style(write("# user\nx\n# questions\nAsk{% if as_json %}.{% endif %}\n"), settings)
     assert text_of(row(style)) == 'Ask.\nReply as JSON: {"questions": ["...", ...]}'
     assert style.answering
     answer = style.answering(PromptInput((Turn("user", "Who?"),), 0, "", "", {}))
