@@ -1,6 +1,6 @@
 """How the demo model replies to each style, on a real vLLM server and through the whole flow.
 
-    python benchmarks/demo_styles.py [--rows 100] [--checkpoint FOLDER] [--write]
+    python benchmarks/demo_styles.py [--rows 100] [--endpoint URL] [--write]
 
 Each line of the table is a run of its own over scenes of its own.
 """
@@ -9,6 +9,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def main() -> None:
     """Measure every style, and print the table or write it into the model card."""
     parser = argparse.ArgumentParser(description="Measure the demo model's replies to each style.")
     parser.add_argument("--rows", type=int, default=100, help="scenes per line of the table")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the one to serve")
+    parser.add_argument("--endpoint", help="a running server; by default one is started")
     parser.add_argument("--write", action="store_true", help="write the table into the model card")
     arguments = parser.parse_args()
     asked = [(style, Asking()) for style in STYLES]
@@ -133,9 +134,12 @@ def main() -> None:
         "| style | usable | pairs | different | right |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    with VLLMServer(ServerOptions(model=arguments.checkpoint)) as server:
+    with ExitStack() as stack:
+        url = arguments.endpoint
+        if url is None:
+            url = stack.enter_context(VLLMServer(ServerOptions(model=CHECKPOINT))).url
         for number, (style, asking) in enumerate(asked):
-            lines.append(measure(style, asking, server.url, arguments.rows, 100 + number))
+            lines.append(measure(style, asking, url, arguments.rows, 100 + number))
             print(lines[-1], flush=True)
     print("\n".join(lines))
     if arguments.write:

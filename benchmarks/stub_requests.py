@@ -30,11 +30,13 @@ class RequestLog:
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """The text of the last user turn."""
+    """The text of the last user turn; where that repeats a request with a command, the command."""
     content = messages[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
+    if not isinstance(content, str):
+        content = " ".join(part["text"] for part in content if part["type"] == "text")
+    text: str = content
+    _, mark, command = text.partition("\n\nSTUB ")
+    return f"STUB {command}" if mark and len(messages) > 2 else text
 
 
 def without_images(body: dict[str, Any]) -> dict[str, Any]:

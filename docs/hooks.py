@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent
 PAGES = DOCS / "styles"
 REPLIES = PAGES / "replies.json"
 
+_DEMO = "The demo model of this package, which is tiny and not always right, replies:"
 _LOGGER = logging.getLogger("mkdocs.hooks")
 
 REPOSITORY = DOCS.parent
@@ -72,8 +73,8 @@ def style_page(style: StyleEntry, recorded: dict[str, str] | None) -> str:
     parts.append(_code(f"prefect-imageqa run qas.json --output qa --style {style.name}", "bash"))
     if recorded:
         parts += ["## Example", f"![A drawn scene]({recorded['image']})"]
-        parts += ["The demo model of this package replies:", _code(recorded["reply"])]
-        parts += ["About a picture of a bus stop, a large model replies like this:"]
+        parts += [_DEMO, _code(recorded["reply"])]
+        parts += ["About a picture of a bus stop, a reply might be:"]
     else:
         parts += ["## Example", "About a picture of a bus stop:"]
     parts += [_code(style.example), "## Prompt", *_prompt(style.name)]

@@ -42,7 +42,14 @@ def _built_in_or_custom(built_in: Iterable[str], custom: str) -> Any:
 def _described_styles() -> str:
     """What the form says about the styles; it joins lines without an empty one between them."""
     items = [f"- `{style.name}`: {style.description}" for style in built_in_styles()]
-    return "\n\n".join(["What is asked about each row.", *items])
+    return "\n\n".join([_STYLE, *items])
+
+
+# As `image_qa` describes it, whose description this one takes the place of.
+_STYLE = (
+    "What is asked about each row: the name of a style, the path or s3:// URI of a style file, or "
+    'a mix of several with weights, such as "single=2, yes-no=1".'
+)
 
 
 if TYPE_CHECKING:

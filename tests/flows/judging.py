@@ -24,7 +24,7 @@ from prefect_imageqa.tasks.parsing.parse import Parsed, ParseSettings
 from prefect_imageqa.tasks.prompting.chat import style_of
 from prefect_imageqa.tasks.prompting.style import PromptInput
 from prefect_imageqa.tasks.records import Answered, Asked, Row
-from prefect_imageqa.tasks.runs.parameters import RunParameters
+from prefect_imageqa.tasks.runs.parameters import Asking, RunParameters
 from prefect_imageqa.tasks.runs.passes import Pass
 
 
@@ -68,7 +68,11 @@ def pair_rows(first: OpenPass, table: Dataset) -> Iterator[Row]:
 def judged(dataset: str, output: str, endpoint: str) -> dict[str, Any]:
     """Generate pairs, and judge each of them."""
     arguments = inspect.signature(image_qa.fn).bind(
-        dataset, output, endpoint, limits=Limits(batch_size=8, max_in_flight=8)
+        dataset,
+        output,
+        endpoint,
+        limits=Limits(batch_size=8, max_in_flight=8),
+        asking=Asking(corrective_retry=False),  # so that every row is sent once
     )
     arguments.apply_defaults()
     parameters = RunParameters(**arguments.arguments)

@@ -80,7 +80,7 @@ def test_a_field_is_the_same_everywhere(group: str, field: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name not in GROUPS])
 def test_a_single_parameter_is_the_same_everywhere(name: str) -> None:
     option = options()["DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"]
-    described = FORM["properties"][name]["description"]
+    described, *_ = FORM["properties"][name]["description"].split("\n\n")
     assert " ".join(option.parameter.help.split()) == " ".join(described.split())
     assert option.field_info.required is (PARAMETERS[name].default is inspect.Parameter.empty)
 

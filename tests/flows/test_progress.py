@@ -38,6 +38,7 @@ def test_progress_is_one_sentence(clock: Clock) -> None:
     progress, stats = RunProgress(), ClientStats(completions=500)  # of an earlier pass
     assert str(progress) == progress.headline == "starting"
     progress.begin(stats, 6000)
+    progress.attempted = 6000
     assert str(progress) == "0 of 6,000"
     for _ in range(57):
         clock.now += 1
@@ -55,6 +56,7 @@ def test_progress_is_one_sentence(clock: Clock) -> None:
 def test_progress_tells_that_nothing_happens(clock: Clock) -> None:
     progress, stats = RunProgress(), ClientStats()
     progress.begin(stats, 6000)
+    progress.attempted = 256
     clock.now += 20
     assert str(progress) == "0 of 6,000, no row done for 20 s"
     stats.completions = 100
@@ -65,6 +67,20 @@ def test_progress_tells_that_nothing_happens(clock: Clock) -> None:
     progress.total = 100  # what remains is to export the answers
     assert str(progress) == "100 of 100"
     assert progress.is_done
+
+
+def test_second_replies_to_a_row_do_not_count_as_rows() -> None:
+    progress, stats = RunProgress(), ClientStats()
+    progress.begin(stats, 100)
+    progress.attempted = 60
+    stats.completions = 65  # some rows of a batch in flight have been asked again
+    assert progress.done == 60
+    progress.ok, progress.corrections, progress.corrected = 40, 15, 10
+    assert progress.done == 50
+    counts = progress.counts()
+    assert (counts.corrections, counts.corrected) == (15, 10)
+    progress.begin(stats, 100)
+    assert progress.counts().corrections == 0
 
 
 def test_a_retried_run_begins_again(clock: Clock) -> None:

@@ -158,8 +158,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the demo model on a vLLM server.")
     parser.add_argument("--base-url", help="a running server; by default one is started")
     parser.add_argument("--model", help="the demo model's name on that server")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the one to serve")
-    parser.add_argument("--card", type=Path, default=CARD, help="file with the table")
     parser.add_argument("--scenes", type=int, default=400, help="scenes per row of the table")
     parser.add_argument("--seed", type=int, default=0, help="determines the scenes")
     parser.add_argument("--show", action="store_true", help="print some of the wrong replies")
@@ -168,7 +166,7 @@ def main() -> int:
         with ExitStack() as stack:
             url, model = arguments.base_url, arguments.model
             if url is None:
-                server = stack.enter_context(VLLMServer(ServerOptions(model=arguments.checkpoint)))
+                server = stack.enter_context(VLLMServer(ServerOptions(model=CHECKPOINT)))
                 url, model = server.url, server.model_name
             endpoint = load_endpoint(url, model)
             client = stack.enter_context(ChatClient(endpoint, max_in_flight=_IN_FLIGHT))
@@ -177,7 +175,7 @@ def main() -> int:
     except ImageQAError as error:
         print(error, file=sys.stderr)
         return 1
-    write_card(accuracy_tables(results, arguments.scenes), arguments.card)
+    write_card(accuracy_tables(results, arguments.scenes))
     return 0
 
 

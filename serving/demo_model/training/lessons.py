@@ -144,7 +144,7 @@ def _generate(scene: Scene, rng: random.Random, form: Form) -> Lesson:
 
 def _styled(scene: Scene, rng: random.Random) -> Lesson:
     asked = style_prompt(rng)
-    system = surround(asked.system, rng) if rng.random() < 0.15 else asked.system
+    system = surround(asked.system, rng) if rng.random() < 0.08 else asked.system
     prompt = f"{_system(system)}{USER}{IMAGE}{_gap(rng)}{asked.user}{END}"
 
     def content() -> Content:

@@ -14,10 +14,10 @@ from .forms import ReplyForm, reply_format
 
 STYLE_FILES = Path(__file__).parents[3] / "tasks" / "prompting" / "styles"
 
-_OWN_WORDS = 0.6  # share of prompts with a style's own text
-_QUESTIONS_ONLY = 0.22
-_JSON = 0.25
-_SAID = 0.15  # share of prompts that name a language, and that name a difficulty
+_OWN_WORDS = 0.8  # share of prompts with a style's own text
+_QUESTIONS_ONLY = 0.18
+_JSON = 0.18
+_SAID = 0.1  # share of prompts that name a language, and that name a difficulty
 _LETTER_GIVEN = 0.85
 
 

@@ -121,7 +121,7 @@ def train(
     """Train both stages, or the second from a checkpoint; write one that a vLLM server can load."""
     torch.manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311 - not used for secrets
-    tokenizer = build_tokenizer(rng)
+    tokenizer = _tokenizer(start, rng)
     processor = build_processor(tokenizer)
     network = build_network(tokenizer)
     logger.info("%d parameters, %d token ids", network.num_parameters(), len(tokenizer))
@@ -151,6 +151,17 @@ def train(
         save=save,
     )
     save()
+
+
+def _tokenizer(start: Path | None, rng: random.Random) -> PreTrainedTokenizerFast:
+    """The start's tokenizer, unless its vocabulary has another size."""
+    tokenizer = build_tokenizer(rng)
+    if start is not None:
+        known = PreTrainedTokenizerFast.from_pretrained(start)
+        if len(known) == len(tokenizer):
+            known.chat_template = tokenizer.chat_template
+            return known
+    return tokenizer
 
 
 def _train_vision(

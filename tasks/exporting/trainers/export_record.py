@@ -92,11 +92,12 @@ class ExportRecord(BaseModel):
 def split_lines(record: ExportRecord) -> Iterator[str]:
     """A line for each split: what it has."""
     for name, split in record.splits.items():
-        files = len(split.files)
-        yield (
-            f"{name}: {split.conversations:,} conversations, {split.pairs:,} pairs, in {files:,} "
-            f"{'file' if files == 1 else 'files'}"
-        )
+        what = _counted(split.conversations, "conversation"), _counted(split.pairs, "pair")
+        yield f"{name}: {', '.join(what)}, in {_counted(len(split.files), 'file')}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def read_record(store: ObjectStore) -> ExportRecord | None:
