@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ...serving.printable import printable
 from ..errors import ImageQAError
 from ..object_store.credentials import S3Credentials
-from ..object_store.filesystems import call_store, read_start
-from ..object_store.regular_files import open_regular
+from ..object_store.small_files import read_small_file
 from ..records import ImageRef
 from .style_examples import MAX_IMAGE_BYTES, ExampleTurn, ReadImage, parse_examples
 from .style_head import StyleHead, parse_head
@@ -81,7 +79,7 @@ def read_style(path: str, credentials: S3Credentials | None = None) -> StyleFile
         ImageQAError: it cannot be read, or is no valid style; in one line.
     """
     where = printable(path, 200)
-    data = _read(path, MAX_FILE_BYTES, credentials)
+    data = read_small_file(path, MAX_FILE_BYTES, credentials)
     if len(data) > MAX_FILE_BYTES:
         raise ImageQAError(f"{where} is no style: it is larger than {MAX_FILE_BYTES >> 10} KiB")
     try:
@@ -132,21 +130,9 @@ def _read_beside(style: str, credentials: S3Credentials | None, name: str) -> by
     if "://" in name or name.startswith(("/", "data:")) or ".." in name.split("/"):
         raise ImageQAError("give a path relative to the style file, in its folder or below")
     if "://" in style:
-        return _read(f"{style.rpartition('/')[0]}/{name}", MAX_IMAGE_BYTES, credentials)
+        return read_small_file(f"{style.rpartition('/')[0]}/{name}", MAX_IMAGE_BYTES, credentials)
     folder = Path(style).expanduser().resolve().parent
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
         raise ImageQAError("it is a link that leaves the folder of the style file")
-    return _read(str(path), MAX_IMAGE_BYTES, None)
-
-
-def _read(uri: str, limit: int, credentials: S3Credentials | None) -> bytes:
-    """A file or object; of a larger one, one byte more than the limit."""
-
-    def read(filesystem: Any, path: str) -> bytes:
-        if "://" in uri:
-            return read_start(filesystem, path, limit + 1)
-        with open_regular(path) as file:
-            return file.read(limit + 1)
-
-    return call_store(uri, credentials, read)
+    return read_small_file(str(path), MAX_IMAGE_BYTES, None)

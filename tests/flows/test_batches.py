@@ -15,6 +15,8 @@ from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
 from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room
 from prefect_imageqa.flows.open_pass import OpenPass
+from prefect_imageqa.flows.progress import RunProgress
+from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.concurrency import MAX_CHUNK_BYTES
 from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES
 from prefect_imageqa.tasks.images.prepare import ImageSettings
@@ -173,10 +175,25 @@ def test_a_batch_is_bounded_by_its_memory(kind: str) -> None:
     nothing: Any = None
     ledger: Any = SimpleNamespace(status=lambda _: RowStatus.PENDING, attempt=lambda _: 0)
     progress: Any = SimpleNamespace(batches=0, attempted=0, retried=0)
-    current = OpenPass(nothing, nothing, nothing, nothing, ledger, progress, batch_size=8)
+    current = OpenPass("", nothing, nothing, nothing, nothing, ledger, progress, batch_size=8)
     batches_of = [len(batch.prompts) for batch in current.batches(map(prompt, range(7)))]
     assert batches_of == [3, 3, 1]
     assert (progress.batches, progress.attempted) == (3, 7)
+
+
+def test_the_answered_part_of_a_batch_knows_what_was_corrected() -> None:
+    nothing: Any = None
+    ledger: Any = SimpleNamespace(attempt=lambda _: 0)
+    current = OpenPass("", nothing, nothing, nothing, nothing, ledger, RunProgress(), batch_size=8)
+    prompts = tuple(Prompt(row, f"{row:032x}", f"d:{row}") for row in range(3))
+    batch = Batch(1, "b" * 32, prompts, (0, 0, 0), corrections=2)
+    assert current.answered_part(batch) is None
+    batch.replies[prompts[1].key] = Completion("usable", "stop", 1, 1, 0.1, "stub")
+    batch.corrected[prompts[1].key] = "unusable"
+    part = current.answered_part(batch)
+    assert part is not None
+    assert (part.prompts, part.corrections) == (prompts[1:2], 2)
+    assert part.corrected == batch.corrected
 
 
 def test_a_truncated_dataset_fails_after_the_rows_before_are_stored(

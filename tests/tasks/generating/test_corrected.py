@@ -83,7 +83,8 @@ class RepeatedClient(ChatClient):
                 raise EndpointLostError("waited in vain")
             reply = replies.pop(0)
             if not isinstance(reply, Failure):
-                reply = Completion(*reply, 1, 1, 0.1, "stub")
+                text, finish_reason = reply
+                reply = Completion(text, finish_reason, 1, 1, 0.1, "stub")
             on_outcome(position, reply)
         return []
 

@@ -38,7 +38,7 @@ def test_each_question_of_an_answered_row_is_a_row() -> None:
 
 def test_answers_are_joined_with_their_questions() -> None:
     outcomes: list[FinishedRow | None] = [asked("a", "One?", "Two?"), failed("b"), asked("c", "3?")]
-    answers = [reply("1"), failed("x"), reply("3", reasoning="I counted.")]
+    answers: list[FinishedRow | None] = [reply("1"), failed("x"), reply("3", reasoning="I did.")]
     first, second, third = with_answers(outcomes, answers)
     assert isinstance(first, Answered)
     assert [(pair.question, pair.answer) for pair in first.pairs] == [("One?", "1")]
@@ -47,7 +47,7 @@ def test_answers_are_joined_with_their_questions() -> None:
     ]
     assert second == outcomes[1]
     assert isinstance(third, Answered)
-    assert (third.pairs[0].answer, third.reasoning, third.unanswered) == ("3", "I counted.", ())
+    assert (third.pairs[0].answer, third.reasoning, third.unanswered) == ("3", "I did.", ())
 
 
 def test_a_row_without_any_answer_is_quarantined_as_its_first_question() -> None:
