@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from .tasks.loading.columns import Columns as Columns
     from .tasks.object_store import ObjectStore as ObjectStore
     from .tasks.records import QAPair as QAPair
+    from .tasks.runs.exports import Exports as Exports
     from .tasks.runs.parameters import Asking as Asking
     from .tasks.runs.parameters import Caching as Caching
-    from .tasks.runs.parameters import Exports as Exports
     from .tasks.runs.parameters import Images as Images
     from .tasks.runs.parameters import Limits as Limits
     from .tasks.runs.parameters import Parsing as Parsing
@@ -58,7 +58,7 @@ _HOMES = {
     "Asking": ".tasks.runs.parameters",
     "Caching": ".tasks.runs.parameters",
     "Columns": ".tasks.loading.columns",
-    "Exports": ".tasks.runs.parameters",
+    "Exports": ".tasks.runs.exports",
     "Images": ".tasks.runs.parameters",
     "Limits": ".tasks.runs.parameters",
     "Parsing": ".tasks.runs.parameters",

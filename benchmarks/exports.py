@@ -25,7 +25,7 @@ from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered
-from prefect_imageqa.tasks.runs.parameters import Exports
+from prefect_imageqa.tasks.runs.exports import Exports
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.store import write_part

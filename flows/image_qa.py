@@ -38,22 +38,24 @@ from ..tasks.loading import Columns, load_dataset
 from ..tasks.parsing import parse_batch
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
-from ..tasks.runs.parameters import (
-    Asking,
-    Caching,
+from ..tasks.runs.exports import Exports
+from ..tasks.runs.form_types import (
     DatasetLike,
     EndpointLike,
-    Exports,
-    Images,
-    Limits,
     MaxRows,
     OptionalText,
     PairsPerImage,
+    StoreLike,
+    StyleLike,
+)
+from ..tasks.runs.parameters import (
+    Asking,
+    Caching,
+    Images,
+    Limits,
     Parsing,
     RunParameters,
     Sampling,
-    StoreLike,
-    StyleLike,
 )
 from ..tasks.storing import StoredBatch, store_batch
 from ..tasks.storing.questions import question_rows, with_answers

@@ -8,7 +8,7 @@ from ..tasks.loading.dataset import Dataset
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.reporting.dataset_card import CARD
 from ..tasks.reporting.report import REPORT
-from ..tasks.runs.parameters import Exports
+from ..tasks.runs.exports import Exports
 from ..tasks.runs.run_record import read_runs
 from ..tasks.storing.layout import PAIRS, RUNS, read_manifest
 
@@ -41,7 +41,9 @@ def check_own_files(output: ObjectStore, table: Dataset, exports: Exports) -> No
     if read_manifest(output) is None:
         names = [*filter(output.exists, OWN_FILES), *filter(output.list, OWN_FOLDERS)]
     else:
-        is_foreign = exports.json_array and output.exists(QA_JSON) and not _has_written_qa_json(output)
+        is_foreign = (
+            exports.json_array and output.exists(QA_JSON) and not _has_written_qa_json(output)
+        )
         names = [QA_JSON] if is_foreign else []
     if names:
         raise StoreError(

@@ -135,10 +135,10 @@ def record_of() -> "Callable[..., RunRecord]":
     override its fields.
     """
     from prefect_imageqa.tasks.loading.columns import Columns
+    from prefect_imageqa.tasks.runs.exports import Exports
     from prefect_imageqa.tasks.runs.parameters import (
         Asking,
         Caching,
-        Exports,
         Images,
         Limits,
         Parsing,

@@ -16,7 +16,7 @@ from ...serving.demo_model.scenes import Scene, write_demo_dataset
 from ...serving.printable import printable
 from ...tasks.exporting.pairs_parquet import PAIRS
 from ...tasks.reporting.report import REPORT
-from ...tasks.runs.parameters import Exports
+from ...tasks.runs.exports import Exports
 from .terminal import run_in_terminal
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "serving" / "demo_model" / "checkpoint"

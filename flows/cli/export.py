@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ...tasks.runs.parameters import ExportFormat, ExportImages
+from ...tasks.runs.exports import ExportFormat, ExportImages
 from .options import Count, Flag, Output, Store
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def export(
     from ...tasks.exporting.trainers.export_record import export_folder, split_lines
     from ...tasks.exporting.trainers.write import left_out_lines
     from ...tasks.images.reader import ImageReader
-    from ...tasks.runs.parameters import Exports
+    from ...tasks.runs.exports import Exports
     from ..run import open_store
 
     try:

@@ -22,7 +22,8 @@ from ...tasks.object_store.store import ObjectStore
 from ...tasks.prompting.chat import chat_prompt
 from ...tasks.prompting.style import PromptInput
 from ...tasks.records import Kind, RowError
-from ...tasks.runs.parameters import Exports, Parsing
+from ...tasks.runs.exports import Exports
+from ...tasks.runs.parameters import Parsing
 from ..image_qa import image_qa
 from ..summary import RunSummary
 from .api_model import APIVLMServing_openai

@@ -5,92 +5,31 @@ Renaming a parameter breaks existing deployments, which store the names.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SkipValidation,
-    ValidationInfo,
-    WithJsonSchema,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_serializer, field_validator
 
-from ..errors import StoreError
 from ..images.prepare import ImageSettings
 from ..loading.columns import Columns
-from ..object_store.filesystems import split_uri
-from ..prompting.catalogue import built_in_styles
 from ..prompting.open_style import recorded_style
-from .plugins import PARSERS, parser_name
-
-
-def _built_in_or_custom(built_in: Iterable[str], custom: str) -> Any:
-    """In the form, a choice between the names of what is built in and another text."""
-    choices = [
-        {"type": "string", "enum": [*built_in], "title": "Built-in"},
-        {"type": "string", "title": custom},
-    ]
-    return Annotated[Any, WithJsonSchema({"anyOf": choices})]
-
-
-def _described_styles() -> str:
-    """What the form says about the styles; it joins lines without an empty one between them."""
-    items = [f"- `{style.name}`: {style.description}" for style in built_in_styles()]
-    return "\n\n".join([_STYLE, *items])
-
-
-# As `image_qa` describes it, whose description this one takes the place of.
-_STYLE = (
-    "What is asked about each row: the name of a style, the path or s3:// URI of a style file, or "
-    'a mix of several with weights, such as "single=2, yes-no=1".'
+from .exports import Exports
+from .form_types import (
+    DatasetLike,
+    EndpointLike,
+    Group,
+    JsonObject,
+    MaxRows,
+    OptionalText,
+    PairsPerImage,
+    ParserLike,
+    StoreLike,
+    StyleLike,
+    plain_uri,
 )
-
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from ...serving.endpoint import VLLMEndpoint
-    from ..object_store.store import ObjectStore
-
-    DatasetLike = str | Path | pd.DataFrame
-    EndpointLike = str | list[str] | VLLMEndpoint | None
-    StoreLike = str | ObjectStore | None
-    StyleLike = str | Path | Mapping[str, float] | Callable[..., Any]
-    ParserLike = str | Callable[..., Any]
-    OptionalText = str | None
-    JsonObject = dict[str, Any]
-else:
-    # What Prefect's form shows. Pydantic must not validate a DataFrame, nor import pandas for it.
-    DatasetLike = Annotated[Any, WithJsonSchema({"type": "string"})]
-    # The form sends null for an empty text field whose default is null, and then rejects it.
-    OptionalText = Annotated[
-        str | None,
-        Field(json_schema_extra={"default": ""}),
-        WithJsonSchema({"type": "string"}),
-    ]
-    EndpointLike = StoreLike = Annotated[
-        Any, Field(json_schema_extra={"default": ""}), WithJsonSchema({"type": "string"})
-    ]
-    # On the command line this is a string, see `_check_extra_body`.
-    JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
-    StyleLike = Annotated[
-        _built_in_or_custom(
-            [style.name for style in built_in_styles()], "A style file, or a mix with weights"
-        ),
-        Field(json_schema_extra={"description": _described_styles()}),
-    ]
-    ParserLike = _built_in_or_custom(PARSERS, "Custom (registered or allowed on the worker)")
+from .plugins import parser_name
 
 MAX_BATCH_SIZE = 512
-
-PairsPerImage = Annotated[int, Field(ge=1, le=20, title="Pairs")]
-MaxRows = Annotated[int, Field(ge=1, title="First rows")]
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
 """Request fields that `extra_body` may not set, nor any that is a field of `Sampling`.
@@ -99,23 +38,7 @@ A run sets them itself, or they would change the structure of a reply.
 """
 
 
-class _Group(BaseModel):
-    """A group of parameters, shown as a box in the form."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _plain_uri(uri: str | None) -> str | None:
-    """Accept only local paths and `s3://`: other URIs may contain a password, and are recorded."""
-    try:
-        if uri:
-            split_uri(uri)
-    except StoreError as error:
-        raise ValueError(str(error)) from None
-    return uri
-
-
-class Sampling(_Group):
+class Sampling(Group):
     """How the model samples."""
 
     temperature: float = Field(
@@ -174,7 +97,7 @@ class Sampling(_Group):
         return named | self.extra_body
 
 
-class Asking(_Group):
+class Asking(Group):
     """What is asked for, within a style."""
 
     language: OptionalText = Field(
@@ -223,7 +146,7 @@ class Images(ImageSettings):
     @field_validator("root")
     @classmethod
     def _check_root(cls, root: str | None) -> str | None:
-        return _plain_uri(root)
+        return plain_uri(root)
 
     @property
     def settings(self) -> ImageSettings:
@@ -231,7 +154,7 @@ class Images(ImageSettings):
         return ImageSettings(**self.model_dump(include=set(ImageSettings.model_fields)))
 
 
-class Parsing(_Group):
+class Parsing(Group):
     """How replies are parsed. Changing it needs no new requests."""
 
     parser: ParserLike = Field(
@@ -249,7 +172,7 @@ class Parsing(_Group):
         return parser_name(parser)
 
 
-class Limits(_Group):
+class Limits(Group):
     """How much runs concurrently, and when to stop."""
 
     batch_size: int = Field(
@@ -299,7 +222,7 @@ class Limits(_Group):
     )
 
 
-class Caching(_Group):
+class Caching(Group):
     """What is reused from earlier runs."""
 
     cache: OptionalText = Field(
@@ -319,76 +242,7 @@ class Caching(_Group):
     @field_validator("cache")
     @classmethod
     def _check_cache(cls, cache: str | None) -> str | None:
-        return _plain_uri(cache)
-
-
-ExportFormat = Literal["llava", "sharegpt", "qwen", "openai", "hf", "webdataset"]
-ExportImages = Literal["auto", "paths", "copy", "embed"]
-
-EXPORT_IMAGES: Mapping[ExportFormat, Sequence[ExportImages]] = {
-    "llava": ("copy", "paths"),
-    "sharegpt": ("copy", "paths"),
-    "qwen": ("copy", "paths"),
-    "openai": ("embed", "paths"),
-    "hf": ("embed", "paths"),
-    "webdataset": ("embed",),
-}
-"""How the formats can have images; the first is the default."""
-
-_IMAGES_VERB = {"paths": "refer to images by paths", "copy": "have copies", "embed": "embed images"}
-
-
-class Exports(_Group):
-    """Which files are written in addition to the exports that every run writes."""
-
-    formats: tuple[ExportFormat, ...] = Field(
-        default=(),
-        description="Formats to write for training, each under export/ in the output: llava, "
-        "sharegpt (LLaMA-Factory and ms-swift), qwen (Qwen-VL), openai, hf (Parquet for Hugging "
-        "Face), webdataset.",
-    )
-    images: ExportImages = Field(
-        default="auto",
-        description="How these formats have the images: paths refers to them where they are, copy "
-        "puts them into files beside, embed into the files themselves. By default (auto) hf, "
-        "openai and webdataset embed, and the others copy.",
-    )
-    shard_size: Annotated[int, Field(ge=1, title="Shard size")] | None = Field(
-        default=None,
-        description="Conversations per file; by default one file, of hf and webdataset several.",
-    )
-    validation: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of the images whose conversations go to a validation split. The same "
-        "image is never in both.",
-    )
-    split_seed: int = Field(default=0, description="Another seed gives another validation split.")
-    json_array: bool = Field(
-        default=False, description="Also write qa.json: the rows of qa.jsonl as one JSON array."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _formats_only(cls, value: Any) -> Any:
-        return {"formats": value} if isinstance(value, list | tuple) else value
-
-    @field_validator("formats")
-    @classmethod
-    def _once(cls, formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
-        return tuple(dict.fromkeys(formats))
-
-    @field_validator("images")
-    @classmethod
-    def _check_images(cls, images: ExportImages, info: ValidationInfo) -> ExportImages:
-        for name in info.data.get("formats", ()):
-            allowed = EXPORT_IMAGES[name]
-            if images not in ("auto", *allowed):
-                raise ValueError(
-                    f"format {name} cannot {_IMAGES_VERB[images]}: give {' or '.join(allowed)}"
-                )
-        return images
+        return plain_uri(cache)
 
 
 class RunParameters(BaseModel):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from ...object_store.store import ObjectStore
-from ...runs.parameters import ExportFormat, ExportImages
+from ...runs.exports import ExportFormat, ExportImages
 from .images import IMAGES
 
 EXPORT = "export"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import yaml
 
-from ...runs.parameters import ExportFormat
+from ...runs.exports import ExportFormat
 from .conversations import Conversation
 from .export_record import ExportRecord
 from .hf_parquet import ParquetFile

@@ -10,7 +10,7 @@ from ...images.reader import ImageReader
 from ...images.references import ImageBase
 from ...object_store.store import ObjectStore
 from ...records import ImageRef, Kind, RowError
-from ...runs.parameters import ExportImages
+from ...runs.exports import ExportImages
 from ...storing.key_index import KeyIndex, Location
 from .conversations import ConversationImage
 

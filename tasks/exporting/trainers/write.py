@@ -21,7 +21,7 @@ from ...loading.conversations import read_conversation
 from ...object_store.store import ObjectStore
 from ...prompting.row_images import row_images
 from ...records import Row, RowError
-from ...runs.parameters import EXPORT_IMAGES, ExportFormat, Exports
+from ...runs.exports import EXPORT_IMAGES, ExportFormat, Exports
 from ..row_pairs import RowPairs, join_rows, most_images, read_pairs
 from .conversations import Conversation, ConversationImage, conversations_of
 from .export_record import (

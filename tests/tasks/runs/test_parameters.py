@@ -6,7 +6,8 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
 from prefect.utilities.schema_tools.validation import validate
 from prefect_imageqa import Columns, Images, ImageSettings, Sampling, image_qa
-from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS, DatasetLike
+from prefect_imageqa.tasks.runs.form_types import DatasetLike
+from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS
 from pydantic import TypeAdapter, ValidationError
 
 

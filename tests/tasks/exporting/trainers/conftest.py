@@ -15,7 +15,7 @@ from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
-from prefect_imageqa.tasks.runs.parameters import ExportFormat, Exports
+from prefect_imageqa.tasks.runs.exports import ExportFormat, Exports
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white": (250, 250, 250)}
 

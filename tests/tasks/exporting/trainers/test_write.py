@@ -21,7 +21,7 @@ from prefect_imageqa.tasks.images.references import ImageBase, encode_png
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Row
-from prefect_imageqa.tasks.runs.parameters import Exports
+from prefect_imageqa.tasks.runs.exports import Exports
 
 from .conftest import ROWS, Export, MakeSource
 
