@@ -33,7 +33,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ..tasks.concurrency import chunks, memory_of, opaque, prefetch_results, quote
 from ..tasks.exporting import export_rows
-from ..tasks.exporting.trainers import ExportSource, export_for_training
+from ..tasks.exporting.trainers import export_for_training
 from ..tasks.loading import Columns, load_dataset
 from ..tasks.parsing import parse_batch
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
@@ -174,15 +174,7 @@ def image_qa(
             json_array=exports.json_array,
         )
         for name in exports.formats:
-            source = ExportSource(
-                run.output,
-                run.rows.read_again,
-                table.columns,
-                table.base,
-                run.reader,
-                images.settings,
-            )
-            export_for_training(quote(source), name, exports)
+            export_for_training(quote(run.training_source(table)), name, exports)
         summary = run.complete(counts)
         publish(summary, run.output, table, run.rows.read_again, main_pass, model=run.model)
     check_answered(summary, main_pass)

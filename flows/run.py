@@ -12,6 +12,7 @@ from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
+from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
 from ..tasks.images.file_digests import FileDigests
@@ -234,6 +235,11 @@ class Run:
         )
         self._passes.append(opened)
         return opened
+
+    def training_source(self, table: Dataset) -> ExportSource:
+        """What is exported for training: the pairs in the output, and the table's images."""
+        rows, settings = self.rows.read_again, self.parameters.images.settings
+        return ExportSource(self.output, rows, table.columns, table.base, self.reader, settings)
 
     def complete(self, exported: RunCounts) -> RunSummary:
         """Compact the output, and record that the run is complete.
