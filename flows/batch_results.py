@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..serving.client.batch_lines import NotAResultError, read_result
+from ..serving.client.bodies import reply_limit
 from ..serving.printable import printable
 from ..serving.types import Completion, Outcome
 from ..tasks.errors import EndpointError
@@ -21,9 +22,6 @@ from ..tasks.storing.key_index import KeyIndex, Location
 _LOGGER = logging.getLogger(__name__)
 
 NO_RESULT = "the results have no reply to this row; the next run asks for it"
-
-_MAX_LINE_BYTES = 64 << 20
-"""A longer line is no result: it is skipped."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -54,13 +52,14 @@ class BatchResults:
     """
 
     # With a `__dict__`, Prefect would record the index among the parameters of the run.
-    __slots__ = ("_examples", "_index", "_lock", "_max_tokens", "counts", "files")
+    __slots__ = ("_examples", "_index", "_limit", "_lock", "_max_tokens", "counts", "files")
 
     def __init__(self, paths: Sequence[str | Path], max_tokens: int | None = None) -> None:
         self.files = list(_files(paths))
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._max_tokens = max_tokens
+        self._limit = reply_limit(max_tokens)  # a longer line is no result, as online
         self._index = KeyIndex()
         self._lock = threading.Lock()
         for number, file in enumerate(self.files):
@@ -87,7 +86,7 @@ class BatchResults:
             self._index.put(packed, location._replace(kind=location.kind | _USED))
         with _opened(self.files[location.file]) as file:
             file.seek(location.rank & ~_COMPLETED_RANK)
-            line = file.readline(_MAX_LINE_BYTES)
+            line = file.readline(self._limit)
         try:
             custom_id, outcome = read_result(line.removeprefix(_BOM), self._max_tokens)
         except NotAResultError:
@@ -127,11 +126,15 @@ class BatchResults:
         """Enter the lines of a file."""
         with _opened(path) as file:
             offset, line_number = 0, 0
-            while line := file.readline(_MAX_LINE_BYTES):
+            while line := file.readline(self._limit):
                 line_number += 1
-                if line.strip():
-                    self._enter(line, number, offset, f"{path}:{line_number}")
-                offset += len(line)
+                where, size = f"{path}:{line_number}", len(line)
+                if size == self._limit and not line.endswith(b"\n"):
+                    size += _skip_line(file)
+                    self._count("unreadable", f"{where} is longer than a reply may be")
+                elif line.strip():
+                    self._enter(line, number, offset, where)
+                offset += size
 
     def _enter(self, line: bytes, file: int, offset: int, where: str) -> None:
         try:
@@ -178,6 +181,16 @@ def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
         if not files:
             raise EndpointError(f"{path}: the folder has no *.jsonl file with results")
         yield from files
+
+
+def _skip_line(file: BufferedReader) -> int:
+    """Read the rest of a line; returns its bytes."""
+    size = 0
+    while rest := file.readline(1 << 20):
+        size += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return size
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Stops a run in which too many rows fail, and fails one in which no row was answered."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..tasks.errors import ErrorRateError
 from ..tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
@@ -56,18 +56,24 @@ def _counts(row: FinishedRow) -> bool:
     return row.attempt == 0 and (row.attempts > 0 or row.kind in TRANSIENT)
 
 
-def check_answered(summary: RunSummary, main_pass: OpenPass) -> None:
+def check_answered(summary: RunSummary, passes: Sequence[OpenPass]) -> None:
     """Do not let a completed run without a single answer pass for a success, whatever the reasons.
+
+    Args:
+        summary: of the run.
+        passes: its passes; of these, the last one in which the last row failed gives the example.
 
     Raises:
         ErrorRateError: no row is answered.
         StoreError: the output cannot be read.
     """
-    if summary.quarantined < summary.rows or not main_pass.row_keys:
+    if summary.quarantined < summary.rows:
         return
-    last = main_pass.ledger.outcome(main_pass.row_keys[-1])
-    if not isinstance(last, Quarantined):
+    lasts = [each.ledger.outcome(each.row_keys[-1]) for each in passes if each.row_keys]
+    failed = [last for last in lasts if isinstance(last, Quarantined)]
+    if not failed:
         return
+    last = failed[-1]
     kind, count = max(summary.reasons.items(), key=lambda reason: reason[1])
     raise ErrorRateError(
         f"no row is answered; most often: {kind}, {count:,} of {summary.rows:,}; the last row, "

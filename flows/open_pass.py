@@ -9,6 +9,7 @@ from prefect.tasks import Task
 
 from ..tasks.concurrency import chunks, memory_of
 from ..tasks.errors import StoreError
+from ..tasks.generating.again import is_settled
 from ..tasks.generating.batching import make_batch
 from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.parsing.parse import ParseSettings
@@ -71,12 +72,14 @@ class OpenPass:
         return self._batches(iter(suspects), isolated=True)
 
     def answered_part(self, batch: Batch) -> Batch | None:
-        """A batch of only those rows that have a reply; None where no row has one."""
-        answered = [prompt for prompt in batch.prompts if prompt.key in batch.replies]
+        """A batch of only those rows that have their final reply; None where no row has one."""
+        settings = self.generation_settings
+        answered = [prompt for prompt in batch.prompts if is_settled(prompt, batch, settings)]
         if not answered:
             return None
         part = self._batch(answered, batch.isolated)
-        part.replies.update(batch.replies)
+        part.replies.update({prompt.key: batch.replies[prompt.key] for prompt in answered})
+        part.settled.update(part.replies)
         part.corrections = batch.corrections
         part.corrected.update(batch.corrected)
         return part

@@ -160,7 +160,7 @@ class OutputLease:
             "user_prompt": main.user_prompt,
             "style": [style.name, style.digest],
             "pairs": parameters.pairs_per_image,
-            "asking": parameters.asking.model_dump(),
+            "asking": parameters.asking.model_dump(exclude={"corrective_retry"}),
             "parser": main.parsing.label,
             "sampling": dict(spec.sampling),
             "images": dict(spec.images),

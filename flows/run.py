@@ -95,6 +95,7 @@ class Run:
         breaker: stops the run if too many rows fail.
         credentials: of S3, also for dataset and images; None for those of the environment.
         rows: the rows of the dataset, read twice; from `start` on.
+        passes: those opened so far.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Run:
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
         self._stack = stack
-        self._passes: list[OpenPass] = []
+        self.passes: list[OpenPass] = []
 
     @property
     def client(self) -> ChatClient:
@@ -130,6 +131,11 @@ class Run:
     def model(self) -> str:
         """The name the model is served under."""
         return self._model.client.model
+
+    @property
+    def is_import(self) -> bool:
+        """Whether it takes the replies from batch files, and asks no server."""
+        return self._model.results is not None
 
     def stop(self) -> None:
         """Send no more requests, and wait for no store: the run is stopped from outside."""
@@ -196,8 +202,8 @@ class Run:
         Raises:
             StoreError: the output cannot be read or written.
         """
-        if self._passes:  # requests from now on belong to this pass
-            self._passes[-1].progress = self.progress.end()
+        if self.passes:  # requests from now on belong to this pass
+            self.passes[-1].progress = self.progress.end()
             self.progress.begin(self.client.stats, None, definition.unit)
         parameters, folder = self.parameters, PassFolder(definition.name)
         caching = parameters.caching
@@ -233,7 +239,7 @@ class Run:
             batch_size=parameters.limits.batch_size,
             cache_buster=self._id if caching.refresh else "",
         )
-        self._passes.append(opened)
+        self.passes.append(opened)
         return opened
 
     def training_source(self, table: Dataset) -> ExportSource:
@@ -247,10 +253,10 @@ class Run:
         Raises:
             StoreError: the output cannot be written, or a row is missing.
         """
-        for each in self._passes:
+        for each in self.passes:
             compact(self.output, each.ledger, each.row_keys)
             write_keys(self.output, each.keys_name, each.row_keys)
-        counts = [each.counts() for each in self._passes]
+        counts = [each.counts() for each in self.passes]
         if len(counts) == 1 and (counts[0].ok, counts[0].quarantined) != (
             exported.ok,
             exported.quarantined,

@@ -174,6 +174,7 @@ class Batch:
             that do are found by bisection.
         replies: row key -> reply; filled while generating, so that a retry of the batch sends only
             the remaining rows.
+        settled: keys of the rows whose reply is final; others may be asked once more.
         corrections: corrective requests sent.
         corrected: row key -> the unusable text that the reply to a corrective request replaced.
         unsent: rows not sent to the model yet; 0 means that the batch only waits for replies.
@@ -187,6 +188,7 @@ class Batch:
     cache_buster: str = ""
     isolated: bool = False
     replies: dict[str, Reply] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
     corrections: int = 0
     corrected: dict[str, str] = field(default_factory=dict)
     unsent: int = field(init=False)

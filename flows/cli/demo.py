@@ -43,11 +43,10 @@ def run_demo(folder: Path, rows: int, seed: int) -> int:
     pairs = judged(pd.read_parquet(folder / "qa" / PAIRS), scenes)
     console = Console()
     console.print(pairs_table(pairs))
-    correct = sum(verdict is Verdict.RIGHT for verdict in pairs["verdict"])
     output = Path(summary.output)
     console.print(
         f"{summary}\n"
-        f"{correct} of {len(pairs)} pairs are correct ({correct / max(len(pairs), 1):.1%}); "
+        f"correct pairs: {_correct(pairs)}; "
         f"{time.perf_counter() - started:.0f} s in total, {summary.seconds:.1f} s without start-up"
         f"\nfor training: {output / 'export' / 'llava'}"
         f"\nopen {output / REPORT}",
@@ -65,6 +64,12 @@ def judged(pairs: pd.DataFrame, scenes: list[Scene]) -> pd.DataFrame:
         claims = [_claim(pair) for pair in pairs[pairs["row"] == row].to_dict("records")]
         verdicts += judge_claims(scenes[row], claims)
     return pairs.assign(verdict=verdicts)
+
+
+def _correct(pairs: pd.DataFrame) -> str:
+    right = pairs["verdict"] == Verdict.RIGHT
+    counts = right.groupby(pairs["style"].str.split("@").str[0]).agg(["sum", "size"])
+    return ", ".join(f"{right} of {count} {style}" for style, right, count in counts.itertuples())
 
 
 def _claim(pair: Mapping[Any, Any]) -> Claim:

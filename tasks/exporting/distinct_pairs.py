@@ -42,18 +42,18 @@ class DistinctPairs:
 
 
 def normal_form(text: str) -> str:
-    """A text for comparisons: without case, punctuation and white space, if more is left."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_KEPT) or folded
+    """A text for comparisons: without case, and without punctuation around its words.
+
+    Only what quotes and ends words goes: a sign before a number, a separator within one, and a word
+    that is nothing but punctuation have a meaning.
+    """
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    if len(words) > 1 and not words[-1].strip(_ENDS):  # as in French: "un chat ?"
+        words.pop()
+    return " ".join(word.rstrip(_ENDS + _QUOTES).lstrip(_QUOTES) or word for word in words)
 
 
-class _Kept(dict[int, int | None]):
-    """For `str.translate`: characters but punctuation, separators and control characters."""
+_ENDS = ".,;:!?。、"
+"""After NFKC, which makes the usual ones of others, such as full-width ones."""
 
-    def __missing__(self, code: int) -> int | None:
-        kept = unicodedata.category(chr(code))[0] not in "PZC"
-        self[code] = code if kept else None
-        return self[code]
-
-
-_KEPT = _Kept()
+_QUOTES = "\"'“”„‘’«»‹›()[]{}*_`\\¿¡「」"  # noqa: RUF001

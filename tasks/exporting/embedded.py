@@ -1,4 +1,4 @@
-"""Images embedded in a dataset, as the exports name them: by name, digest and size."""
+"""Images of a dataset, as the exports name them: by name, and embedded ones by digest and size."""
 
 import hashlib
 import re
@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 
 from ..images.base64_images import base64_image, data_uri_bytes
-from ..images.references import encode_png
-from ..loading.columns import Columns, image_value
+from ..images.references import encode_png, held_images
+from ..loading.columns import Columns, image_value, read_value
+from ..loading.conversations import ImageIndex, read_conversation
 from ..records import Row, RowError
 
 _DATA_URI = re.compile(r"data:[^,]{0,200};\s*base64\s*,", re.IGNORECASE)
@@ -19,6 +20,9 @@ _HEAD = 200
 """Characters that tell whether a text is an image in base64."""
 
 _MIN_BASE64 = 40
+
+DIGEST_LENGTH = 32
+"""Hex digits of a digest of images: 128 bits."""
 
 
 def image_names(row: Row, columns: Columns) -> list[str]:
@@ -34,6 +38,23 @@ def image_names(row: Row, columns: Columns) -> list[str]:
         return list(_names(image_value(row.record, columns), default_names(row)))
     except RowError:  # an answered row has no unreadable images
         return []
+
+
+def images_digest(row: Row, columns: Columns) -> str:
+    """Digest of a row's images, of the image column and the conversation, as the dataset has them.
+
+    It is the same for the same paths and URLs, and for the same content where they are embedded;
+    empty if there are none. By it an export knows the row again.
+    """
+    digest = hashlib.sha256()
+    count = 0
+    try:
+        for image in _images(row, columns):
+            digest.update(hashlib.sha256(_content(image)).digest())
+            count += 1
+    except RowError:  # an answered row has no unreadable images
+        return ""
+    return digest.hexdigest()[:DIGEST_LENGTH] if count else ""
 
 
 def default_names(row: Row) -> Iterator[str]:
@@ -61,6 +82,26 @@ def is_embedded(text: str) -> bool:
         return True
     # Hardly any path is long and has no dot, which base64 never has.
     return len(head) > _MIN_BASE64 and "." not in head and base64_image(head) is not None
+
+
+def _images(row: Row, columns: Columns) -> Iterator[Any]:
+    if not columns.has_embedded_images:
+        yield from held_images(read_value(row.record, columns.image))
+    for turn in read_conversation(read_value(row.record, columns.conversation)):
+        for image in turn.images:
+            if isinstance(image, ImageIndex):
+                yield f"#{image.index}"
+            else:
+                yield from held_images(image)
+
+
+def _content(image: Any) -> bytes:
+    """What an image is known by: its path or URL, or its bytes."""
+    if isinstance(image, str):
+        text = image.strip()
+        data = _data_of(text, only_images=True) if is_embedded(text) else None
+        return text.encode(errors="surrogatepass") if data is None else data
+    return encode_png(image) if isinstance(image, Image.Image) else bytes(image)
 
 
 def _names(value: Any, defaults: Iterator[str]) -> Iterator[str]:

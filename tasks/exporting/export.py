@@ -17,7 +17,7 @@ from ..records import Answered, FinishedRow, Row
 from ..runs.run_record import RunCounts
 from .dataset_columns import DatasetColumns
 from .distinct_pairs import DistinctPairs
-from .embedded import image_names
+from .embedded import image_names, images_digest
 from .pairs_parquet import OWN_NAMES, PAIRS, ROWS, ParquetWriter
 from .qa_json import QA_JSONL, QAJsonWriter
 from .quarantine_jsonl import QUARANTINE_JSONL, QuarantineWriter
@@ -69,7 +69,8 @@ def export_rows(
             if isinstance(outcome, Answered):
                 answers.add(row, outcome)
                 pairs = distinct.of(row, outcome)
-                tables.add(row, outcome, pairs, image_names(row, columns))
+                digest = images_digest(row, columns) if pairs else ""
+                tables.add(row, outcome, pairs, image_names(row, columns), digest)
                 for failure in outcome.unanswered:
                     unanswered += 1
                     quarantine.add(row, failure)

@@ -38,6 +38,7 @@ PAIRS_SCHEMA = pa.schema(
         ("language", pa.string()),
         ("reasoning", pa.string()),
         ("style", pa.string()),
+        ("image_digest", pa.string()),
     ]
 )
 """The columns of `pairs.parquet`, before those of the dataset; null where a pair has nothing."""
@@ -63,6 +64,7 @@ class _Group:
     numbers: list[int] = field(default_factory=list)
     pairs: list[QAPair] = field(default_factory=list)
     styles: list[str | None] = field(default_factory=list)
+    digests: list[str | None] = field(default_factory=list)
 
 
 class ParquetWriter:
@@ -83,9 +85,22 @@ class ParquetWriter:
         self._size = 0
 
     def add(
-        self, row: Row, answer: Answered, pairs: Sequence[QAPair], images: Sequence[str]
+        self,
+        row: Row,
+        answer: Answered,
+        pairs: Sequence[QAPair],
+        images: Sequence[str],
+        digest: str = "",
     ) -> None:
-        """Write an answered row, and those of its pairs that are exported."""
+        """Write an answered row, and those of its pairs that are exported.
+
+        Args:
+            row: the row.
+            answer: its answer.
+            pairs: those of its pairs that are exported.
+            images: names of its images.
+            digest: of its images; empty if it has none.
+        """
         group, position = self._group, len(self._group.rows)
         reply = _encodable(answer.text)
         group.rows.append(row.index)
@@ -100,6 +115,7 @@ class ParquetWriter:
             group.numbers.append(number)
             group.pairs.append(pair)
             group.styles.append(_encodable(answer.style) or None)
+            group.digests.append(digest or None)
             size += sum(map(len, (pair.question, pair.answer, pair.reasoning, *pair.options)))
         self._size += size
         if (
@@ -129,8 +145,8 @@ class ParquetWriter:
         row_of_pair = pa.array(group.positions, pa.int64())
         row, key, image, *own = (array.take(row_of_pair) for array in (*of_row, *own))
         number = pa.array(group.numbers, pa.int32())
-        style = pa.array(group.styles, pa.string())
-        arrays = [row, key, number, image, *_pair_columns(group.pairs), style, *own]
+        last = [pa.array(values, pa.string()) for values in (group.styles, group.digests)]
+        arrays = [row, key, number, image, *_pair_columns(group.pairs), *last, *own]
         schema = pa.schema([*PAIRS_SCHEMA, *fields])
         self._pairs_file.write(pa.Table.from_arrays(arrays, schema=schema))
         self.pairs += len(group.numbers)

@@ -6,20 +6,19 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import DatasetError
 from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import QAPair, Row
 from ..storing.parts import reported_corruption
-from .embedded import image_names
+from .bounded_parquet import MAX_ROW_BYTES, bounded_batches, text_bytes
+from .embedded import images_digest
 from .export import REWRITE_REMEDY
-from .pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields
-
-_PAIRS_PER_READ = 4096
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +28,14 @@ class RowPairs:
     Attributes:
         row: position in the dataset, from 0.
         key: the row key.
-        images: names of its images.
+        images: digest of its images; empty if it has none.
         style: name and version of the style that asked.
         pairs: its pairs, at least one.
     """
 
     row: int
     key: str
-    images: tuple[str, ...]
+    images: str
     style: str
     pairs: tuple[QAPair, ...]
 
@@ -54,7 +53,7 @@ def read_pairs(store: ObjectStore) -> Iterator[RowPairs]:
         yield RowPairs(
             first["row"],
             first["key"],
-            tuple(first["image"]),
+            first["image_digest"] or "",
             first["style"] or "",
             tuple(map(_pair, lines)),
         )
@@ -64,9 +63,14 @@ def pairs_of_rows(store: ObjectStore, rows: Collection[int]) -> Mapping[int, Seq
     """The exported pairs of a few rows, given by their positions."""
     found: dict[int, list[QAPair]] = {}
     wanted = pa.array(sorted(rows), pa.int64())
+    size = 0
     with reported_corruption(store, PAIRS, REWRITE_REMEDY):
         for batch in _batches(store, PAIRS_SCHEMA.names):
-            for line in batch.filter(pc.is_in(batch.column("row"), wanted)).to_pylist():
+            lines = batch.filter(pc.is_in(batch.column("row"), wanted))
+            size += int(sum(text_bytes(column).sum() for column in lines.columns))
+            if size > MAX_ROW_BYTES:
+                raise ValueError("rows longer than any reply")
+            for line in lines.to_pylist():
                 found.setdefault(line["row"], []).append(_pair(line))
     return found
 
@@ -96,7 +100,7 @@ def join_rows(
                 f"the dataset has no row {found.row}, which has pairs: give the dataset of the "
                 "run, as it was then"
             )
-        if columns.image is not None and image_names(row, columns) != list(found.images):
+        if images_digest(row, columns) != found.images:
             raise DatasetError(
                 f"{row.where} has other images than row {found.row} of the run had: give the "
                 "dataset of the run, as it was then"
@@ -106,19 +110,21 @@ def join_rows(
 
 def _lines(store: ObjectStore) -> Iterator[Mapping[str, Any]]:
     with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+        row, size = -1, 0
         for batch in _batches(store, PAIRS_SCHEMA.names):
-            yield from batch.to_pylist()
+            sizes = sum(map(text_bytes, batch.columns), np.zeros(len(batch), np.int64))
+            for line, line_size in zip(batch.to_pylist(), sizes.tolist(), strict=True):
+                row, size = line["row"], line_size + (size if line["row"] == row else 0)
+                if size > MAX_ROW_BYTES:
+                    raise ValueError("a row longer than any reply")
+                yield line
 
 
 def _batches(store: ObjectStore, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with store.open(PAIRS) as source:
-        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
-        dataset_fields(file.schema_arrow, PAIRS_SCHEMA)
-        for batch in file.iter_batches(_PAIRS_PER_READ, columns=columns, use_threads=False):
-            batch.validate(full=True)
-            if any(batch.column(name).null_count for name in {"row", "key", "image"} & {*columns}):
-                raise ValueError("missing values")
-            yield batch
+    for batch in bounded_batches(store, PAIRS, PAIRS_SCHEMA, columns):
+        if any(batch.column(name).null_count for name in {"row", "key", "image"} & {*columns}):
+            raise ValueError("missing values")
+        yield batch
 
 
 def _pair(line: Mapping[str, Any]) -> QAPair:

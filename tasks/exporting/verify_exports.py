@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array, pack_keys
 from ..storing.parts import reported_corruption
-from .pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, ROWS_SCHEMA, dataset_fields
+from .bounded_parquet import bounded_batches
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, ROWS_SCHEMA
 from .qa_json import QA_JSON, QA_JSONL
 from .quarantine_jsonl import QUARANTINE_JSONL
 
@@ -124,7 +124,7 @@ def check_pairs(
     last = (-1, 0)
     try:
         with reported_corruption(store, PAIRS):
-            for table in _tables(store, PAIRS, PAIRS_SCHEMA):
+            for table in _batches(store, PAIRS, PAIRS_SCHEMA):
                 rows, numbers = (table.column(name).to_numpy() for name in ("row", "pair"))
                 before = np.concatenate([[last[0]], rows[:-1]])
                 number_before = np.concatenate([[last[1]], numbers[:-1]])
@@ -151,7 +151,7 @@ def check_rows(
     total, last = 0, -1
     try:
         with reported_corruption(store, ROWS):
-            for table in _tables(store, ROWS, ROWS_SCHEMA):
+            for table in _batches(store, ROWS, ROWS_SCHEMA):
                 rows = table.column("row").to_numpy()
                 before = np.concatenate([[last], rows[:-1]])
                 invalid = {"row out of order or duplicate": rows <= before}
@@ -166,7 +166,7 @@ def check_rows(
 
 
 def _invalid_rows(
-    what: str, table: pa.Table, keys: Array, quarantined: Array
+    what: str, table: pa.RecordBatch, keys: Array, quarantined: Array
 ) -> dict[str, np.ndarray[Any, Any]]:
     """For each line of a table, whether it cannot be one of the dataset's answered rows."""
     rows = table.column("row").to_numpy()
@@ -189,19 +189,14 @@ def _add_rows(
             findings.add(name, what, where=f"row {rows[found[0]]}", count=len(found))
 
 
-def _tables(store: ObjectStore, name: str, own: pa.Schema) -> Iterator[pa.Table]:
-    """The row groups of a Parquet export, without empty ones; all columns are validated."""
-    with store.open(name) as source:
-        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
-        dataset_fields(file.schema_arrow, own)
-        required = [column for column in ("row", "key", "pair") if column in own.names]
-        for group in range(file.metadata.num_row_groups):
-            table = file.read_row_group(group, use_threads=False)
-            table.validate(full=True)
-            if any(table.column(column).null_count for column in required):
-                raise ValueError("missing values")
-            if len(table):
-                yield table
+def _batches(store: ObjectStore, name: str, own: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet export, without empty batches; all columns are validated."""
+    required = [column for column in ("row", "key", "pair") if column in own.names]
+    for batch in bounded_batches(store, name, own):
+        if any(batch.column(column).null_count for column in required):
+            raise ValueError("missing values")
+        if len(batch):
+            yield batch
 
 
 def _check_count(name: str, what: str, found: int, expected: int, findings: Findings) -> None:

@@ -24,6 +24,14 @@ _CUT_OFF = {"length", "repetition"}
 Replies = dict[str, Reply]
 
 
+def is_settled(prompt: Prompt, batch: Batch, settings: GenerationSettings) -> bool:
+    """Whether a row has a reply, and is not to be asked once more."""
+    reply = batch.replies.get(prompt.key)
+    if reply is None or prompt.key in batch.settled:
+        return reply is not None
+    return not _is_runaway(reply) and not _fault(prompt, reply, settings)
+
+
 def complete_unguided(
     prompts: Sequence[Prompt], batch: Batch, client: ChatClient, settings: GenerationSettings
 ) -> None:
@@ -56,14 +64,10 @@ def complete_corrected(
     Raises:
         EndpointError: as `complete_rows` does.
     """
-    if (fault_of := settings.fault_of) is None:
-        return
     corrections: dict[str, Correction] = {}
     for prompt in prompts:
         reply = batch.replies[prompt.key]
-        if not isinstance(reply, Completion) or not _is_complete(reply):
-            continue
-        if fault := fault_of(reply, prompt.asked):
+        if isinstance(reply, Completion) and (fault := _fault(prompt, reply, settings)):
             corrections[prompt.key] = Correction(reply.text, fault)
     unusable = [prompt for prompt in prompts if prompt.key in corrections]
     batch.corrections += len(unusable)
@@ -72,12 +76,19 @@ def complete_corrected(
         complete_rows(unusable, batch, client, settings, replies, corrections=corrections)
 
     def is_usable(prompt: Prompt, reply: Completion) -> bool:
-        usable = _is_complete(reply) and not fault_of(reply, prompt.asked)
+        usable = _is_complete(reply) and not _fault(prompt, reply, settings)
         if usable:
             batch.corrected[prompt.key] = corrections[prompt.key].unusable
         return usable
 
     _complete_again(unusable, batch, send, is_usable)
+
+
+def _fault(prompt: Prompt, reply: Reply, settings: GenerationSettings) -> str:
+    """What is wrong with a complete reply; empty if nothing is, or corrections are off."""
+    if settings.fault_of is None or not isinstance(reply, Completion) or not _is_complete(reply):
+        return ""
+    return settings.fault_of(reply, prompt.asked)
 
 
 def _is_complete(reply: Completion) -> bool:

@@ -53,15 +53,19 @@ def generate_batch(
         return stored
     if settings.known_reply is not None:
         known = {prompt.key: settings.known_reply(prompt.key) for prompt in batch.prompts}
-        batch.replies |= {key: reply_of(reply) for key, reply in known.items() if reply is not None}
+        found = {key: reply_of(reply) for key, reply in known.items() if reply is not None}
+        batch.replies |= found
+        batch.settled |= found.keys()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     batch.unsent = len(pending)
     if batch.isolated:
         complete_isolated(pending, batch, client, settings)
     else:
         complete_rows(pending, batch, client, settings, batch.replies)
-        complete_unguided(pending, batch, client, settings)
-        complete_corrected(pending, batch, client, settings)
+        unsettled = [prompt for prompt in batch.prompts if prompt.key not in batch.settled]
+        complete_unguided(unsettled, batch, client, settings)
+        complete_corrected(unsettled, batch, client, settings)
+    batch.settled |= batch.replies.keys()
     completions = Completions.from_batch(batch).dump()
     store_in_cache(completions)
     return completions

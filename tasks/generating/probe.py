@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...serving.client.client import ChatClient
-from ...serving.types import ChatRequest, Failure, Outcome
+from ...serving.types import ChatRequest, Failure, FailureKind, Outcome
 from ..prompting.reply_forms import response_format
 
 _PROBE = {"role": "user", "content": "Reply with JSON."}
@@ -21,9 +21,13 @@ def schema_refusal(client: ChatClient, schema: Mapping[str, Any]) -> str:
         EndpointError: no server answers, or it refuses to.
     """
     guided = _probe(client, {**_PROBE_OPTIONS, "response_format": response_format(schema)})
-    if not isinstance(guided, Failure) or isinstance(_probe(client, _PROBE_OPTIONS), Failure):
+    if not isinstance(guided, Failure) or guided.kind not in _BY_SCHEMA:
         return ""
-    return guided.message
+    return "" if isinstance(_probe(client, _PROBE_OPTIONS), Failure) else guided.message
+
+
+_BY_SCHEMA = {FailureKind.BAD_REQUEST, FailureKind.SERVER_ERROR, FailureKind.CRASH}
+"""Failures that a schema can cause, after the client's retries; others pass."""
 
 
 def _probe(client: ChatClient, options: Mapping[str, Any]) -> Outcome:

@@ -63,7 +63,7 @@ def image_refs(value: Any, base: ImageBase, max_images: int = 1000) -> tuple[Ima
             looked up (bad_row), the path does not exist
             (image_missing), or it must not be read (image_refused).
     """
-    images = list(_images(value, 0))
+    images = list(held_images(value))
     if len(images) > max_images:
         raise RowError(
             Kind.BAD_ROW, f"the row has {len(images)} images, more than max_images ({max_images})"
@@ -71,8 +71,12 @@ def image_refs(value: Any, base: ImageBase, max_images: int = 1000) -> tuple[Ima
     return tuple(_ref(image, base) for image in images)
 
 
-def _images(value: Any, depth: int) -> Iterator[str | bytes | bytearray | Image.Image]:
-    """The images in a column's value, not looked up yet."""
+def held_images(value: Any, depth: int = 0) -> Iterator[str | bytes | bytearray | Image.Image]:
+    """The images in a column's value, not looked up yet.
+
+    Raises:
+        RowError: it is nothing that holds images.
+    """
     if isinstance(value, str | bytes | bytearray):
         if value.strip() if isinstance(value, str) else value:
             yield value
@@ -82,10 +86,10 @@ def _images(value: Any, depth: int) -> Iterator[str | bytes | bytearray | Image.
         if depth >= _MAX_NESTING:
             _unusable(value)
         held = next((value[key] for key in _MAPPING_KEYS if value.get(key)), None)
-        yield from _images(held, depth + 1)
+        yield from held_images(held, depth + 1)
     elif isinstance(value, Sequence) and depth < _MAX_NESTING:
         for item in value:
-            yield from _images(item, depth + 1)
+            yield from held_images(item, depth + 1)
     elif value is not None:
         _unusable(value)
 

@@ -1,6 +1,6 @@
 """Small files that a run is told to read: local ones, or objects in S3."""
 
-from pathlib import Path
+import os
 
 from .credentials import S3Credentials
 from .filesystems import call_store, read_start
@@ -21,7 +21,7 @@ def read_small_file(uri: str, limit: int, credentials: S3Credentials | None = No
     """
     is_local = "://" not in uri
     if is_local:
-        uri = str(Path(uri).expanduser().absolute())
+        uri = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
 
     def read(filesystem: object, path: str) -> bytes:
         if not is_local:

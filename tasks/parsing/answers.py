@@ -2,15 +2,16 @@
 """The answer to the question that a row was asked: the whole reply, as text or as JSON."""
 
 import re
+from collections.abc import Iterable, Mapping
 
 from ..records import Asked, QAPair
 from .choices import normal
 from .extras import FIELDS, named
 from .found_pairs import FoundPairs
-from .json_fields import is_answer, text_of
-from .json_values import NotJSONError, json_value
+from .json_fields import is_answer, is_question, text_of
+from .json_values import NotJSONError, fenced, json_value
 from .labelled_text import labelled_pairs, value_after
-from .labels import ANSWER, QUESTION, alternatives, line_label
+from .labels import ANSWER, ANSWER_LETTERS, QUESTION, alternatives, line_label
 
 _CAPTION_WORDS = (
     *(
@@ -47,6 +48,9 @@ _PREAMBLE = re.compile(
 )
 
 
+_FENCE_ALONE = re.compile(r"\s*+```(?:(?!```).)*+(?:```\s*+)?", re.DOTALL)
+
+
 def find_answer(text: str, asked: Asked) -> FoundPairs:
     """The answer in a reply, as a pair with the question that was asked.
 
@@ -55,14 +59,18 @@ def find_answer(text: str, asked: Asked) -> FoundPairs:
     """
     if not asked.question:
         return FoundPairs([], 0, "answers a message that asks nothing")
+    text = _PREAMBLE.sub("", text, count=1)
+    # A fence within prose is quoted from the image.
+    body = fenced(text) if _FENCE_ALONE.fullmatch(text) else text
     try:
-        value = json_value(text)
+        value = json_value(body)
     except NotJSONError:
         return FoundPairs([], 1, "is JSON that is cut off or damaged")
-    text = _PREAMBLE.sub("", text, count=1)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    pair = _json_answer(value, asked.question) if isinstance(value, dict) else None
+    pair = _json_answer(value, asked.question, is_fenced=body != text)
+    if pair is None and _should_answer(value):
+        return FoundPairs([], 1, "is JSON without an answer")
     # JSON of something else may be just what was asked for.
     pair = pair or _labelled_answer(text, asked.question) or QAPair(asked.question, text)
     return FoundPairs([pair] if pair.answer else [])
@@ -73,16 +81,51 @@ def is_caption(name: str) -> bool:
     return normal(name.replace("_", " ")) in _CAPTIONS
 
 
-def _json_answer(value: dict[str, object], question: str) -> QAPair | None:
+def _json_answer(value: object, question: str, *, is_fenced: bool) -> QAPair | None:
+    if not isinstance(value, dict):
+        return None
     members = {name.strip(): text for name, member in value.items() if (text := text_of(member))}
-    names = [name for name in members if is_answer(name)]
-    names += [name for name in members if is_caption(name)]
-    if not names and len(members) == 1 and len(value) == 1:
-        names = list(members)
+    names = _answer_names(members, value)
+    if not names and len(members) == len(value) == 1 and not is_fenced:
+        names = [name for name in members if len(name) > 1 and not _is_aside(name)]
     if not names:
         return None
     extras = named((field, text) for name, text in members.items() if (field := _extra(name)))
     return QAPair(question, members[names[0]], **extras)
+
+
+def _answer_names(names: Iterable[str], value: Mapping[str, object]) -> list[str]:
+    """The names of members that should be answers; a letter alone only beside a question."""
+    has_question = any(map(is_question, value))
+    answers = [
+        name
+        for name in names
+        if is_answer(name) and (has_question or name.strip().casefold() not in ANSWER_LETTERS)
+    ]
+    return answers + [name for name in names if is_caption(name)]
+
+
+def _should_answer(value: object) -> bool:
+    """Whether JSON without an answer stands for one: it is empty, an error, or has the key of one.
+
+    Args:
+        value: the JSON, or anything else.
+    """
+    if isinstance(value, list):
+        return not value or any(_should_answer(each) for each in value if isinstance(each, dict))
+    if not isinstance(value, dict):
+        return False
+    is_error = any(_is_error(name) and text_of(member) for name, member in value.items())
+    return is_error or all(map(_is_aside, value)) or bool(_answer_names(value, value))
+
+
+def _is_aside(name: str) -> bool:
+    """Whether the value of a key is no answer, whatever else it is."""
+    return _is_error(name) or is_question(name) or bool(_extra(name))
+
+
+def _is_error(name: str) -> bool:
+    return normal(name) in {"error", "refusal"}
 
 
 _CAPTIONS = {normal(word) for word in (*_CAPTION_WORDS, "text", "content", "detailed caption")}

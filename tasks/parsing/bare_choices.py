@@ -1,13 +1,17 @@
+# ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
 """Multiple choice without a label before the question, or without one before the answer."""
 
 import re
+from dataclasses import replace
+from itertools import takewhile
 
 from ..records import QAPair
+from .choices import choice_in, leads_to_choice
 from .extras import Extras
 from .found_pairs import FoundPairs
 from .labelled_text import value_after
 from .labels import ANSWER, QUESTION, line_label
-from .multiple_choice import split_options, without_emphasis
+from .multiple_choice import CONTRADICTION, Choices, split_options, without_emphasis
 
 _LABEL = line_label(answer=ANSWER, question=QUESTION)
 """Words only: "A:" is an option here."""
@@ -17,30 +21,53 @@ _NEAR = 40
 """Characters at the end of a reply in which such a letter is looked for."""
 
 _NUMBER = re.compile(r"#{0,6}+\s*+\d{1,3}[.)、][*_]*+\s*+")
+_NUMBERED_LINE = re.compile(r"\n[^\S\n]*+[#*_ ]*+\d{1,3}[.)、]")
 
 
 def bare_choices(text: str) -> FoundPairs:
-    """A whole reply that is a question, its options, and which one is right.
+    """The questions of a reply, each with its options and which one is right.
 
-    That is said in a line with a label, by a letter in a line of its own, or by a tick.
+    That is said in a line with a label, or after the only question by "The answer is B", by a
+    letter in a line of its own, or by a tick.
     """
     if (above := _LABEL.match(text)) and above["question"]:
         text = text[above.end() :]
-    label = next(_LABEL.finditer(text), None)
-    if label is not None and label["question"]:
+    first = next(_LABEL.finditer(text), None)
+    if first is not None and first["question"]:
         return FoundPairs([])
-    end = len(text) if label is None else label.start()
-    said, extras = "", Extras()
-    if label is not None:
-        said, extras = value_after(text, label, len(text))
-    elif letter := _LETTER_ALONE.search(text, max(len(text) - _NEAR, 0)):
-        said, end = letter[1], letter.start()
+    if first is not None:
+        return _labelled(text)
+    said, end = _said_below(text)
     choices = split_options(text[:end].strip(), digits=False)
     if choices is None:
         return FoundPairs([])
+    if not (said or choices.right):
+        return FoundPairs([], 1, "does not say which option is right")
+    return _found(choices, said, Extras())
+
+
+def _said_below(text: str) -> tuple[str, int]:
+    """What the last line says about the right option, and where the text before it ends."""
+    if letter := _LETTER_ALONE.search(text, max(len(text) - _NEAR, 0)):
+        return letter[1], letter.start()
+    above, _, last = text.rstrip().rpartition("\n")
+    return (last, len(above)) if above and leads_to_choice(last) else ("", len(text))
+
+
+def _labelled(text: str) -> FoundPairs:
+    """The questions before labelled answers; from the second, each follows an answer."""
+    labels = list(takewhile(lambda label: label["answer"], _LABEL.finditer(text)))
+    ends = [label.start() for label in labels]
+    blocks = [text[start:end] for start, end in zip([0, *[x.end() for x in labels]], ends)]
+    return FoundPairs([])
+
+
+def _found(choices: Choices, said: str, extras: Extras) -> FoundPairs:
     question = choices.question.split("\n\n")[-1].strip()
     question = without_emphasis(_NUMBER.sub("", without_emphasis(question), count=1))
     answer = said or choices.right
-    if not answer:
-        return FoundPairs([], 1, "does not say which option is right")
+    if choices.right and said:
+        choice = choice_in(said, choices.options)
+        if choice is not None and choices.options[choice.index] != choices.right:
+            return FoundPairs([], 1, CONTRADICTION)
     return FoundPairs([QAPair(question, answer, options=tuple(choices.options), **extras)])

@@ -50,6 +50,10 @@ _ANOTHER = re.compile(
 _ENDS = " \t\n*_`\"'“”‘’.,;:!?()[]（）【】。，；：！？、「」《》"
 
 
+_WITHIN_WORD = re.compile(r"[^\W_\u2e80-\uffff]{2}")
+"""No boundary between words; in Chinese and the like there is none to see."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The option that an answer means.
@@ -107,6 +111,8 @@ def _marked_choice(line: str, options: Sequence[str], marks: Sequence[str]) -> C
         return None  # "A and C"
     own, folded = options[index].casefold(), rest.casefold()
     if folded.startswith(own):
+        if _WITHIN_WORD.match(folded, len(own) - 1):
+            return None  # "A) 13", where A is 1
         return Choice(index, rest[len(own) :].lstrip(" .,;:-–—。，；："))
     if any(folded.startswith(option.casefold()) for option in options):
         return None  # "B. red", where B is blue
@@ -122,6 +128,11 @@ def _same_text(text: str, options: Sequence[str]) -> Choice | None:
     wanted = normal(text)
     found = [number for number, option in enumerate(options) if normal(option) == wanted]
     return Choice(found[0]) if len(found) == 1 and wanted else None
+
+
+def leads_to_choice(line: str) -> bool:
+    """Whether a line begins as one that says which option is right: "The answer is ..."."""
+    return _LEAD_IN.match(line.strip().lstrip("*_ ")) is not None
 
 
 def normal(text: str) -> str:

@@ -2,7 +2,7 @@
 """What a reply says about a pair under a label of its own: its type, language and reasoning."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -30,6 +30,7 @@ _NEAR = 300
 """Characters before a label in which the line above it is looked for."""
 
 _LABEL = line_label(**{field: alternatives(words) for field, words in FIELDS.items()})
+LIST_MARK = re.compile(r"\s*+(?:>\s*+)*+[-+*•]\s")
 _LISTED = re.compile(r"[^\w\n]{0,6}+\w[\w \t]{0,30}[:：][^\S\n]*+\S")
 """A line like "Name: Anna": below it, a "Type: passport" belongs to the same list."""
 
@@ -57,7 +58,9 @@ class ExtraLabel:
     end: int
 
 
-def extra_labels(text: str, start: int, end: int, *, is_marked: bool) -> list[ExtraLabel]:
+def extra_labels(
+    text: str, start: int, end: int, *, is_marked: bool, is_listed: bool
+) -> list[ExtraLabel]:
     """The labels within a question or an answer that begin something about the pair.
 
     The first of them ends the question or answer. A label counts only if it cannot be a line of a
@@ -68,8 +71,11 @@ def extra_labels(text: str, start: int, end: int, *, is_marked: bool) -> list[Ex
         start: where the question or answer starts in it.
         end: where it ends.
         is_marked: whether its own label is emphasised or a heading, as those should be then.
+        is_listed: whether it has the mark of a list, as those should not have otherwise.
     """
     matches = list(_LABEL.finditer(text, start, end))
+    if matches and _are_lines_of_a_list(text, start, matches, is_listed=is_listed):
+        return []
     labels: list[ExtraLabel] = []
     for match, following in zip(matches, [*matches[1:], None], strict=False):
         field = next(name for name in FIELDS if match[name])
@@ -79,6 +85,23 @@ def extra_labels(text: str, start: int, end: int, *, is_marked: bool) -> list[Ex
         if field == "reasoning" or _is_short(value):
             labels.append(ExtraLabel(field, match.start(), match.end()))
     return labels
+
+
+def _are_lines_of_a_list(
+    text: str, start: int, labels: Sequence[re.Match[str]], *, is_listed: bool
+) -> bool:
+    """Whether the text itself introduces what looks like labels, lists them or repeats one."""
+    above = text[max(start, labels[0].start() - _NEAR) : labels[0].start()].rstrip(" \t\n*_")
+    words = [_word(label) for label in labels]
+    return (
+        above.endswith((":", "："))
+        or len(set(words)) < len(words)
+        or (not is_listed and any(LIST_MARK.match(label[0]) for label in labels))
+    )
+
+
+def _word(label: re.Match[str]) -> str:
+    return next(word for field in FIELDS if (word := label[field])).casefold()
 
 
 def _stands_alone(text: str, start: int, match: re.Match[str], *, is_marked: bool) -> bool:

@@ -1,6 +1,7 @@
 """What a reader of one form of reply finds in it."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from ..records import QAPair
 
@@ -20,3 +21,28 @@ class FoundPairs:
     lost: int = 0
     reason: str = ""
     before_gap: int | None = None
+
+
+_PLACEHOLDER = re.compile(
+    r"[*_\"'`]*+(?:\.\.\.|…|<(?:question|answer|option|letter)>)[*_\"'`]*+", re.IGNORECASE
+)
+
+
+def without_placeholders(found: FoundPairs) -> FoundPairs:
+    """The pairs without those in which the reply repeats the example of its prompt."""
+    sound = [not _is_placeholder(pair) for pair in found.pairs]
+    if all(sound):
+        return found
+    first = sound.index(False)
+    return replace(
+        found,
+        pairs=[pair for pair, is_sound in zip(found.pairs, sound, strict=True) if is_sound],
+        lost=found.lost + sound.count(False),
+        reason=found.reason or "repeats the placeholders of the form that it should have",
+        before_gap=first if found.before_gap is None else min(first, found.before_gap),
+    )
+
+
+def _is_placeholder(pair: QAPair) -> bool:
+    texts = (pair.question, pair.answer, *pair.options)
+    return any(_PLACEHOLDER.fullmatch(text.strip()) for text in texts)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (fullwidth punctuation of Chinese)
 """Question-answer pairs among the members of one JSON object."""
 
 import re
@@ -67,6 +68,11 @@ _OPTION_NAME = re.compile(
 )
 
 
+_LETTERED = re.compile(
+    r"[*_(（\[【\s]*+(?P<mark>[A-Ja-j])[*_]*+[)）\]】.．:：、][*_]*+\s++(?P<text>\S.*)", re.DOTALL
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     field: str
@@ -124,8 +130,6 @@ def object_pairs(items: Items) -> Iterator[QAPair]:
             for field, known in values.items()
         }
         yield from _pair({field: value[1] for field, value in members.items() if value}, lettered)
-    if not questions:
-        yield from _parallel_pairs({name.strip().casefold(): value for name, value in items})
 
 
 def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterator[QAPair]:
@@ -134,6 +138,8 @@ def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterato
         return
     extras = named((field, text_of(members.get(field))) for field in FIELDS if field in members)
     options = lettered or _options(members.get("options"))
+    if options is None:
+        return
     said = [text for field in ("answer", "correct", "index") if (text := _said(members.get(field)))]
     if not options:
         if answer := text_of(members.get("answer")) or _said(members.get("correct")):
@@ -148,12 +154,13 @@ def _pair(members: Mapping[str, object], lettered: Mapping[str, str]) -> Iterato
         yield QAPair(question, said[0], **extras, options=texts)
 
 
-def _parallel_pairs(members: Mapping[str, object]) -> Iterator[QAPair]:
-    """The pairs of `{"questions": [...], "answers": [...]}`."""
+def parallel_pairs(items: Items) -> list[QAPair]:
+    """The pairs of `{"questions": [...], "answers": [...]}`, also those without one of the two."""
+    members = {name.strip().casefold(): value for name, value in items}
     questions, answers = members.get("questions"), members.get("answers")
     if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
-        pairs = (QAPair(text_of(q), text_of(a)) for q, a in zip(questions, answers, strict=True))
-        yield from (pair for pair in pairs if pair.question and pair.answer)
+        return [QAPair(text_of(q), text_of(a)) for q, a in zip(questions, answers, strict=True)]
+    return []
 
 
 def _lettered_options(items: Items) -> dict[str, str]:
@@ -166,11 +173,14 @@ def _lettered_options(items: Items) -> dict[str, str]:
     return found if {"A", "B"} <= found.keys() or {"1", "2"} <= found.keys() else {}
 
 
-def _options(value: object) -> dict[str, str]:
-    """The options of a list, an object or a text: what stands before each -> its text."""
+def _options(value: object) -> dict[str, str] | None:
+    """The options of a list, an object or a text: what stands before each -> its text.
+
+    They are in the order of their letters. None if it is not clear which letter each has.
+    """
     if isinstance(value, dict):
-        marks = {str(mark).strip(): text_of(text) for mark, text in value.items()}
-        return marks if all(marks.values()) else {}
+        members = {str(mark).strip(): text_of(text) for mark, text in value.items()}
+        return _in_order(list(members), list(members.values())) if all(members.values()) else {}
     if isinstance(value, str):
         choices = split_options(f"?\n{value}", digits=True) or split_options(
             f"? {value}", digits=False
@@ -181,11 +191,35 @@ def _options(value: object) -> dict[str, str]:
     texts = [_option_text(option) for option in value]
     if not all(texts):
         return {}
+    marks = [_option_mark(option) for option in value]
+    if all(marks):
+        return _in_order(marks, texts)
     # ["A. red", "B. blue"]
     labelled = split_options("?\n" + "\n".join(texts), digits=False)
     if labelled is not None and len(labelled.options) == len(texts):
-        texts = list(labelled.options)
+        return dict(zip(LETTERS, labelled.options, strict=False))
+    lettered = [match for text in texts if (match := _LETTERED.fullmatch(text))]
+    if len(lettered) == len(texts):
+        return _in_order([each["mark"] for each in lettered], [each["text"] for each in lettered])
     return dict(zip(LETTERS, texts, strict=False))
+
+
+def _in_order(marks: Sequence[str], texts: Sequence[str]) -> dict[str, str] | None:
+    """Texts by their marks; None if the marks are letters, but not the first ones, each once."""
+    if all(len(mark) == 1 and mark.isascii() and mark.isalpha() for mark in marks):
+        ordered = dict(sorted(zip(map(str.upper, marks), texts, strict=True)))
+        is_clear = "".join(ordered) == LETTERS[: len(texts)]
+        return ordered if is_clear else None
+    return dict(zip(marks, texts, strict=True)) if len(set(marks)) == len(marks) else None
+
+
+def _option_mark(option: object) -> str:
+    """The letter or digit of an option that is an object; empty if it has none."""
+    if not isinstance(option, dict):
+        return ""
+    names = ("label", "letter", "id", "key")
+    marks = (text_of(option.get(name)).rstrip(".):") for name in names)
+    return next((mark for mark in marks if len(mark) == 1 and mark.isalnum()), "")
 
 
 def _option_text(option: object) -> str:

@@ -10,8 +10,8 @@ from re import Match
 from ..records import QAPair
 from .found_pairs import FoundPairs
 from .json_escapes import repair_escapes
-from .json_fields import Items, is_question, object_pairs, text_of
-from .labels import TURN_WORDS
+from .json_fields import Items, is_answer, is_question, object_pairs, parallel_pairs, text_of
+from .labels import ANSWER_LETTERS, TURN_WORDS
 
 _OBJECT_START = re.compile(r'\{\s*+"')
 
@@ -44,14 +44,14 @@ def json_pairs(text: str) -> FoundPairs:
     quotation marks within a text are read too, if each of their texts has a clear end.
     """
     text = repair_escapes(text)
-    found, before_gap = _sound_pairs(text)
     expected = sum(map(_is_question, _DAMAGED_KEY.finditer(text)))
-    if expected > len(found):
+    found = _sound_pairs(text, expected)
+    if found.lost:
         # Only if it gives more: what is read strictly is certain.
-        damaged = _damaged_pairs(text)
-        if len(damaged) > len(found):
-            found, before_gap = damaged, None
-    return FoundPairs(found, max(expected - len(found), 0), before_gap=before_gap)
+        damaged = _damaged_pairs(text, expected)
+        if len(damaged.pairs) > len(found.pairs):
+            return damaged
+    return found
 
 
 def _is_question(key: Match[str]) -> bool:
@@ -89,23 +89,67 @@ def _first(members: Mapping[str, str], names: Iterable[str]) -> str:
     return next((members[name] for name in names if members.get(name)), "")
 
 
-def _sound_pairs(text: str) -> tuple[list[QAPair], int | None]:
-    """The pairs, and how many of them come before a question without an answer."""
-    pairs: list[QAPair] = []
-    gaps: list[int] = []
+class _Reading:
+    """The pairs of the objects read so far.
 
-    def read(items: Items) -> None:
+    Attributes:
+        pairs: in order.
+        gaps: how many pairs come before each question or answer that stands alone.
+        listed: how many questions are in lists beside one of answers.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[QAPair] = []
+        self.gaps: list[int] = []
+        self.listed = 0
+
+    def read(self, items: Items) -> None:
+        """Add the pairs among the members of an object."""
         found = list(object_pairs(items))
-        if not found and any(is_question(name) and text_of(value) for name, value in items):
-            gaps.append(len(pairs))
-        pairs.extend(found)
+        if not found and any(_is_half(name) and text_of(value) for name, value in items):
+            self.gaps.append(len(self.pairs))
+        self.pairs.extend(found)
+        for pair in parallel_pairs(items) if not found else ():
+            self.listed += 1
+            if pair.question and pair.answer:
+                self.pairs.append(pair)
+            else:
+                self.gaps.append(len(self.pairs))
 
-    _read_objects(text, read)
-    return pairs, next(iter(gaps), None)
+    def found(self, expected: int) -> FoundPairs:
+        """The pairs.
+
+        Args:
+            expected: how many questions have keys of their own.
+        """
+        lost = max(expected + self.listed - len(self.pairs), 0)
+        return FoundPairs(self.pairs, lost, before_gap=min(self.gaps, default=None))
 
 
-def _read_objects(text: str, read: Callable[[Items], None]) -> None:
-    """Call a function with the members of every JSON object in a text, inner ones first."""
+def _is_half(name: str) -> bool:
+    is_letter = name.strip().casefold() in ANSWER_LETTERS
+    return is_question(name) or (is_answer(name) and not is_letter)
+
+
+def _sound_pairs(text: str, expected: int) -> FoundPairs:
+    reading = _Reading()
+    errors: list[int] = []
+    _read_objects(text, reading.read, lambda: errors.append(len(reading.pairs)))
+    if expected > len(reading.pairs):
+        reading.gaps += errors  # one of them may be where a question was lost
+    return reading.found(expected)
+
+
+def _read_objects(
+    text: str, read: Callable[[Items], None], failed: Callable[[], None] = lambda: None
+) -> None:
+    """Call a function with the members of every JSON object in a text, inner ones first.
+
+    Args:
+        text: the text.
+        read: the function.
+        failed: called where an object turns out corrupted.
+    """
 
     # Called as each object ends, even inside one that later turns out corrupted.
     def hook(items: list[tuple[str, object]]) -> dict[str, object]:
@@ -121,17 +165,18 @@ def _read_objects(text: str, read: Callable[[Items], None]) -> None:
             _, position = decoder.raw_decode(text, start.start())
         except json.JSONDecodeError as error:
             errors += 1
+            failed()
             position = max(error.pos, start.start() + 1)
         except RecursionError:
             break  # nested hundreds of levels deep: not a real reply; every level would fail again
 
 
-def _damaged_pairs(text: str) -> list[QAPair]:
+def _damaged_pairs(text: str, expected: int) -> FoundPairs:
     """The pairs of objects that no JSON parser reads, from one key to the next.
 
     An object counts if all its texts have a clear end: what looks like a key may be part of one.
     """
-    pairs: list[QAPair] = []
+    reading = _Reading()
     items: list[tuple[str, object]] = []
     is_clear = True
     keys = list(_DAMAGED_KEY.finditer(text))
@@ -140,9 +185,12 @@ def _damaged_pairs(text: str) -> list[QAPair]:
         is_clear &= value is not None
         items.append((key["name"], value))
         if following is None or following["before"] == "{":
-            pairs.extend(object_pairs(items) if is_clear else ())
+            if is_clear:
+                reading.read(items)
+            else:
+                reading.gaps.append(len(reading.pairs))
             items, is_clear = [], True
-    return pairs
+    return reading.found(expected)
 
 
 def _damaged_value(text: str, key: Match[str], following: Match[str] | None) -> object:

@@ -14,12 +14,12 @@ class NotJSONError(ValueError):
 
 
 def json_value(text: str) -> object:
-    """The value of a text that is JSON, perhaps in a code fence; None if it does not look like it.
+    """The value of a text that is JSON; None if it does not look like it.
 
     Raises:
         NotJSONError: it begins like JSON, but is cut off or damaged.
     """
-    body = fenced(text).strip()
+    body = text.strip()
     if not re.match(r'\{\s*+["}]|\[\s*+["{\]]', body):
         return None
     body = repair_escapes(body)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from re import Match
 
 from ..records import QAPair
-from .extras import Extras, extra_labels, named
+from .extras import LIST_MARK, Extras, extra_labels, named
 from .found_pairs import FoundPairs
 from .labels import (
     ANSWER_LETTERS,
@@ -54,6 +54,7 @@ class _Label:
         is_letter: whether its word is a single letter, such as "Q".
         has_number: whether it has a number.
         is_marked: whether it is emphasised or a heading.
+        is_listed: whether it has the mark of a list.
         emphasis: Markdown that opens before the label and is not closed within it.
     """
 
@@ -63,6 +64,7 @@ class _Label:
     is_letter: bool
     has_number: bool
     is_marked: bool
+    is_listed: bool
     emphasis: str
 
 
@@ -88,6 +90,7 @@ def _label(match: Match[str], start: int) -> _Label:
         is_letter=word in {*QUESTION_LETTERS, *ANSWER_LETTERS},
         has_number=match["number"] is not None,
         is_marked=bool(emphasis or match.groupdict().get("heading")),
+        is_listed=LIST_MARK.match(match[0]) is not None,
         emphasis="" if closed else emphasis,
     )
 
@@ -201,7 +204,9 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
 
 def _value(text: str, label: _Label, end: int, *, before_question: bool) -> tuple[str, Extras]:
     """The text after a label, without the decoration around it, and what follows about the pair."""
-    extras = extra_labels(text, label.end, end, is_marked=label.is_marked)
+    extras = extra_labels(
+        text, label.end, end, is_marked=label.is_marked, is_listed=label.is_listed
+    )
     ends = [extra.start for extra in extras] + [end]
     values = [
         (extra.field, _tidied(text[extra.end : until], before_question=before_question))

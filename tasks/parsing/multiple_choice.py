@@ -36,6 +36,8 @@ _IS_RIGHT = re.compile(
 _NEAR = 40
 """Characters at the end of an option in which it may be ticked."""
 
+CONTRADICTION = "ticks one option and names another as right"
+
 _SENTENCE_END = tuple("?？؟.。:：!！)）…”\"'*")
 _SEPARATORS = " \t\n,，;；|/、"
 _JOINED = re.compile(r"(?:\s(?:or|and|ou|o|oder)|或|和)\Z", re.IGNORECASE)
@@ -78,6 +80,8 @@ def with_choice(pair: QAPair, *, required: bool) -> QAPair | str:
     if pair.correct:
         return pair
     choice = choice_in(pair.answer, choices.options, choices.marks)
+    if choice is not None and choices.right not in {"", choices.options[choice.index]}:
+        return CONTRADICTION
     if choice is None:
         said = printable(pair.answer, 40)
         return (
@@ -208,7 +212,9 @@ def _inline_options(text: str) -> tuple[str, list[str]] | None:
         for match, end in zip(marks[first:], ends, strict=True)
     ]
     question = text[: marks[first].start()].strip()
-    return (question, texts) if question.endswith(_SENTENCE_END) else None
+    # What stands below the last of them is no part of it.
+    is_clear = not any("\n" in option for option in texts)
+    return (question, texts) if is_clear and question.endswith(_SENTENCE_END) else None
 
 
 def _without_header(question: str) -> str:

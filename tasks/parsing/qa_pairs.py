@@ -11,7 +11,7 @@ from dataclasses import replace
 from ..records import Asked, QAPair, ReplyForm
 from .answers import find_answer
 from .bare_choices import bare_choices
-from .found_pairs import FoundPairs
+from .found_pairs import FoundPairs, without_placeholders
 from .json_text import json_pairs, json_turns
 from .labelled_text import labelled_pairs, turn_pairs
 from .multiple_choice import with_choice
@@ -45,7 +45,8 @@ def find_pairs(text: str, asked: Asked = Asked()) -> FoundPairs:  # noqa: B008 -
 
     A pair about which the reply does not say more is of the type and in the language asked for.
     """
-    found = _FORMS[asked.form](unwrap(text).replace("\r\n", "\n"), asked)
+    text = unwrap(text).replace("\r\n", "\n")
+    found = without_placeholders(_FORMS[asked.form](text, asked))
     pairs = [
         replace(pair, type=pair.type or asked.type, language=pair.language or asked.language)
         for pair in found.pairs
@@ -68,10 +69,10 @@ def _first(text: str, readers: Sequence[_Reader]) -> FoundPairs:
     """What the first reader finds that finds any pair."""
     best = FoundPairs([])
     for read in readers:
-        found = read(text)
+        found = without_placeholders(read(text))
         if found.pairs:
             return found
-        best = max(best, found, key=lambda found: found.lost)
+        best = max(best, found, key=lambda found: (bool(found.reason), found.lost))
     return best
 
 
@@ -83,10 +84,11 @@ def _dialogue(text: str, _asked: Asked) -> FoundPairs:
     """Turns follow from one another: those after one that cannot be read are lost with it."""
     found = _first(text, (*_PAIRS, turn_pairs, json_turns))
     turns = found.pairs[: found.before_gap]
+    gap = 0 if found.before_gap is None else 1
     return replace(
         found,
         pairs=[replace(pair, turn=number) for number, pair in enumerate(turns, 1)],
-        lost=found.lost + len(found.pairs) - len(turns),
+        lost=max(found.lost, gap) + len(found.pairs) - len(turns),
     )
 
 

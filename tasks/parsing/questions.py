@@ -14,7 +14,8 @@ from .wrappers import trim
 _LABEL = line_label(question=QUESTION_OR_LETTER, answer=ANSWER_OR_LETTER)
 _ITEM = re.compile(
     r"(?P<indent>[^\S\n]*+)(?:>[^\S\n]*+)*+[*_]{0,3}+"
-    r"(?:[(（]?+(?P<number>\d{1,3})[.)）、:：][*_]{0,3}+|[-+*•](?=[^\S\n]))[^\S\n]*+(?P<text>\S.*)"
+    r"(?:[(（]?+(?P<number>\d{1,3})(?:[)）、]|[.:：](?!\d))[*_]{0,3}+|[-+*•](?=[^\S\n]))[^\S\n]*+"
+    r"(?P<text>\S.*)"
 )
 _TITLE = re.compile(r"(?:\*\*|__)[^*_\n?？:：]{1,60}+(?:[:：](?:\*\*|__)|(?:\*\*|__)\s*+[:：])\s*+")
 _MARKS = ("?", "？", "؟", "⁇")
@@ -27,10 +28,23 @@ _REQUEST = re.compile(
 )
 _CLOSING = re.compile(
     r"\W{0,4}+(?:would you like|do you want|shall i|should i|can i help|may i help"
+    r"|(?:could|can|would) you (?:please )?(?:upload|share|provide|send|attach)"
     r"|is there anything|need (?:any|more)|any other questions)\b",
     re.IGNORECASE,
 )
-_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*+)"(?=\s*+[,\]}]|\s*+\Z)')
+_REFUSAL = re.compile(
+    r"\W{0,4}+(?:sorry\b|apologies\b|unfortunately\b|i apologi[sz]e\b|as an ai\b"
+    r"|i(?:['’]m| am) (?:very |so )?(?:sorry|afraid|unable|not able)\b"
+    r"|i (?:can(?:['’]t|not| not)|(?:do not|don['’]t) see|(?:could not|couldn['’]t))\b"
+    r"|lo siento|désolée?|je suis désolée?|(?:es )?tut mir leid|desculpe|mi dispiace|извините"
+    r"|(?:很|非常)?抱歉|对不起|對不起|我无法|我無法|申し訳|すみません|죄송)",
+    re.IGNORECASE,
+)
+_FENCE_LINE = re.compile(r"^[^\S\n]*+```[\w-]*+[^\S\n]*+$", re.MULTILINE)
+_SENTENCE_END = (".", "!", "?", ":", "。", "！", "？", "：", "؟")
+
+# Each begins after the one before it, or else the time for escaped quotation marks were quadratic.
+_STRING = re.compile(r'(?<!\\)"((?:[^"\\\n]|\\.)*+)"(?=\s*+[,\]}]|\s*+\Z)')
 
 
 def find_questions(text: str) -> FoundPairs:
@@ -38,21 +52,24 @@ def find_questions(text: str) -> FoundPairs:
 
     Answers that the model has added are left out, and so are introductions and closing remarks.
     """
+    if _REFUSAL.match(text):
+        return FoundPairs([], 0, "is an apology instead of a question")
     try:
-        value = json_value(text)
+        value = json_value(fenced(text))
     except NotJSONError:
         strings = (match[1] for match in _STRING.finditer(fenced(text)))
         whole = _found(string for string in strings if string.rstrip().endswith(_MARKS))
         return FoundPairs(whole.pairs, 1, "is JSON that is cut off or damaged")
     if value is not None:
         return _found(_json_questions(value))
-    text = fenced(text)
+    text = _FENCE_LINE.sub("", text)
     return _found(_labelled(text) or _items(text) or _bare(text))
 
 
 def _found(questions: "Iterator[str] | Sequence[str]") -> FoundPairs:
     tidy = [_tidy(question) for question in questions]
-    return FoundPairs([QAPair(question, "") for question in tidy if question])
+    questions = [question for question in tidy if question and not _REFUSAL.match(question)]
+    return FoundPairs([QAPair(question, "") for question in questions])
 
 
 def _tidy(question: str) -> str:
@@ -105,13 +122,34 @@ def _labelled(text: str) -> list[str]:
 
 def _items(text: str) -> list[str]:
     """The items of a list: of a numbered one, only those that have a number."""
-    items = [item for line in text.split("\n") if (item := _ITEM.fullmatch(line))]
-    numbered = [item for item in items if item["number"]]
+    lines = text.split("\n")
+    items = [(item, n) for n, line in enumerate(lines) if (item := _ITEM.fullmatch(line))]
+    numbered = [(item, n) for item, n in items if item["number"]]
     if not numbered:
-        outermost = min((len(item["indent"]) for item in items), default=0)
-        items = [item for item in items if len(item["indent"]) == outermost]
-        return [item["text"] for item in items if _is_question(item["text"])]
-    return [item["text"] for item in numbered if not item["text"].rstrip().endswith((":", "："))]
+        outermost = min((len(item["indent"]) for item, _ in items), default=0)
+        items = [(item, n) for item, n in items if len(item["indent"]) == outermost]
+    texts = [_unwrapped(item["text"], lines[n + 1 : n + 4]) for item, n in numbered or items]
+    return [text for text in texts if _is_question(text) or (numbered and _may_ask(text))]
+
+
+def _unwrapped(text: str, below: Sequence[str]) -> str:
+    """The text of an item, with the lines below it on which its question goes on."""
+    joined = text.strip()
+    for line in below:
+        if joined.endswith(_SENTENCE_END) or not line.strip() or _ITEM.fullmatch(line):
+            break
+        joined = f"{joined} {line.strip()}"
+    return joined if _is_question(joined) else text
+
+
+def _may_ask(text: str) -> bool:
+    """Whether a text without a question mark may ask; in Latin script, only if it is a request."""
+    text = _tidy(text)
+    letters = [letter for letter in text if letter.isalpha()]
+    is_latin = all(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters)
+    if text.endswith((":", "：")):
+        return False
+    return not is_latin or _REQUEST.match(text) is not None
 
 
 def _bare(text: str) -> list[str]:

@@ -75,12 +75,16 @@ def _check(schema: dict[str, Any], where: str) -> None:
     from jsonschema.exceptions import SchemaError  # slow to import, and rarely needed
     from jsonschema.validators import Draft202012Validator, validator_for
 
+    if not isinstance(schema.get("$schema", ""), str):
+        raise ImageQAError(f"{where} is no JSON schema (at $schema: it must be text)")
     try:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
-        path = ".".join(map(str, error.absolute_path))
-        problem = f"at {path}: {error.message}" if path else error.message
-        raise ImageQAError(f"{where} is no JSON schema ({printable(problem, 200)})") from None
+        # Values are not shown, since the file may be any; what they must be is public.
+        path = ".".join(map(str, error.absolute_path)) or "the top"
+        rule = f"{error.validator} {error.validator_value}"
+        reason = f"at {printable(path, 100)}: it must have {printable(rule, 100)}"
+        raise ImageQAError(f"{where} is no JSON schema ({reason})") from None
     except RecursionError:
         raise ImageQAError(f"{where} is no JSON schema: it is nested too deeply") from None
 

@@ -26,6 +26,7 @@ _HEADS = {
 def table_pairs(text: str) -> FoundPairs:
     """The pairs in the rows of tables that have a column for questions and one for answers."""
     pairs, lost = [], 0
+    before_gap: int | None = None
     columns: Mapping[str, int] | None = None
     before = ""
     for line in text.split("\n"):
@@ -43,8 +44,9 @@ def table_pairs(text: str) -> FoundPairs:
                 pairs.append(QAPair(question, answer, **extras))
             elif question or answer:
                 lost += 1
+                before_gap = len(pairs) if before_gap is None else before_gap
         before = line
-    return FoundPairs(pairs, lost)
+    return FoundPairs(pairs, lost, before_gap=before_gap)
 
 
 def _cells(line: str) -> list[str]:

@@ -28,15 +28,18 @@ def tagged_pairs(text: str) -> FoundPairs:
     """The pairs in tags: a question, its answer, and what else has tags until the next one."""
     pairs: list[QAPair] = []
     questions = 0
+    before_gap: int | None = None
     values: dict[str, str] = {}
     start: tuple[str, int] | None = None
     for tag in _TAG.finditer(text):
         name = tag["name"].lower()
         if not tag["end"]:
             if name == "question":
-                questions += 1
                 pairs += _pair(values)
                 values = {}
+                if questions > len(pairs) and before_gap is None:
+                    before_gap = len(pairs)
+                questions += 1
             start = (name, tag.end())
             continue
         if start is not None and start[0] == name and (value := trim(text[start[1] : tag.start()])):
@@ -45,7 +48,7 @@ def tagged_pairs(text: str) -> FoundPairs:
                 values.setdefault(name, value)
         start = None
     pairs += _pair(values)
-    return FoundPairs(pairs, max(questions - len(pairs), 0))
+    return FoundPairs(pairs, max(questions - len(pairs), 0), before_gap=before_gap)
 
 
 def _pair(values: Mapping[str, str]) -> list[QAPair]:

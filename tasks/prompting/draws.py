@@ -2,7 +2,7 @@
 
 import hashlib
 from bisect import bisect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -15,13 +15,24 @@ T = TypeVar("T")
 class Draws:
     """The random choices of one row.
 
-    They depend on its record, the number of the sample, and a seed, but not on other rows: a
-    dataset may be appended to.
+    They depend on its images, the columns that the style uses, the number of the sample, and a
+    seed; not on other rows or columns: both may be added to a dataset.
+
+    Args:
+        prompt_input: the row.
+        seed: of all choices.
+        columns: the columns that the style uses, if they are there.
     """
 
-    def __init__(self, prompt_input: PromptInput, seed: int) -> None:
+    def __init__(self, prompt_input: PromptInput, seed: int, columns: Collection[str] = ()) -> None:
+        record = prompt_input.record
         self._seed = canonical_digest(
-            {"record": prompt_input.record, "sample": prompt_input.sample, "seed": seed}
+            {
+                "images": list(prompt_input.image_ids),
+                "columns": {name: record[name] for name in columns if name in record},
+                "sample": prompt_input.sample,
+                "seed": seed,
+            }
         )
 
     def choose(self, what: str, weights: Mapping[T, float]) -> T:

@@ -36,6 +36,7 @@ class FileStyle:
         pinned: variables that are not drawn -> their value.
 
     Attributes:
+        file: the style file.
         label: the style in row keys and exports.
         pairs: how many pairs it asks for.
         uses: the variables of the run that its prompts use.
@@ -49,7 +50,7 @@ class FileStyle:
         section: Section = "user",
         pinned: Mapping[str, str] | None = None,
     ) -> None:
-        self._file, self._settings, self._section = file, settings, section
+        self.file, self._settings, self._section = file, settings, section
         self._pinned = pinned or {}
         self._form = _FORMS.get(section, file.head.reply)
         self._message = file.sections.get(section, _ANSWER)
@@ -85,18 +86,18 @@ class FileStyle:
         if self._settings.json and "reply_format" not in self.uses:
             text = f"{text}\n{values['reply_format']}"
         if not text:
-            raise RowError(Kind.BAD_ROW, f"{self._file.where}: the prompt is empty")
+            raise RowError(Kind.BAD_ROW, f"{self.file.where}: the prompt is empty")
         question = self._question.render(values) if self._question else text
         asked = Asked(
             question=values[QUESTION] if self._section == "answer" else question,
             style=self.label,
             form=self._form,
-            type=" ".join(self._file.type.render(values).split())[:_MAX_TYPE],
+            type=" ".join(self.file.type.render(values).split())[:_MAX_TYPE],
             language=self._settings.language,
         )
         count = prompt_input.image_count
         messages = [*self._before(values, count), _user_message(text, range(count))]
-        images = self._file.images if self._examples else ()
+        images = self.file.images if self._examples else ()
         return Rendered(tuple(messages), asked, images, self._options)
 
     def _given_values(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class FileStyle:
         }
 
     def _drawn_names(self) -> Iterable[str]:
-        names = self._file.head.draw
+        names = self.file.head.draw
         question = [QUESTION] if self._section == "answer" else []
         return [*names, *(f"{name}{_TEXT}" for name in names), *question]
 
@@ -124,14 +125,14 @@ class FileStyle:
             columns = (self._names & record.keys()) - values.keys()
             return values | {name: plain_value(name, record[name]) for name in columns}
         except RowError as error:
-            message = f"{self._file.where}: {error}"
+            message = f"{self.file.where}: {error}"
             raise RowError(error.problem.kind, message) from None
 
     def _draw(self, prompt_input: PromptInput) -> dict[str, str]:
         """The variables that are drawn, each with its text."""
-        if not (drawn := self._file.head.draw):
+        if not (drawn := self.file.head.draw):
             return {}
-        draws = Draws(prompt_input, self._settings.seed)
+        draws = Draws(prompt_input, self._settings.seed, self.file.columns)
         values: dict[str, str] = {}
         for name, texts in drawn.items():
             value = self._pinned.get(name) or draws.choose(name, dict.fromkeys(texts, 1))

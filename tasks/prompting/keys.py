@@ -14,7 +14,7 @@ the messages does not affect the key.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
@@ -71,14 +71,14 @@ def row_key(image_ids: Sequence[str], prompt: Prompt, sample: int, spec: Request
 
     Args:
         image_ids: the identity of each of its images.
-        prompt: its messages, options and style.
+        prompt: its messages, its options, and what it asks for, which its pairs have.
         sample: number among the rows that ask the same about the same record.
         spec: what all rows of the run share.
     """
     content: dict[str, Any] = {
         "images": list(image_ids),
         "messages": list(prompt.messages),
-        "style": prompt.asked.style,
+        "asked": asdict(prompt.asked),
     }
     if prompt.options:
         content["options"] = dict(prompt.options)

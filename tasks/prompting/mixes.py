@@ -1,7 +1,7 @@
 """Mixes of styles: for each row one of them is drawn, by weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ...serving.printable import printable
 from ..errors import ImageQAError
@@ -52,18 +52,21 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return dict(weights)
 
 
-def mixed_style(styles: Sequence[Style], weights: Sequence[float], seed: int) -> Style:
+def mixed_style(
+    styles: Sequence[Style], weights: Sequence[float], seed: int, columns: Collection[str]
+) -> Style:
     """A style that draws one of several for each row.
 
     Args:
         styles: some styles.
         weights: the weight of each.
         seed: of what is drawn.
+        columns: all columns that any of the styles uses.
     """
     numbered = dict(enumerate(weights))
 
     def style(prompt_input: PromptInput) -> Rendered:
-        chosen = Draws(prompt_input, seed).choose("style", numbered)
+        chosen = Draws(prompt_input, seed, columns).choose("style", numbered)
         return styles[chosen](prompt_input)
 
     return style

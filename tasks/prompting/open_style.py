@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...serving.printable import printable
-from ..errors import ImageQAError
+from ..errors import ImageQAError, ObjectMissingError
 from ..object_store.credentials import S3Credentials
 from ..records import ReplyForm
 from .chat import CHAT, chat_prompt, chat_style, style_of
@@ -80,7 +80,11 @@ def open_style(
     if isinstance(named, str | Path):
         text = str(named).strip()
         if "=" not in text or _FILE.fullmatch(text):
-            opened = _open_one(text, settings, credentials)
+            try:
+                opened = _open_one(text, settings, credentials)
+            except ObjectMissingError as error:
+                hint = "; in a mix, also the last style needs a weight, as in mine.md=1"
+                raise ImageQAError(f"{error}{hint if '=' in text else ''}") from None
             _check_pairs([opened], settings.pairs)
             return opened
         named = parse_mix(text)
@@ -231,11 +235,13 @@ def _mix(opened: list[OpenStyle], weights: list[float], settings: StyleSettings)
     """One style that draws one of several for each row."""
     labels = [f"{style.name}={weight:g}" for style, weight in zip(opened, weights, strict=True)]
     answering = [style.answering for style in opened if style.answering is not None]
+    files = [style.style.file for style in opened if isinstance(style.style, FileStyle)]
+    drawn_by = frozenset[str]().union(*(file.columns for file in files))
     return OpenStyle(
         ", ".join(labels),
-        mixed_style([style.style for style in opened], weights, settings.seed),
+        mixed_style([style.style for style in opened], weights, settings.seed, drawn_by),
         any(style.uses_conversation for style in opened),
-        mixed_style(answering, weights, settings.seed) if answering else None,
+        mixed_style(answering, weights, settings.seed, drawn_by) if answering else None,
         frozenset[str]().union(*(style.columns for style in opened)),
         canonical_digest([[style.digest for style in opened], weights]).hex(),
     )

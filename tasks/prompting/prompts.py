@@ -16,7 +16,7 @@ from ..images.reader import ImageReader
 from ..images.references import ImageBase
 from ..loading.columns import Columns, read_value
 from ..loading.conversations import Turn, read_conversation
-from ..records import Kind, Prompt, Row, RowError
+from ..records import ImageRef, Kind, Problem, Prompt, Row, RowError
 from .chat import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT, chat_style
 from .keys import RequestSpec, problem_key, row_key
 from .row_images import row_images
@@ -48,40 +48,66 @@ class PromptSettings:
     limits: ImageSettings = field(default_factory=ImageSettings)
 
 
-def _render_row(row: Row, settings: PromptSettings) -> Prompt:
-    """The prompt of a row, with a problem or without a key yet."""
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """A row's conversation and images."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...]
+
+
+def _read_row(row: Row, settings: PromptSettings) -> _ReadRow | Problem:
     if row.problem:
-        return Prompt(row.index, problem_key(row), row.where, problem=row.problem)
+        return row.problem
     columns, limit = settings.columns, settings.limits.max_images
     try:
         turns = read_conversation(read_value(row.record, columns.conversation))
-        refs = row_images(row.record, turns, columns, settings.base, limit)
-        if row.question:
-            turns = (Turn("user", row.question),)
-        rendered = _render(row, turns, len(refs), settings)
+        images = row_images(row.record, turns, columns, settings.base, limit)
     except RowError as error:
-        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
-    return Prompt(
+        return error.problem
+    return _ReadRow((Turn("user", row.question),) if row.question else turns, images)
+
+
+def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Prompt:
+    """The prompt of a row, with its key, which requires identifying its images."""
+    if isinstance(read, Problem):
+        return _unusable(row, read)
+    identify = settings.reader.identify
+    try:
+        ids = [identify(image) for image in read.images]
+        rendered = _render(row, read.turns, tuple(ids), settings)
+        ids += [identify(image) for image in rendered.images]
+    except RowError as error:
+        return _unusable(row, error.problem)
+    prompt = Prompt(
         row.index,
         "",
         row.where,
         rendered.messages,
-        (*refs, *rendered.images),
+        (*read.images, *rendered.images),
         asked=rendered.asked,
         options=rendered.options,
     )
+    # The same question about the same images is answered once, whichever sample asked it.
+    sample = 0 if row.question else row.sample
+    return replace(prompt, key=row_key(ids, prompt, sample, settings.spec))
+
+
+def _unusable(row: Row, problem: Problem) -> Prompt:
+    return Prompt(row.index, problem_key(row), row.where, problem=problem)
 
 
 def _render(
-    row: Row, turns: tuple[Turn, ...], image_count: int, settings: PromptSettings
+    row: Row, turns: tuple[Turn, ...], image_ids: tuple[str, ...], settings: PromptSettings
 ) -> Rendered:
     prompt_input = PromptInput(
         turns=turns,
-        image_count=image_count,
+        image_count=len(image_ids),
         system_prompt=settings.system_prompt,
         user_prompt=settings.user_prompt,
         record=row.record,
         sample=row.sample,
+        image_ids=image_ids,
     )
     try:
         rendered = settings.style(prompt_input)
@@ -94,25 +120,12 @@ def _render(
         # A style that is a function may fail in any way on unexpected rows.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RowError(Kind.BAD_ROW, f"the style failed on this row ({reason})") from error
-    if missing := referenced - set(range(image_count + len(rendered.images))):
+    if missing := referenced - set(range(len(image_ids) + len(rendered.images))):
         raise RowError(
             Kind.BAD_ROW,
-            f"the style refers to image {missing.pop()} (from 0), but the row has {image_count}",
+            f"the style refers to image {missing.pop()} (from 0), but the row has {len(image_ids)}",
         )
     return rendered
-
-
-def _with_key(prompt: Prompt, row: Row, settings: PromptSettings) -> Prompt:
-    """The prompt with its key, which requires identifying its images."""
-    if prompt.problem:
-        return prompt
-    try:
-        ids = [settings.reader.identify(ref) for ref in prompt.images]
-    except RowError as error:
-        return Prompt(row.index, problem_key(row), row.where, problem=error.problem)
-    # The same question about the same images is answered once, whichever sample asked it.
-    sample = 0 if row.question else row.sample
-    return replace(prompt, key=row_key(ids, prompt, sample, settings.spec))
 
 
 def prompt_run_name(parameters: dict[str, Any]) -> str:
@@ -126,11 +139,10 @@ def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     """Render rows and compute their keys; a row that cannot be used has a problem instead."""
 
     def prompt_chunk(chunk: Sequence[Row]) -> list[Prompt]:
-        prompts = [_render_row(row, settings) for row in chunk]
-        settings.reader.preload_digests([ref for prompt in prompts for ref in prompt.images])
-        return [
-            _with_key(prompt, row, settings) for prompt, row in zip(prompts, chunk, strict=True)
-        ]
+        read = [_read_row(row, settings) for row in chunk]
+        images = [ref for found in read if isinstance(found, _ReadRow) for ref in found.images]
+        settings.reader.preload_digests(images)
+        return [_prompt(row, found, settings) for row, found in zip(chunk, read, strict=True)]
 
     # Threads, because identifying an image waits for S3 or the disk. One chunk per thread, because
     # a row whose images are known already takes less time than handing it to a thread.

@@ -20,6 +20,7 @@ class PromptInput:
         user_prompt: used if the conversation leaves nothing to answer.
         record: the complete input record, for styles that use other columns.
         sample: number among the rows that ask the same about the same record, from 0.
+        image_ids: identifies each of its images by content.
     """
 
     turns: tuple[Turn, ...]
@@ -28,6 +29,7 @@ class PromptInput:
     user_prompt: str
     record: Record = field(repr=False)
     sample: int = 0
+    image_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

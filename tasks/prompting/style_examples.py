@@ -16,7 +16,8 @@ MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 2 << 20
 """They are sent with every row, so they had better be small."""
 
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\(\s*<?([^)>\n]*?)>?\s*\)")
+# Bounded and without backtracking: a file could otherwise keep the search busy for minutes.
+_IMAGE = re.compile(r"!\[[^\]\n]{0,500}+\]\(([^)\n]{0,500}+)\)")
 
 ReadImage = Callable[[str], bytes]
 """Reads an image, given as it is written in the file."""
@@ -51,7 +52,7 @@ def parse_examples(section: Section, where: str, read_image: ReadImage) -> tuple
     turns, count = list[ExampleTurn](), 0
     for role, line, lines in split_turns(section, where):
         text = "\n".join(lines)
-        names = _IMAGE.findall(text)
+        names = [name.strip().removeprefix("<").removesuffix(">") for name in _IMAGE.findall(text)]
         count += len(names)
         if names and role == "assistant":
             raise ImageQAError(f"{where}, line {line}: an image in an answer; it is the user's")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -47,6 +47,13 @@ class StyleFile:
     def images(self) -> tuple[ImageRef, ...]:
         """The images of its examples, in order."""
         return tuple(image for turn in self.examples for image in turn.images)
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """All names in its templates that may be columns of the dataset."""
+        templates = [self.type, *self.sections.values(), *(turn.template for turn in self.examples)]
+        names = frozenset[str]().union(*(template.names for template in templates))
+        return names if self.question is None else names | self.question.names
 
     @property
     def digest(self) -> str:
@@ -132,7 +139,10 @@ def _read_beside(style: str, credentials: S3Credentials | None, name: str) -> by
     if "://" in style:
         return read_small_file(f"{style.rpartition('/')[0]}/{name}", MAX_IMAGE_BYTES, credentials)
     folder = Path(style).expanduser().resolve().parent
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null character
+        raise ImageQAError("it is no path that can be followed") from None
     if not path.is_relative_to(folder):
         raise ImageQAError("it is a link that leaves the folder of the style file")
     return read_small_file(str(path), MAX_IMAGE_BYTES, None)

@@ -99,6 +99,19 @@ def _is_list(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=_ALIAS, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+_ALIAS = "has an alias (*), which a style cannot have"
+
+
 def parse_head(text: str, where: str) -> StyleHead:
     """Check the head of a style file.
 
@@ -106,11 +119,12 @@ def parse_head(text: str, where: str) -> StyleHead:
         ImageQAError: what is wrong with it; values are not shown, since the file may be any.
     """
     try:
-        head = yaml.safe_load(text)
+        head = yaml.load(text, _Loader)  # noqa: S506 - it is a safe one
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 2}" if mark else ""
-        raise ImageQAError(f"{where}{line}: the head is not valid YAML") from None
+        reason = _ALIAS if error.problem == _ALIAS else "is not valid YAML"
+        raise ImageQAError(f"{where}{line}: the head {reason}") from None
     except (yaml.YAMLError, RecursionError, ValueError):
         raise ImageQAError(f"{where}: the head is not valid YAML") from None
     if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):

@@ -11,8 +11,9 @@ from ..errors import ImageQAError
 SECTIONS = ("system", "user", "questions", "answer", "examples")
 
 _FENCE = "---"
-# Tags such as <rules> are text for the model, and no HTML in which headings do not count.
-_MARKDOWN = MarkdownIt("commonmark").disable("html_block")
+# Tags such as <rules> are text for the model, and no HTML in which headings do not count. What is
+# inside paragraphs does not matter.
+_MARKDOWN = MarkdownIt("commonmark").disable(["html_block", "inline"])
 
 Section = tuple[str, int, list[str]]
 """Its title, the line of the file in which its text begins, and its lines."""

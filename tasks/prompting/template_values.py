@@ -5,7 +5,7 @@ import decimal
 import json
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import filters
@@ -54,7 +54,8 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
         case bytes() | bytearray() | Image.Image():
             raise ValueError(_IMAGE)
         case Mapping():
-            return {str(name): _plain(item, budget, depth + 1) for name, item in value.items()}
+            items = [(_name(name, budget), item) for name, item in value.items()]
+            return {name: _plain(item, budget, depth + 1) for name, item in items}
         case Sequence():
             return [_plain(item, budget, depth + 1) for item in value]
         case _ if isinstance(value, _PRINTED):
@@ -64,21 +65,40 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
     raise ValueError(f"holds a {type(value).__name__}, which is no text")
 
 
+def _name(name: Any, budget: list[int]) -> str:
+    text = str(name)
+    budget[0] -= len(text)
+    return text
+
+
 _IMAGE = "holds an image, which goes beside the prompt and not into its text"
 
 
 def shown(value: Any) -> Any:
     """A value as it is printed: an empty cell as nothing, lists and objects as JSON."""
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list | tuple):
+        return _joined(_JSON.iterencode(value))
     return "" if value is None else value
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+def _joined(texts: Iterable[str], between: str = "") -> str:
+    """One text; an error as soon as it becomes too long, since a template can repeat columns."""
+    kept, length = list[str](), 0
+    for text in texts:
+        kept.append(text)
+        length += len(text) + len(between)
+        _check_length(length)
+    return between.join(kept)
 
 
 def loop_items(value: Any) -> Sequence[Any]:
     """The items of a list, which a cell of a CSV file holds as text."""
     if isinstance(value, Undefined):
         return list(value)  # raises the error that names it
-    value = parse_cell(value) if isinstance(value, str) else value
+    value = parse_cell(_text(value)) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise TypeError(f"a list is needed, but there is a {_kind(value)}")
     return value
@@ -91,13 +111,18 @@ def _kind(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return str(shown(value))
+    text = str(shown(value))
+    _check_length(len(text))
+    return text
+
+
+def concatenated(values: Sequence[Any]) -> str:
+    """The texts of some values one after the other: what the operator `~` gives."""
+    return _joined(map(_text, values))
 
 
 def _join(value: Any, separator: Any = "") -> str:
-    texts, between = [_text(item) for item in loop_items(value)], _text(separator)
-    _check_length(sum(map(len, texts)) + len(between) * len(texts))
-    return between.join(texts)
+    return _joined(map(_text, loop_items(value)), _text(separator))
 
 
 def _replace(value: Any, old: Any, new: Any) -> str:

@@ -6,7 +6,7 @@ is checked when the style is opened; and it sees plain data of bounded size only
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ import jinja2
 from jinja2 import StrictUndefined, meta, nodes
 from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from ...serving.printable import printable
 from ..errors import ImageQAError
 from ..records import Kind, RowError
-from .template_values import FILTERS, loop_items, shown
+from .template_values import FILTERS, concatenated, loop_items, shown
 
 MAX_TEMPLATE = 20_000
 """Characters of a template."""
@@ -75,7 +76,8 @@ _NOT_ALLOWED = {
 _TESTS = ("defined", "undefined", "none", "string", "number")
 _LOOP = ("index", "index0", "first", "last", "length")
 _RESERVED = ("self", "super", "caller", "varargs", "kwargs")
-_DEADLINE, _LOOP_ITEMS = "_deadline", "_loop_items"  # templates cannot write such names
+# Templates cannot write such names.
+_DEADLINE, _LOOP_ITEMS, _CONCAT = "_deadline", "_loop_items", "_concat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +198,26 @@ def _check(tree: nodes.Template) -> frozenset[str]:
             child.lineno = child.lineno or node.lineno  # not every kind of node has one
             left.append((child, depth + 1, in_loop))
     names = frozenset(meta.find_undeclared_variables(tree))
-    for loop in tree.find_all(nodes.For):
-        loop.iter = nodes.Filter(loop.iter, _LOOP_ITEMS, [], [], None, None, lineno=loop.lineno)
+    _Bounding().visit(tree)
     tree.set_environment(_ENVIRONMENT)
     return names
+
+
+class _Bounding(NodeTransformer):
+    """Lets loops and concatenations go through filters, which bound their work."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - Jinja calls it so
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, _LOOP_ITEMS)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - as this
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _CONCAT)
+
+
+def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 
 def _check_node(node: nodes.Node, in_loop: bool) -> None:
@@ -250,6 +268,17 @@ def _loop(context: Context, value: Any) -> Iterator[Any]:
         yield item
 
 
+def _timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, which begins only as long as there is time."""
+
+    @jinja2.pass_context
+    def timed(context: Context, *args: Any) -> Any:
+        _check_time(context[_DEADLINE])
+        return function(*args)
+
+    return timed
+
+
 def _check_time(deadline: float) -> None:
     if time.thread_time() > deadline:
         raise RowError(Kind.BAD_ROW, f"takes longer than {MAX_SECONDS:g} s")
@@ -258,7 +287,8 @@ def _check_time(deadline: float) -> None:
 def _environment() -> _Environment:
     environment = _Environment(undefined=_Missing, finalize=shown, cache_size=0)
     environment.globals.clear()
-    environment.filters = {**FILTERS, _LOOP_ITEMS: _loop}
+    timed = {name: _timed(function) for name, function in FILTERS.items()}
+    environment.filters = {**timed, _CONCAT: _timed(concatenated), _LOOP_ITEMS: _loop}
     environment.tests = {name: environment.tests[name] for name in _TESTS}
     return environment
 

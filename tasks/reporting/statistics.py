@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..concurrency import prefetch
+from ..exporting.bounded_parquet import bounded_batches
 from ..exporting.export import REWRITE_REMEDY
-from ..exporting.pairs_parquet import PAIRS
+from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA
 from ..object_store.store import ObjectStore
 from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
@@ -112,13 +112,12 @@ def compute_statistics(store: ObjectStore, run: RunRecord, stored: StoredRows) -
 
 
 def _add_pairs(store: ObjectStore, statistics: Statistics) -> None:
-    with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
-        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), pre_buffer=True)
-        columns = ["question", "answer", "type", "style"]
-        for pairs in file.iter_batches(_PAIRS_PER_READ, columns=columns):
+    columns = ["question", "answer", "type", "style"]
+    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+        for pairs in bounded_batches(store, PAIRS, PAIRS_SCHEMA, columns, _PAIRS_PER_READ):
             questions, answers = pairs.column("question"), pairs.column("answer")
-            statistics.questions.add(pc.utf8_length(questions).to_numpy(zero_copy_only=False))
-            statistics.answers.add(pc.utf8_length(answers).to_numpy(zero_copy_only=False))
+            for tally, texts in ((statistics.questions, questions), (statistics.answers, answers)):
+                tally.add(pc.utf8_length(texts.drop_null()).to_numpy(zero_copy_only=False))
             words = pc.utf8_lower(pc.extract_regex(questions, _FIRST_WORD).field("word"))
             _count(statistics.first_words, words)
             _count(statistics.styles, pairs.column("style"))

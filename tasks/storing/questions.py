@@ -1,8 +1,10 @@
 """Questions of one pass, answered by another: its rows, and the outcomes of both joined."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from ...serving.printable import printable
 from ..errors import ObjectCorruptedError, StoreError
 from ..records import Answered, FinishedRow, Quarantined, Row
 
@@ -42,9 +44,9 @@ def with_answers(
 
 
 def _joined(asked: Answered, answers: Iterator[FinishedRow | None]) -> Answered | Quarantined:
-    parsed: list[dict[str, object]] = []
+    parsed: list[dict[str, Any]] = []
     failures: list[Quarantined] = []
-    reasonings: list[str] = []
+    reasonings, lost = [asked.reasoning], asked.lost
     for question in asked.parsed:
         answer = next(answers, None)
         if isinstance(answer, Quarantined):
@@ -54,10 +56,27 @@ def _joined(asked: Answered, answers: Iterator[FinishedRow | None]) -> Answered 
         else:
             parsed.append({**question, **_answer_of(answer)})
             reasonings.append(answer.reasoning)
+            lost += answer.lost
     if not parsed and failures:
-        return replace(failures[0], key=asked.key, question="", attempt=0)
-    reasoning = "\n\n".join(text for text in (asked.reasoning, *reasonings) if text)
-    return replace(asked, parsed=parsed, reasoning=reasoning, unanswered=tuple(failures))
+        first = failures[0]
+        message = f"{printable(first.question, 100)}: {first.message}"
+        return replace(first, key=asked.key, message=message, question="", attempt=0)
+    return replace(
+        asked,
+        text=_as_text(parsed) if parsed else asked.text,
+        parsed=parsed,
+        reasoning="\n\n".join(filter(None, reasonings)),
+        lost=lost,
+        unanswered=tuple(failures),
+    )
+
+
+def _as_text(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """The pairs as a model writes them that answers its questions itself."""
+    texts = [f"**Question:** {pair['question']}\n**Answer:** {pair['answer']}" for pair in pairs]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def _questions(asked: Answered) -> list[str]:
@@ -67,10 +86,11 @@ def _questions(asked: Answered) -> list[str]:
         raise _corrupted(asked) from None
 
 
-def _answer_of(answer: Answered) -> dict[str, object]:
+def _answer_of(answer: Answered) -> dict[str, Any]:
+    """What the answer adds to its question."""
     try:
         (pair,) = answer.parsed
-        return {"answer": pair["answer"]}
+        return {name: value for name, value in pair.items() if name != "question"}
     except (TypeError, ValueError, LookupError):
         raise _corrupted(answer) from None
 

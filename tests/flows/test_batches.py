@@ -18,6 +18,7 @@ from prefect_imageqa.flows.open_pass import OpenPass
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.concurrency import MAX_CHUNK_BYTES
+from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
 from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -184,11 +185,16 @@ def test_a_batch_is_bounded_by_its_memory(kind: str) -> None:
 def test_the_answered_part_of_a_batch_knows_what_was_corrected() -> None:
     nothing: Any = None
     ledger: Any = SimpleNamespace(attempt=lambda _: 0)
-    current = OpenPass("", nothing, nothing, nothing, nothing, ledger, RunProgress(), batch_size=8)
+    settings = GenerationSettings(
+        nothing, fault_of=lambda reply, _: reply.text.partition("usable")[0]
+    )
+    progress = RunProgress()
+    current = OpenPass("", nothing, nothing, settings, nothing, ledger, progress, batch_size=8)
     prompts = tuple(Prompt(row, f"{row:032x}", f"d:{row}") for row in range(3))
     batch = Batch(1, "b" * 32, prompts, (0, 0, 0), corrections=2)
     assert current.answered_part(batch) is None
     batch.replies[prompts[1].key] = Completion("usable", "stop", 1, 1, 0.1, "stub")
+    batch.replies[prompts[2].key] = Completion("to be corrected", "stop", 1, 1, 0.1, "stub")
     batch.corrected[prompts[1].key] = "unusable"
     part = current.answered_part(batch)
     assert part is not None

@@ -16,7 +16,16 @@ CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices dir
 IMAGE_TAG = "<image>"
 
 _CONTROL_TEXT = re.compile(
-    r"<\|[a-z0-9_]+\|>|</?(?:image|video|audio|img|bbox|ref-object)>", re.IGNORECASE
+    r"""
+    <[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>           # <|im_start|> and the like, DeepSeek's too
+    | </?(?:image|video|audio|img|bbox|ref-object)>    # <image> of LLaVA and most, ms-swift's
+    | <(?:ref-image|cot-process|image_soft_token)>     # ms-swift, Gemma 3
+    | <im_(?:start|end|patch)> | <image-?placeholder>  # LLaVA's code
+    | </?(?:img_context|quad|ref|box)>                 # InternVL
+    | <(?:start|end)_of_(?:turn|image)> | \[/?(?:inst|img|img_break|img_end)\] | <</?sys>>
+    | </?s> | <(?:unk|pad|bos|eos)>                    # special tokens of SentencePiece models
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 """What trainers take for an image or the end of a turn, wherever it is written."""
 

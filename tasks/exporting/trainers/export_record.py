@@ -2,42 +2,43 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import ObjectCorruptedError, ObjectMissingError, StoreError
+from ...errors import ObjectCorruptedError, ObjectMissingError
 from ...object_store.store import ObjectStore
 from ...runs.exports import ExportFormat, ExportImages
-from .images import IMAGES
 
 EXPORT = "export"
 """Folder of the exports for training in an output."""
 
 RECORD = "export.json"
 
-_MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 64 << 20
 
-_OWN_NAME = re.compile(
+OWN_NAME = re.compile(
     r"^(?:(?:data/)?(?:train|validation)(?:-\d+)?\.(?:json|jsonl|parquet|tar)"
     r"|dataset_info\.json|README\.md|images/[0-9a-f]{64}\.(?:jpg|png))$"
 )
 """Names of files that an export writes."""
 
-_Name = Annotated[str, Field(pattern=_OWN_NAME.pattern)]
+_Name = Annotated[str, Field(pattern=OWN_NAME.pattern)]
 _Count = Annotated[int, Field(ge=0)]
 
 
 class SplitCounts(BaseModel):
-    """What a split has."""
+    """What a split has; of its files, the size of each in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
     conversations: _Count = 0
     pairs: _Count = 0
     files: tuple[_Name, ...] = ()
+    sizes: tuple[_Count, ...] = ()
 
 
 class LeftOut(BaseModel):
@@ -84,6 +85,12 @@ class ExportRecord(BaseModel):
         """Names of all its files but copies of images."""
         return [*(name for split in self.splits.values() for name in split.files), *self.extras]
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Size in bytes of each file with conversations."""
+        pairs = (zip(s.files, s.sizes, strict=False) for s in self.splits.values())
+        return dict(chain.from_iterable(pairs))
+
     def write(self, store: ObjectStore) -> None:
         """Store it in the folder of the export."""
         store.write(RECORD, json.dumps(self.model_dump(mode="json"), indent=2).encode())
@@ -107,7 +114,7 @@ def read_record(store: ObjectStore) -> ExportRecord | None:
         StoreError: the folder cannot be read, or its record is not one.
     """
     try:
-        content = store.read(RECORD, _MAX_RECORD_BYTES)
+        content = store.read(RECORD, MAX_RECORD_BYTES)
     except ObjectMissingError:
         return None
     try:
@@ -137,47 +144,3 @@ def read_exports(output: ObjectStore) -> list[ExportRecord]:
 def export_folder(output: ObjectStore, name: ExportFormat) -> ObjectStore:
     """The folder of a format in an output."""
     return output.with_uri(output.uri_of(f"{EXPORT}/{name}"))
-
-
-def check_folder(store: ObjectStore, extras: Callable[[ExportRecord], Mapping[str, bytes]]) -> None:
-    """Refuse a folder with files that no export has written, or that somebody has changed since.
-
-    Args:
-        store: the folder.
-        extras: the files beside the records, such as a README.md, for the record of an export.
-
-    Raises:
-        StoreError: there is one; or the folder cannot be read.
-    """
-    record, names = read_record(store), store.list()
-    foreign: list[str] = []
-    if record is None:
-        foreign = names
-    elif record.state == "complete":
-        known = {RECORD, *record.files}
-        foreign = [name for name in names if name not in known and _is_replaced(name)]
-        foreign += [
-            name
-            for name, content in extras(record).items()
-            if name in names and store.read(name, _MAX_RECORD_BYTES) != content
-        ]
-    if foreign:
-        raise StoreError(
-            f"{store.uri_of(foreign[0])} is not as an export has written it, and would be "
-            "replaced: move it away, or choose another folder"
-        )
-
-
-def remove_others(store: ObjectStore, record: ExportRecord, is_copy: Callable[[str], bool]) -> None:
-    """Remove files of earlier exports in the folder that the last one does not have."""
-    known = {RECORD, *record.files}
-    for name in store.list():
-        if name.startswith(f"{IMAGES}/"):
-            if _OWN_NAME.fullmatch(name) and not is_copy(name):
-                store.remove(name)
-        elif name not in known and _is_replaced(name):
-            store.remove(name)
-
-
-def _is_replaced(name: str) -> bool:
-    return bool(_OWN_NAME.fullmatch(name)) and not name.startswith(f"{IMAGES}/")

@@ -40,6 +40,7 @@ class Shards:
         self._open: OpenFile | None = None
         self._in_open = self._conversations = self._pairs = 0
         self._files: list[str] = []
+        self._sizes: list[int] = []
 
     def add(self, conversation: Conversation) -> None:
         """Write a conversation."""
@@ -58,7 +59,10 @@ class Shards:
             self._open = self._form.open(self._local, has_many=self._has_many)
         self._put()
         return SplitCounts(
-            conversations=self._conversations, pairs=self._pairs, files=tuple(self._files)
+            conversations=self._conversations,
+            pairs=self._pairs,
+            files=tuple(self._files),
+            sizes=tuple(self._sizes),
         )
 
     def close(self) -> None:
@@ -77,4 +81,5 @@ class Shards:
         name += self._form.suffix
         self._target.put(name, self._local)
         self._files.append(name)
+        self._sizes.append(self._local.stat().st_size)
         self._in_open = 0

@@ -28,11 +28,10 @@ from .export_record import (
     ExportRecord,
     LeftOut,
     SplitCounts,
-    check_folder,
     export_folder,
-    remove_others,
     split_lines,
 )
+from .folder import check_folder, remove_extras, remove_others
 from .formats import FORMATS
 from .images import ImageExporter
 from .shards import Shards
@@ -81,7 +80,7 @@ def check_export_folders(output: ObjectStore, exports: Exports) -> None:
         StoreError: there is such a file, or the output cannot be read.
     """
     for name in exports.formats:
-        check_folder(export_folder(output, name), FORMATS[name].extras)
+        check_folder(export_folder(output, name))
 
 
 @task(name="export-for-training", task_run_name="export-{name}", **TASK_OPTIONS)
@@ -104,7 +103,7 @@ def write_export(
         DatasetError: the dataset is not that of the pairs, or cannot be read.
         StoreError: the folder has files of others, or something cannot be read or written.
     """
-    check_folder(target, FORMATS[name].extras)
+    check_folder(target)
     images = EXPORT_IMAGES[name][0] if exports.images == "auto" else exports.images
     record = ExportRecord(
         format=name,
@@ -114,6 +113,7 @@ def write_export(
         seed=exports.split_seed,
         has_many=most_images(source.output) > 1,
     )
+    remove_extras(target)
     record.write(target)
     try:
         return _write(source, record, exports.shard_size, target)
@@ -138,6 +138,7 @@ def _write(
     with closing(_Writer(target, record, shard_size)) as writer:
         writer.write(_conversations(source, exporter, writer, record))
         record = writer.finish(exporter.copies)
+    record.write(target)  # by which its extras are known
     extras = form.extras(record)
     for extra, content in extras.items():
         target.write(extra, content)

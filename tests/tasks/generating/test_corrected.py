@@ -169,9 +169,18 @@ def test_a_server_that_is_lost_meanwhile_costs_only_the_rows_in_question() -> No
 
 def test_replies_that_are_only_to_be_cached_are_not_asked_for_again() -> None:
     pending, client = batch("a"), RepeatedClient()
-    pending.replies[pending.prompts[0].key] = Completion(*UNUSABLE, 1, 1, 0.1, "stub")
+    key = pending.prompts[0].key
+    pending.replies[key] = Completion(*UNUSABLE, 1, 1, 0.1, "stub")
+    pending.settled.add(key)
     assert texts(generate(pending, client)) == [UNUSABLE[0]]
     assert client.requests == []
+
+
+def test_a_retry_of_a_batch_corrects_what_the_first_try_could_not() -> None:
+    pending, client = batch("a"), RepeatedClient(a=[USABLE])
+    pending.replies[pending.prompts[0].key] = Completion(*UNUSABLE, 1, 1, 0.1, "stub")
+    assert texts(generate(pending, client)) == [USABLE[0]]
+    assert pending.settled == {pending.prompts[0].key}
 
 
 def test_a_reply_without_guidance_may_be_corrected_too() -> None:

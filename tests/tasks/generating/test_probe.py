@@ -12,6 +12,7 @@ from prefect_imageqa.tasks.generating.probe import schema_refusal
 SCHEMA = {"type": "object"}
 REPLY = Completion("{", "length", 1, 16, 0.1, "stub")
 REFUSAL = Failure(FailureKind.BAD_REQUEST, "HTTP 400: the schema is odd", 400)
+TIMEOUT = Failure(FailureKind.TIMEOUT, "no reply within 300 s")
 CRASH = Failure(FailureKind.CRASH, "it closed the connection")
 
 
@@ -44,6 +45,7 @@ class ProbedClient(ChatClient):
         pytest.param(REPLY, REPLY, "", 1, id="followed"),
         pytest.param(REFUSAL, REPLY, "HTTP 400: the schema is odd", 2, id="refused"),
         pytest.param(CRASH, REPLY, "it closed the connection", 2, id="crashed"),
+        pytest.param(TIMEOUT, REPLY, "", 1, id="no reply in time"),
         pytest.param(REFUSAL, REFUSAL, "", 2, id="refused without a schema too"),
     ],
 )

@@ -127,6 +127,8 @@ def test_a_server_that_is_lost_while_a_row_is_asked_for_again_costs_only_that_ro
 def test_replies_that_are_only_to_be_cached_are_not_asked_for_again() -> None:
     """Of a batch that failed, the part that has replies is stored without any request."""
     pending, client = batch("a"), GuidedClient({}, {})
-    pending.replies[pending.prompts[0].key] = completion(*LOOP)
+    key = pending.prompts[0].key
+    pending.replies[key] = completion(*LOOP)
+    pending.settled.add(key)
     assert generate(pending, client) == [LOOP[0]]
     assert client.options == []

@@ -8,21 +8,28 @@ import pytest
 from prefect_imageqa.tasks.prompting.draws import Draws
 from prefect_imageqa.tasks.prompting.style import PromptInput
 
+USED = frozenset({"tags", "data", "size"})
+"""The columns that the style uses."""
+
 
 def drawn(
     record: dict[str, Any], what: str = "kind", sample: int = 0, seed: int = 0, **weights: float
 ) -> str:
-    prompt_input = PromptInput((), 1, "", "", record, sample)
-    return Draws(prompt_input, seed).choose(what, weights or dict.fromkeys("abcdefgh", 1))
+    ids = (f"sha256:{record['image']}",)
+    prompt_input = PromptInput((), 1, "", "", record, sample, ids)
+    return Draws(prompt_input, seed, USED).choose(what, weights or dict.fromkeys("abcdefgh", 1))
 
 
-def test_a_draw_depends_on_the_content_of_the_row_only() -> None:
+def test_a_draw_depends_on_the_images_and_the_columns_used_only() -> None:
     record = {"image": "a.png", "tags": ["x", None], "data": b"\x00", "size": 1.5}
-    assert drawn(record) == drawn(dict(reversed(record.items())))
+    assert drawn(record) == drawn({"note": "of no style", **dict(reversed(record.items()))})
+    assert len({drawn({**record, "size": number}) for number in range(40)}) > 1
     program = (
         "from prefect_imageqa.tasks.prompting.draws import Draws\n"
         "from prefect_imageqa.tasks.prompting.style import PromptInput\n"
-        f"draws = Draws(PromptInput((), 2, 'other', 'prompts', {record!r}, 0), 0)\n"
+        "ids = ('sha256:a.png',)\n"
+        f"row = PromptInput((), 2, 'other', 'prompts', {record!r}, 0, ids)\n"
+        "draws = Draws(row, 0, ['size', 'data', 'tags'])\n"
         "print(draws.choose('kind', dict.fromkeys('abcdefgh', 1)))"
     )
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
@@ -30,7 +37,7 @@ def test_a_draw_depends_on_the_content_of_the_row_only() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == drawn(record) == "g"
+    assert done.stdout.strip() == drawn(record) == "h"
 
 
 @pytest.mark.parametrize("change", [{"what": "mood"}, {"sample": 1}, {"seed": 1}], ids=str)

@@ -48,7 +48,8 @@ def render(
 def row(
     style: OpenStyle, images: int = 1, sample: int = 0, turns: Sequence[Turn] = (), **record: Any
 ) -> Rendered:
-    return style.style(PromptInput(tuple(turns), images, "SYSTEM", "ASK", record, sample))
+    ids = (f"sha256:{record.get('image')}",) * images
+    return style.style(PromptInput(tuple(turns), images, "SYSTEM", "ASK", record, sample, ids))
 
 
 def text_of(rendered: Rendered) -> str:
@@ -165,7 +166,7 @@ def test_values_are_drawn_or_pinned() -> None:
 
 def test_yes_and_no_are_balanced() -> None:
     style = open_style("yes-no", StyleSettings())
-    verdicts = Counter("with yes," in text_of(row(style, n=number)) for number in range(1000))
+    verdicts = Counter("with yes," in text_of(row(style, image=number)) for number in range(1000))
     assert 430 < verdicts[True] < 570
 
 
@@ -196,8 +197,8 @@ def test_questions_are_asked_and_answered_apart() -> None:
     assert style.answering
     for number in range(20):
         asked = row(style, image=number)
-        prompt_input = PromptInput((Turn("user", "How many?"),), 1, "", "", {"image": number})
-        answer = style.answering(prompt_input)
+        turns, ids = (Turn("user", "How many?"),), (f"sha256:{number}",)
+        answer = style.answering(PromptInput(turns, 1, "", "", {"image": number}, 0, ids))
         assert asked.asked.form is ReplyForm.QUESTIONS
         assert text_of(asked).endswith("Reply with the question only.")
         assert (answer.asked.style, answer.asked.type) == (asked.asked.style, asked.asked.type)
@@ -276,6 +277,7 @@ def test_a_function_is_a_style() -> None:
         ("single/x", {}, "style single has no value 'x': it draws nothing"),
         ("knowledge/x", {}, "style knowledge has no value 'x': there are objects, counting, "),
         ("none.md", {}, "none.md: not found"),
+        ("single=2,none.md", {}, "in a mix, also the last style needs a weight"),
         ("single=2, nope=1", {}, "there is no style 'nope'"),
         ("single=x", {}, "the weight of 'single=x' is no number"),
         ({}, {}, "a mix has 1 to 50 styles, not 0"),

@@ -1,9 +1,12 @@
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from prefect_imageqa.serving.printable import printable
 from prefect_imageqa.tasks.errors import ImageQAError
 from prefect_imageqa.tasks.object_store import ObjectStore
 from prefect_imageqa.tasks.prompting.style_files import (
@@ -92,6 +95,12 @@ BROKEN = {
     "keys that are no text": ("1: a\n", USER, "its head has no name"),
     "YAML": ("name: [\n", USER, "line 2: the head is not valid YAML"),
     "tag": ("name: !!python/object:os.system x\n", USER, "line 2: the head is not valid YAML"),
+    "alias": (HEAD + "draw: &a\n  k: *a\n", USER, "line 7: the head has an alias (*), which a"),
+    "merged alias": (
+        HEAD + "x: &s3cr3t {}\ny:\n  <<: [*s3cr3t]\n",
+        USER,
+        "line 8: the head has an",
+    ),
     "deep YAML": ("name: " + "[" * 2000 + "\n", USER, "the head is not valid YAML"),
     "missing": ("name: mine\nsecret: s3cr3t\n", USER, "the head has no description, reply, versi"),
     "unknown key": (HEAD + "seed: s3cr3t\n", USER, "head's seed is no key of a style; there are"),
@@ -164,6 +173,8 @@ def test_a_broken_file_is_described_in_one_line(
         ("link.png", "it is a link that leaves the folder"),
         ("large.png", "is larger than 2 MiB"),
         ("pipe.png", "pipe.png"),
+        ("a\0.png", "it is no path that can be followed"),
+        ("loop.png", "loop.png"),
     ],
 )
 def test_an_image_of_an_example_must_be_usable(
@@ -171,13 +182,25 @@ def test_an_image_of_an_example_must_be_usable(
 ) -> None:
     path = write(f"{USER}# examples\n## user\n![]({image})\n## assistant\nx\n")
     (tmp_path / "link.png").symlink_to("/etc/hostname")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "large.png").write_bytes(bytes(3 << 20))
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageQAError) as caught:
         read_style(path)
-    assert str(caught.value).startswith(f"{path}, line 11: image {image!r} of an example: ")
+    assert str(caught.value).startswith(
+        f"{path}, line 11: image {printable(image, 99)!r} of an example: "
+    )
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image", ["![" * 30_000, "![](" * 15_000, f"![]({' ' * 2_500}x"])
+def test_broken_images_do_not_hold_up_a_run(image: str, write: Write) -> None:
+    path = write(f"{USER}# examples\n## user\n{image}\n## assistant\nx\n")
+    start = time.thread_time()
+    with contextlib.suppress(ImageQAError):
+        read_style(path)
+    assert time.thread_time() - start < 2
 
 
 def test_what_is_no_style_file_is_not_read(tmp_path: Path) -> None:

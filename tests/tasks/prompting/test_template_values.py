@@ -45,6 +45,7 @@ def nested(depth: int) -> Any:
         ([Image.new("RGB", (1, 1))], "holds an image"),
         ("data:image/png;base64,iVBORw0KGgo=", "holds an image"),
         ("x" * 100_001, "is too long"),
+        ({"x" * 100_001: 1}, "is too long"),
         (["x"] * 10_001, "is too long"),
         ([["x" * 20_000]] * 5, "is too long"),
         (np.zeros(200_000), "which is no text"),
@@ -52,8 +53,8 @@ def nested(depth: int) -> Any:
         (object(), "holds a object, which is no text"),
     ],
     ids=[
-        *("bytes", "bytearray", "hugging face", "pillow", "data URI", "long text", "many items"),
-        *("sum", "array", "deep", "object"),
+        *("bytes", "bytearray", "hugging face", "pillow", "data URI", "long text", "long key"),
+        *("many items", "sum", "array", "deep", "object"),
     ],
 )
 def test_what_does_not_belong_into_a_prompt_is_named(value: Any, reason: str) -> None:

@@ -1,8 +1,10 @@
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
 from prefect_imageqa.tasks.errors import ImageQAError
+from prefect_imageqa.tasks.prompting import templates
 from prefect_imageqa.tasks.prompting.templates import compile_template
 from prefect_imageqa.tasks.records import Kind, RowError
 
@@ -25,6 +27,7 @@ def render(source: str, **values: Any) -> str:
         ("{% if a is defined %}{{ a }}{% else %}none{% endif %}", {}, "none"),
         ("{{ a|default('none') }}", {}, "none"),
         ("{{ a if b else 'c' }}{{ 'd' ~ a }}", {"a": 1, "b": 0}, "cd1"),
+        ("{{ 'a' ~ b ~ [c, 'd'] }}{{ (c, 1) }}", {"b": None, "c": "é"}, 'a["é", "d"]["é", 1]'),
         ("{% for t in a %}{{ loop.index }}.{{ t }} {% endfor %}", {"a": ["x", "y"]}, "1.x 2.y"),
         ("{% for t in a if t %}{{ t }}{% else %}0{% endfor %}", {"a": [""]}, "0"),
         ("{{ a|join(', ') }}", {"a": ["x", 2]}, "x, 2"),
@@ -151,6 +154,36 @@ def test_a_row_that_cannot_be_rendered_has_a_problem(
     assert caught.value.problem.kind is Kind.BAD_ROW
     assert str(caught.value).startswith("s.md: ")
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        "{{ (" + "~".join(["a"] * 1_500) + ")|title|length }}",
+        "{{ [" + ",".join(["a"] * 1_500) + "] }}",
+        "{{ (" + ",".join(["a"] * 1_500) + ") }}",
+        "{{ [" + ",".join(["a"] * 1_500) + "]|join|length }}",
+        "{{ [" + ",".join(["b"] * 1_500) + "]|join|length }}",
+    ],
+    ids=["concatenated", "a list", "a tuple", "joined", "joined lists"],
+)
+def test_a_column_that_is_repeated_takes_no_memory(repeat: str) -> None:
+    template = compile_template(repeat, "s.md")
+    tracemalloc.start()
+    with pytest.raises(RowError, match=r"over 100,000 characters"):
+        template.render({"a": LONG, "b": [LONG]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_slow_filters_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "MAX_SECONDS", 0.1)
+    template = compile_template("{{ " + "~".join(["(a|title|length)"] * 450) + " }}", "s.md")
+    start = time.thread_time()
+    with pytest.raises(RowError, match=r"takes longer than 0\.1 s"):
+        template.render({"a": "a " * 45_000})
+    assert time.thread_time() - start < 2
 
 
 def test_a_slow_loop_without_output_ends() -> None:

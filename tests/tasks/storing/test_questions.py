@@ -48,6 +48,17 @@ def test_answers_are_joined_with_their_questions() -> None:
     assert second == outcomes[1]
     assert isinstance(third, Answered)
     assert (third.pairs[0].answer, third.reasoning, third.unanswered) == ("3", "I did.", ())
+    assert third.text == "**Question:** 3?\n**Answer:** 3"
+
+
+def test_an_answer_brings_its_own_columns() -> None:
+    outcome = answered("a", [{"question": "One?", "answer": "", "type": "t", "language": "French"}])
+    said = {"question": "as sent", "answer": "1", "language": "Latin", "reasoning": "I counted."}
+    (row,) = with_answers([outcome], [answered("0", [said], lost=2)])
+    assert isinstance(row, Answered)
+    (pair,) = row.pairs
+    assert (pair.question, pair.answer, pair.type) == ("One?", "1", "t")
+    assert (pair.language, pair.reasoning, row.lost) == ("Latin", "I counted.", 2)
 
 
 def test_a_row_without_any_answer_is_quarantined_as_its_first_question() -> None:
