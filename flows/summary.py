@@ -76,7 +76,8 @@ class RunSummary(RunCounts):
 
 
 _OF_ALL_PASSES = (
-    *("corrected", "corrections", "requests", "prompt_tokens", "completion_tokens", "seconds"),
+    *("attempted", "retried", "corrected", "corrections"),
+    *("requests", "prompt_tokens", "completion_tokens", "seconds"),
 )
 
 
@@ -89,5 +90,5 @@ def total_counts(passes: Sequence[RunCounts], exported: RunCounts) -> dict[str, 
     """
     main, outcome = passes[0], exported.model_dump()
     totals = {name: sum(getattr(counts, name) for counts in passes) for name in _OF_ALL_PASSES}
-    of_main = main.model_dump(include={"attempted", "retried", "duplicates"})
+    of_main = main.model_dump(include={"duplicates"})
     return {**outcome, **of_main, "reused": min(main.reused, exported.ok), **totals}

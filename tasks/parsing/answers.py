@@ -116,7 +116,8 @@ def _should_answer(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     is_error = any(_is_error(name) and text_of(member) for name, member in value.items())
-    return is_error or all(map(_is_aside, value)) or bool(_answer_names(value, value))
+    names = _answer_names(value, value) or [name for name in value if normal(name) == "answers"]
+    return is_error or all(map(_is_aside, value)) or bool(names)
 
 
 def _is_aside(name: str) -> bool:

@@ -2,7 +2,6 @@
 """Multiple choice without a label before the question, or without one before the answer."""
 
 import re
-from dataclasses import replace
 from itertools import takewhile
 
 from ..records import QAPair
@@ -41,8 +40,6 @@ def bare_choices(text: str) -> FoundPairs:
     choices = split_options(text[:end].strip(), digits=False)
     if choices is None:
         return FoundPairs([])
-    if not (said or choices.right):
-        return FoundPairs([], 1, "does not say which option is right")
     return _found(choices, said, Extras())
 
 
@@ -55,17 +52,47 @@ def _said_below(text: str) -> tuple[str, int]:
 
 
 def _labelled(text: str) -> FoundPairs:
-    """The questions before labelled answers; from the second, each follows an answer."""
+    """The questions before labelled answers: from the second, each stands below an answer."""
     labels = list(takewhile(lambda label: label["answer"], _LABEL.finditer(text)))
-    ends = [label.start() for label in labels]
-    blocks = [text[start:end] for start, end in zip([0, *[x.end() for x in labels]], ends)]
-    return FoundPairs([])
+    pairs: list[QAPair] = []
+    lost, reason = 0, ""
+    start, answer = 0, labels[0]
+    for label, following in zip(labels, [*labels[1:], None], strict=True):
+        end = len(text)
+        if following is not None:
+            cut = _next_question(text[label.end() : following.start()])
+            if cut is None:
+                continue  # it says more about the same question
+            end = label.end() + cut
+        choices = split_options(text[start : answer.start()].strip(), digits=False)
+        said, extras = value_after(text, answer, end)
+        found = FoundPairs([], int(start > 0)) if choices is None else _found(choices, said, extras)
+        pairs += found.pairs
+        lost, reason = lost + found.lost, reason or found.reason
+        if following is not None:
+            start, answer = end, following
+    return FoundPairs(pairs, lost, reason)
+
+
+def _next_question(text: str) -> int | None:
+    """Where the last question in a text below an answer starts; None if there is none."""
+    choices = split_options(text, digits=False)
+    lines = text.rstrip().rpartition("\n")
+    if choices is None:
+        is_question = lines[2].rstrip("*_ ").endswith(("?", "？"))
+        return len(lines[0]) if is_question else None
+    start = text.index(choices.question)
+    number = max((line.start() for line in _NUMBERED_LINE.finditer(choices.question)), default=-1)
+    cut = max(number, choices.question.rfind("\n\n"))
+    return start + max(cut if cut >= 0 else choices.question.rfind("\n"), 0)
 
 
 def _found(choices: Choices, said: str, extras: Extras) -> FoundPairs:
     question = choices.question.split("\n\n")[-1].strip()
     question = without_emphasis(_NUMBER.sub("", without_emphasis(question), count=1))
     answer = said or choices.right
+    if not answer:
+        return FoundPairs([], 1, "does not say which option is right")
     if choices.right and said:
         choice = choice_in(said, choices.options)
         if choice is not None and choices.options[choice.index] != choices.right:

@@ -38,7 +38,7 @@ def without_placeholders(found: FoundPairs) -> FoundPairs:
         found,
         pairs=[pair for pair, is_sound in zip(found.pairs, sound, strict=True) if is_sound],
         lost=found.lost + sound.count(False),
-        reason=found.reason or "repeats the placeholders of the form that it should have",
+        reason=found.reason or "repeats the placeholders of the format instead of filling them in",
         before_gap=first if found.before_gap is None else min(first, found.before_gap),
     )
 

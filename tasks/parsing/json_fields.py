@@ -170,7 +170,8 @@ def _lettered_options(items: Items) -> dict[str, str]:
         for name, value in items
         if _OPTION_NAME.fullmatch(name.strip()) and text_of(value)
     }
-    return found if {"A", "B"} <= found.keys() or {"1", "2"} <= found.keys() else {}
+    is_list = {"A", "B"} <= found.keys() or {"1", "2"} <= found.keys()
+    return dict(sorted(found.items())) if is_list else {}
 
 
 def _options(value: object) -> dict[str, str] | None:

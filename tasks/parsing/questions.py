@@ -29,7 +29,7 @@ _REQUEST = re.compile(
 _CLOSING = re.compile(
     r"\W{0,4}+(?:would you like|do you want|shall i|should i|can i help|may i help"
     r"|(?:could|can|would) you (?:please )?(?:upload|share|provide|send|attach)"
-    r"|is there anything|need (?:any|more)|any other questions)\b",
+    r"|is there anything|need (?:any|more)|let me know|any other questions)\b",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
@@ -60,8 +60,9 @@ def find_questions(text: str) -> FoundPairs:
         strings = (match[1] for match in _STRING.finditer(fenced(text)))
         whole = _found(string for string in strings if string.rstrip().endswith(_MARKS))
         return FoundPairs(whole.pairs, 1, "is JSON that is cut off or damaged")
-    if value is not None:
-        return _found(_json_questions(value))
+    found = _found([] if value is None else list(_json_questions(value)))
+    if found.pairs or (value is not None and "```" not in text):
+        return found
     text = _FENCE_LINE.sub("", text)
     return _found(_labelled(text) or _items(text) or _bare(text))
 
@@ -69,7 +70,8 @@ def find_questions(text: str) -> FoundPairs:
 def _found(questions: "Iterator[str] | Sequence[str]") -> FoundPairs:
     tidy = [_tidy(question) for question in questions]
     questions = [question for question in tidy if question and not _REFUSAL.match(question)]
-    return FoundPairs([QAPair(question, "") for question in questions])
+    lost = len(tidy) - len(questions)
+    return FoundPairs([QAPair(question, "") for question in questions], lost)
 
 
 def _tidy(question: str) -> str:

@@ -144,7 +144,7 @@ def _pinned(file: StyleFile, value: str | None) -> dict[str, str]:
     found = [name for name, texts in file.head.draw.items() if value in texts]
     if not found:
         values = [value for texts in file.head.draw.values() for value in texts]
-        hint = f"there are {', '.join(values)}" if values else "it draws nothing"
+        hint = f"there are {printable(', '.join(values), 300)}" if values else "it draws nothing"
         raise ImageQAError(f"style {file.head.name} has no value {printable(value, 60)!r}: {hint}")
     return {found[0]: value}
 

@@ -36,7 +36,8 @@ class RunCounts(BaseModel):
         filtered: rows whose answer was checked and rejected.
         quarantined: rows that could not be answered.
         reused: ok rows whose answer was stored before this run.
-        attempted: rows this run sent to the model, or answered from stored completions.
+        attempted: rows this run sent to the model, or answered from stored completions; with
+            questions that are answered separately, these too.
         retried: attempted rows that an earlier run had quarantined.
         duplicates: rows like an earlier one that this run attempted, and whose outcome they share;
             not part of `rows` until the run has ended.

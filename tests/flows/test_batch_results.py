@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa.flows.batch_results import BatchResults
+from prefect_imageqa.serving.client.bodies import reply_limit
 from prefect_imageqa.serving.types import Completion, Failure
 from prefect_imageqa.tasks.errors import EndpointError
 
@@ -54,6 +55,19 @@ def test_lines_that_are_no_result_are_counted_and_named(tmp_path: Path) -> None:
         f"lines of the results that cannot be read: 2, the first: {file}:1 is not JSON",
         f"results with a custom_id that no run gives: 2, the first: {file}:2, 'row-1'",
     ]
+
+
+def test_a_line_longer_than_a_reply_is_skipped_as_one(tmp_path: Path) -> None:
+    limit = reply_limit(1)
+    file = tmp_path / "r.jsonl"
+    file.write_text(result(KEYS[0], "x" * (2 * limit)) + result(KEYS[1], "b") + "[" * limit)
+    results = BatchResults([file], max_tokens=1)
+    assert results.counts == {"results": 1, "unreadable": 2}
+    assert results.notes == [
+        f"lines of the results that cannot be read: 2, the first: {file}:1 is longer than a reply "
+        "may be"
+    ]
+    assert text_of(results, KEYS[1]) == "b"
 
 
 def test_results_that_nobody_asked_for_are_counted(tmp_path: Path) -> None:

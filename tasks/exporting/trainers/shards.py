@@ -79,7 +79,7 @@ class Shards:
         if self._size is not None:
             name += f"-{len(self._files):05d}"
         name += self._form.suffix
+        self._sizes.append(self._local.stat().st_size)
         self._target.put(name, self._local)
         self._files.append(name)
-        self._sizes.append(self._local.stat().st_size)
         self._in_open = 0

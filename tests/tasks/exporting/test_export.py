@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError, StoreError
+from prefect_imageqa.tasks.exporting import bounded_parquet
 from prefect_imageqa.tasks.exporting.dataset_columns import MAX_COLUMNS, DatasetColumns
+from prefect_imageqa.tasks.exporting.distinct_pairs import normal_form
+from prefect_imageqa.tasks.exporting.embedded import images_digest
 from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.exporting.pairs_parquet import (
     PAIRS,
@@ -25,6 +28,7 @@ from prefect_imageqa.tasks.exporting.pairs_parquet import (
 )
 from prefect_imageqa.tasks.exporting.qa_json import QA_JSON, QA_JSONL, dump_record
 from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
+from prefect_imageqa.tasks.exporting.row_pairs import most_images, pairs_of_rows, read_pairs
 from prefect_imageqa.tasks.images.references import encode_png
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
@@ -37,10 +41,11 @@ from prefect_imageqa.tasks.storing.store import write_part
 PARTS = PassFolder().parts("qa_pairs-v1")
 
 PIXELS = encode_png(Image.new("RGB", (16, 16)))
+OTHER_PIXELS = encode_png(Image.new("RGB", (2, 2), "red"))
 DIGEST = sha256(PIXELS).hexdigest()
 URI = f"data:image/png;base64,{b64encode(PIXELS).decode()}"
 
-NOTHING_MORE = dict.fromkeys(PAIRS_SCHEMA.names[6:])
+NOTHING_MORE = dict.fromkeys(PAIRS_SCHEMA.names[6:-1])
 """The columns of a pair that is a question and an answer only."""
 
 
@@ -94,8 +99,9 @@ def table(store: ObjectStore, folder: Path, name: str = PAIRS) -> pa.Table:
 
 
 def pairs(store: ObjectStore, folder: Path) -> list[dict[str, Any]]:
-    """The export's own columns of `pairs.parquet`."""
-    found: list[dict[str, Any]] = table(store, folder).select(PAIRS_SCHEMA.names).to_pylist()
+    """The export's own columns of `pairs.parquet`, but the digest of images."""
+    names = PAIRS_SCHEMA.names[:-1]
+    found: list[dict[str, Any]] = table(store, folder).select(names).to_pylist()
     return found
 
 
@@ -180,6 +186,96 @@ def test_pairs_that_repeat_one_of_their_record_are_dropped(
     counts = export_rows.fn(local, outcomes, rows, len(rows), columns)
     assert [pair["row"] for pair in pairs(local, tmp_path)] == [0, 2, 3, 4, 5, 6, 7]
     assert (counts.ok, counts.pairs, counts.duplicate_pairs) == (9, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Is it -5 °C?", "Is it 5 °C?"),
+        ("1.50?", "150?"),
+        ("What does '?' mean?", "What does '!' mean?"),
+        ("Is it 12-3?", "Is it 123?"),
+        ("Is it <b>?", "Is it b?"),
+    ],
+    ids=lambda text: text,
+)
+def test_signs_tell_questions_apart(one: str, other: str) -> None:
+    assert normal_form(one) != normal_form(other)
+
+
+def test_questions_are_the_same_without_case_quotes_and_final_punctuation() -> None:
+    forms = ["Is  it a “cat”, or not?", "**is it a cat or not**", "Is it a cat or not ?"]
+    assert len(set(map(normal_form, forms))) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "same", "other"),
+    [
+        ("a.png", {"path": "a.png"}, "b.png"),
+        (PIXELS, {"bytes": PIXELS, "path": "x.png"}, OTHER_PIXELS),
+        (URI, PIXELS, OTHER_PIXELS),
+        ({"bytes": PIXELS, "path": "x"}, [PIXELS], {"bytes": OTHER_PIXELS, "path": "x"}),
+        (["a.png", "b.png"], ["a.png", {"path": "b.png"}], ["b.png", "a.png"]),
+        (["ab", "c"], ["ab", "c"], ["a", "bc"]),
+        ("a.png", "a.png", None),
+    ],
+    ids=["path", "bytes", "base64", "same path", "order", "borders", "none"],
+)
+@pytest.mark.parametrize("conversation", [None, "asked"], ids=["column", "conversation"])
+def test_images_are_known_by_path_or_content(
+    value: Any, same: Any, other: Any, conversation: str | None
+) -> None:
+    columns = Columns(image=conversation or "image", conversation=conversation)
+
+    def digest(images: Any) -> str:
+        record = {"image": images}
+        if conversation:
+            images = images if isinstance(images, list) else [images]
+            parts = [{"type": "image", "image": image} for image in images]
+            record = {"asked": [{"role": "user", "content": parts}]}
+        return images_digest(Row(0, record, "d:0"), columns)
+
+    assert digest(value) == digest(same)
+    assert digest(value) != digest(other)
+
+
+def plant(store: ObjectStore, rows: list[int], questions: pa.Array) -> None:
+    """Write a file of pairs as small as it can be."""
+    columns = {field.name: pa.nulls(len(rows), field.type) for field in PAIRS_SCHEMA}
+    columns |= {"row": pa.array(rows), "key": pa.array([key(0)] * len(rows))}
+    columns |= {"image": pa.array([["a.png"]] * len(rows)), "question": questions}
+    file = pa.BufferOutputStream()
+    options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30}
+    pq.write_table(pa.table(columns), file, "zstd", write_statistics=False, **options)
+    assert file.tell() < 30_000
+    store.write(PAIRS, file.getvalue().to_pybytes())
+
+
+def test_a_small_file_of_long_texts_is_read_in_bounded_memory(local: ObjectStore) -> None:
+    size, count = 500_000, 400
+    questions = pa.DictionaryArray.from_arrays(pa.array([0] * count), pa.array(["x" * size]))
+    plant(local, list(range(count)), questions)
+    before = pa.total_allocated_bytes()
+    found = peak = 0
+    for row in read_pairs(local):
+        found += len(row.pairs[0].question)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert found == count * size
+    assert peak < 40_000_000
+    plant(local, [0] * count, questions)  # 200 MB of one row
+    for read in (lambda: list(read_pairs(local)), lambda: pairs_of_rows(local, [0])):
+        with pytest.raises(ObjectCorruptedError, match=r"pairs\.parquet is corrupted"):
+            read()
+
+
+def test_row_groups_that_no_export_has_are_not_read(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(local, [0], pa.array(["x" * 100_000]))
+    assert most_images(local) == 1
+    monkeypatch.setattr(bounded_parquet, "_MAX_GROUP_BYTES", 99_999)
+    with pytest.raises(ObjectCorruptedError, match=r"pairs\.parquet is corrupted"):
+        most_images(local)
 
 
 def test_duplicate_rows_share_one_answer(local: ObjectStore, tmp_path: Path) -> None:
@@ -380,7 +476,8 @@ def test_pairs_and_rows_carry_the_datasets_small_columns(
     own = {"row": 0, "key": key(0), "image": ["a.png"]}
     qa = [{"pair": n, "question": f"Q0.{n}", "answer": f"A0.{n}"} for n in range(2)]
     qa = [{**pair, **NOTHING_MORE} for pair in qa]
-    assert table(local, tmp_path).to_pylist() == [{**own, **pair, **small} for pair in qa]
+    found = table(local, tmp_path).drop_columns("image_digest").to_pylist()
+    assert found == [{**own, **pair, **small} for pair in qa]
     rows = table(local, tmp_path, ROWS)
     assert rows.to_pylist() == [{**own, "reply": "raw 0", "reasoning": "Hm. ?", **small}]
     assert [str(field.type) for field in dataset_fields(rows.schema, ROWS_SCHEMA)] == [

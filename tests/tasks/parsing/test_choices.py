@@ -31,6 +31,7 @@ def test_the_option_that_is_meant(said: str) -> None:
     "said",
     [
         *("", "E", "E. black", "2", "A and C", "A, C", "B or C", "Both A and B", "red or blue"),
+        *("B. bluer", "C. greenish, or so", "A) redwood", "B blues"),
         *("B. red", "A. blue", "The car is blue.", "not red", "A's car", "A quick look", "Bright"),
     ],
 )

@@ -477,7 +477,8 @@ def check_time(unit: str, frame: str, asked: Asked, size: int) -> None:
     ["A. ", "A. x\n", "A. x\nB. x\n", "- A) x\n", "(a) ", "(a) (b) ", "Options:\n", "Options: ",
      "- x\n", "Type: x\n", "k: v\nType: x\n", "Reasoning: x\n", "1. x\n", "x?\n", "x? ", "**x",
      '["', '"x?",', "A and ", "the answer is ", "B is correct ", " ✓", "<type>", "User: x\n",
-     "User: x\nAI: y\n", " \n", "``` \n", ","],
+     "User: x\nAI: y\n", " \n", "``` \n", ",", '\\"', '"a\\', "Answer: x\n",
+     "x?\nA. x\nB. y\nAnswer: A\n", "- Type: x\n", "a) x\n1. x\n"],
     ids=repr,
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -492,10 +493,11 @@ def check_time(unit: str, frame: str, asked: Asked, size: int) -> None:
         (ReplyForm.ANSWER, "Answer: {}"),
         (ReplyForm.QUESTIONS, "{}"),
         (ReplyForm.QUESTIONS, '["{}'),
+        (ReplyForm.QUESTIONS, '{"question": "{}'),
     ],
     ids=[
         *("pairs", "options", "choice", "json-choice", "bare-choice", "dialogue", "answer"),
-        *("questions", "json-questions"),
+        *("questions", "json-questions", "json-question"),
     ],
 )
 def test_time_grows_linearly_in_every_form(unit: str, form: ReplyForm, frame: str) -> None:
@@ -510,6 +512,8 @@ LOST = {
     "table-with-a-gap": "|Question|Answer|\n|-|-|\n|What?|That.|\n|Where?| |",
     "json-cut": '[{"question": "What?", "answer": "That."}, {"question": "Where?", "answer": "On',
     "json-null": '[{"q": "What?", "a": "That."}, {"q": "Where?", "a": null}]',
+    "json-lists": '{"questions": ["What?", "Where?"], "answers": ["That.", null]}',
+    "placeholder": "Q: What?\nA: That.\nQ: <question>\nA: ...",
     "json-without-answer": '{"q1": "What?", "a1": "That.", "q2": "Where?"}',
 }
 

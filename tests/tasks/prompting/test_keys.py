@@ -17,7 +17,7 @@ from prefect_imageqa.tasks.prompting.keys import (
     problem_key,
     row_key,
 )
-from prefect_imageqa.tasks.records import Asked, Prompt, Row
+from prefect_imageqa.tasks.records import Asked, Prompt, ReplyForm, Row
 
 SPEC = RequestSpec(
     model="m",
@@ -134,7 +134,11 @@ def test_each_message_changes_the_key(messages: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *({"asked": replace(ASKED, **{field: "x"})} for field in Asked.__dataclass_fields__),
+        {"asked": replace(ASKED, question="Other?")},
+        {"asked": replace(ASKED, style="short@2")},
+        {"asked": replace(ASKED, form=ReplyForm.ANSWER)},
+        {"asked": replace(ASKED, type="t")},
+        {"asked": replace(ASKED, language="French")},
         {"options": {"response_format": {"type": "json_object"}}},
         {"sample": 1},
     ],

@@ -277,6 +277,7 @@ def test_a_function_is_a_style() -> None:
         ("single/x", {}, "style single has no value 'x': it draws nothing"),
         ("knowledge/x", {}, "style knowledge has no value 'x': there are objects, counting, "),
         ("none.md", {}, "none.md: not found"),
+        ("~no-such-user/none.md", {}, "none.md: not found"),
         ("single=2,none.md", {}, "in a mix, also the last style needs a weight"),
         ("single=2, nope=1", {}, "there is no style 'nope'"),
         ("single=x", {}, "the weight of 'single=x' is no number"),

@@ -59,11 +59,17 @@ def reader() -> Iterator[ImageReader]:
 def make_source(tmp_path: Path, drawn: Path, reader: ImageReader) -> MakeSource:
     """Makes an output of rows given as images and pairs; None for pairs is a quarantined row."""
 
-    def make(rows: Sequence[tuple[Any, Pairs | None]] = ROWS, **fields: Any) -> ExportSource:
+    def make(
+        rows: Sequence[tuple[Any, Pairs | None]] = ROWS,
+        asked: Sequence[Any] = (),
+        columns: Columns = Columns(image="image", conversation=None),  # noqa: B008 - frozen
+        **fields: Any,
+    ) -> ExportSource:
         output = ObjectStore(uri=str(tmp_path / "out"))
         table = [Row(n, {"image": image}, f"d:{n}") for n, (image, _) in enumerate(rows)]
+        for row, conversation in zip(table, asked, strict=False):
+            row.record["asked"] = conversation
         outcomes = [_outcome(n, pairs) for n, (_, pairs) in enumerate(rows)]
-        columns = Columns(image="image", conversation=None)
         export_rows.fn(output, outcomes, table, len(table), columns)
         source: dict[str, Any] = {
             "output": output,

@@ -23,7 +23,7 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Row
 from prefect_imageqa.tasks.runs.exports import Exports
 
-from .conftest import ROWS, Export, MakeSource
+from .conftest import COLOURS, ROWS, Export, MakeSource
 
 QA = [{"question": "Q", "answer": "A"}]
 
@@ -104,7 +104,10 @@ def test_a_split_is_by_content(
     "text",
     [
         *("<image>", "say <IMAGE>", "<video>", "<audio>", "</img>", "<ref-object>", "<bbox>"),
-        *("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>"),
+        *("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im-start|>"),
+        *("</s>", "<s>", "<im_start>", "<im_patch>", "<start_of_turn>user", "[INST]", "[/INST]"),
+        *("<<SYS>>", "<image_soft_token>", "<ref-image>", "<cot-process>", "<unk>", "<pad>"),
+        *("<\uff5cUser\uff5c>", "<IMG_CONTEXT>", "[IMG]"),
     ],
 )
 def test_control_text_of_trainers_is_left_out(
@@ -203,13 +206,15 @@ def test_embedded_images_have_no_paths_but_copies(
 def test_images_that_only_the_conversation_has(
     make_source: MakeSource, export: Export, target: ObjectStore
 ) -> None:
-    source = make_source([("red.png", QA), ("red.png", QA)])
     parts = [{"type": "image", "image": "blue.png"}, {"type": "text", "text": "Which?"}]
-    record = {"image": "red.png", "asked": [{"role": "user", "content": parts}]}
+    asked = [None, [{"role": "user", "content": parts}]]
     columns = Columns(image="image", conversation="asked")
-    rows = [Row(0, {"image": "red.png", "asked": None}, "d:0"), Row(1, record, "d:1")]
-    export(replace(source, rows=lambda: iter(rows), columns=columns), "llava")
+    source = make_source([("red.png", QA), ("red.png", QA)], asked=asked, columns=columns)
+    export(source, "llava")
     assert [len(line["image"]) for line in records(target)] == [1, 2]
+    parts[0]["image"] = "green.png"
+    with pytest.raises(DatasetError, match="d:1 has other images than row 1 of the run had"):
+        export(source, "llava")
 
 
 def test_rows_without_images(make_source: MakeSource, export: Export, target: ObjectStore) -> None:
@@ -235,13 +240,15 @@ def test_an_output_without_pairs_gives_empty_files(
     [
         (lambda rows: rows[:3], "the dataset has no row 3, which has pairs"),
         (lambda rows: [rows[1], *rows[1:]], "d:1 has other images than row 0 of the run had"),
+        (lambda rows: rows[::-1], "d:3 has other images than row 0 of the run had"),
     ],
-    ids=["shorter", "other images"],
+    ids=["shorter", "other images", "other order"],
 )
 def test_another_dataset_is_refused(
     change: Callable[[list[Row]], list[Row]], message: str, make_source: MakeSource, export: Export
 ) -> None:
-    source = make_source()
+    embedded = [encode_png(Image.new("RGB", (9, 9), colour)) for colour in COLOURS]
+    source = make_source([(image, QA) for image in embedded])
     assert source.rows is not None
     changed = change(list(source.rows()))
     rows = [replace(row, index=number) for number, row in enumerate(changed)]
@@ -265,6 +272,11 @@ def test_files_of_others_are_not_replaced(
     with pytest.raises(StoreError, match=r"README\.md is not as an export has written it"):
         export(source, "hf")
     target.write("README.md", card)
+    first = target.read("data/train-00000.parquet")
+    target.write("data/train-00000.parquet", first + b"mine")
+    with pytest.raises(StoreError, match=r"train-00000\.parquet is not as an export"):
+        export(source, "hf")
+    target.write("data/train-00000.parquet", first)
     target.write("data/train-99999.parquet", b"mine")
     with pytest.raises(StoreError, match=r"train-99999\.parquet is not as an export"):
         export(source, "hf")
@@ -278,6 +290,55 @@ def test_a_record_that_is_none_is_refused(
     target.write(RECORD, record)
     with pytest.raises(ObjectCorruptedError, match="is not the record of an export"):
         export(make_source(), "llava")
+
+
+@pytest.mark.parametrize("name", ["README.md", "dataset_info.json", "train.parquet"])
+def test_a_record_makes_no_file_ours(
+    name: str, make_source: MakeSource, export: Export, target: ObjectStore
+) -> None:
+    """A record may have been put beside files of others."""
+    target.write(RECORD, b'{"format": "llava", "state": "writing", "images": "copy"}')
+    target.write(f"images/{'a' * 64}.png", b"mine")
+    target.write(name, b"mine")
+    with pytest.raises(StoreError, match=f"{name} is not as an export has written it"):
+        export(make_source(), "llava")
+    target.remove(name)
+    export(make_source(), "llava")
+    assert target.read(f"images/{'a' * 64}.png") == b"mine"
+
+
+def test_a_changed_card_is_kept_by_an_export_of_another_format(
+    make_source: MakeSource, export: Export, target: ObjectStore
+) -> None:
+    export(make_source(), "hf")
+    target.write("README.md", b"my own words")
+    with pytest.raises(StoreError, match=r"README\.md is not as an export"):
+        export(make_source(), "llava")
+
+
+@pytest.mark.parametrize("written", ["README.md", RECORD])
+def test_an_export_killed_at_its_end_is_written_again(
+    written: str,
+    make_source: MakeSource,
+    export: Export,
+    target: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before and after the files beside the records, with an earlier export in the folder."""
+    export(make_source(ROWS[:1]), "hf")
+    write, seen = ObjectStore.write, []
+
+    def killed(store: ObjectStore, name: str, data: bytes) -> None:
+        seen.append(name)
+        if name == written and seen.count(RECORD) > 1:
+            raise KeyboardInterrupt
+        write(store, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(make_source(), "hf")
+    assert export(make_source(), "hf").state == "complete"
 
 
 def test_a_killed_export_is_written_again(
