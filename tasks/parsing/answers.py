@@ -85,7 +85,7 @@ def _json_answer(value: object, question: str, *, is_fenced: bool) -> QAPair | N
     if not isinstance(value, dict):
         return None
     members = {name.strip(): text for name, member in value.items() if (text := text_of(member))}
-    names = _answer_names(members, value)
+    names = _answer_keys(members, value) + [name for name in members if is_caption(name)]
     if not names and len(members) == len(value) == 1 and not is_fenced:
         names = [name for name in members if len(name) > 1 and not _is_aside(name)]
     if not names:
@@ -94,15 +94,14 @@ def _json_answer(value: object, question: str, *, is_fenced: bool) -> QAPair | N
     return QAPair(question, members[names[0]], **extras)
 
 
-def _answer_names(names: Iterable[str], value: Mapping[str, object]) -> list[str]:
+def _answer_keys(names: Iterable[str], value: Mapping[str, object]) -> list[str]:
     """The names of members that should be answers; a letter alone only beside a question."""
     has_question = any(map(is_question, value))
-    answers = [
+    return [
         name
         for name in names
         if is_answer(name) and (has_question or name.strip().casefold() not in ANSWER_LETTERS)
     ]
-    return answers + [name for name in names if is_caption(name)]
 
 
 def _should_answer(value: object) -> bool:
@@ -112,12 +111,19 @@ def _should_answer(value: object) -> bool:
         value: the JSON, or anything else.
     """
     if isinstance(value, list):
-        return not value or any(_should_answer(each) for each in value if isinstance(each, dict))
+        return not value or any(isinstance(each, dict) and _has_answer(each) for each in value)
     if not isinstance(value, dict):
         return False
     is_error = any(_is_error(name) and text_of(member) for name, member in value.items())
-    names = _answer_names(value, value) or [name for name in value if normal(name) == "answers"]
-    return is_error or all(map(_is_aside, value)) or bool(names)
+    is_empty = any(
+        is_caption(name) and (member is None or (isinstance(member, str) and not text_of(member)))
+        for name, member in value.items()
+    )
+    return is_error or is_empty or all(map(_is_aside, value)) or _has_answer(value)
+
+
+def _has_answer(value: Mapping[str, object]) -> bool:
+    return bool(_answer_keys(value, value)) or any(normal(name) == "answers" for name in value)
 
 
 def _is_aside(name: str) -> bool:

@@ -211,7 +211,11 @@ def _in_order(marks: Sequence[str], texts: Sequence[str]) -> dict[str, str] | No
         ordered = dict(sorted(zip(map(str.upper, marks), texts, strict=True)))
         is_clear = "".join(ordered) == LETTERS[: len(texts)]
         return ordered if is_clear else None
-    return dict(zip(marks, texts, strict=True)) if len(set(marks)) == len(marks) else None
+    if len(set(marks)) < len(marks):
+        return None
+    pairs = list(zip(marks, texts, strict=True))
+    is_numbered = all(mark.isdecimal() and len(mark) < 3 for mark in marks)
+    return dict(sorted(pairs, key=lambda pair: int(pair[0])) if is_numbered else pairs)
 
 
 def _option_mark(option: object) -> str:

@@ -21,8 +21,11 @@ _TITLE = re.compile(r"(?:\*\*|__)[^*_\n?？:：]{1,60}+(?:[:：](?:\*\*|__)|(?:\
 _MARKS = ("?", "？", "؟", "⁇")
 _AFTER_MARK = re.compile(r"""[?？؟]["'”’»)）*_`]{0,4}+(?=\s|$|[(（—–-])""")
 _REQUEST = re.compile(
-    r"(?:describe|name|list|count|identify|explain|compare|estimate|read|give|state|tell)\b"
+    r"(?:please|describe|name|list|count|identify|explain|compare|estimate|read|give|state|tell"
+    r"|summari[sz]e|discuss|determine|calculate|locate|find|point out|write|suggest)\b"
     r"|(?:describe|décrivez|décris|beschreib|nenne|zähle|descreva|опиши|назови)"
+    r"|(?:describa|enumere|identifique|explique|liste|nommez|erkläre|descrivi|elenca|spiega)"
+    r"|(?:opisz|wymień|wyjaśnij|jelaskan|sebutkan|deskripsikan|hãy|mô tả|açıklayın|beschrijf)"
     r"|.*(?:か。?|吗。?|呢。?|까\.?|[\u0e00-\u0e7f])$",  # Thai has no question mark
     re.IGNORECASE,
 )

@@ -2,41 +2,30 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prefect_imageqa.flows.cli.main import main
 
+from .conftest import Call
+
 # The command line of the tests is passed in `sys.argv`, as that of a user is.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
-CallMain = Callable[..., tuple[int, str, str]]
 
 KEY = "0123456789abcdef" * 2
 
 
 @pytest.fixture
-def call_main(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CallMain:
+def call_main(call: Call, drawn: Path, tmp_path: Path) -> Call:
     """Runs a command about the drawn images in this process; gives exit code, stdout and stderr."""
 
-    def call(command: str, *flags: str) -> tuple[int, str, str]:
-        rows = [str(drawn / "dataset.json"), "--output", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["prefect-imageqa", command, *rows, *flags])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        return code, *capfd.readouterr()
-
-    return call
+    rows = str(drawn / "dataset.json"), "--output", str(tmp_path / "out")
+    return lambda command, *flags: call(command, *rows, *flags)
 
 
 def test_an_export_has_every_row_that_can_be_asked(
-    call_main: CallMain, drawn: Path, tmp_path: Path
+    call_main: Call, drawn: Path, tmp_path: Path
 ) -> None:
     rows = json.loads((drawn / "dataset.json").read_text())
     (drawn / "broken.png").write_bytes(b"<html>")
@@ -92,7 +81,7 @@ def test_an_export_has_every_row_that_can_be_asked(
     ],
 )
 def test_an_export_that_is_not_possible_is_one_clear_line(
-    call_main: CallMain, tmp_path: Path, flags: list[str], code: int, message: str
+    call_main: Call, tmp_path: Path, flags: list[str], code: int, message: str
 ) -> None:
     given = [flag.replace("TMP", str(tmp_path)) for flag in flags]
     ended, out, err = call_main("batch-export", *given)
@@ -134,7 +123,7 @@ RESULT = {"response": {"status_code": 200, "body": {"choices": []}}, "error": No
     ids=["no folder", "no files", "not JSON", "foreign", "of another run"],
 )
 def test_results_that_cannot_be_imported_are_one_clear_line(
-    call_main: CallMain, tmp_path: Path, files: dict[str, str] | None, message: str
+    call_main: Call, tmp_path: Path, files: dict[str, str] | None, message: str
 ) -> None:
     folder = tmp_path / "results"
     if files is not None:

@@ -1,35 +1,17 @@
 """`export` on the output of a real run, and the exports that a run writes itself."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect_imageqa import ObjectStore, StoreError, image_qa
-from prefect_imageqa.flows.cli.main import main
 from prefect_imageqa.tasks.storing.layout import open_output
 
-Call = Callable[..., tuple[int, str, str]]
+from .conftest import Call
 
 # `main` is what is tested, and it reads sys.argv.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls `prefect-imageqa` as a shell does; returns its exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_info.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_a_run_and_the_command_write_the_same(

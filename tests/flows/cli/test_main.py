@@ -7,37 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
-from prefect_imageqa.flows.cli.main import main
 from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
+
+from .conftest import Call
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 
 # The command line of the tests is passed in `sys.argv`, as that of a user is.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
-
-CallMain = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call_main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CallMain:
-    """Run the command line in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prefect-imageqa", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +105,9 @@ def test_json_is_the_last_line_on_stdout(stub: Any, drawn: Path, tmp_path: Path)
     assert "batch 1: 12 answered, 0 quarantined" in done.stderr
 
 
-def test_options_reach_the_server(
-    stub: Any, drawn: Path, tmp_path: Path, call_main: CallMain
-) -> None:
+def test_options_reach_the_server(stub: Any, drawn: Path, tmp_path: Path, call: Call) -> None:
     (drawn / "plain.csv").write_text("picture\nimages/000.png\n")
-    code, stdout, stderr = call_main(
+    code, stdout, stderr = call(
         *("run", str(drawn / "plain.csv"), "--output", str(tmp_path / "out")),
         *("--endpoint", stub.url, "--model", "stub", "--system-prompt", "Be exact."),
         *("--user-prompt", "Ask me.", "--image-key", "picture", "--output-key", "qa"),
@@ -256,10 +236,10 @@ def test_a_user_error_is_one_line(
     stub: Any,
     drawn: Path,
     tmp_path: Path,
-    call_main: CallMain,
+    call: Call,
 ) -> None:
     arguments, exit_code, expected = ERRORS[case]
-    code, stdout, stderr = call_main(*fill_in(arguments, stub, drawn, tmp_path))
+    code, stdout, stderr = call(*fill_in(arguments, stub, drawn, tmp_path))
     assert code == exit_code
     [line] = (stdout + stderr).splitlines()
     assert expected in line
@@ -312,13 +292,13 @@ def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
 
 
 def test_only_an_interrupted_run_can_be_resumed(
-    call_main: CallMain, monkeypatch: pytest.MonkeyPatch
+    call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prefect_imageqa.serving.server.server.VLLMServer.__init__", interrupt)
-    assert call_main("serve", "owner/name") == (130, "", "prefect-imageqa: interrupted\n")
+    assert call("serve", "owner/name") == (130, "", "prefect-imageqa: interrupted\n")
 
 
 def test_an_interrupted_run_resumes(
@@ -327,7 +307,7 @@ def test_an_interrupted_run_resumes(
     drawn: Path,
     tmp_path: Path,
     environment: dict[str, str],
-    call_main: CallMain,
+    call: Call,
 ) -> None:
     # One request a second: there are 10 s to interrupt the run after its first batch.
     slow, output = start_stub(latency=1, slots=1), tmp_path / "out"
@@ -348,7 +328,7 @@ def test_an_interrupted_run_resumes(
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "interrupted; run the same command again to resume" in text
-    _, stdout, _ = call_main(*command, stub.url)
+    _, stdout, _ = call(*command, stub.url)
     summary = json.loads(stdout.splitlines()[-1])
     assert summary["ok"] == 12
     assert summary["reused"] >= 2

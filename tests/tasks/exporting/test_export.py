@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError, StoreError
-from prefect_imageqa.tasks.exporting import bounded_parquet
+from prefect_imageqa.tasks.exporting import bounded_parquet, row_pairs
 from prefect_imageqa.tasks.exporting.dataset_columns import MAX_COLUMNS, DatasetColumns
 from prefect_imageqa.tasks.exporting.distinct_pairs import normal_form
 from prefect_imageqa.tasks.exporting.embedded import images_digest
@@ -246,13 +246,15 @@ def plant(store: ObjectStore, rows: list[int], questions: pa.Array) -> None:
     columns |= {"image": pa.array([["a.png"]] * len(rows)), "question": questions}
     file = pa.BufferOutputStream()
     options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30}
-    pq.write_table(pa.table(columns), file, "zstd", write_statistics=False, **options)
+    pq.write_table(pa.table(columns), file, compression="zstd", write_statistics=False, **options)
     assert file.tell() < 30_000
     store.write(PAIRS, file.getvalue().to_pybytes())
 
 
-def test_a_small_file_of_long_texts_is_read_in_bounded_memory(local: ObjectStore) -> None:
-    size, count = 500_000, 400
+def test_a_small_file_of_long_texts_is_read_in_bounded_memory(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, count = 500_000, 100
     questions = pa.DictionaryArray.from_arrays(pa.array([0] * count), pa.array(["x" * size]))
     plant(local, list(range(count)), questions)
     before = pa.total_allocated_bytes()
@@ -261,8 +263,9 @@ def test_a_small_file_of_long_texts_is_read_in_bounded_memory(local: ObjectStore
         found += len(row.pairs[0].question)
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert found == count * size
-    assert peak < 40_000_000
-    plant(local, [0] * count, questions)  # 200 MB of one row
+    assert peak < 30_000_000
+    plant(local, [0] * count, questions)
+    monkeypatch.setattr(row_pairs, "MAX_ROW_BYTES", 30_000_000)
     for read in (lambda: list(read_pairs(local)), lambda: pairs_of_rows(local, [0])):
         with pytest.raises(ObjectCorruptedError, match=r"pairs\.parquet is corrupted"):
             read()

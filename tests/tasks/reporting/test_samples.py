@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 from prefect_imageqa.tasks.errors import ObjectCorruptedError
 from prefect_imageqa.tasks.exporting.export import export_rows
+from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS
 from prefect_imageqa.tasks.exporting.qa_json import QA_JSONL
 from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
 from prefect_imageqa.tasks.images.prepare import ImageSettings
@@ -308,6 +311,18 @@ def test_rows_of_other_configurations_are_not_counted(
     statistics = statistics_of(local)
     assert statistics.prompt_tokens.total == 4
     assert statistics.prompt_tokens.quantile(1) == 103
+
+
+def test_empty_answers_have_no_length(local: ObjectStore, make_output: MakeOutput) -> None:
+    make_output(local, 4, every_fifth)
+    pairs = pq.read_table(io.BytesIO(local.read(PAIRS)))
+    texts = pa.array([None, *pairs["answer"].to_pylist()[1:]])
+    position = pairs.schema.get_field_index("answer")
+    file = io.BytesIO()
+    pq.write_table(pairs.set_column(position, "answer", texts), file)
+    local.write(PAIRS, file.getvalue())
+    answers = statistics_of(local).answers
+    assert (answers.total, answers.sum) == (len(pairs) - 1, 4 * (len(pairs) - 1))
 
 
 @pytest.mark.parametrize(
