@@ -137,7 +137,7 @@ def _questions(questions: Sequence[str], json: bool) -> Branch:
 def _multiple_choice(content: Content, json: bool) -> Branch:
     ((question, letter),) = content.pairs
     first, *others = content.options
-    weight = QUESTION_WEIGHT if content.surprising else 2.0  # it decides all others
+    weight = QUESTION_WEIGHT if content.surprising else 6.0  # it decides all others
     if json:
         rest = "".join(f', "{option}"' for option in others)
         return (

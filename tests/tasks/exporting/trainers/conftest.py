@@ -66,9 +66,10 @@ def make_source(tmp_path: Path, drawn: Path, reader: ImageReader) -> MakeSource:
         **fields: Any,
     ) -> ExportSource:
         output = ObjectStore(uri=str(tmp_path / "out"))
-        table = [Row(n, {"image": image}, f"d:{n}") for n, (image, _) in enumerate(rows)]
-        for row, conversation in zip(table, asked, strict=False):
-            row.record["asked"] = conversation
+        records: list[dict[str, Any]] = [{"image": image} for image, _ in rows]
+        for record, conversation in zip(records, asked, strict=False):
+            record["asked"] = conversation
+        table = [Row(n, record, f"d:{n}") for n, record in enumerate(records)]
         outcomes = [_outcome(n, pairs) for n, (_, pairs) in enumerate(rows)]
         export_rows.fn(output, outcomes, table, len(table), columns)
         source: dict[str, Any] = {
