@@ -147,7 +147,7 @@ def _unwrapped(text: str, rng: random.Random) -> str:
     return text.replace("\n", " ") if rng.random() < 0.3 else text
 
 
-_SHARES = {"knowledge": 2.0, "multiple-choice": 3.0, "dialogue": 1.5, "yes-no": 1.3}
+_SHARES = {"knowledge": 2.0, "multiple-choice": 5.0, "caption": 2.0, "dialogue": 1.5, "yes-no": 1.3}
 _DIFFICULTIES = ("easy", "medium", "hard", "simple", "very hard", "difficult", "harder")
 _LANGUAGES = ("English", "Chinese", "German", "French", "Spanish", "Japanese", "simple English")
 _TAIL = (
