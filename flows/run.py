@@ -17,6 +17,7 @@ from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
+from ..tasks.loading.columns import quoted
 from ..tasks.loading.dataset import Dataset
 from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
@@ -153,6 +154,12 @@ class Run:
         """
         for note in table.notes:
             get_run_logger().info("%s", note)
+        if hidden := sorted(self.style.variables & set(table.names)):
+            get_run_logger().warning(
+                "style %s does not see the column %s: a variable of its own has that name",
+                self.style.name,
+                quoted(hidden[0]),
+            )
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from ...serving.printable import printable
 from ...serving.types import Message
 from ..records import Asked, Kind, ReplyForm, RowError
 from .draws import Draws
@@ -19,7 +20,9 @@ _FORMS = {"questions": ReplyForm.QUESTIONS, "answer": ReplyForm.ANSWER}
 _TEXT = "_text"
 """Suffix of the variable with the text of a drawn value."""
 
-_MAX_TYPE = 100
+_MAX_SHORT = 100
+"""Characters of a type or a language."""
+
 _ANSWER = compile_template(
     f"{{{{ {QUESTION} }}}}{{% if language %}}\nAnswer in {{{{ language }}}}.{{% endif %}}",
     "section `# answer`",
@@ -41,6 +44,7 @@ class FileStyle:
         pairs: how many pairs it asks for.
         uses: the variables of the run that its prompts use.
         columns: the columns that every row must have.
+        variables: what its prompts use that is given or drawn, in place of columns of that name.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class FileStyle:
         self._templates = [
             self._message,
             file.type,
+            file.language,
             *(turn.template for turn in self._examples),
             *filter(None, (self._system, self._question)),
         ]
@@ -72,7 +77,8 @@ class FileStyle:
         self._given = self._given_values()
         self.uses = self._names & self._given.keys()
         required = frozenset[str]().union(*(template.required for template in self._templates))
-        self.columns = required.difference(self._given, self._drawn_names())
+        own = {*self._given, *self._drawn_names()}
+        self.columns, self.variables = required - own, self._names & own
         self._options = settings.options(self._form, self.pairs)
 
     def __call__(self, prompt_input: PromptInput) -> Rendered:
@@ -92,8 +98,8 @@ class FileStyle:
             question=values[QUESTION] if self._section == "answer" else question,
             style=self.label,
             form=self._form,
-            type=" ".join(self.file.type.render(values).split())[:_MAX_TYPE],
-            language=self._settings.language,
+            type=_short(self.file.type.render(values)),
+            language=self._settings.language or _short(self.file.language.render(values)),
         )
         count = prompt_input.image_count
         messages = [*self._before(values, count), _user_message(text, range(count))]
@@ -153,6 +159,11 @@ class FileStyle:
             else:
                 messages.append({"role": "assistant", "content": text})
         return messages
+
+
+def _short(text: str) -> str:
+    """A text that goes into a column, as one short line."""
+    return printable(" ".join(text.split()), _MAX_SHORT)
 
 
 def _user_message(text: str, images: Iterable[int]) -> Message:

@@ -30,7 +30,10 @@ __all__ = [
 
 StyleLike = str | Path | Mapping[str, float] | MessagesOf
 
-_FILE = re.compile(r"(?P<path>.+\.md)(?:/(?P<pin>[^/]+))?", re.DOTALL)
+_FILE = re.compile(r"(?P<path>.+\.md)(?:/(?P<pin>[^/=,]+))?", re.DOTALL)
+_MIX = re.compile(r"[^=,]+=[^=,]*+(?:,[^=,]+=[^=,]*+)*+")
+"""Styles with a weight each; a path with one of these signs is taken for a mix, too."""
+
 _BUILT_IN = re.compile(r"(?P<name>[a-z0-9-]+)(?:/(?P<pin>[^/]+))?", re.DOTALL)
 
 
@@ -46,6 +49,7 @@ class OpenStyle:
             the style cannot ask for questions only.
         columns: the columns that its prompts need.
         digest: identifies its prompts: another content has another digest.
+        variables: what its prompts use that is given or drawn, in place of columns of that name.
     """
 
     name: str
@@ -54,6 +58,7 @@ class OpenStyle:
     answering: Style | None = None
     columns: frozenset[str] = frozenset()
     digest: str = ""
+    variables: frozenset[str] = frozenset()
 
     @property
     def used_columns(self) -> frozenset[str] | None:
@@ -79,7 +84,7 @@ def open_style(
         return _open_function(named, settings)
     if isinstance(named, str | Path):
         text = str(named).strip()
-        if "=" not in text or _FILE.fullmatch(text):
+        if not _MIX.fullmatch(text) and ("=" not in text or _FILE.fullmatch(text)):
             try:
                 opened = _open_one(text, settings, credentials)
             except ObjectMissingError as error:
@@ -166,7 +171,7 @@ def _open_one(named: str, settings: StyleSettings, credentials: S3Credentials | 
     _check_used(style, "language", settings.language)
     _check_used(style, "difficulty", settings.difficulty)
     columns = style.columns | (answering.columns if answering else frozenset())
-    return OpenStyle(style.label, style, False, answering, columns, file.digest)
+    return OpenStyle(style.label, style, False, answering, columns, file.digest, style.variables)
 
 
 def _check_used(style: FileStyle, name: str, value: str) -> None:
@@ -244,6 +249,7 @@ def _mix(opened: list[OpenStyle], weights: list[float], settings: StyleSettings)
         mixed_style(answering, weights, settings.seed, drawn_by) if answering else None,
         frozenset[str]().union(*(style.columns for style in opened)),
         canonical_digest([[style.digest for style in opened], weights]).hex(),
+        frozenset[str]().union(*(style.variables for style in opened)),
     )
 
 

@@ -19,6 +19,8 @@ MAX_IMAGE_BYTES = 2 << 20
 # Bounded and without backtracking: a file could otherwise keep the search busy for minutes.
 _IMAGE = re.compile(r"!\[[^\]\n]{0,500}+\]\(([^)\n]{0,500}+)\)")
 
+_FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+
 ReadImage = Callable[[str], bytes]
 """Reads an image, given as it is written in the file."""
 
@@ -36,6 +38,12 @@ class ExampleTurn:
     role: Literal["user", "assistant"]
     template: Template
     images: tuple[ImageRef, ...] = ()
+
+
+def is_image_line(text: str) -> bool:
+    """Whether a line is an image file in Markdown, and nothing else."""
+    image = _IMAGE.fullmatch(text.strip())
+    return image is not None and image[1].strip("<> \t").lower().endswith(_FILE_SUFFIXES)
 
 
 def parse_examples(section: Section, where: str, read_image: ReadImage) -> tuple[ExampleTurn, ...]:

@@ -1,7 +1,7 @@
 """Reads style files: Markdown with a YAML head, and a section for each message."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.resources import files
@@ -12,9 +12,15 @@ from ..errors import ImageQAError
 from ..object_store.credentials import S3Credentials
 from ..object_store.small_files import read_small_file
 from ..records import ImageRef
-from .style_examples import MAX_IMAGE_BYTES, ExampleTurn, ReadImage, parse_examples
+from .style_examples import (
+    MAX_IMAGE_BYTES,
+    ExampleTurn,
+    ReadImage,
+    is_image_line,
+    parse_examples,
+)
 from .style_head import StyleHead, parse_head
-from .style_sections import split_head, split_sections
+from .style_sections import Section, split_head, split_sections
 from .templates import Template, compile_template
 
 SUFFIX = ".md"
@@ -31,6 +37,7 @@ class StyleFile:
         head: its YAML head.
         sections: the messages that it asks with: name of the section -> template.
         type: template of the type of the questions.
+        language: template of the language of the pairs.
         question: template of the question that a reply answers; None for the user message.
         examples: turns that come before a row's own.
     """
@@ -40,6 +47,7 @@ class StyleFile:
     head: StyleHead
     sections: Mapping[str, Template]
     type: Template
+    language: Template
     question: Template | None
     examples: tuple[ExampleTurn, ...]
 
@@ -51,7 +59,12 @@ class StyleFile:
     @cached_property
     def columns(self) -> frozenset[str]:
         """All names in its templates that may be columns of the dataset."""
-        templates = [self.type, *self.sections.values(), *(turn.template for turn in self.examples)]
+        templates = [
+            self.type,
+            self.language,
+            *self.sections.values(),
+            *(turn.template for turn in self.examples),
+        ]
         names = frozenset[str]().union(*(template.names for template in templates))
         return names if self.question is None else names | self.question.names
 
@@ -111,6 +124,7 @@ def parse_style(text: str, where: str, read_image: ReadImage) -> StyleFile:
     head = parse_head(head_text, where)
     sections = split_sections(lines, line, where)
     examples = sections.pop("examples", None)
+    _check_images(sections.values(), where)
     return StyleFile(
         where=where,
         text=text,
@@ -120,9 +134,21 @@ def parse_style(text: str, where: str, read_image: ReadImage) -> StyleFile:
             for title, first, content in sections.values()
         },
         type=compile_template(head.type, f"{where}: type"),
+        language=compile_template(head.language, f"{where}: language"),
         question=compile_template(head.question, f"{where}: question") if head.question else None,
         examples=parse_examples(examples, where, read_image) if examples else (),
     )
+
+
+def _check_images(sections: Iterable[Section], where: str) -> None:
+    """Refuse images outside the examples: they would be sent as text."""
+    for title, first, lines in sections:
+        for number, line in enumerate(lines, first):
+            if is_image_line(line):
+                raise ImageQAError(
+                    f"{where}, line {number}: section `# {title}` has an image, which belongs into "
+                    "`# examples`; the images of a row are sent by themselves"
+                )
 
 
 def _no_image(_: str) -> bytes:

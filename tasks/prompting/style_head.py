@@ -43,6 +43,7 @@ class StyleHead(BaseModel):
         description: one line.
         reply: what a reply consists of.
         type: template of the type of the questions.
+        language: template of the language of the pairs, unless the run says it.
         pairs: how many pairs it asks for, unless the run says so.
         question: template of the question that a reply of the form `answer` answers; by default
             the user message.
@@ -57,6 +58,7 @@ class StyleHead(BaseModel):
     description: Line
     reply: ReplyForm
     type: StrictStr = ""
+    language: StrictStr = ""
     pairs: Annotated[int, Field(ge=1, le=20, strict=True)] = 1
     question: StrictStr = ""
     draw: dict[Variable, Values] = Field(default_factory=dict)
@@ -109,6 +111,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_NOT_YAML = "is not valid YAML (no tabs; a text that contains ': ' needs quotes)"
 _ALIAS = "has an alias (*), which a style cannot have"
 
 
@@ -123,10 +126,10 @@ def parse_head(text: str, where: str) -> StyleHead:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 2}" if mark else ""
-        reason = _ALIAS if error.problem == _ALIAS else "is not valid YAML"
+        reason = _ALIAS if error.problem == _ALIAS else _NOT_YAML
         raise ImageQAError(f"{where}{line}: the head {reason}") from None
     except (yaml.YAMLError, RecursionError, ValueError):
-        raise ImageQAError(f"{where}: the head is not valid YAML") from None
+        raise ImageQAError(f"{where}: the head {_NOT_YAML}") from None
     if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
         raise ImageQAError(f"{where} is no style: its head has no name, version, ...")
     if missing := sorted(_REQUIRED - head.keys()):

@@ -293,7 +293,7 @@ def test_a_function_is_a_style() -> None:
         ("mine", {}, "does not use the language: leave it out, or write {{ language }}"),
         ("twin", {}, "its name is that of the built-in style single; choose another name"),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_a_style_that_cannot_be_used_is_described_in_one_line(
     named: Any, settings: dict[str, Any], reason: str, write: Write, tmp_path: Path
@@ -317,3 +317,29 @@ def test_pairs_apply_to_the_styles_of_a_mix_that_use_them() -> None:
     }
     assert texts["several@1"].startswith("Write 4 different questions")
     assert texts["single@1"].endswith(PAIR)
+
+
+def test_a_mix_may_pin_what_its_files_draw(write: Write) -> None:
+    path = write("# user\nAsk in {{ lang }}.\n", "draw: {lang: [English, Chinese]}\n")
+    mix = open_style(f"single=1, {path}/Chinese=2,{path}/English=3", StyleSettings())
+    assert mix.name == "single@1=1, mine/Chinese@3=2, mine/English@3=3"
+
+
+def test_a_style_may_say_the_language_of_its_pairs(write: Write) -> None:
+    head = 'draw: {lang: [English, Chinese]}\nlanguage: "{{ lang }}"\n'
+    path = write("# user\nAsk in {{ lang }}.\n", head)
+    drawn = {render(path, image=number).asked.language for number in range(20)}
+    assert drawn == {"English", "Chinese"}
+
+
+def test_a_style_knows_which_of_its_variables_hide_columns(write: Write) -> None:
+    body = "# user\nAsk {{ pairs }} about {{ caption }}, {{ mood }}.\n"
+    path = write(body, "draw: {mood: [a]}\n")
+    style = open_style(path, StyleSettings())
+    assert (style.columns, style.variables) == ({"caption"}, {"pairs", "mood"})
+
+
+def test_an_image_outside_the_examples_is_refused(write: Write) -> None:
+    path = write("# user\n![](shape.png)\nAsk!\n")
+    with pytest.raises(ImageQAError, match=r"section `# user` has an image, which belongs into"):
+        open_style(path, StyleSettings())
