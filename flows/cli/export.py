@@ -20,7 +20,7 @@ def export(
     output: Output,
     /,
     *,
-    format: Annotated[ExportFormat, Parameter(name="--format")],  # noqa: A002
+    format: Annotated[ExportFormat | None, Parameter(name="--format")] = None,  # noqa: A002
     dataset: str | None = None,
     to: str | None = None,
     image_root: str | None = None,
@@ -42,8 +42,8 @@ def export(
     Parameters
     ----------
     format:
-        llava, sharegpt (LLaMA-Factory and ms-swift), qwen (Qwen-VL), openai, hf (Parquet for
-        Hugging Face) or webdataset.
+        Required: llava, sharegpt (LLaMA-Factory and ms-swift), qwen (Qwen-VL), openai, hf (Parquet
+        for Hugging Face) or webdataset.
     dataset:
         The dataset of the run, which has the images. An output is not asked where images are: if
         it is someone else's, it could name any file.
@@ -66,13 +66,16 @@ def export(
     """
     from pydantic import ValidationError
 
-    from ...tasks.exporting.trainers import write_export
+    from ...tasks.exporting.trainers import FORMATS, write_export
     from ...tasks.exporting.trainers.export_record import export_folder, split_lines
-    from ...tasks.exporting.trainers.write import left_out_lines
+    from ...tasks.exporting.trainers.write import warning_lines
     from ...tasks.images.reader import ImageReader
     from ...tasks.runs.exports import Exports
     from ..run import open_store
 
+    if format is None:
+        print(f"prefect-imageqa: give --format: {', '.join(FORMATS)}", file=sys.stderr)
+        return 2
     try:
         settings = Exports(
             formats=(format,),
@@ -99,7 +102,7 @@ def export(
         record = write_export(source, format, settings, target)
         if not to:
             _update_report(source)
-    for line in left_out_lines(record):
+    for line in warning_lines(record):
         print(line, file=sys.stderr)
     for line in split_lines(record):
         print(line)

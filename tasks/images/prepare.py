@@ -75,6 +75,7 @@ class PreparedImage:
         width: in pixels, as shown.
         height: in pixels, as shown.
         is_scaled: whether grey values of more than 8 bits were scaled to the range that it holds.
+        is_converted: whether it is not the file itself.
     """
 
     data: bytes = field(repr=False)
@@ -82,6 +83,7 @@ class PreparedImage:
     width: int
     height: int
     is_scaled: bool = False
+    is_converted: bool = False
 
     def data_uri(self) -> str:
         """The image as a `data:` URI for a chat request."""
@@ -255,7 +257,9 @@ def _encode(
     image.info.clear()  # Pillow would write comments, transparency and colour profiles found there
     if lossless and image.width * image.height <= _MAX_PNG_PIXELS:
         image.save(buffer, "PNG")
-        return PreparedImage(buffer.getvalue(), "image/png", *image.size, is_scaled)
+        return PreparedImage(
+            buffer.getvalue(), "image/png", *image.size, is_scaled, is_converted=True
+        )
     # Full colour resolution keeps thin coloured lines and text readable (screenshots, charts).
     image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:4:4")
-    return PreparedImage(buffer.getvalue(), "image/jpeg", *image.size, is_scaled)
+    return PreparedImage(buffer.getvalue(), "image/jpeg", *image.size, is_scaled, is_converted=True)

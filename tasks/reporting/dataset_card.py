@@ -5,7 +5,8 @@ literally.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -53,6 +54,7 @@ def render_card(
     columns: Sequence[tuple[str, str]] = (),
     statistics: Statistics | None = None,
     exports: Sequence[ExportRecord] = (),
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The card of a completed run.
 
@@ -62,6 +64,7 @@ def render_card(
         columns: names and types of the dataset's own columns in the exports.
         statistics: of its pairs.
         exports: what was exported for training.
+        digests: of the content of the files that the card makes configurations, by name.
     """
     # Imported late because it is slow. These classes do not contact the Hub.
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -75,8 +78,8 @@ def render_card(
         pretty_name=" ".join(strip_invisible(run.dataset).split()),
         # Of one format: `datasets` reads all configurations of a repository with one builder.
         configs=[
-            {"config_name": "pairs", "data_files": PAIRS, "default": True},
-            {"config_name": "rows", "data_files": ROWS},
+            {**_configuration("pairs", PAIRS, digests), "default": True},
+            _configuration("rows", ROWS, digests),
         ],
     )
     facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _OMITTED_FACTS]
@@ -95,6 +98,15 @@ def render_card(
         more_columns=max(0, len(columns) - _MAX_COLUMNS),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _configuration(name: str, file: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """A configuration of the card, which changes with its file.
+
+    `datasets` caches by the folder's last name and the configurations, not by content.
+    """
+    description = {"description": f"content {digests[file]}"} if file in digests else {}
+    return {"config_name": name, "data_files": file, **description}
 
 
 def _kinds(statistics: Statistics) -> list[tuple[str, str, str]]:

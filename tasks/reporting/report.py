@@ -4,6 +4,7 @@ The template engine escapes everything that came from the dataset or the model. 
 page's content security policy allows only its own script and style, and loads nothing.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from ..exporting.export import REWRITE_REMEDY
-from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields
+from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, dataset_fields
 from ..exporting.trainers.export_record import ExportRecord, read_exports
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
@@ -94,8 +95,20 @@ def make_report(
     groups = quarantine_groups(store)
     exports = read_exports(store)
     store.write(REPORT, render_report(run, statistics, rows, runs, groups, exports))
-    write_card(store, render_card(run, rows, _dataset_columns(store), statistics, exports))
+    write_card(store, output_card(store, run, rows, statistics, exports))
     return rows
+
+
+def output_card(
+    store: ObjectStore,
+    run: RunRecord,
+    rows: Sequence[SampledRow],
+    statistics: Statistics | None = None,
+    exports: Sequence[ExportRecord] = (),
+) -> str:
+    """The dataset card of an output; see `render_card`."""
+    digests = {name: _digest(store, name) for name in (PAIRS, ROWS)}
+    return render_card(run, rows, _dataset_columns(store), statistics, exports, digests)
 
 
 def render_report(
@@ -148,3 +161,8 @@ def _dataset_columns(store: ObjectStore) -> Sequence[tuple[str, str]]:
     with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
         schema = pq.read_schema(pa.PythonFile(source, mode="r"))
         return [(field.name, str(field.type)) for field in dataset_fields(schema, PAIRS_SCHEMA)]
+
+
+def _digest(store: ObjectStore, name: str) -> str:
+    with reported_corruption(store, name, REWRITE_REMEDY), store.open(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

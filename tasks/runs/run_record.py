@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -207,6 +208,8 @@ def last_completed(store: ObjectStore) -> RunRecord | None:
         ObjectCorruptedError: the manifest is corrupted.
         StoreError: there is no output, it cannot be read or has another layout.
     """
+    if store.is_local and Path(store.uri).is_file():
+        raise StoreError(f"{store.uri} is a file: give the folder of a run, its --output")
     manifest = read_manifest(store)
     if manifest is None:
         raise StoreError(f"{store.uri}: there is no output here; check the path")
@@ -222,7 +225,8 @@ def completed_run(store: ObjectStore) -> RunRecord:
     run = last_completed(store)
     if run is None:
         raise StoreError(
-            f"{store.uri}: no run has completed here yet; run the same command again to resume"
+            f"{store.uri}: no run has completed here yet; finish the run first: call "
+            "`prefect-imageqa run ...` again"
         )
     return run
 

@@ -31,7 +31,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class SplitCounts(BaseModel):
-    """What a split has; of its files, the size of each in bytes."""
+    """What a split has; of its files, the size of each in bytes, and a digest of them all."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,6 +39,7 @@ class SplitCounts(BaseModel):
     pairs: _Count = 0
     files: tuple[_Name, ...] = ()
     sizes: tuple[_Count, ...] = ()
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
 
 
 class LeftOut(BaseModel):

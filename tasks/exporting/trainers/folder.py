@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 
+from ....serving.printable import printable
 from ...errors import StoreError
 from ...object_store.store import ObjectStore
 from .export_record import MAX_RECORD_BYTES, OWN_NAME, RECORD, ExportRecord, read_record
@@ -26,13 +27,16 @@ def check_folder(store: ObjectStore) -> None:
     """
     record, sizes = read_record(store), store.sizes()
     if record is None:
-        foreign = list(sizes)
-    else:
-        extras = FORMATS[record.format].extras(record)
-        replaced = [name for name in sizes if _is_replaced(name)]
-        foreign = [
-            name for name in replaced if not _is_ours(store, name, sizes[name], record, extras)
-        ]
+        if sizes:
+            first = printable(min(sizes), 300)
+            raise StoreError(
+                f"{store.uri} has files that no export has written, such as {first}: choose "
+                "another folder"
+            )
+        return
+    extras = FORMATS[record.format].extras(record)
+    replaced = [name for name in sizes if _is_replaced(name)]
+    foreign = [name for name in replaced if not _is_ours(store, name, sizes[name], record, extras)]
     if foreign:
         raise StoreError(
             f"{store.uri_of(foreign[0])} is not as an export has written it, and would be "

@@ -1,11 +1,12 @@
 """The formats: how a file of each is written, and what lies beside its files."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -111,12 +112,16 @@ def _readme(record: ExportRecord) -> Mapping[str, bytes]:
     """The card that tells `datasets` and the Hub which files are which split."""
     splits = {name: split for name, split in record.splits.items() if split.files}
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
-    head = {
+    head: dict[str, Any] = {
         "license": "unknown",
         "task_categories": ["visual-question-answering"],
         "tags": ["synthetic", "prefect-imageqa"],
-        "configs": [{"config_name": "default", "data_files": files}],
     }
+    if files:
+        # `datasets` caches by the folder's last name and the configurations, not by content.
+        digest = hashlib.sha256("".join(split.digest for split in splits.values()).encode())
+        config = {"config_name": "default", "description": f"content {digest.hexdigest()}"}
+        head["configs"] = [{**config, "data_files": files}]
     text = _README.format(
         head=yaml.safe_dump(head, sort_keys=False),
         conversations=sum(split.conversations for split in splits.values()),

@@ -41,7 +41,7 @@ class ImageExporter:
         limits: limits on what is decoded.
         target: where copies are written.
         base: its image root is what paths are relative to.
-        identified: whether images that are only referred to are identified, which reads them.
+        identified: whether images are identified, by the content of their files.
     """
 
     def __init__(
@@ -98,16 +98,25 @@ class ImageExporter:
             path = str(ref.path)
             if not path.isascii() and path != path.encode(errors="replace").decode():
                 raise RowError(Kind.IMAGE_REFUSED, "the path of its image is not valid UTF-8")
-            identity = self._reader.identify(ref) if self._identified else ""
+            identity = self._identify(ref) if self._identified else ""
             return ConversationImage(identity, path.removeprefix(self._root))
         prepared = self._reader.prepare(ref, self._limits)
         digest = hashlib.sha256(prepared.data)
         identity = f"sha256:{digest.hexdigest()}"
+        if self._identified and prepared.is_converted:
+            identity = self._identify(ref)
         name = f"{digest.hexdigest()}{_SUFFIXES[prepared.mime]}"
         if self._mode == "embed":
             return ConversationImage(identity, name, prepared.data, prepared.mime)
         self._copy(f"{IMAGES}/{name}", digest.digest()[:16], prepared.data)
         return ConversationImage(identity, f"{IMAGES}/{name}", mime=prepared.mime)
+
+    def _identify(self, ref: ImageRef) -> str:
+        """The same for the same file, wherever it is and however the format has it."""
+        if ref.path is None or "://" not in ref.path:
+            return self._reader.identify(ref)  # whose digests may be cached
+        with self._reader.reading(ref) as data:
+            return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
     def _copy(self, name: str, digest: bytes, data: bytes) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 """The files of a split: each is written on the local disk, then put into the export."""
 
+import hashlib
 from pathlib import Path
 
 from ...object_store.store import ObjectStore
@@ -41,6 +42,7 @@ class Shards:
         self._in_open = self._conversations = self._pairs = 0
         self._files: list[str] = []
         self._sizes: list[int] = []
+        self._digest = hashlib.sha256()
 
     def add(self, conversation: Conversation) -> None:
         """Write a conversation."""
@@ -54,15 +56,14 @@ class Shards:
             self._put()
 
     def finish(self) -> SplitCounts:
-        """Complete the files; the training split has at least an empty one."""
-        if self._split == "train" and not self._files and self._open is None:
-            self._open = self._form.open(self._local, has_many=self._has_many)
+        """Complete the files; a split without conversations has none."""
         self._put()
         return SplitCounts(
             conversations=self._conversations,
             pairs=self._pairs,
             files=tuple(self._files),
             sizes=tuple(self._sizes),
+            digest=self._digest.hexdigest() if self._files else "",
         )
 
     def close(self) -> None:
@@ -80,6 +81,8 @@ class Shards:
             name += f"-{len(self._files):05d}"
         name += self._form.suffix
         self._sizes.append(self._local.stat().st_size)
+        with self._local.open("rb") as file:
+            self._digest.update(hashlib.file_digest(file, "sha256").digest())
         self._target.put(name, self._local)
         self._files.append(name)
         self._in_open = 0

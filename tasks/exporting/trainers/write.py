@@ -89,7 +89,7 @@ def export_for_training(source: ExportSource, name: ExportFormat, exports: Expor
     target = export_folder(source.output, name)
     record = write_export(source, name, exports, target)
     _LOGGER.info("%s: %s", target.uri, "; ".join(split_lines(record)))
-    for line in left_out_lines(record):
+    for line in warning_lines(record):
         _LOGGER.warning("%s", line)
     return record
 
@@ -148,7 +148,21 @@ def _write(
     return record
 
 
-def left_out_lines(record: ExportRecord) -> Iterator[str]:
+def warning_lines(record: ExportRecord) -> Iterator[str]:
+    """A line for each reason for which an export has less than one may expect."""
+    yield from _left_out_lines(record)
+    empty = [name for name, split in record.splits.items() if not split.conversations]
+    if len(empty) == len(record.splits):
+        yield f"export {record.format} has no conversation, and therefore no file of any"
+    elif empty:
+        less = "smaller" if empty == ["train"] else "larger"
+        yield (
+            f"export {record.format} has no {empty[0]} split: nothing has fallen to it; another "
+            f"seed or a {less} share for validation may give one"
+        )
+
+
+def _left_out_lines(record: ExportRecord) -> Iterator[str]:
     """A line for each reason for which conversations are not in an export."""
     exported = sum(split.conversations for split in record.splits.values())
     total = exported + sum(left.conversations for left in record.left_out)

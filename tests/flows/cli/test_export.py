@@ -44,7 +44,7 @@ def test_a_run_and_the_command_write_the_same(
     store.write("export/qwen/mine.txt", b"mine")
     code, out, err = call("export", output, "--format", "qwen", "--dataset", dataset)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "mine.txt is not as an export has written it" in err
+    assert "has files that no export has written, such as mine.txt: choose another folder" in err
     code, out, err = call("export", output, "--format", "qwen")
     assert (code, out) == (1, "")
     assert err == (
@@ -57,7 +57,16 @@ def test_an_unfinished_output_is_a_one_line_error(call: Call, tmp_path: Path) ->
     open_output(ObjectStore(uri=output))
     code, out, err = call("export", output, "--format", "llava", "--dataset", "d.json")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "no run has completed here yet" in err
+    assert "no run has completed here yet; finish the run first: call `prefect-imageqa run" in err
+
+
+def test_a_file_of_an_output_is_no_output(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    file.write_bytes(b"")
+    for command in (["export", str(file), "--format", "hf"], ["report", str(file)]):
+        code, out, err = call(*command)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "pairs.parquet is a file: give the folder of a run, its --output" in err
 
 
 @pytest.mark.parametrize(
@@ -67,7 +76,7 @@ def test_an_unfinished_output_is_a_one_line_error(call: Call, tmp_path: Path) ->
         (["--format", "llava", "--shard-size", "0"], "--shard-size"),
         (["--format", "llava", "--validation", "1"], "--validation: Input should be less than 1"),
         (["--format", "llava", "--images", "embed"], "--images: format llava cannot embed images"),
-        (["--dataset", "d.json"], "--format"),
+        (["--dataset", "d.json"], "give --format: llava, sharegpt, qwen, openai, hf, webdataset"),
     ],
     ids=["format", "shard size", "validation", "images", "no format"],
 )
@@ -84,6 +93,6 @@ def test_a_run_refuses_an_export_folder_of_others_before_any_request(
     output = ObjectStore(uri=str(tmp_path / "out"))
     output.write("export/llava/mine.txt", b"mine")
     requests = stub.stats()["requests"]
-    with pytest.raises(StoreError, match=r"mine\.txt is not as an export has written it"):
+    with pytest.raises(StoreError, match=r"no export has written, such as mine\.txt"):
         image_qa(str(drawn / "dataset.json"), output.uri, endpoint=stub.url, **parameters)
     assert stub.stats()["requests"] == requests

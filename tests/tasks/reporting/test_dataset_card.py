@@ -14,6 +14,7 @@ from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, Kind, Quarantined, Row
 from prefect_imageqa.tasks.reporting.dataset_card import CARD, render_card
+from prefect_imageqa.tasks.reporting.report import output_card
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger
@@ -58,7 +59,7 @@ def output(
     counts = export_rows.fn(store, ledger.outcomes(keys), rows, len(keys), columns)
     run = record_of(counts=counts)
     run.write(store)
-    store.write(CARD, render_card(run, []).encode())
+    store.write(CARD, output_card(store, run, []).encode())
     return store
 
 
@@ -109,6 +110,26 @@ def test_the_configurations_of_the_card_are_loaded(
         *(["a.png"], ["b.png"], ["row-000002", "c.png"])
     ]
     assert [by_row[row]["odd"] for row in by_row] == ["1", '{"x": 1}', None]
+
+
+@pytest.mark.parametrize("configuration", ["pairs", "rows"])
+def test_each_of_the_outputs_of_one_name_is_loaded(
+    configuration: str, record_of: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    """`datasets` caches by the last name of the folder, and by the card."""
+    loaded, cards = [], []
+    for number, text in enumerate(("a", "b", "a")):
+        store = ObjectStore(uri=str(tmp_path / str(number) / "out"))
+        answer = Answered("0" * 32, text, [{"question": "Q", "answer": text}], "m", 1, 1, 0.1)
+        rows = [Row(0, {"image": "a.png"}, "d.json[0]")]
+        export_rows.fn(store, [answer], rows, 1, Columns(image="image", conversation=None))
+        cards.append(output_card(store, record_of(), []))
+        store.write(CARD, cards[-1].encode())
+        arguments = {"split": "train", "cache_dir": str(tmp_path / "cache")}
+        found = load_dataset(store.uri, configuration, **arguments)
+        loaded += found["answer" if configuration == "pairs" else "reply"][:]
+    assert loaded == ["a", "b", "a"]
+    assert cards[0] == cards[2], "the same content gives the same card"
 
 
 def test_the_answers_are_loaded_as_json_lines(folder: str, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 import webdataset
 from datasets import load_dataset
 from PIL import Image
+from prefect_imageqa.tasks.exporting.trainers import write_export
 from prefect_imageqa.tasks.exporting.trainers.conversations import CHOICE_INSTRUCTION
 from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.runs.exports import Exports
 
 from .conftest import COLOURS, ROWS, Export, MakeSource
 
@@ -173,6 +175,21 @@ def test_hugging_face(
     assert sorted(loaded) == sorted([*EXPECTED, *[EXPECTED_TWO] * several])
 
 
+def test_hugging_face_loads_each_of_the_exports_of_one_name(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    """`datasets` caches by the last name of the folder, and by the card."""
+    found: list[tuple[list[str], bytes]] = []
+    for number in (0, 1, 0):
+        target = ObjectStore(uri=str(tmp_path / str(len(found)) / "hf"))
+        source = make_source([("red.png", [{"question": f"Q{number}", "answer": "A"}])])
+        write_export(source, "hf", Exports(formats=("hf",)), target)
+        data = load_dataset(target.uri, split="train", cache_dir=str(tmp_path / "cache"))
+        found.append((data["question"][:], target.read("README.md")))
+    assert [questions for questions, _ in found] == [["Q0"], ["Q1"], ["Q0"]]
+    assert found[0] == found[2], "the same content gives the same card"
+
+
 def test_webdataset(make_source: MakeSource, export: Export, target: ObjectStore) -> None:
     record = export(make_source(), "webdataset", shard_size=3)
     assert record.splits["train"].files == ("train-00000.tar", "train-00001.tar")
@@ -193,3 +210,19 @@ def test_webdataset_of_several_images(
     export(make_source([TWO]), "webdataset")
     (sample,) = webdataset.WebDataset(f"{target.uri}/train-00000.tar", shardshuffle=False)
     assert sample.keys() >= {"0.png", "1.png", "json"}
+
+
+def test_webdataset_of_several_images_as_it_is_documented(
+    make_source: MakeSource, export: Export, target: ObjectStore
+) -> None:
+    def images(sample: dict[str, Any]) -> list[Image.Image]:
+        keys = [key for key in sample if key.endswith((".jpg", ".png"))]
+        return [sample[key] for key in sorted(keys, key=lambda key: int(key.split(".")[0]))]
+
+    names = [["red", "blue", "green", "white"][number % 4] for number in range(12)]
+    export(make_source([([f"{name}.png" for name in names], TWO[1])]), "webdataset")
+    urls = f"{target.uri}/train-{{00000..00000}}.tar"
+    samples = webdataset.WebDataset(urls, shardshuffle=False).decode("pil")
+    ((found, record),) = [(images(sample), sample["json"]) for sample in samples]
+    assert [*map(colour, found)] == names
+    assert record["question"] == "Which one is blue?"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError, StoreError
@@ -16,7 +17,7 @@ from prefect_imageqa.tasks.exporting.trainers import FORMATS, ExportSource, writ
 from prefect_imageqa.tasks.exporting.trainers.conversations import Conversation, ConversationImage
 from prefect_imageqa.tasks.exporting.trainers.export_record import RECORD
 from prefect_imageqa.tasks.exporting.trainers.splits import Splits
-from prefect_imageqa.tasks.exporting.trainers.write import left_out_lines
+from prefect_imageqa.tasks.exporting.trainers.write import warning_lines
 from prefect_imageqa.tasks.images.references import ImageBase, encode_png
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
@@ -100,6 +101,29 @@ def test_a_split_is_by_content(
     assert sides == {"train", "validation"}
 
 
+def test_a_picture_is_on_one_side_however_images_are_had(
+    make_source: MakeSource, export: Export, target: ObjectStore, drawn: Path, s3: str
+) -> None:
+    """By its own file also where a copy of it is another one, and wherever the file is."""
+    remote = ObjectStore(uri=f"{s3}/split-{drawn.parent.name}")
+    names = [f"{number}.{suffix}" for number in range(24) for suffix in ("webp", "jpg")]
+    for number, name in enumerate(names):
+        image = Image.new("RGB", (9, 9), (5 * number, 0, 0))
+        image.convert("RGB" if name.endswith("webp") else "CMYK").save(drawn / name)
+        remote.write(name, (drawn / name).read_bytes())
+    source, found = make_source([(remote.uri_of(name), QA) for name in names]), []
+    export(source, "llava", validation=0.5, images="paths")
+    found.append([line["id"] for line in records(target, "validation.json")])
+    source = make_source([(name, QA) for name in names])
+    for images in ("copy", "paths"):
+        export(source, "llava", validation=0.5, images=images)
+        found.append([line["id"] for line in records(target, "validation.json")])
+    export(source, "hf", validation=0.5)
+    table = pq.read_table(Path(target.uri, "data/validation-00000.parquet"), columns=["id"])
+    assert found == [table["id"].to_pylist()] * 3
+    assert 0 < len(found[0]) < len(names)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -123,7 +147,7 @@ def test_control_text_of_trainers_is_left_out(
     )
     record = export(source, "llava")
     assert [line["id"] for line in records(target)] == ["0-0", "2-0"]
-    (line,) = left_out_lines(record)
+    (line,) = warning_lines(record)
     assert line.startswith("export llava leaves out 2 of 4 conversations: control text")
     assert line.endswith("(the first: d:0)")
     assert export_elsewhere(source, "openai", target).left_out == ()
@@ -142,7 +166,7 @@ def test_images_that_cannot_be_read_cost_their_row(
     (drawn / "green.png").write_bytes(b"not an image")
     record = export(source, "llava")
     assert [line["id"] for line in records(target)] == ["0-0"]
-    (line,) = left_out_lines(record)
+    (line,) = warning_lines(record)
     assert "leaves out 3 of 4 conversations: an image that cannot be read (the first: d:1" in line
     assert "\n" not in line
 
@@ -226,13 +250,33 @@ def test_rows_without_images(make_source: MakeSource, export: Export, target: Ob
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_output_without_pairs_gives_empty_files(
+def test_an_output_without_pairs_gives_no_files(
     name: Any, make_source: MakeSource, export: Export, target: ObjectStore
 ) -> None:
+    export(make_source(), name)
     record = export(make_source([("red.png", None), ("red.png", [])]), name)
-    assert (record.splits["train"].conversations, len(record.splits["train"].files)) == (0, 1)
-    if name in ("llava", "qwen"):
-        assert records(target) == []
+    assert (record.splits["train"].conversations, record.splits["train"].files) == (0, ())
+    assert set(target.list()) <= {RECORD, "README.md", "dataset_info.json"}
+    (line,) = warning_lines(record)
+    assert line == f"export {name} has no conversation, and therefore no file of any"
+
+
+@pytest.mark.parametrize(
+    ("share", "empty", "less"), [(1e-9, "validation", "larger"), (1 - 1e-9, "train", "smaller")]
+)
+def test_an_empty_split_is_said_and_has_no_file(
+    share: float,
+    empty: str,
+    less: str,
+    make_source: MakeSource,
+    export: Export,
+    target: ObjectStore,
+) -> None:
+    (line,) = warning_lines(export(make_source(), "hf", validation=share))
+    assert line.startswith(f"export hf has no {empty} split: ")
+    assert f"a {less} share" in line
+    assert len(target.list("data")) == 1
+    assert f"split: {empty}" not in target.read("README.md").decode()
 
 
 @pytest.mark.parametrize(
@@ -261,7 +305,7 @@ def test_files_of_others_are_not_replaced(
 ) -> None:
     source = make_source()
     target.write("notes.txt", b"mine")
-    with pytest.raises(StoreError, match=r"notes\.txt is not as an export has written it"):
+    with pytest.raises(StoreError, match=r"that no export has written, such as notes\.txt: choose"):
         export(source, "hf")
     target.remove("notes.txt")
     export(source, "hf")
