@@ -152,8 +152,9 @@ def test_a_reply_that_ends_in_whitespace_is_asked_for_once_more_without_guidance
         endpoint=model.start_serving().url,
         sampling=Sampling(extra_body={"response_format": form}, max_tokens=256),
     )
-    # Others are cut off between two spells of whitespace.
-    assert 8 < summary.requests == 8 + summary.ok
+    # Others end by themselves, with nothing but numbers: these are corrected in vain.
+    assert summary.ok > 0
+    assert summary.requests == 8 + summary.ok + summary.corrections
 
 
 def test_the_dataflow_example_runs_after_changing_its_imports(

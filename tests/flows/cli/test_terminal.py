@@ -38,7 +38,7 @@ def test_notes_have_lines_of_their_own(notes: tuple[str, ...]) -> None:
     progress = RunProgress()
     stats = ClientStats(completions=1_234_567, in_flight=1024, notes=notes)
     progress.begin(ClientStats(), 10_000_000)
-    progress.stats, progress.quarantined = stats, 12_345
+    progress.stats, progress.quarantined, progress.attempted = stats, 12_345, 2_000_000
     with progress.watching(stats):
         bar, counts, *below = screen(progress)
     assert "generating" in bar
