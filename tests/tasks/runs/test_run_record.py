@@ -61,7 +61,7 @@ def test_a_record_is_read_as_it_was_written(local: ObjectStore, record_of: Recor
     assert read.parameters.dataset == parameters["dataset"]
     assert b"secret" not in local.read(run_name(run.run))
     open_output(local)
-    with pytest.raises(StoreError, match="no run has completed here yet; run the same command"):
+    with pytest.raises(StoreError, match="no run has completed here yet; finish the run first"):
         completed_run(local)
     complete_run(local, run)
     assert completed_run(local) == read
