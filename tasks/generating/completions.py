@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import TypeAdapter
@@ -80,7 +80,7 @@ class Completions:
             "format": FORMAT_VERSION,
             "time": self.time,
             "cache_buster": self.cache_buster,
-            "rows": [asdict(reply) for reply in self.replies],
+            "rows": _REPLIES.dump_python(list(self.replies)),
         }
 
     @classmethod

@@ -53,8 +53,9 @@ class RecentImages:
     def _make_room(self, size: int) -> None:
         with self._lock:
             self._bytes += size
-            for key in list(self._images):
-                if self._bytes <= MAX_BYTES:
-                    return
-                if self._images[key].done():
-                    self._bytes -= len(self._images.pop(key).result().data)
+            while self._bytes > MAX_BYTES and self._images:
+                key, oldest = next(iter(self._images.items()))
+                if not oldest.done():
+                    return  # being prepared: its own call makes room
+                del self._images[key]
+                self._bytes -= len(oldest.result().data)
