@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .tasks.errors import ObjectMissingError as ObjectMissingError
     from .tasks.errors import ObjectUnavailableError as ObjectUnavailableError
     from .tasks.errors import OutputBusyError as OutputBusyError
+    from .tasks.errors import PilotError as PilotError
     from .tasks.errors import PrefectServerError as PrefectServerError
     from .tasks.errors import RecordCorruptedError as RecordCorruptedError
     from .tasks.errors import RecordRefusedError as RecordRefusedError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .tasks.runs.parameters import Limits as Limits
     from .tasks.runs.parameters import Parsing as Parsing
     from .tasks.runs.parameters import Sampling as Sampling
+    from .tasks.runs.pilot import Pilot as Pilot
 
 _HOMES = {
     "image_qa": ".flows.image_qa",
@@ -62,6 +64,7 @@ _HOMES = {
     "Images": ".tasks.runs.parameters",
     "Limits": ".tasks.runs.parameters",
     "Parsing": ".tasks.runs.parameters",
+    "Pilot": ".tasks.runs.pilot",
     "Sampling": ".tasks.runs.parameters",
     "RunSummary": ".flows.summary",
     "ChatClient": ".serving.client",
@@ -77,6 +80,7 @@ _HOMES = {
     "ObjectMissingError": ".tasks.errors",
     "ObjectUnavailableError": ".tasks.errors",
     "OutputBusyError": ".tasks.errors",
+    "PilotError": ".tasks.errors",
     "PrefectServerError": ".tasks.errors",
     "RecordCorruptedError": ".tasks.errors",
     "RecordRefusedError": ".tasks.errors",

@@ -39,11 +39,14 @@ def user_text(messages: list[dict[str, Any]]) -> str:
     return f"STUB {command}" if mark and len(messages) > 2 else text
 
 
-def without_images(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with each image's data URI reduced to its type."""
-    copy: dict[str, Any] = json.loads(json.dumps(body))
-    for message in copy["messages"]:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "image_url":
-                part["image_url"]["url"] = part["image_url"]["url"].partition(",")[0]
-    return copy
+def without_images(data: bytes) -> bytes:
+    """The JSON of a request with each image's data URI reduced to its type.
+
+    It finds the ends of the URIs only, so that it costs a tenth of parsing the images.
+    """
+    parts, start = [], 0
+    while (uri := data.find(b'"data:image/', start)) >= 0:
+        comma = data.find(b",", uri)
+        parts.append(data[start:comma])
+        start = data.find(b'"', comma)
+    return b"".join([*parts, data[start:]])

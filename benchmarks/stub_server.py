@@ -2,6 +2,7 @@
 
 It serves `/health`, `/v1/models` and `/v1/chat/completions`, counts of requests and of replies by
 status on `/stats`, and with `--metrics` the engine's load and tokens on `/metrics`.
+With `--blind` it drops the images, so that they add no tokens to the prompt.
 With `--respawn` it is restarted on the same port when it has died, as by a service manager;
 `--count-texts` counts across restarts.
 SIGUSR1 freezes it as an engine that hangs: it accepts completions, but answers none until SIGUSR2,
@@ -37,6 +38,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import orjson
 from aiohttp import web
 from stub_faults import Faults, Gateway, add_fault_arguments, error
 from stub_metrics import Metrics
@@ -45,7 +47,8 @@ from stub_requests import RequestLog, user_text, without_images
 PR_SET_PDEATHSIG = 1
 TOKEN_SECONDS = 0.1
 """How long a request takes to generate a token, as by a model of 10 tokens/s."""
-PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20
+PROMPT_TOKENS, IMAGE_TOKENS, COMPLETION_TOKENS = 100, 64, 20
+"""Of a prompt's text, of its images together, and of a reply."""
 UNUSABLE_TEXT = "I like this image."
 DEFAULT_TEXT = "**Question:** What is in the image?\n**Answer:** A stub."
 
@@ -61,6 +64,7 @@ class Stub:
         self.gateway = Gateway(options.rate, options.rate_window) if options.rate else None
         self.metrics = Metrics(options.model)
         self.shows_metrics = options.metrics
+        self.blind = options.blind
         self.thawed = asyncio.Event()
         self.thawed.set()
         self.request_log = RequestLog(options.count_texts) if options.count_texts else None
@@ -189,26 +193,24 @@ class Stub:
         if self.faults.refuses(data):
             return error(400, "response_format json_schema is not supported")
         if self.faults.is_unusable(data):
-            return self.reply(UNUSABLE_TEXT, "stop")
-        # Parsing a body with images costs as much as serving it; benchmarks do not need it.
-        if self.latency and b"STUB" not in data:
-            return self.reply(DEFAULT_TEXT, "stop")
-        body = json.loads(data)
-        self.bodies.append(without_images(body))
+            return self.reply(UNUSABLE_TEXT, "stop", data)
+        # Parsing an image's data URI would cost as much as serving it.
+        body = json.loads(without_images(data))
+        self.bodies.append(body)
         if body["model"] != self.model:
             return error(404, f"The model `{body['model']}` does not exist.")
-        return await self.reply_to(user_text(body["messages"]))
+        return await self.reply_to(user_text(body["messages"]), data)
 
-    async def reply_to(self, text: str) -> web.Response:
+    async def reply_to(self, text: str, data: bytes) -> web.Response:
         """Execute the command in a STUB text; give the default reply to any other text."""
         self.seen[text] += 1
         if not text.startswith("STUB "):
-            return self.reply(DEFAULT_TEXT, "stop")
+            return self.reply(DEFAULT_TEXT, "stop", data)
         verb, _, rest = text.removeprefix("STUB ").partition(" ")
         if verb == "text":
-            return self.reply(rest, "stop")
+            return self.reply(rest, "stop", data)
         if verb == "finish":
-            return self.reply(DEFAULT_TEXT, rest)
+            return self.reply(DEFAULT_TEXT, rest, data)
         if verb == "status" or (verb == "once" and self.seen[text] == 1):
             return error(int(rest.split()[0]), "simulated failure")
         if verb == "raw":
@@ -226,20 +228,21 @@ class Stub:
                 await self.work(0.02)
         if verb == "hang":
             await asyncio.Event().wait()
-        return self.reply(DEFAULT_TEXT, "stop")
+        return self.reply(DEFAULT_TEXT, "stop", data)
 
-    def reply(self, text: str, finish_reason: str) -> web.Response:
-        """A chat completion."""
+    def reply(self, text: str, finish_reason: str, data: bytes) -> web.Response:
+        """A chat completion of the request `data`."""
+        seen = b'"image_url"' in data and not self.blind
+        prompt_tokens = PROMPT_TOKENS + (IMAGE_TOKENS if seen else 0)
         message = {"role": "assistant", "content": text}
-        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS}
-        return web.json_response(
-            {
-                "object": "chat.completion",
-                "model": self.model,
-                "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
-                "usage": usage | {"total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS},
-            }
-        )
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": COMPLETION_TOKENS}
+        completion = {
+            "object": "chat.completion",
+            "model": self.model,
+            "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+            "usage": usage | {"total_tokens": prompt_tokens + COMPLETION_TOKENS},
+        }
+        return web.Response(body=orjson.dumps(completion), content_type="application/json")
 
 
 def respawn(arguments: list[str], seconds: float) -> None:
@@ -268,6 +271,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=256, help="concurrent requests")
     parser.add_argument("--api-key", default="")
     parser.add_argument("--count-texts", type=Path, help="file that records the requests' texts")
+    parser.add_argument("--blind", action="store_true", help="ignore all images")
     parser.add_argument("--metrics", action="store_true", help="serve /metrics like vLLM")
     add_fault_arguments(parser)
     parser.add_argument("--respawn", type=float, default=-1, help="seconds until it is restarted")

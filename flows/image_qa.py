@@ -57,6 +57,7 @@ from ..tasks.runs.parameters import (
     RunParameters,
     Sampling,
 )
+from ..tasks.runs.pilot import Pilot
 from ..tasks.storing import StoredBatch, store_batch
 from ..tasks.storing.questions import question_rows, with_answers
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
@@ -98,6 +99,7 @@ def image_qa(
     caching: Caching = Caching(),  # noqa: B008
     images: Images = Images(),  # noqa: B008
     exports: Exports = Exports(),  # noqa: B008
+    pilot: Pilot = Pilot(),  # noqa: B008
 ) -> RunSummary:
     """Ask a vLLM server for question-answer pairs about the images in every row.
 
@@ -133,6 +135,7 @@ def image_qa(
         caching: What is reused from earlier runs.
         images: Where images may come from, and the size they are sent at.
         exports: Which additional files are written, above all for training: formats such as llava.
+        pilot: What is checked before all rows are asked.
 
     Raises:
         DatasetError: the dataset is missing, unreadable or malformed.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from prefect import get_run_logger
@@ -57,9 +58,16 @@ class OpenPass:
         """Folder of the stored batches."""
         return self.ledger.folder
 
-    def batches(self, prompts: Iterable[Prompt]) -> Iterator[Batch]:
-        """Batches of the rows that are not finished yet, in the order of the table."""
-        return self._batches(self._pending(prompts))
+    def batches(self, prompts: Iterable[Prompt], first: int = 0) -> Iterator[Batch]:
+        """Batches of the rows that are not finished yet, in the order of the table.
+
+        Args:
+            prompts: the rows.
+            first: no batch has both rows before and after this many.
+        """
+        pending = self._pending(prompts)
+        yield from self._batches(islice(pending, first))
+        yield from self._batches(pending)
 
     def suspect_batches(self) -> Iterator[Batch]:
         """Batches of the rows that may crash the server: run one at a time, after all others."""

@@ -35,6 +35,7 @@ from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .batch_results import BatchResults
 from .circuit_breaker import CircuitBreaker
+from .garbage import rare_collections
 from .guided import server_guides
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
@@ -59,6 +60,7 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
         ImageQAError: there is no such style, or it does not go with the other parameters.
     """
     with ExitStack() as stack:
+        stack.enter_context(rare_collections())
         stack.enter_context(forward_logs(get_run_logger()))
         progress, patience = current_progress(), Patience(parameters.limits.store_wait)
         stack.enter_context(progress.watching(patience))

@@ -16,6 +16,7 @@
     │   ├── AccessDeniedError      no credentials, or they were rejected
     │   └── OutputBusyError        another run is writing to the output
     ├── ErrorRateError         too many rows failed, or none is answered
+    ├── PilotError             the pilot was not good enough, or not approved
     └── PrefectServerError     no Prefect server, or it cannot do what was requested
 
 `records.RowError` is not part of the tree: it affects one row and never leaves a step.
@@ -85,6 +86,10 @@ class OutputBusyError(StoreError):
 
 class ErrorRateError(ImageQAError):
     """Too many rows failed, or none of the dataset is answered."""
+
+
+class PilotError(ImageQAError):
+    """Too few rows of the pilot are usable, or nobody approved it."""
 
 
 class PrefectServerError(ImageQAError):

@@ -204,7 +204,7 @@ def _export_lines(counts: RequestCounts, files: dict[str, int], folder: Path) ->
         )
 
 
-_REPLACED = {"endpoint", "model"}
+_REPLACED = {"endpoint", "model", "pilot"}
 
 
 def _options(command: Callable[..., int]) -> list[inspect.Parameter]:

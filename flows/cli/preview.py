@@ -24,7 +24,7 @@ from .run import as_option, extra_body_problem, flow_parameters, validation_mess
 _LIMITS = Limits(server_wait=60, store_wait=60)
 """Somebody sits in front of a preview and waits."""
 
-_LEFT_OUT = {"dataset", "output", "style", "max_rows", "limits", "caching", "exports"}
+_LEFT_OUT = {"dataset", "output", "style", "max_rows", "limits", "caching", "exports", "pilot"}
 """Parameters of a run that decide nothing that is asked, or that a preview has in another form."""
 
 Styles = Annotated[

@@ -29,6 +29,10 @@ _FLAGS = {
     ("columns", "output"): "output-key",
     ("images", "root"): "image-root",
     ("exports", "formats"): "export",
+    ("pilot", "rows"): "pilot",
+    ("pilot", "min_parsed"): "pilot-min-parsed",
+    ("pilot", "approval"): "pilot-approval",
+    ("pilot", "wait"): "pilot-wait",
 }
 """Flags whose name differs from the field of their group."""
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from typing import Any, Self, TypeVar
@@ -16,6 +16,7 @@ from ..endpoint import VLLMEndpoint
 from ..errors import EndpointError, EndpointUnreachableError
 from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
 from .check import served_model
+from .each_server import ask_each_server
 from .pool import ServerPool
 from .retry_policy import MAX_CRASHES
 from .sender import Request, Sender
@@ -173,6 +174,24 @@ class ChatClient:
             raise
         wait(futures)
         return [_result(future) for future in futures]
+
+    def complete_at_each(
+        self, requests: Sequence[ChatRequest], seconds: float
+    ) -> Mapping[str, Sequence[Outcome]]:
+        """Send a few requests to each server that is up, outside of all limits and counts.
+
+        Args:
+            requests: each for a few tokens; none is repeated.
+            seconds: how long to wait for the replies.
+
+        Returns:
+            The outcomes of each server by its name, in the order of the requests.
+        """
+        bodies = [
+            orjson.dumps({"model": self.model, "messages": request.messages, **request.options})
+            for request in requests
+        ]
+        return self._await(ask_each_server(self._pool, bodies, seconds))
 
     def _submit(
         self,

@@ -23,7 +23,7 @@ def reply_fault(completion: Completion, asked: Asked, settings: ParseSettings) -
     if not settings.required:
         return ""
     try:
-        parsed = settings.parser(completion.text, asked)
+        parsed = settings.parse(completion.text, asked)
     except Exception:
         return ""  # the parser's own fault, which parsing reports
     return "" if parsed.value else fault_of(parsed, asked.form)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -25,30 +25,9 @@ from ..records import (
     Quarantined,
     ReplyForm,
 )
+from .parsers import Parsed, Parser, RecentReplies
 from .qa_pairs import PARSER_VERSION, find_pairs, parse_answer, parse_qa_pairs
 from .unfinished import unfinished
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """What a parser makes of a reply.
-
-    Attributes:
-        value: plain JSON.
-        lost: how many QA pairs the reply seems to have that are not in the value.
-        reason: why one is not, as the end of a sentence that starts with "The reply ...".
-    """
-
-    value: Any
-    lost: int = 0
-    reason: str = ""
-
-
-Parser = Callable[[str, Asked], Parsed]
-"""Parses the raw text of a completion, given also what was asked.
-
-An exception affects only that row.
-"""
 
 PairParser = Callable[[str], list[QAPair]]
 """The interface of a custom parser: text -> QA pairs."""
@@ -64,6 +43,7 @@ class ParseSettings:
         required: whether a reply in which the parser finds nothing is quarantined.
         version: changes with the parser's behaviour; None if only the name identifies it.
         user_prompt: what is asked about rows that ask nothing themselves.
+        recent: replies that were parsed once, of twice.
     """
 
     name: str
@@ -71,6 +51,17 @@ class ParseSettings:
     required: bool = True
     version: int | None = None
     user_prompt: str = ""
+    recent: RecentReplies = field(
+        default_factory=RecentReplies, init=False, compare=False, repr=False
+    )
+
+    def parse(self, text: str, asked: Asked) -> Parsed:
+        """What the parser makes of a reply.
+
+        Raises:
+            Exception: as the parser does.
+        """
+        return self.recent.parse(self.parser, text, asked)
 
     @property
     def label(self) -> str:
@@ -131,13 +122,16 @@ def _plain(pairs: Iterable[QAPair], *, need_answers: bool = True) -> list[dict[s
 
 
 def _fields(pair: QAPair) -> Iterator[tuple[str, Any]]:
-    for field in fields(pair):
-        value = getattr(pair, field.name)
+    for name in _FIELDS:
+        value = getattr(pair, name)
         if isinstance(value, str):
             value = _tidy(value)
         elif not isinstance(value, int):
             value = [_tidy(text) for text in value]
-        yield field.name, value
+        yield name, value
+
+
+_FIELDS = tuple(field.name for field in fields(QAPair))
 
 
 _CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"}
@@ -243,7 +237,7 @@ def parse_completion(
     if problem is not None:
         return problem
     try:
-        parsed = settings.parser(completion.text, asked)
+        parsed = settings.parse(completion.text, asked)
         json.dumps(parsed.value)
     except Exception as error:
         # A custom parser may fail in any way on unexpected text: that is this row's problem.

@@ -6,22 +6,25 @@ A row key is the first 128 bits, in hex, of the SHA-256 of two concatenated dige
 - of what is specific to the row: the identity of each of its images, in order, its rendered
   messages, the name and version of its style, the form of its reply, and which sample it is.
 
-Both are digests of canonical JSON: names sorted, no spaces, ASCII. So a key is the same in every
-process, on every version of Python and for every order of columns. A column that does not affect
-the messages does not affect the key.
+Both are digests of canonical JSON: names sorted, no spaces. So a key is the same in every process,
+on every version of Python and for every order of columns. A column that does not affect the
+messages does not affect the key.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
-from ..images.prepare import ImageSettings
-from ..records import Prompt, Row
+import orjson
 
-KEY_VERSION = 4
+from ..images.prepare import ImageSettings
+from ..records import Row
+from .style import Rendered
+
+KEY_VERSION = 5
 """Bumped when the content of a key changes: then every row counts as new."""
 
 KEY_LENGTH = 32
@@ -66,22 +69,29 @@ class RequestSpec:
         )
 
 
-def row_key(image_ids: Sequence[str], prompt: Prompt, sample: int, spec: RequestSpec) -> str:
+def row_key(image_ids: Sequence[str], rendered: Rendered, sample: int, spec: RequestSpec) -> str:
     """Identify a row by everything that decides its answer.
 
     Args:
         image_ids: the identity of each of its images.
-        prompt: its messages, its options, and what it asks for, which its pairs have.
+        rendered: its messages, its options, and what it asks for, which its pairs have.
         sample: number among the rows that ask the same about the same record.
         spec: what all rows of the run share.
     """
+    asked = rendered.asked
     content: dict[str, Any] = {
-        "images": list(image_ids),
-        "messages": list(prompt.messages),
-        "asked": asdict(prompt.asked),
+        "images": image_ids,
+        "messages": rendered.messages,
+        "asked": {
+            "question": asked.question,
+            "style": asked.style,
+            "form": asked.form,
+            "type": asked.type,
+            "language": asked.language,
+        },
     }
-    if prompt.options:
-        content["options"] = dict(prompt.options)
+    if rendered.options:
+        content["options"] = dict(rendered.options)
     if sample:
         content["sample"] = sample
     return hashlib.sha256(spec.digest + canonical_digest(content)).hexdigest()[:KEY_LENGTH]
@@ -134,9 +144,12 @@ class KeyList(Sequence[str]):
 
 
 def canonical_digest(value: Any) -> bytes:
-    """SHA-256 of the value as canonical JSON: sorted names, no spaces, ASCII."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(text.encode("ascii")).digest()
+    """SHA-256 of the value as canonical JSON: sorted names, no spaces."""
+    try:
+        text = orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # a lone surrogate, an integer of more than 64 bits, a name that is no text
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode()
+    return hashlib.sha256(text).digest()
 
 
 def _plain(value: Any) -> str:

@@ -5,7 +5,7 @@ content.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import task
@@ -79,18 +79,17 @@ def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Pro
         ids += [identify(image) for image in rendered.images]
     except RowError as error:
         return _unusable(row, error.problem)
-    prompt = Prompt(
+    # The same question about the same images is answered once, whichever sample asked it.
+    sample = 0 if row.question else row.sample
+    return Prompt(
         row.index,
-        "",
+        row_key(ids, rendered, sample, settings.spec),
         row.where,
         rendered.messages,
         (*read.images, *rendered.images),
         asked=rendered.asked,
         options=rendered.options,
     )
-    # The same question about the same images is answered once, whichever sample asked it.
-    sample = 0 if row.question else row.sample
-    return replace(prompt, key=row_key(ids, prompt, sample, settings.spec))
 
 
 def _unusable(row: Row, problem: Problem) -> Prompt:

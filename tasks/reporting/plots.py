@@ -1,20 +1,25 @@
-"""Plots of a report: small SVG images as `data:` URIs, each for light and for dark pages."""
+"""Plots of a report: small SVG images as `data:` URIs, each for light and for dark pages.
+
+They are written by hand: importing and running a plotting library would take longer than all else
+at the end of a small run.
+"""
 
 import base64
-import io
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import escape
 
+from ..storing.key_index import Array
 from .statistics import CENTISECONDS, Statistics, Tally
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+_WIDTH, _HEIGHT = 370, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 358, 12, 168
+"""Edges of the area with the bars, in pixels; around it are the numbers and the labels."""
 
-_INCHES = (3.7, 2.1)
+_X_TICKS, _Y_TICKS = 6, 4
 _BARS = 40
 _LAST_BAR_QUANTILE = 0.995
 """The last bar counts everything beyond it: a few outliers would squeeze the rest into one bar."""
@@ -37,14 +42,17 @@ class Plot:
     dark: str
 
 
+@dataclass(frozen=True)
+class _Bars:
+    """Bars side by side: their heights, and one edge more than there are bars."""
+
+    heights: Array
+    edges: Array
+
+
 _INK, _GRID, _FIRST, _SECOND = "#57606f", "#e3e7ee", "#3d63dd", "#e2853a"
 _DARK = {_INK: "#a9b2c3", _GRID: "#2b3242", _FIRST: "#7f9cf5", _SECOND: "#f0a868"}
-"""Colours on a dark page, replaced in the SVG's text: drawing it a second time is slower."""
-
-_LOCK = threading.Lock()
-"""matplotlib's settings are global to the process."""
-
-Draw = Callable[["Axes"], None]
+"""Colours on a dark page, replaced in the SVG's text."""
 
 
 def draw_plots(statistics: Statistics) -> Iterator[Plot]:
@@ -72,19 +80,11 @@ def _histograms(
     title: str, alt: str, unit: str, counted: str, tallies: Mapping[str, Tally], scale: int = 1
 ) -> Plot:
     """One or two histograms in one plot; the keys of `tallies` are their names in the legend."""
-
-    def draw(axes: "Axes") -> None:
-        for colour, (label, tally) in zip((_FIRST, _SECOND), tallies.items(), strict=False):
-            _histogram(axes, tally, colour, label, scale)
-        axes.set_xlabel(unit)
-        axes.set_ylabel(counted)
-        if len(tallies) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
-
-    return _plot(title, alt, draw)
+    bars = {name: _histogram(tally, scale) for name, tally in tallies.items()}
+    return _plot(title, alt, unit, counted, bars)
 
 
-def _throughput(stored_seconds: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Plot:
+def _throughput(stored_seconds: Array) -> Plot:
     """Rows stored per second. Batches are stored at once, so each bar has to span several."""
     end = max(float(stored_seconds[-1]), 1.0)
     bars = int(np.clip(len(np.unique(stored_seconds)) // 3, 1, _BARS))
@@ -99,23 +99,20 @@ def _throughput(stored_seconds: "np.ndarray[tuple[int], np.dtype[np.float64]]") 
         for unit, seconds in (("hours", 3600), ("minutes", 60), ("seconds", 1))
         if end >= 3 * seconds or seconds == 1
     )
-
-    def draw(axes: "Axes") -> None:
-        axes.stairs(rates, edges / seconds, fill=True, color=_FIRST)
-        axes.set_xlabel(f"{unit} since the start")
-        axes.set_ylabel("rows/s")
-
-    return _plot("Throughput of the last run", alt, draw)
+    bars_by_name = {"": _Bars(rates, edges / seconds)}
+    return _plot(
+        "Throughput of the last run", alt, f"{unit} since the start", "rows/s", bars_by_name
+    )
 
 
-def _histogram(axes: "Axes", tally: Tally, colour: str, label: str, scale: int) -> None:
+def _histogram(tally: Tally, scale: int) -> _Bars:
     low = int(np.flatnonzero(tally.counts)[0])
     high = max(tally.quantile(_LAST_BAR_QUANTILE), low + 1)
     step = -(-(high - low + 1) // _BARS)
     edges = np.arange(low, high + step + 1, step)
     values = np.minimum(np.arange(len(tally.counts)), edges[-1] - 1)
     heights, _ = np.histogram(values, edges, weights=tally.counts)
-    axes.stairs(heights, edges / scale, fill=True, color=colour, alpha=0.9, label=label)
+    return _Bars(heights, edges / scale)
 
 
 def _quantiles(tally: Tally, scale: int = 1) -> str:
@@ -123,42 +120,76 @@ def _quantiles(tally: Tally, scale: int = 1) -> str:
     return f"median {median:,g}, 95 % at most {high:,g}"
 
 
-def _plot(title: str, alt: str, draw: Draw) -> Plot:
-    light = dark = _svg(draw)
+def _plot(title: str, alt: str, unit: str, counted: str, bars: Mapping[str, _Bars]) -> Plot:
+    light = dark = _svg(unit, counted, bars)
     for colour, dark_colour in _DARK.items():
         dark = dark.replace(colour, dark_colour)
     return Plot(title, f"{title}: {alt}", _data_uri(light), _data_uri(dark))
 
 
-def _svg(draw: Draw) -> str:
-    # Imported late because it is slow; not pyplot, which keeps figures alive.
-    from matplotlib import rc_context, rcParamsDefault
+def _svg(unit: str, counted: str, bars: Mapping[str, _Bars]) -> str:
+    """A plot as SVG.
 
-    # Ignore the user's matplotlibrc, which may require LaTeX, for example.
-    with _LOCK, rc_context(rcParamsDefault):
-        return _draw_svg(draw)
+    Args:
+        unit: of the horizontal axis.
+        counted: of the vertical axis.
+        bars: one or two rows of bars, by their names in the legend.
+    """
+    left, right = min(b.edges[0] for b in bars.values()), max(b.edges[-1] for b in bars.values())
+    top = max(float(b.heights.max()) for b in bars.values()) * 1.05
+
+    def x(value: float) -> float:
+        return _LEFT + (value - left) / (right - left) * (_RIGHT - _LEFT)
+
+    def y(value: float) -> float:
+        return _BOTTOM - value / top * (_BOTTOM - _TOP)
+
+    parts = []
+    for value, text in _ticks(0, top, _Y_TICKS):
+        line = f"M{_LEFT} {y(value):.1f}H{_RIGHT}"
+        parts += [
+            f'<path d="{line}" stroke="{_GRID}"/>',
+            _text(_LEFT - 5, y(value) + 3, text, "end"),
+        ]
+    for colour, each in zip((_FIRST, _SECOND), bars.values(), strict=False):
+        steps = "".join(
+            f"V{y(height):.1f}H{x(edge):.1f}"
+            for height, edge in zip(each.heights.tolist(), each.edges[1:].tolist(), strict=True)
+        )
+        start = f"M{x(each.edges[0]):.1f} {_BOTTOM}"
+        parts.append(f'<path d="{start}{steps}V{_BOTTOM}Z" fill="{colour}" fill-opacity=".9"/>')
+    parts += [_text(x(value), _BOTTOM + 14, text) for value, text in _ticks(left, right, _X_TICKS)]
+    parts.append(_text((_LEFT + _RIGHT) / 2, _HEIGHT - 8, unit))
+    parts.append(_text(0, 0, counted, place=f"translate(10 {(_TOP + _BOTTOM) / 2}) rotate(-90)"))
+    if len(bars) > 1:
+        parts += _legend(list(bars))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="10" '
+        f'text-anchor="middle" fill="{_INK}">{"".join(parts)}</svg>'
+    )
 
 
-def _draw_svg(draw: Draw) -> str:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+def _ticks(low: float, high: float, count: int) -> Iterator[tuple[float, str]]:
+    """Up to `count` + 1 round numbers between two others, with their texts."""
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power * count >= high - low)
+    digits = max(0, -math.floor(math.log10(step)))
+    for number in range(math.ceil(low / step), math.floor(high / step) + 1):
+        yield number * step, f"{number * step:,.{digits}f}"
 
-    figure = Figure(figsize=_INCHES, layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=_GRID)
-    axes.tick_params(colors=_INK, labelsize=8, length=0)
-    axes.xaxis.label.set(color=_INK, fontsize=8)
-    axes.yaxis.label.set(color=_INK, fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return file.getvalue()
+
+def _legend(names: Sequence[str]) -> Iterator[str]:
+    for number, (name, colour) in enumerate(zip(names, (_FIRST, _SECOND), strict=True)):
+        y = _TOP + 14 * number
+        yield f'<rect x="{_RIGHT - 70}" y="{y}" width="9" height="9" fill="{colour}"/>'
+        yield _text(_RIGHT - 56, y + 8, name, "start")
+
+
+def _text(x: float, y: float, text: str, anchor: str = "", place: str = "") -> str:
+    where = f' transform="{place}"' if place else f' x="{x:.1f}" y="{y:.1f}"'
+    aligned = f' text-anchor="{anchor}"' if anchor else ""
+    return f"<text{where}{aligned}>{escape(text)}</text>"
 
 
 def _data_uri(svg: str) -> str:

@@ -27,6 +27,7 @@ from .form_types import (
     StyleLike,
     plain_uri,
 )
+from .pilot import Pilot
 from .plugins import parser_name
 
 MAX_BATCH_SIZE = 512
@@ -176,7 +177,7 @@ class Limits(Group):
     """How much runs concurrently, and when to stop."""
 
     batch_size: int = Field(
-        default=256,
+        default=512,
         ge=1,
         le=MAX_BATCH_SIZE,
         description="Rows that are generated, stored and retried together.",
@@ -273,6 +274,7 @@ class RunParameters(BaseModel):
     caching: Caching
     images: Images
     exports: Exports
+    pilot: Pilot = Pilot()
 
     @field_serializer("dataset")
     def _dataset_path(self, dataset: Any) -> str:

@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.parsing.faults import reply_fault
-from prefect_imageqa.tasks.parsing.parse import ANSWER, QA_PAIRS, Parsed, ParseSettings
+from prefect_imageqa.tasks.parsing.parse import (
+    ANSWER,
+    QA_PAIRS,
+    Parsed,
+    ParseSettings,
+    parse_completion,
+)
 from prefect_imageqa.tasks.records import Asked, ReplyForm
 
 
@@ -48,3 +54,21 @@ def test_what_asking_again_does_not_mend_is_no_fault() -> None:
     assert fault("I like it.", replace(QA_PAIRS, parser=broken)) == ""
     assert fault("I like it.", replace(QA_PAIRS, required=False)) == ""
     assert fault("", reasoning="The server takes all of the reply for reasoning.") == ""
+
+
+def test_a_reply_that_was_checked_is_not_parsed_again() -> None:
+    parsed: list[str] = []
+
+    def parser(text: str, _asked: Asked) -> Parsed:
+        parsed.append(text)
+        return Parsed([{"question": text, "answer": "yes"}])
+
+    settings = ParseSettings("own", parser)
+    for text in ("one", "two"):
+        assert fault(text, settings) == ""
+    for text in ("two", "one"):
+        completion = Completion(text, "stop", 1, 1, 0.1, "stub")
+        found = parse_completion(completion, settings, Asked("What is it?", form=ReplyForm.PAIRS))
+        assert isinstance(found, Parsed)
+        assert found.value == [{"question": text, "answer": "yes"}]
+    assert parsed == ["one", "two"]
