@@ -61,8 +61,8 @@ demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the
 	$(BIN)/python -m prefect_imageqa.serving.demo_model.training.evaluate
 	$(BIN)/python benchmarks/demo_styles.py --write
 
-bench: $(FLOW_ENV) $(SERVER_ENV) ## Compare rows/s with a raw client on the same server
-	$(BIN)/python benchmarks/throughput.py
+bench: $(FLOW_ENV) $(SERVER_ENV) ## Measure speed, CPU and memory beside other clients, into docs/performance.md
+	$(BIN)/python benchmarks/performance.py
 
 # With the hashes of all files of a version, for all Pythons and systems. `make` and the image install
 # exactly these files.

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from drawn_images import draw_images
 from servers import StubServer
-from throughput import draw_images
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 IMAGES = 50

@@ -1,7 +1,8 @@
 """A stub of a vLLM server with a fixed latency, for benchmarks and fault injection.
 
 It serves `/health`, `/v1/models` and `/v1/chat/completions`, counts of requests and of replies by
-status on `/stats`, and with `--metrics` the engine's load and tokens on `/metrics`.
+status on `/stats`, and with `--metrics` the engine's load and tokens on `/metrics`; `/profile` sets
+another latency and number of slots.
 With `--blind` it drops the images, so that they add no tokens to the prompt.
 With `--respawn` it is restarted on the same port when it has died, as by a service manager;
 `--count-texts` counts across restarts.
@@ -83,6 +84,7 @@ class Stub:
                 web.get("/stats", self.stats),
                 web.get("/v1/models", self.models),
                 web.post("/v1/chat/completions", self.complete),
+                web.post("/profile", self.change),
             ]
         )
         if self.shows_metrics:
@@ -124,6 +126,15 @@ class Stub:
         stats = {"requests": self.requests, "replies": self.replies, "bodies": list(self.bodies)}
         stats |= {"starts": self.starts, "pid": os.getpid()}
         return web.json_response(stats | (self.request_log.counts() if self.request_log else {}))
+
+    async def change(self, request: web.Request) -> web.Response:
+        """From now on, another latency and so many more or fewer slots."""
+        profile = await request.json()
+        self.latency, more = profile["latency"], profile["more_slots"]
+        for _ in range(more):
+            self.slots.release()
+        self.taken = [asyncio.create_task(self.slots.acquire()) for _ in range(-more)]
+        return web.Response()
 
     async def models(self, _: web.Request) -> web.Response:
         """A list of one model."""

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from drawn_images import draw_images
 from servers import StubServer
-from throughput import draw_images
 
 COMMAND = str(Path(sys.executable).with_name("prefect-imageqa"))
 IN_FLIGHT = 128

@@ -20,6 +20,10 @@ MAX_BATCHES = 64
 MAX_EMBEDDED_BYTES = 512 << 20
 """No batch is started while rows in flight hold more than this in embedded images."""
 
+MAX_CHUNK_ROWS = 4096
+"""Rows that one task turns into prompts: each run of a task costs Prefect's server 25 ms. The first
+chunks have as few rows as a batch, so that the servers start early."""
+
 PREFETCHED_CHUNKS = 2
 """Chunks of rows that are turned into prompts ahead of the batches in flight."""
 

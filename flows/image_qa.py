@@ -3,6 +3,7 @@
 1. `load_dataset` opens the table. `prompt_rows` renders a row's prompt and gives it a row key: a
    digest of its images and everything else that decides its answer.
 2. `OpenPass.batches` skips rows that the ledger lists as finished, and batches the pending ones.
+   `run_pilot` first checks that the servers see the images, and how a pilot of some rows goes.
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
    `OpenPass.record` enters its rows in the ledger.
 4. Rows that were in flight at two crashes of the server come last, by bisection: the row that
@@ -31,7 +32,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.concurrency import chunks, memory_of, opaque, prefetch_results, quote
+from ..tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of, opaque, prefetch_results, quote
 from ..tasks.exporting import export_rows
 from ..tasks.exporting.trainers import export_for_training
 from ..tasks.loading import Columns, load_dataset
@@ -60,10 +61,11 @@ from ..tasks.runs.parameters import (
 from ..tasks.runs.pilot import Pilot
 from ..tasks.storing import StoredBatch, store_batch
 from ..tasks.storing.questions import question_rows, with_answers
-from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, run_batches
+from .batches import MAX_BATCHES, MAX_CHUNK_ROWS, PREFETCHED_CHUNKS, run_batches
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
 from .open_pass import OpenPass
+from .pilot import run_pilot
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, publish
 from .run import Run, open_run
@@ -141,6 +143,7 @@ def image_qa(
         DatasetError: the dataset is missing, unreadable or malformed.
         EndpointError: a server is unreachable, rejects the key or does not serve the model.
         ErrorRateError: too many rows failed; or the run is complete, but no row is answered.
+        PilotError: too few rows of the pilot are usable, or nobody approved it.
         ServerError: the model's server could not be started.
         StoreError: the output cannot be read or written.
     """
@@ -161,7 +164,7 @@ def image_qa(
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
         main_pass = run.start(table)
-        answer_rows(run, main_pass, run.rows.read())
+        answer_rows(run, main_pass, run.rows.read(), with_pilot=True)
         outcomes = main_pass.outcomes()
         if asking.answer == "separately":
             answers = run.open_answers(main_pass)
@@ -175,6 +178,7 @@ def image_qa(
             len(main_pass.row_keys),
             table.columns,
             json_array=exports.json_array,
+            inputs=run.export_inputs(),
         )
         for name in exports.formats:
             export_for_training(quote(run.training_source(table)), name, exports)
@@ -185,10 +189,18 @@ def image_qa(
     return summary
 
 
-def answer_rows(run: Run, open_pass: OpenPass, rows: Iterator[Row]) -> None:
+def answer_rows(
+    run: Run, open_pass: OpenPass, rows: Iterator[Row], *, with_pilot: bool = False
+) -> None:
     """Make one pass over the rows: render prompts, batch the pending rows, generate, parse, store.
 
     Nothing is returned: the results are in the output, and listed in the ledger of the pass.
+
+    Args:
+        run: the run.
+        open_pass: the pass.
+        rows: its rows.
+        with_pilot: whether to check the model on the first rows before the others are asked.
     """
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
@@ -200,10 +212,22 @@ def answer_rows(run: Run, open_pass: OpenPass, rows: Iterator[Row]) -> None:
         parsed = parse_batch.submit(quote(batch), opaque(completions), quote(settings))
         return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
 
+    def answer(batches: Iterator[Batch]) -> None:
+        run_batches(batches, generate, store, open_pass, run)
+
     prompting = quote(open_pass.prompt_settings)
-    row_chunks = chunks(rows, open_pass.batch_size, lambda row: memory_of(row.record))
+    row_chunks = chunks(
+        rows,
+        open_pass.batch_size,
+        lambda row: memory_of(row.record),
+        max_bytes=MAX_CHUNK_BYTES // 4,
+        grows_to=MAX_CHUNK_ROWS,
+    )
     prompts = (prompt_rows.submit(quote(chunk), prompting) for chunk in row_chunks)
-    batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS))
-    run_batches(batches, generate, store, open_pass, run)
+    pilot = run.parameters.pilot.rows if with_pilot else 0
+    batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS), pilot)
+    if with_pilot:
+        batches = run_pilot(run, open_pass, batches, answer)
+    answer(batches)
     # Rows that may crash the server come last, so that a crash takes no other requests with it.
     run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)

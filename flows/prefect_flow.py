@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from ..serving.endpoint import safe_url
 from ..serving.ephemeral_server import ephemeral_settings
 from ..serving.printable import printable
+from ..serving.temporary_server import wait_until_up
 from ..tasks.run_names import short_name
 from .prefect_outage import (
     UnreportedError,
@@ -107,14 +108,16 @@ class DeployableFlow(Flow[P, R]):
         return cast("DeployableFlow[P, R]", changed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the flow, with enough time for an ephemeral Prefect server to start.
+        """Run the flow, with enough time for a temporary Prefect server to start.
 
         Raises:
-            PrefectServerError: the configured server does not answer, or has another version.
+            PrefectServerError: the configured server does not answer, or has another version; a
+                temporary one does not start.
         """
         is_subflow = FlowRunContext.get() is not None
         if not is_subflow:
             check_server()
+            wait_until_up()
         with ephemeral_settings(), has_caller(not is_subflow), quiet_outages():
             try:
                 return super().__call__(*args, **kwargs)

@@ -26,6 +26,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import Completed, Crashed, Failed
 
 from ..serving.endpoint import safe_url
+from ..serving.temporary_server import is_temporary
 
 FINAL_WAIT_SECONDS = 45.0
 """How long a finished run waits for the server, which must be told how it ended.
@@ -160,6 +161,11 @@ def run_has_ended() -> None:
     end.began = end.began or time.monotonic()
 
 
+def server_has_answered() -> None:
+    """Declare that Prefect's server has just answered: it need not be asked whether it does."""
+    _current_end().answered = time.monotonic()
+
+
 def server_answers() -> bool:
     """Whether Prefect's server answers. Waits for it, but only once, and only when a run ends."""
     run_has_ended()
@@ -262,7 +268,9 @@ def _problem() -> Exception | None:
 
 def _server() -> str:
     url = PREFECT_API_URL.value()
-    return f"the Prefect server at {safe_url(url)}" if url else "the temporary Prefect server"
+    if is_temporary(url):
+        return "the temporary Prefect server"
+    return f"the Prefect server at {safe_url(url)}"
 
 
 def _state_of(outcome: "Future[Any]") -> State[Any]:

@@ -19,6 +19,7 @@ from prefect.settings import (
 
 from ..serving.client.proxies import proxy_of
 from ..serving.endpoint import safe_url
+from ..serving.temporary_server import is_temporary
 from ..tasks.errors import PrefectServerError
 
 TIMEOUT_SECONDS = 10.0
@@ -47,18 +48,18 @@ def check_server(*, needed: bool = False) -> None:
     A busy server is waited for; one that refuses connections is not.
 
     Args:
-        needed: whether a server must be configured. If not, Prefect starts an ephemeral one for a
-            flow run, unless its settings forbid that.
+        needed: whether a server must be configured. If not, a temporary one is started for a flow
+            run, unless Prefect's settings forbid that.
 
     Raises:
         PrefectServerError: it cannot be used; the message names the command that fixes it.
     """
     url = PREFECT_API_URL.value()
-    if not url:
-        if needed or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
-            raise PrefectServerError(
-                f"no Prefect server is configured: `prefect server start`, then `{SET_URL}`"
-            )
+    if not url and (needed or not PREFECT_SERVER_EPHEMERAL_ENABLED.value()):
+        raise PrefectServerError(
+            f"no Prefect server is configured: `prefect server start`, then `{SET_URL}`"
+        )
+    if url is None or is_temporary(url):
         return
     retries = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
     client = get_client(httpx_settings={"timeout": TIMEOUT_SECONDS}, sync_client=True)

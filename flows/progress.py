@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -52,6 +52,8 @@ class RunProgress:
         finished: the run has ended, so nobody needs the ETA any more.
         unit: what the rows of the current pass are.
         ended: `time.monotonic()` when the pass ended; 0 before.
+        ask: asks the person who watches the progress a question, for so many seconds; None if
+            nobody does.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
@@ -70,6 +72,7 @@ class RunProgress:
     finished: bool = False
     unit: str = "rows"
     ended: float = 0.0
+    ask: Callable[[str, float], bool] | None = None
     _counting: bool = False
     _live: ClientStats = field(default_factory=ClientStats)
     _recent: RecentRate = field(default_factory=lambda: RecentRate(time.monotonic()))

@@ -12,6 +12,7 @@ from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
 from ..tasks.concurrency import quote
 from ..tasks.errors import ObjectCorruptedError, StoreError
+from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
@@ -255,6 +256,19 @@ class Run:
         """What is exported for training: the pairs in the output, and the table's images."""
         rows, settings = self.rows.read_again, self.parameters.images.settings
         return ExportSource(self.output, rows, table.columns, table.base, self.reader, settings)
+
+    def export_inputs(self) -> str:
+        """Digest of all that the exports are made from; empty if the dataset is a DataFrame."""
+        if not (rows := self.rows.digest):
+            return ""
+        parameters = self.parameters
+        settings = {
+            "columns": self._main.columns.model_dump(mode="json"),
+            "exports": parameters.exports.model_dump(mode="json"),
+            "samples": parameters.asking.samples,
+        }
+        passes = [(each.ledger, each.row_keys) for each in self.passes]
+        return export_inputs(rows, settings, passes)
 
     def complete(self, exported: RunCounts) -> RunSummary:
         """Compact the output, and record that the run is complete.

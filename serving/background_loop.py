@@ -5,7 +5,7 @@ A run has one such loop, shared by the model client and the client that download
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -30,6 +30,10 @@ class BackgroundLoop:
         """Start a coroutine; any thread can wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function on the loop's thread, soon."""
+        self._loop.call_soon_threadsafe(function)
+
     def close(self) -> None:
         """Stop the loop. Everything that was started on it must have ended by now."""
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -44,6 +48,7 @@ class CoroutineGroup:
         self._loop = loop
         self._gate = threading.Lock()
         self._ended = False
+        self._submitted: list[Coroutine[Any, Any, object]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -59,6 +64,24 @@ class CoroutineGroup:
         coroutine.close()
         raise GroupEndedError
 
+    def submit(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Start a coroutine whose end nobody waits for here; it must handle its own errors.
+
+        Waking up the loop costs more than starting a coroutine, so all that are submitted until it
+        is awake are started together.
+
+        Raises:
+            GroupEndedError: the group has ended.
+        """
+        with self._gate:
+            if not self._ended:
+                self._submitted.append(coroutine)
+                if len(self._submitted) == 1:
+                    self._loop.call(self._start_submitted)
+                return
+        coroutine.close()
+        raise GroupEndedError
+
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start a coroutine from the loop itself."""
         return asyncio.get_running_loop().create_task(self._tracked(coroutine))
@@ -69,6 +92,12 @@ class CoroutineGroup:
             self._ended = True
             ending = self._loop.start(self._cancel_all())
         ending.result()
+
+    def _start_submitted(self) -> None:
+        with self._gate:
+            submitted, self._submitted = self._submitted, []
+        for coroutine in submitted:
+            self.spawn(coroutine)
 
     async def _tracked(self, coroutine: Coroutine[Any, Any, T]) -> T:
         task = asyncio.current_task()

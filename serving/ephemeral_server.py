@@ -1,13 +1,17 @@
-"""Settings for the server that Prefect starts for a moment, if none is configured."""
+"""Settings for a temporary server of Prefect, which runs if none is configured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
+
+from .temporary_server import is_temporary
 
 STARTUP_SECONDS = 120
 """The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
@@ -15,10 +19,17 @@ STARTUP_SECONDS = 120
 
 @contextmanager
 def ephemeral_settings() -> Iterator[None]:
-    """Prefect's settings where an ephemeral server may be started; the user's own stay."""
+    """Prefect's settings where no server is configured; the user's own stay."""
+    if not is_temporary(PREFECT_API_URL.value()):
+        yield
+        return
     setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
     seconds = max(setting.value(), STARTUP_SECONDS)
-    # Its telemetry logs a traceback when the database is busy at the start.
-    defaults = {PREFECT_SERVER_ANALYTICS_ENABLED: False}
+    defaults = {
+        # Its telemetry logs a traceback when the database is busy at the start.
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        # Nobody watches them, and the thread that sends them holds up the end by up to a second.
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
     with temporary_settings({setting: seconds}, set_defaults=defaults):
         yield

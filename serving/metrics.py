@@ -13,8 +13,10 @@ _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _SLEEP = "vllm:engine_sleep_state"
 _AWAKE = 'sleep_state="awake"'
+_PREEMPTIONS = "vllm:num_preemptions_total"
+_CACHE = "vllm:kv_cache_usage_perc"
 _TOKENS = frozenset({"vllm:generation_tokens_total", "vllm:prompt_tokens_total"})
-_NAMES = _TOKENS | {_RUNNING, _WAITING}
+_NAMES = _TOKENS | {_RUNNING, _WAITING, _PREEMPTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,17 @@ class Counters:
         tokens: tokens read and generated since the start. They grow whenever an engine works,
             and fall when the server is restarted. A prompt counts when it has been read as a whole.
         asleep: someone has put an engine to sleep: it must not be asked.
+        preemptions: requests that lost their place in a batch for want of KV cache, since the
+            start.
+        cache_usage: share of the KV cache in use, of the engine that uses the most.
     """
 
     running: int
     waiting: int
     tokens: int
     asleep: bool = False
+    preemptions: int = 0
+    cache_usage: float = 0.0
 
 
 def parse_metrics(text: str) -> Counters | None:
@@ -49,20 +56,25 @@ def parse_metrics(text: str) -> Counters | None:
     """
     sums = dict.fromkeys(_NAMES, 0)
     has_tokens = asleep = False
+    cache_usage = 0.0
     for line in text[:_MAX_CHARACTERS].splitlines():
         name, value = _sample(line)
         if name in _NAMES and value is not None:
-            sums[name] += value
+            sums[name] += int(value)
             has_tokens |= name in _TOKENS
+        elif name == _CACHE and value is not None:
+            cache_usage = max(cache_usage, min(value, 1.0))
         elif name == _SLEEP and value == 0:
             asleep |= _AWAKE in line
     if not has_tokens:
         return None
     tokens = sum(sums[name] for name in _TOKENS)
-    return Counters(sums[_RUNNING], sums[_WAITING], tokens, asleep)
+    return Counters(
+        sums[_RUNNING], sums[_WAITING], tokens, asleep, sums[_PREEMPTIONS], cache_usage
+    )
 
 
-def _sample(line: str) -> tuple[str, int | None]:
+def _sample(line: str) -> tuple[str, float | None]:
     """Name and value of a line: `name{label="a } value"} 12.0 [timestamp]`."""
     name, brace, rest = line.partition("{")
     if brace:
@@ -74,4 +86,4 @@ def _sample(line: str) -> tuple[str, int | None]:
         value = float(numbers[0]) if numbers else math.nan
     except ValueError:
         value = math.nan
-    return name, int(value) if 0 <= value <= _MAX_VALUE else None
+    return name, value if 0 <= value <= _MAX_VALUE else None

@@ -14,7 +14,8 @@ class ChatRequest:
     """One request to the model.
 
     Attributes:
-        messages: the conversation, images as `image_url` parts with data URIs.
+        messages: the conversation, images as `image_url` parts with data URIs; these may be JSON
+            already, as an `orjson.Fragment`.
         options: everything else of the request body (temperature, max_tokens, ...).
     """
 

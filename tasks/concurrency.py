@@ -41,12 +41,12 @@ def opaque(future: PrefectFuture[T]) -> T:
     return cast("T", annotations.opaque(future))
 
 
-def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> Iterator[T]:
+def prefetch_results(futures: Iterable[PrefectFuture[Iterator[T]]], count: int) -> Iterator[T]:
     """Yield the items of each task run's result, with up to `count` further runs submitted.
 
     If submitting fails, the results of the runs before are yielded first, then the error is raised.
     """
-    window: deque[PrefectFuture[list[T]]] = deque()
+    window: deque[PrefectFuture[Iterator[T]]] = deque()
     upcoming = iter(futures)
     error: ImageQAError | None = None
     more = True
@@ -65,24 +65,30 @@ def prefetch_results(futures: Iterable[PrefectFuture[list[T]]], count: int) -> I
 
 
 def chunks(
-    items: Iterable[T], size: int, memory: Callable[[T], int] = lambda _: 0
+    items: Iterable[T],
+    size: int,
+    memory: Callable[[T], int] = lambda _: 0,
+    *,
+    max_bytes: int = MAX_CHUNK_BYTES,
+    grows_to: int = 0,
 ) -> Iterator[list[T]]:
     """Split items into lists of `size`; the last one may be shorter.
 
     Args:
         items: the items.
         size: items in a list.
-        memory: bytes of an item; a list also ends with the item that takes it to
-            `MAX_CHUNK_BYTES`.
+        memory: bytes of an item.
+        max_bytes: a list also ends with the item that takes it to this.
+        grows_to: each list is twice as long as the one before, up to this, if it is larger.
     """
     chunk: list[T] = []
     total = 0
     for item in items:
         chunk.append(item)
         total += memory(item)
-        if len(chunk) >= size or total >= MAX_CHUNK_BYTES:
+        if len(chunk) >= size or total >= max_bytes:
             yield chunk
-            chunk, total = [], 0
+            chunk, total, size = [], 0, max(size, min(2 * size, grows_to))
     if chunk:
         yield chunk
 

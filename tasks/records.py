@@ -91,10 +91,13 @@ class ImageRef:
         path: a local path or `s3://` URI, absolute or already resolved, or an http(s) URL, which
             may contain a secret; None for embedded bytes.
         data: the encoded image, if the dataset embeds it.
+        version: of a local file when it was found, see `file_version`; empty if unknown. What is
+            sent to the model must be of this version.
     """
 
     path: str | None = None
     data: bytes | None = None
+    version: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.path if self.path is not None else f"{len(self.data or b'')} embedded bytes"

@@ -163,7 +163,8 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
-_RESUMED = (["run"], ["batch-import"])
+_RUNS = (["run"], ["batch-import"])
+"""Commands that run the flow."""
 
 
 def main() -> None:
@@ -172,6 +173,11 @@ def main() -> None:
     Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 nobody reads the output.
     """
     sys.excepthook = lambda _, error, __: print(printable_traceback(error), file=sys.stderr)
+    runs_flow = sys.argv[1:2] in _RUNS
+    if runs_flow and not {"-h", "--help"}.intersection(sys.argv):
+        from ...serving.temporary_server import start_early
+
+        start_early()
     try:
         code = app(exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -183,7 +189,7 @@ def main() -> None:
         print(f"prefect-imageqa: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        hint = "; run the same command again to resume" if sys.argv[1:2] in _RESUMED else ""
+        hint = "; run the same command again to resume" if runs_flow else ""
         print(f"prefect-imageqa: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import run_style
+from ..approval import ask_at_terminal
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
@@ -111,6 +113,15 @@ def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
         refresh_per_second=REFRESHES_PER_SECOND,
         transient=True,
     )
+
+    def ask(question: str, seconds: float) -> bool:
+        live.stop()  # it would write over the question
+        try:
+            return ask_at_terminal(question, seconds)
+        finally:
+            live.start()
+
+    progress.ask = ask if sys.stdin.isatty() else None
     with live, _logging_to(console):
         yield
 

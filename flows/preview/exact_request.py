@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from ...serving.types import ChatRequest
 from ...tasks.generating.chat_requests import GenerationSettings, build_request
 from ...tasks.images.formats import sniff
@@ -45,8 +47,9 @@ def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**part, "image_url": {**image, "url": _described(image["url"])}}
 
 
-def _described(uri: str) -> str:
+def _described(url: str | orjson.Fragment) -> str:
     """The beginning of a data URI, and what its image is."""
+    uri: str = orjson.loads(orjson.dumps(url)) if isinstance(url, orjson.Fragment) else url
     found = _DATA_URI.match(uri)
     if not found:
         return uri

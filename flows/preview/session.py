@@ -169,7 +169,8 @@ class Session:
     ) -> list[Prompt]:
         spec = request_spec(parameters, asking, self.model.name, self.model.revision)
         base = records.table.base
-        return prompt_rows.fn(rows, prompt_settings(parameters, asking, spec, base, self.reader))
+        settings = prompt_settings(parameters, asking, spec, base, self.reader)
+        return list(prompt_rows.fn(rows, settings))
 
     def _replies_of(
         self, parameters: RunParameters, style: AskedStyle

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from typing import cast
 from uuid import UUID
 
@@ -18,7 +19,6 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
@@ -31,6 +31,8 @@ from ...tasks.reporting.markdown import (
 )
 from ...tasks.reporting.quarantine import quarantine_groups
 from ...tasks.reporting.samples import SampledRow
+from ..client_settings import client_settings
+from ..prefect_outage import server_has_answered
 from ..progress import RunProgress
 from ..summary import RunSummary
 
@@ -49,7 +51,7 @@ def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -
     threading.Thread(target=progress.count, args=(source,), daemon=True).start()
 
     def update_until_stopped() -> None:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):  # the next update is soon
+        with client_settings(max_retries=1):  # the next update is soon
             artifact.update()
             while not stopped.wait(UPDATE_SECONDS):
                 artifact.update()
@@ -75,7 +77,7 @@ def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -
 def show_results(
     output: ObjectStore,
     summary: RunSummary,
-    samples: Sequence[SampledRow],
+    samples: Sequence[SampledRow] | None,
     *,
     dataset: str,
     model: str,
@@ -87,7 +89,7 @@ def show_results(
     Args:
         output: where the run wrote.
         summary: its counts.
-        samples: rows for the gallery.
+        samples: rows for the gallery; None if it is as the last one.
         dataset: name of the dataset.
         model: name of the model.
         files: objects of the output to list in the summary, title -> name.
@@ -101,7 +103,7 @@ def show_results(
         )
         create_markdown_artifact(markdown, key("summary"), description("Summary"))
 
-    def show_gallery() -> None:
+    def show_gallery(samples: Sequence[SampledRow]) -> None:
         markdown = gallery_markdown(samples, of=summary.rows)
         create_markdown_artifact(markdown, key("gallery"), description("Gallery"))
 
@@ -121,8 +123,26 @@ def show_results(
 
     # Publish even an empty one: otherwise the artifact of an older run would remain the latest.
     _try_publish("summary", show_summary)
-    _try_publish("gallery", show_gallery)
+    if samples is not None:
+        _try_publish("gallery", partial(show_gallery, samples))
     _try_publish("quarantine", show_quarantine)
+
+
+def show_pilot(
+    output: ObjectStore, statement: Sequence[str], rows: Sequence[SampledRow], *, of: int
+) -> None:
+    """Publish what a pilot has shown.
+
+    Args:
+        output: where the run writes.
+        statement: a clause each.
+        rows: those for the gallery.
+        of: how many rows the pilot has.
+    """
+    lines = [f"- {escape_markdown(clause)}" for clause in statement]
+    markdown = "\n".join(["# Pilot", "", *lines, "", gallery_markdown(rows, of=of)])
+    key = artifact_key(output.uri, "pilot")
+    _try_publish("pilot", lambda: create_markdown_artifact(markdown, key, "Pilot"))
 
 
 class _ProgressArtifact:
@@ -160,6 +180,7 @@ class _ProgressArtifact:
             self._artifact = cast("UUID", create_progress_artifact(percent, self._key, text))
         else:
             update_progress_artifact(self._artifact, percent, text)
+        server_has_answered()
 
 
 def _try_publish(what: str, publish: Callable[[], object]) -> None:

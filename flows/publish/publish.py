@@ -1,22 +1,20 @@
 """Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from prefect import get_run_logger
 from prefect.assets import Asset, add_asset_metadata, materialize
-from prefect.settings import (
-    PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_CLIENT_MAX_RETRIES,
-    temporary_settings,
-)
 from prefect.tasks import Task
 
 from ...tasks.concurrency import TASK_OPTIONS
 from ...tasks.errors import StoreError
+from ...tasks.exporting.export import ALWAYS_EXPORTED
+from ...tasks.exporting.last_export import last_export
 from ...tasks.exporting.pairs_parquet import PAIRS, ROWS
 from ...tasks.exporting.qa_json import QA_JSONL
 from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
+from ...tasks.exporting.trainers.export_record import EXPORT, RECORD
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Row
@@ -25,6 +23,7 @@ from ...tasks.reporting.report import REPORT, make_report
 from ...tasks.reporting.samples import ImageSource, SampledRow
 from ...tasks.runs.run_record import RunCounts
 from ...tasks.storing.key_index import count_duplicates
+from ..client_settings import client_settings
 from ..open_pass import OpenPass
 from ..prefect_outage import run_has_ended, server_answers
 from ..summary import RunSummary
@@ -41,8 +40,8 @@ FILES = {
 }
 """Objects of an output that the summary lists, by title."""
 
-ARTIFACT_SETTINGS: dict[Any, Any] = {PREFECT_API_REQUEST_TIMEOUT: 10, PREFECT_CLIENT_MAX_RETRIES: 1}
-"""For each artifact, Prefect would otherwise wait minutes for a server lost only now."""
+ARTIFACT_SECONDS = 10.0
+"""For each artifact; Prefect would otherwise wait minutes for a server lost only now."""
 
 
 def as_asset(
@@ -95,28 +94,9 @@ def publish(
     """
     run_has_ended()
     get_run_logger().info("%s", summary)
-    samples: list[SampledRow] = []
-    try:
-        samples = make_report(
-            output,
-            reader=main_pass.generation_settings.reader,
-            images=main_pass.generation_settings.images,
-            source=ImageSource(rows, dataset.columns, dataset.base),
-            stored=main_pass.ledger.rows,
-        )
-    except StoreError as error:
-        get_run_logger().warning("could not write the report: %s", error)
-    except Exception as error:  # whatever a plot or an untrusted image may raise
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        get_run_logger().warning(
-            "could not write the report (%s): retry with `prefect-imageqa report %s --dataset %s`",
-            reason,
-            output.uri,
-            dataset.name,
-        )
-        get_run_logger().debug("traceback of the failed report", exc_info=True)
+    samples = _update_report(output, dataset, rows, main_pass)
     if server_answers():
-        with temporary_settings(ARTIFACT_SETTINGS):
+        with client_settings(max_retries=1, timeout=ARTIFACT_SECONDS):
             show_results(
                 output,
                 summary,
@@ -129,3 +109,44 @@ def publish(
     else:
         get_run_logger().info("no artifacts of the results are published")
     emit_completed(summary, dataset=dataset.name, model=model)
+
+
+def _update_report(
+    output: ObjectStore,
+    dataset: Dataset,
+    rows: Callable[[], Iterator[Row]],
+    main_pass: OpenPass,
+) -> Sequence[SampledRow] | None:
+    """Write the report, unless the one that is there shows the same; returns the rows shown.
+
+    Returns None if the report stays as it is; without rows if it cannot be written.
+    """
+    try:
+        exported = last_export(output)
+        records = (name for name in output.list(EXPORT) if name.endswith(f"/{RECORD}"))
+        files = [REPORT, CARD, *records]
+        if exported is not None and exported.has(output, [*ALWAYS_EXPORTED, *files]):
+            return None
+        samples = make_report(
+            output,
+            reader=main_pass.generation_settings.reader,
+            images=main_pass.generation_settings.images,
+            source=ImageSource(rows, dataset.columns, dataset.base),
+            stored=main_pass.ledger.rows,
+        )
+        if exported is not None:
+            exported.add(output, files)
+    except StoreError as error:
+        get_run_logger().warning("could not write the report: %s", error)
+    except Exception as error:  # whatever a plot or an untrusted image may raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        get_run_logger().warning(
+            "could not write the report (%s): retry with `prefect-imageqa report %s --dataset %s`",
+            reason,
+            output.uri,
+            dataset.name,
+        )
+        get_run_logger().debug("traceback of the failed report", exc_info=True)
+    else:
+        return samples
+    return ()

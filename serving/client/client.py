@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -15,15 +14,20 @@ from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointError, EndpointUnreachableError
 from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
+from .auto_limit import FIRST_LIMIT, MaxInFlight
 from .check import served_model
 from .each_server import ask_each_server
+from .memory_budget import MemoryBudget, Place
+from .outcomes import Outcomes
 from .pool import ServerPool
 from .retry_policy import MAX_CRASHES
 from .sender import Request, Sender
 from .stats import ClientStats
+from .steering import Steering
 from .watchdog import Watchdog
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
 
@@ -43,8 +47,9 @@ class ChatClient:
     time what is waited for.
 
     Args:
-        endpoint: the servers. A request goes to the one with the fewest in flight.
-        max_in_flight: limit of requests sent and not yet answered.
+        endpoint: the servers. A request goes to the one that is likely to answer it first.
+        max_in_flight: limit of requests sent and not yet answered, over all servers; "auto" finds
+            one for each server that keeps it busy, without a long queue.
         loop: the event loop to run on; by default the client starts its own.
         request_timeout: seconds after which a request is cancelled if its server answers others
             meanwhile; never less than ten times what requests usually take.
@@ -56,7 +61,7 @@ class ChatClient:
     def __init__(
         self,
         endpoint: VLLMEndpoint,
-        max_in_flight: int = 64,
+        max_in_flight: MaxInFlight = "auto",
         loop: BackgroundLoop | None = None,
         *,
         request_timeout: float = 300.0,
@@ -64,13 +69,12 @@ class ChatClient:
         recovery: Recovery | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.max_in_flight = max_in_flight
         self.stats = ClientStats()
         self._request_timeout = request_timeout
         self._server_wait = server_wait
         self._recovery = recovery
-        # Bounds the requests whose images are in memory: those in flight and those next in line.
-        self._buffer = threading.BoundedSemaphore(2 * max_in_flight)
+        self._fixed_limit = None if max_in_flight == "auto" else max_in_flight
+        self._memory = MemoryBudget(lambda: 2 * self.max_in_flight)
         self._model = endpoint.model
         self._shared_loop = loop
         self._group: CoroutineGroup | None = None
@@ -93,9 +97,23 @@ class ChatClient:
             self._group.end()
 
     @property
+    def max_in_flight(self) -> int:
+        """Limit of requests sent and not yet answered, over all servers, as it is now."""
+        if self._fixed_limit is not None:
+            return self._fixed_limit
+        if self._group is None:
+            return FIRST_LIMIT * len(self.endpoint.urls)
+        return self._pool.max_in_flight
+
+    @property
     def model(self) -> str:
         """The served model's name; calls `check` if the endpoint does not name one."""
         return self.check() if self._model is None else self._model
+
+    @property
+    def server_count(self) -> int:
+        """How many servers there are."""
+        return len(self._pool.servers)
 
     def check(self, wait_seconds: float = 0.0) -> str:
         """Ask the servers which models they serve; returns the name of the model to use.
@@ -151,29 +169,25 @@ class ChatClient:
             EndpointError: no server answered for `server_wait` seconds, or one rejects the key or
                 no longer serves the model. Outcomes until then were reported to `on_outcome`.
         """
-        futures: list[Future[Outcome]] = []
-        errors: list[BaseException] = []
+        outcomes, count = Outcomes(on_outcome), 0
         iterator = iter(requests)
         try:
-            while not errors:
-                self._buffer.acquire()
-                free = _once(self._buffer.release)
+            while outcomes.error is None:
+                place = self._memory.acquire()
                 try:
                     request = next(iterator, None)
                     if request is None:
-                        free()
+                        place.free()
                         break
-                    future = self._submit(request, len(futures), on_outcome, max_crashes, free)
+                    self._submit(request, count, outcomes, max_crashes, place)
                 except BaseException:
-                    free()
+                    place.free()
                     raise
-                future.add_done_callback(lambda done: _collect(done, errors))
-                futures.append(future)
+                count += 1
         except Exception:
-            wait(futures)  # those that were sent are paid for
+            outcomes.wait(count)  # those that were sent are paid for
             raise
-        wait(futures)
-        return [_result(future) for future in futures]
+        return outcomes.result(count)
 
     def complete_at_each(
         self, requests: Sequence[ChatRequest], seconds: float
@@ -197,10 +211,10 @@ class ChatClient:
         self,
         request: ChatRequest,
         position: int,
-        on_outcome: Callable[[int, Outcome], None] | None,
+        outcomes: Outcomes,
         max_crashes: int,
-        free: Callable[[], None],
-    ) -> Future[Outcome]:
+        place: Place,
+    ) -> None:
         body: bytes | Failure
         try:
             body = orjson.dumps(
@@ -208,48 +222,58 @@ class ChatClient:
             )
         except TypeError as error:
             body = Failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempts=0)
+        else:
+            place.add(len(body))
 
-        async def complete() -> Outcome:
+        async def complete() -> None:
             self._pool.crash_expected = max_crashes < MAX_CRASHES
             try:
-                outcome = (
-                    body
-                    if isinstance(body, Failure)
-                    else await self._sender.complete(
-                        Request(body, max_crashes, free, _max_tokens(request.options))
+                try:
+                    outcome = (
+                        body
+                        if isinstance(body, Failure)
+                        else await self._sender.complete(
+                            Request(body, max_crashes, place.free, _max_tokens(request.options))
+                        )
                     )
-                )
-            finally:
-                free()
-            if on_outcome:
-                on_outcome(position, outcome)
-            return outcome
+                finally:
+                    place.free()
+                outcomes.add(position, outcome)
+            except Exception as error:
+                outcomes.fail(error)
+            except BaseException as error:
+                outcomes.fail(error)
+                raise
 
-        return self._start(complete())
+        self._hand_over(complete(), CoroutineGroup.submit)
 
-    def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def _hand_over(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        start: Callable[[CoroutineGroup, Coroutine[Any, Any, T]], R],
+    ) -> R:
         try:
             if self._group is not None:
-                return self._group.start(coroutine)
+                return start(self._group, coroutine)
         except GroupEndedError:
             pass
         coroutine.close()
         raise EndpointError("the client is closed: use it inside its `with` block")
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return _result(self._start(coroutine))
+        return _result(self._hand_over(coroutine, CoroutineGroup.start))
 
     # Everything below runs on the background loop.
 
     async def _open(self, group: CoroutineGroup) -> None:
-        slots = asyncio.Semaphore(self.max_in_flight)
-        self._pool = ServerPool(self.endpoint, group, self._server_wait, self._recovery)
-        self._sender = Sender(self._pool, self.stats, slots, self.max_in_flight)
-        await self._pool.refresh()
-        watchdog = Watchdog(
-            self._pool, group, self.stats, slots, self.max_in_flight, self._request_timeout
+        self._pool = ServerPool(
+            self.endpoint, group, self._fixed_limit, self._server_wait, self._recovery
         )
-        group.spawn(watchdog.run())
+        self._sender = Sender(self._pool, self.stats)
+        await self._pool.refresh()
+        group.spawn(Watchdog(self._pool, group, self.stats, self._request_timeout).run())
+        if self._fixed_limit is None:
+            group.spawn(Steering(self._pool, group, self._memory.wake).run())
 
     async def _check(self) -> str:
         self._pool.model = await served_model(self._pool, self._model)
@@ -260,11 +284,6 @@ def _max_tokens(options: Mapping[str, Any]) -> int | None:
     """How many tokens a request asks for at most, under either name of that option."""
     limits = (options.get("max_completion_tokens"), options.get("max_tokens"))
     return next((limit for limit in limits if isinstance(limit, int)), None)
-
-
-def _collect(future: Future[Outcome], errors: list[BaseException]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        errors.append(error)
 
 
 def _once(function: Callable[[], object]) -> Callable[[], None]:

@@ -51,14 +51,14 @@ def _losses(pool: ServerPool, now: float) -> Iterator[str]:
 
 def _limits(pool: ServerPool, now: float) -> Iterator[str]:
     for server in pool.up:
-        refused = now - (server.pace.refused_since or now)
+        refused = now - (server.rate_limit.refused_since or now)
         if refused > _REFUSED_SECONDS:
             limit = f" of {pool.server_wait:.0f}" if pool.lost_since() is not None else ""
             yield (
                 f"{server.name} rejects every request (HTTP 429): waiting, {refused:.0f} s{limit}"
             )
-        elif server.pace.rate is not None and server.pace.is_limiting:
-            rate = server.pace.rate
+        elif server.rate_limit.rate is not None and server.rate_limit.is_limiting:
+            rate = server.rate_limit.rate
             shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
             yield f"{server.name} limits the rate (HTTP 429): sending {shown} requests/s"
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from operator import attrgetter
 
 from ..background_loop import CoroutineGroup
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointLostError, ImageQAError
 from ..types import Completion, FailureKind, Recovery
 from .addresses import addresses_of
+from .auto_limit import FIRST_LIMIT, AutoLimit
+from .open_files import max_connections
 from .proxies import proxy_of
 from .servers import Health, Server
 from .transport import Transport, is_alive
@@ -35,8 +37,16 @@ _MAX_PROBE_DELAY = 5.0
 class ServerPool:
     """The servers of an endpoint. Used on the client's event loop only.
 
+    Args:
+        endpoint: the servers.
+        group: the client's coroutines.
+        max_in_flight: limit of the requests in flight over all servers; None to find one for each.
+        server_wait: seconds to wait while no server answers.
+        recovery: restarts the only server.
+
     Attributes:
         servers: those of the endpoint.
+        in_use: requests that servers were acquired for, without those that are overtaken.
         error: why all requests fail, once the servers were waited for in vain.
         note: what is waited for before any request is sent.
         crash_expected: the requests in flight are suspected of crashing the server.
@@ -46,10 +56,12 @@ class ServerPool:
         self,
         endpoint: VLLMEndpoint,
         group: CoroutineGroup,
+        max_in_flight: int | None,
         server_wait: float,
         recovery: Recovery | None,
     ) -> None:
         self.servers: list[Server] = []
+        self.in_use = 0
         self.error: ImageQAError | None = None
         self.note = ""
         self.crash_expected = False
@@ -58,11 +70,23 @@ class ServerPool:
         self.model: str | None = endpoint.model
         self._endpoint = endpoint
         self._group = group
-        self._turn = asyncio.Lock()
-        self._changed = asyncio.Event()
+        self._max_in_flight = max_in_flight
+        self._max_connections = max_connections()
+        self._line: deque[asyncio.Future[Server]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def max_in_flight(self) -> int:
+        """Limit of the requests in flight, over all servers, as it is now."""
+        if self._max_in_flight is not None:
+            return self._max_in_flight
+        limits = (server.auto_limit.value for server in self.up if server.auto_limit)
+        return min(sum(limits) or FIRST_LIMIT, self._max_connections)
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._timer is not None:
+            self._timer.cancel()
         for server in self.servers:
             await server.transport.close()
 
@@ -72,7 +96,10 @@ class ServerPool:
         known = {server.transport.key: server for server in self.servers}
         for url, address in found:
             if (url, address) not in known:
-                server = Server(Transport(url, self._endpoint, address))
+                server = Server(
+                    Transport(url, self._endpoint, address),
+                    auto_limit=AutoLimit() if self._max_in_flight is None else None,
+                )
                 self.servers.append(server)
                 if known:  # a newcomer may still be starting
                     self.lose(server, Health.DOWN, "has joined")
@@ -95,40 +122,90 @@ class ServerPool:
         return [(url, "")]
 
     async def acquire(self) -> Server:
-        """Wait for a server that may get a request; the one with the fewest comes first.
+        """Wait in line for a server that may get a request.
 
         Raises:
             ImageQAError: the servers were waited for in vain.
         """
-        async with self._turn:  # one request looks for a server, the others stand in line
-            while True:
-                if self.error is not None:
-                    raise type(self.error)(str(self.error))
-                now = time.monotonic()
-                ready = [server for server in self.servers if server.can_take(now)]
-                if ready:
-                    server = min(ready, key=attrgetter("load"))
-                    server.load += 1
-                    server.pace.sent(now)
-                    return server
-                self._changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._next_turn(now)):
-                        await self._changed.wait()
+        self._check()
+        if not self._line and (server := self._next_server(time.monotonic())) is not None:
+            return server
+        turn: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        if len(self._line) == 1:
+            self.wake()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.release(turn.result(), has_slot=True)
+            raise
 
-    def release(self, server: Server) -> None:
+    def _check(self) -> None:
+        if self.error is not None:
+            raise type(self.error)(str(self.error))
+
+    def _next_server(self, now: float) -> Server | None:
+        """The server that would answer another request first, if one may get it now."""
+        if self.in_use >= (self._max_in_flight or self._max_connections):
+            return None
+        ready = [server for server in self.servers if server.can_take(now)]
+        if not ready:
+            return None
+        server = ready[0]
+        if len(ready) > 1:
+            usual = min((server.latency for server in ready if server.latency), default=1.0)
+            server = min(ready, key=lambda server: server.cost(usual))
+        server.load += 1
+        server.in_use += 1
+        self.in_use += 1
+        server.rate_limit.sent(now)
+        return server
+
+    def release(self, server: Server, *, has_slot: bool) -> None:
         """A request that `acquire` gave the server to has ended."""
         server.load -= 1
+        if has_slot:
+            self.free_slot(server)
+        else:
+            self.wake()
+
+    def free_slot(self, server: Server) -> None:
+        """A request no longer counts for the limits."""
+        server.in_use -= 1
+        self.in_use -= 1
         self.wake()
 
     def wake(self) -> None:
-        """Let the request that waits for a server look again."""
-        self._changed.set()
+        """Give the requests that are first in line a server, as far as one may get them now."""
+        while self._line:
+            if self._line[0].done():  # cancelled
+                self._line.popleft()
+                continue
+            now = time.monotonic()
+            try:
+                self._check()
+                server = self._next_server(now)
+            except ImageQAError as error:
+                self._line.popleft().set_exception(error)
+                continue
+            if server is None:
+                self._wake_later(now)
+                return
+            self._line.popleft().set_result(server)
 
-    def _next_turn(self, now: float) -> float:
-        """Seconds until a server may get a request again because of its pace."""
-        delays = [server.pace.delay(now) for server in self.up]
-        return min((delay for delay in delays if delay > 0), default=60.0)
+    def _wake_later(self, now: float) -> None:
+        """Look again when a server may get a request because of its rate limit."""
+        delays = (server.rate_limit.delay(now) for server in self.up)
+        delay = min((delay for delay in delays if delay > 0), default=math.inf)
+        loop = asyncio.get_running_loop()
+        if delay == math.inf or (
+            self._timer is not None and loop.time() < self._timer.when() <= loop.time() + delay
+        ):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_later(delay, self.wake)
 
     @property
     def up(self) -> Sequence[Server]:
@@ -265,7 +342,7 @@ class ServerPool:
     def lost_since(self) -> float | None:
         """Since when no server answers; None if one does."""
         times = [
-            server.since if server.health is not Health.UP else server.pace.refused_since
+            server.since if server.health is not Health.UP else server.rate_limit.refused_since
             for server in self.servers
         ]
         return max(times) if times and all(times) else None

@@ -70,17 +70,11 @@ class Sender:
     Args:
         pool: the servers.
         stats: the client's counters.
-        slots: the slots of the requests in flight.
-        max_in_flight: their number.
     """
 
-    def __init__(
-        self, pool: ServerPool, stats: ClientStats, slots: asyncio.Semaphore, max_in_flight: int
-    ) -> None:
+    def __init__(self, pool: ServerPool, stats: ClientStats) -> None:
         self._pool = pool
         self._stats = stats
-        self._slots = slots
-        self._max_in_flight = max_in_flight
 
     async def complete(self, request: Request) -> Outcome:
         """Send a request until it is answered, or fails for good.
@@ -90,11 +84,12 @@ class Sender:
             ImageQAError: the servers were waited for in vain.
         """
         while True:
-            server = await self._next_server()
+            self._stats.queued += 1
             try:
-                outcome = await self._attempt(request, server)
+                server = await self._pool.acquire()
             finally:
-                self._pool.release(server)
+                self._stats.queued -= 1
+            outcome = await self._attempt(request, server)
             if isinstance(outcome, Completion):
                 self._stats.completions += 1
                 self._stats.prompt_tokens += outcome.prompt_tokens
@@ -105,24 +100,11 @@ class Sender:
                 self._stats.failures += 1
                 return final
 
-    async def _next_server(self) -> Server:
-        """Wait for a slot, then for a server."""
-        self._stats.queued += 1
-        try:
-            await self._slots.acquire()
-            try:
-                return await self._pool.acquire()
-            except BaseException:
-                self._slots.release()
-                raise
-        finally:
-            self._stats.queued -= 1
-
     async def _attempt(self, request: Request, server: Server) -> Outcome:
-        """Send a request once; its slot is free again when it is answered or overtaken."""
+        """Send a request once to a server that was acquired for it."""
         attempt = Attempt(
             sent=time.monotonic(),
-            overtaken_at=server.completed + server.load + self._max_in_flight,
+            overtaken_at=server.completed + server.load + self._pool.max_in_flight,
             size=len(request.body),
             scope=asyncio.timeout(None),
             on_overtaken=request.free,
@@ -138,10 +120,10 @@ class Sender:
         finally:
             if attempt.has_slot:
                 self._stats.in_flight -= 1
-                self._slots.release()
             else:
                 self._stats.overtaken -= 1
                 self._stats.overtaken_bytes -= attempt.size
+            self._pool.release(server, has_slot=attempt.has_slot)
 
     async def _final(self, request: Request, server: Server, failed: Failure) -> Failure | None:
         """What a failed attempt means for its request.
@@ -153,8 +135,13 @@ class Sender:
         Raises:
             EndpointError: the server's configuration is to blame.
         """
-        if self._pool.error is not None or failed.kind is FailureKind.RATE_LIMITED:
-            return None  # the pool knows how long to wait, or raises
+        if self._pool.error is not None:
+            return None  # the pool raises it
+        if failed.kind is FailureKind.RATE_LIMITED:
+            request.failures[failed.kind] += 1
+            if server.rate_limit.delay(time.monotonic()) <= 0:  # otherwise, all requests wait
+                await asyncio.sleep(max(failed.retry_after, backoff(request.failures[failed.kind])))
+            return None
         if failed.kind is FailureKind.CONNECTION:
             reason = failed.message.removeprefix(f"{server.name}: ")
             self._pool.lose(server, Health.DOWN, f"does not answer ({reason})")

@@ -1,6 +1,7 @@
 """`Server`: one server of an endpoint, what it is working on, and whether it is up."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..types import Completion, Failure, FailureKind, Outcome
-from .pace import Pace
+from .auto_limit import AutoLimit
+from .rate_limit import RateLimit
 from .transport import Transport
 
 _LATENCIES = 256
@@ -16,6 +18,9 @@ _LATENCIES = 256
 
 _MIN_LATENCIES = 20
 """Fewer do not tell what is usual."""
+
+_SMOOTHING = 1 / 16
+"""Weight of the newest request in the mean latency."""
 
 
 class Health(StrEnum):
@@ -66,13 +71,17 @@ class Server:
 
     Attributes:
         transport: its connections.
-        pace: how fast it may get requests.
+        rate_limit: how fast it may get requests.
         health: whether it gets requests.
         reason: why not.
         since: since when it is not, or was not for the last time.
         leaving: its name no longer resolves to its address: it gets no more requests.
         attempts: requests it is working on.
         load: their number, including those about to be sent.
+        in_use: the same, without those that are overtaken.
+        auto_limit: how many it may have; None if only their number over all servers is limited.
+        was_full: a request has waited because of that limit since it was last adapted.
+        latency: seconds that requests take of late, on average; 0 if that is not known yet.
         completed: number of completions.
         last_alive: when it last showed that it works: by a completion, or when it was looked at.
         last_completion: when it last completed a request.
@@ -84,13 +93,17 @@ class Server:
     """
 
     transport: Transport
-    pace: Pace = field(default_factory=Pace)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     health: Health = Health.UP
     reason: str = ""
     since: float = 0.0
     leaving: bool = False
     attempts: set[Attempt] = field(default_factory=set)
     load: int = 0
+    in_use: int = 0
+    auto_limit: AutoLimit | None = None
+    was_full: bool = False
+    latency: float = 0.0
     completed: int = 0
     last_alive: float = 0.0
     last_completion: float = 0.0
@@ -105,14 +118,31 @@ class Server:
         """Its URL, without secrets."""
         return self.transport.name
 
+    @property
+    def max_in_use(self) -> float:
+        """Limit of the requests it may have."""
+        return self.auto_limit.value if self.auto_limit else math.inf
+
     def can_take(self, now: float) -> bool:
         """Whether another request may be sent to it now."""
-        return (
+        is_ready = (
             self.health is Health.UP
             and not self.leaving
-            and self.load < self.pace.max_load
-            and self.pace.delay(now) <= 0
+            and self.load < self.rate_limit.max_load
+            and self.rate_limit.delay(now) <= 0
         )
+        if is_ready and self.auto_limit and self.in_use >= self.auto_limit.value:
+            self.was_full = True
+            return False
+        return is_ready
+
+    def cost(self, usual: float) -> float:
+        """About how long the server takes for what it has and one more request.
+
+        Args:
+            usual: the latency of a server that has not shown its own yet.
+        """
+        return (self.load + 1) * (self.latency or usual)
 
     async def send(
         self,
@@ -146,12 +176,16 @@ class Server:
             self.completed += 1
             self.last_alive = self.last_completion = now
             self.activity, self.stalls = "", 0
-            self._latencies.append(now - attempt.sent)
+            latency = now - attempt.sent
+            self._latencies.append(latency)
+            self.latency += (latency - self.latency) * (_SMOOTHING if self.latency else 1)
         self.is_late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED:
-            self.pace.rejected(now, attempt.sent, outcome.retry_after)
+            is_limit = self.rate_limit.rejected(now, attempt.sent, outcome.retry_after)
+            if is_limit and self.auto_limit:
+                self.auto_limit.rejected()
         else:
-            self.pace.accepted()
+            self.rate_limit.accepted()
 
     def was_up_since(self, then: float) -> bool:
         """Whether it has been up since that time, without a break."""

@@ -47,8 +47,6 @@ class Watchdog:
         pool: the servers.
         group: the client's coroutines.
         stats: the client's counters and notes.
-        slots: the slots of the requests in flight.
-        max_in_flight: their number.
         request_timeout: seconds after which a request is cancelled.
     """
 
@@ -57,15 +55,11 @@ class Watchdog:
         pool: ServerPool,
         group: CoroutineGroup,
         stats: ClientStats,
-        slots: asyncio.Semaphore,
-        max_in_flight: int,
         request_timeout: float,
     ) -> None:
         self._pool = pool
         self._group = group
         self._stats = stats
-        self._slots = slots
-        self._max_overtaken = _MAX_OVERTAKEN * max_in_flight
         self._request_timeout = request_timeout
         self._described = self._refreshed = time.monotonic()
         self._next_log = self._described + _FIRST_LOG_SECONDS
@@ -142,12 +136,13 @@ class Watchdog:
         for attempt in server.attempts:
             if attempt.has_slot and server.completed >= attempt.overtaken_at:
                 number, size = self._stats.overtaken + 1, self._stats.overtaken_bytes + attempt.size
-                if number > self._max_overtaken or size > _MAX_OVERTAKEN_BYTES:
+                most = _MAX_OVERTAKEN * self._pool.max_in_flight
+                if number > most or size > _MAX_OVERTAKEN_BYTES:
                     return
                 attempt.has_slot = False
                 self._stats.overtaken, self._stats.overtaken_bytes = number, size
                 self._stats.in_flight -= 1
-                self._slots.release()
+                self._pool.free_slot(server)
                 attempt.on_overtaken()
 
     def _cancel_overdue(self, server: Server, now: float) -> None:

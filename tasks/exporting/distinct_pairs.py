@@ -15,7 +15,10 @@ class DistinctPairs:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._seen: set[tuple[str, str]] = set()
+        self._first: dict[str, str] = {}
+        """The first answer to each question of the record, by the question's normal form."""
+        self._answers: dict[str, set[str]] = {}
+        """The normal forms of all answers to a question that was asked again."""
 
     def of(self, row: Row, answer: Answered) -> list[QAPair]:
         """The pairs of an answered row whose questions are new among the rows of its record.
@@ -27,16 +30,21 @@ class DistinctPairs:
             ObjectCorruptedError: the stored answer does not consist of QA pairs.
         """
         if not row.sample:
-            self._seen.clear()
+            self._first.clear()
+            self._answers.clear()
         pairs = pairs_of(answer, row.where)
         return [pair for pair in pairs if pair.turn or self._is_new(pair, answer)]
 
     def _is_new(self, pair: QAPair, answer: Answered) -> bool:
         question = normal_form(pair.question)
-        is_given = (question, "") in self._seen and question not in normal_form(answer.text)
-        key = (question, normal_form(pair.answer)) if is_given else (question, "")
-        is_new = key not in self._seen
-        self._seen |= {key, (question, normal_form(pair.answer))}
+        if question not in self._first:
+            self._first[question] = pair.answer
+            return True
+        answers = self._answers.setdefault(question, {normal_form(self._first[question])})
+        is_given = question not in normal_form(answer.text)
+        form = normal_form(pair.answer)
+        is_new = is_given and form not in answers
+        answers.add(form)
         self.dropped += not is_new
         return is_new
 
@@ -50,7 +58,12 @@ def normal_form(text: str) -> str:
     words = unicodedata.normalize("NFKC", text).casefold().split()
     if len(words) > 1 and not words[-1].strip(_ENDS):  # as in French: "un chat ?"
         words.pop()
-    return " ".join(word.rstrip(_ENDS + _QUOTES).lstrip(_QUOTES) or word for word in words)
+    return " ".join(
+        [
+            word if word.isalnum() else word.rstrip(_ENDS + _QUOTES).lstrip(_QUOTES) or word
+            for word in words
+        ]
+    )
 
 
 _ENDS = ".,;:!?。、"

@@ -18,8 +18,9 @@ from ..runs.run_record import RunCounts
 from .dataset_columns import DatasetColumns
 from .distinct_pairs import DistinctPairs
 from .embedded import image_names, images_digest
+from .last_export import LastExport, last_export
 from .pairs_parquet import OWN_NAMES, PAIRS, ROWS, ParquetWriter
-from .qa_json import QA_JSONL, QAJsonWriter
+from .qa_json import QA_JSON, QA_JSONL, QAJsonWriter
 from .quarantine_jsonl import QUARANTINE_JSONL, QuarantineWriter
 
 _LOGGER = logging.getLogger("prefect_imageqa.exporting")
@@ -38,8 +39,11 @@ def export_rows(
     count: int,
     columns: Columns,
     json_array: bool = False,
+    inputs: str = "",
 ) -> RunCounts:
     """Join the dataset with its answers, in dataset order, and replace the exports.
+
+    Exports that were made from the same inputs, and that nobody has changed, stay as they are.
 
     Args:
         store: the output.
@@ -48,12 +52,18 @@ def export_rows(
         count: how many outcomes there are.
         columns: the columns of images and conversations, and the column for the raw completion.
         json_array: whether to write `qa.json` as well.
+        inputs: digest of all that the exports are made from; empty if it is not known.
 
     Raises:
         DatasetError: there are fewer rows than outcomes, or as raised by `rows`.
         StoreError: a row is neither answered nor quarantined, or the output cannot be read or
             written.
     """
+    names = [*ALWAYS_EXPORTED, *([QA_JSON] if json_array else [])]
+    last = last_export(store) if inputs else None
+    if last is not None and last.inputs == inputs and last.has(store, names):
+        _LOGGER.info("the exports are up to date: nothing has changed since they were written")
+        return last.counts
     rows_read = unanswered = 0
     lost_pairs, first_loss = 0, ""
     reasons: Counter[str] = Counter()
@@ -98,7 +108,7 @@ def export_rows(
             QA_JSONL,
         )
     quarantined = reasons.total()
-    return RunCounts(
+    counts = RunCounts(
         rows=rows_read,
         ok=rows_read - quarantined,
         quarantined=quarantined,
@@ -108,3 +118,6 @@ def export_rows(
         unanswered=unanswered,
         reasons=reasons,
     )
+    if inputs:
+        LastExport(inputs=inputs, counts=counts).add(store, names)
+    return counts

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+import pybase64
+
 from ...serving.types import ChatRequest, Completion, Message, Outcome
-from ..images.prepare import ImageSettings
+from ..images.prepare import ImageSettings, PreparedImage
 from ..images.reader import ImageReader
 from ..prompting.correction import Correction, corrective_messages
 from ..records import Asked, Prompt, RowError
@@ -37,6 +40,7 @@ def build_request(
     settings: GenerationSettings,
     attempt: int = 0,
     *,
+    images: Sequence[PreparedImage] | None = None,
     unguided: bool = False,
     correction: Correction | None = None,
 ) -> ChatRequest:
@@ -46,6 +50,7 @@ def build_request(
         prompt: the row.
         settings: how prompts are sent.
         attempt: how many times the row was quarantined before; each samples with another seed.
+        images: the prompt's images, if they are prepared already.
         unguided: whether to leave the form of the reply free, and to sample with another seed.
         correction: what is wrong with the reply that the row has got; it is asked again, and
             samples with another seed and temperature.
@@ -55,7 +60,9 @@ def build_request(
     """
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
-    uris = [settings.reader.prepare(ref, settings.images).data_uri() for ref in prompt.images]
+    if images is None:
+        images = [settings.reader.prepare(ref, settings.images) for ref in prompt.images]
+    uris = [_data_uri(image) for image in images]
     messages: Sequence[Message] = prompt.messages
     options = {**settings.options, **prompt.options}
     if unguided:
@@ -69,6 +76,20 @@ def build_request(
         [_with_images(message, uris) for message in messages],
         _with_row_seed(options, prompt.key, attempt),
     )
+
+
+def images_at_once(prompt: Prompt, settings: GenerationSettings) -> list[PreparedImage] | None:
+    """A prompt's prepared images; None if one takes waiting or decoding.
+
+    Raises:
+        RowError: an image cannot be used.
+    """
+    images = []
+    for ref in prompt.images:
+        if (image := settings.reader.prepare_at_once(ref, settings.images)) is None:
+            return None
+        images.append(image)
+    return images
 
 
 GUIDES = frozenset({"response_format", "structured_outputs"})
@@ -103,7 +124,16 @@ def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mappin
     return {**options, "seed": (int(options["seed"]) + int(key[:8], 16) + attempt) % 2**31}
 
 
-def _with_images(message: Message, uris: list[str]) -> Message:
+def _data_uri(image: PreparedImage) -> orjson.Fragment:
+    """An image as a `data:` URI in JSON, which becomes part of the body without another look at it.
+
+    Neither base64 nor the type has a character that JSON would escape.
+    """
+    head = f'"data:{image.mime};base64,'.encode()
+    return orjson.Fragment(b"".join((head, pybase64.b64encode(image.data), b'"')))
+
+
+def _with_images(message: Message, uris: Sequence[orjson.Fragment]) -> Message:
     content = message["content"]
     if isinstance(content, str):
         return message

@@ -1,15 +1,21 @@
 """Rows -> replies: sends the requests of some rows of a batch, and records what comes back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import MappingProxyType
 
 from ...serving.client.client import ChatClient
 from ...serving.client.retry_policy import MAX_CRASHES
 from ...serving.types import ChatRequest, Completion, FailureKind, Outcome
-from ..concurrency import STORE_THREADS, prefetch
+from ..concurrency import STORE_THREADS
+from ..images.prepare import PreparedImage
 from ..prompting.correction import Correction
 from ..records import Batch, Kind, Problem, Prompt, Reply, RowError
-from .chat_requests import GenerationSettings, build_request
+from .chat_requests import GenerationSettings, build_request, images_at_once
+
+Build = Callable[[Prompt, Sequence[PreparedImage] | None], ChatRequest]
+"""Builds a row's request of its prepared images, or prepares them first."""
 
 
 def complete_rows(
@@ -42,26 +48,62 @@ def complete_rows(
     attempts = dict(zip((prompt.key for prompt in batch.prompts), batch.attempts, strict=True))
     sent: list[Prompt] = []
 
-    def build(prompt: Prompt) -> ChatRequest:
-        correction = corrections.get(prompt.key)
-        attempt = attempts[prompt.key]
-        return build_request(prompt, settings, attempt, unguided=unguided, correction=correction)
+    def build(prompt: Prompt, images: Sequence[PreparedImage] | None) -> ChatRequest:
+        return build_request(
+            prompt,
+            settings,
+            attempts[prompt.key],
+            images=images,
+            unguided=unguided,
+            correction=corrections.get(prompt.key),
+        )
 
     def requests() -> Iterator[ChatRequest]:
-        for prompt, request in prefetch(settings.reader.executor, build, prompts, STORE_THREADS):
+        for prompt, request in _build(prompts, build, settings):
             batch.unsent = max(batch.unsent - 1, 0)
-            try:
-                built = request.result()
-            except RowError as error:
-                replies[prompt.key] = error.problem
+            if isinstance(request, Problem):
+                replies[prompt.key] = request
                 continue
             sent.append(prompt)
-            yield built
+            yield request
 
     def record(position: int, outcome: Outcome) -> None:
         replies[sent[position].key] = reply_of(outcome)
 
     client.complete(requests(), record, max_crashes=max_crashes)
+
+
+def _build(
+    prompts: Iterable[Prompt], build: Build, settings: GenerationSettings
+) -> Iterator[tuple[Prompt, ChatRequest | Problem]]:
+    """The rows with their requests, or why a row has none.
+
+    Those are built right here whose images take neither waiting nor decoding: handing them to
+    other threads would cost more. Up to `STORE_THREADS` others are built ahead in the threads of
+    the reader.
+    """
+    ahead: deque[tuple[Prompt, Future[ChatRequest | Problem]]] = deque()
+
+    def build_ahead(prompt: Prompt) -> ChatRequest | Problem:
+        try:
+            return build(prompt, None)
+        except RowError as error:
+            return error.problem
+
+    for prompt in prompts:
+        try:
+            images = [] if prompt.problem else images_at_once(prompt, settings)
+            if images is None:
+                ahead.append((prompt, settings.reader.executor.submit(build_ahead, prompt)))
+            else:
+                yield prompt, build(prompt, images)
+        except RowError as error:
+            yield prompt, error.problem
+        if len(ahead) > STORE_THREADS:
+            first, building = ahead.popleft()
+            yield first, building.result()
+    for first, building in ahead:
+        yield first, building.result()
 
 
 def reply_of(outcome: Outcome) -> Reply:

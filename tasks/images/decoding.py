@@ -40,6 +40,17 @@ def upright(image: Image.Image) -> Image.Image:
     return image.transpose(rotation) if rotation is not None else image
 
 
+def jpeg_scale(full: tuple[int, int], size: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4 and 8 that a JPEG can be divided by without being under a size."""
+    fitting = (scale for scale in (8, 4, 2) if all(map(int.__ge__, scaled(full, scale), size)))
+    return next(fitting, 1)
+
+
+def scaled(full: tuple[int, int], scale: int) -> tuple[int, int]:
+    """The size that a JPEG has when it is decoded at 1/`scale`."""
+    return -(-full[0] // scale), -(-full[1] // scale)
+
+
 def decode(
     image: Image.Image,
     size: tuple[int, int],
@@ -60,8 +71,9 @@ def decode(
     Raises:
         Exception: of any type, if the file is corrupted.
     """
-    if isinstance(image, ImageFile):
-        image.draft(None, size)  # JPEG only: at 1/2, 1/4 or 1/8, down to no less than `size`
+    if isinstance(image, ImageFile):  # JPEG only
+        scale = jpeg_scale(image.size, size)
+        image.draft(None, (max(image.width // scale, 1), max(image.height // scale, 1)))
     image.load()
     _release(image)
     convert, is_scaled = _converter(image)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..records import Kind, RowError
 from .avif_process import decode_avif
 from .colour_profiles import is_srgb
-from .decoding import decode
+from .decoding import decode, jpeg_scale, scaled
 from .decoding_budget import MAX_BYTES, MAX_SECONDS, MEMORY
 from .formats import Format, sniff
 from .structure import Structure, broken
@@ -103,10 +103,20 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
     """
     with _checked(data, settings) as (found, file, size):
-        if file.mime and size == file.size and _is_plain(file, data):
-            return PreparedImage(data, file.mime, *size)
+        if unchanged := _unchanged(data, file, size):
+            return unchanged
         pixels, is_scaled = _decoded(found, file, size, settings)
         return _encode(pixels, found.is_lossless, settings, is_scaled)
+
+
+def unchanged_image(data: bytes, settings: ImageSettings) -> PreparedImage | None:
+    """An encoded image, if it may be sent as it is; None if `prepare_image` must convert it.
+
+    Raises:
+        RowError: as for `prepare_image`.
+    """
+    with _checked(data, settings) as (_, file, size):
+        return _unchanged(data, file, size)
 
 
 def decode_image(data: bytes, settings: ImageSettings) -> Image.Image:
@@ -134,7 +144,8 @@ def _checked(
     found = sniff(data)
     try:
         file = found.read(data)
-        yield found, file, _checked_size(file.size, settings)
+        size = _checked_size(file.size, settings)
+        yield found, file, _decoder_size(file.size, size) if found.name == "JPEG" else size
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,6 +156,12 @@ def _checked(
         # between versions. All mean the same here, and must cost no more than this row.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise broken(found.name, reason) from error
+
+
+def _unchanged(data: bytes, file: Structure, size: tuple[int, int]) -> PreparedImage | None:
+    if file.mime and size == file.size and _is_plain(file, data):
+        return PreparedImage(data, file.mime, *size)
+    return None
 
 
 def _is_plain(file: Structure, data: bytes) -> bool:
@@ -165,8 +182,7 @@ def _checked_cost(found: Format, file: Structure, size: tuple[int, int]) -> int:
     """
     width, height = file.size
     if found.name == "JPEG":  # decoded at 1/2, 1/4 or 1/8 of its size
-        halvings = min(width // size[0], height // size[1], 8).bit_length() - 1
-        width, height = width >> halvings, height >> halvings
+        width, height = scaled(file.size, jpeg_scale(file.size, size))
     pixels = width * height
     copies = 4 * _copied_pixels(file, size, (width, height))
     memory = 4 * pixels + max(file.buffers, copies) + file.length
@@ -243,6 +259,20 @@ def _checked_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, 
             f"{settings.min_side} of min_side; use a larger or less narrow image",
         )
     return width, height
+
+
+_NEAR = 0.97
+"""A JPEG that its decoder scales to a size so near the one to send is not resized: that would take
+as long as decoding, for the 12 megapixels of most phones."""
+
+
+def _decoder_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size to send of a JPEG: one that its decoder gives, if that is near and not larger."""
+    for scale in (2, 4, 8):
+        found = scaled(full, scale)
+        if _NEAR * max(size) <= max(found) <= max(size) and min(found) >= _NEAR * min(size):
+            return found
+    return size
 
 
 # Up to this many pixels a PNG is small, and in an icon or a thumbnail every pixel counts.

@@ -5,13 +5,10 @@
 
 import hashlib
 import logging
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Self, TypeVar
 
 import fsspec
@@ -27,20 +24,17 @@ from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import call_store, read_start
 from ..records import ImageRef, Kind, RowError
 from .decoding_budget import FILES
-from .file_digests import FileDigests, file_version, is_settled
-from .prepare import ImageSettings, PreparedImage, prepare_image
+from .file_digests import FileDigests
+from .local_images import SMALL_BYTES, LocalImages, too_large
+from .prepare import ImageSettings, PreparedImage, prepare_image, unchanged_image
 from .recent_images import RecentImages
 from .spellings import spellings
-from .untrusted_files import hash_file, open_local, stat_local
 from .web import WebImages
 
 T = TypeVar("T")
 
 READ_THREADS = 48
 """Enough to hide an object store's latency; waiting threads cost nothing."""
-
-_SMALL_BYTES = 2 * 2**20
-"""Smaller files are read without waiting: those of all threads are 96 MB."""
 
 _LOGGER = logging.getLogger("prefect_imageqa.images")
 
@@ -82,9 +76,7 @@ class ImageReader:
         self._max_bytes = max_bytes
         self._credentials = credentials or S3Credentials()
         self._allow_private_hosts = allow_private_hosts
-        self._digests = digests
-        self._root: Path | None = None
-        self.confine(root)
+        self._local = LocalImages(max_bytes, digests, root)
         self._web: WebImages | None = None
         self._web_lock = threading.Lock()
         self._scaled = 0
@@ -93,8 +85,7 @@ class ImageReader:
 
     def confine(self, root: str | None) -> None:
         """Read local images only from this folder, if one is given."""
-        if root and "://" not in root:
-            self._root = Path(root).expanduser().resolve()
+        self._local.confine(root)
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +102,7 @@ class ImageReader:
             closing, self._closed = not self._closed, True
         if self._web and closing:
             self._web.close()
-        if self._digests:
-            self._digests.close()
+        self._local.close()
         if closing and self._scaled:
             _LOGGER.warning(
                 "%s images with grey values of more than 8 bits were scaled to the range that each "
@@ -138,7 +128,7 @@ class ImageReader:
             return self._web_images().identify(ref.path)
         if ref.path.startswith("s3://"):
             return self._s3_etag(ref)
-        return f"sha256:{self._file_digest(ref)}"
+        return f"sha256:{self._local.digest(ref)}"
 
     def _content_digest(self, ref: ImageRef) -> str:
         with self.reading(ref) as data:
@@ -146,9 +136,8 @@ class ImageReader:
 
     def preload_digests(self, refs: Sequence[ImageRef]) -> None:
         """Look up the cached digests of local images that are about to be identified."""
-        if self._digests:
-            paths = [ref.path for ref in refs if ref.path and "://" not in ref.path]
-            self._digests.preload(paths)
+        paths = [ref.path for ref in refs if ref.path and "://" not in ref.path]
+        self._local.preload_digests(paths)
 
     def read(self, ref: ImageRef) -> bytes:
         """Read the encoded image.
@@ -159,7 +148,7 @@ class ImageReader:
             StoreUnavailableError: its S3 server did not answer for as long as a run waits.
         """
         if (data := self._read(ref, self._max_bytes)) is None:
-            raise self._too_large(ref)
+            raise too_large(ref, self._max_bytes)
         return data
 
     @contextmanager
@@ -168,13 +157,13 @@ class ImageReader:
 
         A large one waits while other threads hold many large ones.
         """
-        data = self._read(ref, min(_SMALL_BYTES, self._max_bytes))
+        data = self._read(ref, min(SMALL_BYTES, self._max_bytes))
         if data is not None or ref.path is None:
             yield data or self.read(ref)
             return
-        size = self._size(ref.path)
+        size = self._size(ref, ref.path)
         if size > self._max_bytes:
-            raise self._too_large(ref)
+            raise too_large(ref, self._max_bytes)
         with FILES.hold(size):
             yield self.read(ref)
 
@@ -189,19 +178,16 @@ class ImageReader:
             # One byte over the limit shows that it is too large, without a request for the size.
             data = self._call_s3(ref.path, lambda s3, key: read_start(s3, key, limit + 1))
         else:
-            with open_local(ref.path, self._root) as file:
-                size = os.fstat(file.fileno()).st_size
-                # What is read counts, not the size that the file system states.
-                data = file.read(size + 1) if size <= limit else None
+            data = self._local.read(ref, limit)
         return data if data is None or len(data) <= limit else None
 
-    def _size(self, path: str) -> int:
+    def _size(self, ref: ImageRef, path: str) -> int:
         """Bytes of an image; of one from the web, whose host may lie, the most that are read."""
         if _is_web(path):
             return self._max_bytes
         if path.startswith("s3://"):
             return int(self._call_s3(path, lambda s3, key: s3.info(key))["size"])
-        return stat_local(path).st_size
+        return self._local.size(ref)
 
     def prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
         """Read an image and prepare it for the model; once for rows that share it and are near.
@@ -212,6 +198,32 @@ class ImageReader:
         """
         return self._recent.get(ref, settings, lambda: self._prepare(ref, settings))
 
+    def prepare_at_once(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage | None:
+        """The prepared image, if that takes neither waiting nor decoding: no thread is worth it.
+
+        Returns:
+            None if it does: then `prepare` should be called in a thread of `executor`.
+
+        Raises:
+            RowError: as for `prepare`.
+        """
+        if (known := self._recent.find(ref, settings)) or not self.is_quick(ref):
+            return known
+        data = self._read(ref, min(SMALL_BYTES, self._max_bytes))
+        prepared = None if data is None else unchanged_image(data, settings)
+        if prepared:
+            self._recent.add(ref, settings, prepared)
+        elif data is not None:
+            self._local.put_back(ref, data)
+        return prepared
+
+    def is_quick(self, ref: ImageRef) -> bool:
+        """Whether identifying or reading it takes so little time that no thread is worth it.
+
+        So are embedded images, and small local files unless their disk turns out to be slow.
+        """
+        return ref.path is None or ("://" not in ref.path and self._local.is_quick(ref))
+
     def _prepare(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage:
         with self.reading(ref) as data:
             prepared = prepare_image(data, settings)
@@ -220,31 +232,12 @@ class ImageReader:
                 self._scaled += 1
         return prepared
 
-    def _file_digest(self, ref: ImageRef) -> str:
-        path = str(ref.path)
-        if self._digests:
-            info = stat_local(path)
-            known = self._digests.get(path, file_version(info))
-            if known and info.st_size <= self._max_bytes:
-                return known
-        with open_local(path, self._root) as file:
-            now, info = time.time(), os.fstat(file.fileno())
-            if info.st_size > self._max_bytes:
-                raise self._too_large(ref)
-            digest = hash_file(file, self._max_bytes)
-            if digest is None:
-                raise self._too_large(ref)
-            unchanged = file_version(os.fstat(file.fileno())) == file_version(info)
-        if self._digests and unchanged and is_settled(info, now):
-            self._digests.add(path, file_version(info), digest)
-        return digest
-
     def _s3_etag(self, ref: ImageRef) -> str:
         info = self._call_s3(str(ref.path), lambda s3, key: s3.info(key))
         if info["type"] != "file":
             raise RowError(Kind.IMAGE_MISSING, f"{ref}: is a folder")
         if info["size"] > self._max_bytes:
-            raise self._too_large(ref)
+            raise too_large(ref, self._max_bytes)
         # Not the version ID: it changes when the same bytes are uploaded again; the ETag does not.
         if tag := str(info.get("ETag") or "").strip('"'):
             return f"etag:{tag}:{info['size']}"
@@ -286,10 +279,6 @@ class ImageReader:
                     patience=self._credentials.patience,
                 )
             return self._web
-
-    def _too_large(self, ref: ImageRef) -> RowError:
-        limit = f"the limit of {self._max_bytes / 1e6:g} MB"
-        return RowError(Kind.IMAGE_TOO_LARGE, f"{ref} is larger than {limit}")
 
 
 def _is_web(path: str) -> bool:

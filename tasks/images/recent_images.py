@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 
 from ..records import ImageRef
@@ -17,9 +17,8 @@ class RecentImages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images: OrderedDict[tuple[ImageRef, ImageSettings], Future[PreparedImage]] = (
-            OrderedDict()
-        )
+        self._images: OrderedDict[Hashable, PreparedImage] = OrderedDict()
+        self._running: dict[Hashable, Future[PreparedImage]] = {}
         self._bytes = 0
 
     def get(
@@ -30,32 +29,52 @@ class RecentImages:
         Raises:
             Exception: as `prepare` does; a later call tries it again.
         """
-        key = (ref, settings)
+        key = _key(ref, settings)
         with self._lock:
-            future = self._images.get(key)
-            if future is not None:
-                self._images.move_to_end(key)
-            else:
-                own = self._images[key] = Future[PreparedImage]()
-        if future is not None:
-            return future.result()
+            if image := self._find(key):
+                return image
+            running = self._running.get(key)
+            if running is None:
+                own = self._running[key] = Future[PreparedImage]()
+        if running is not None:
+            return running.result()
         try:
             image = prepare()
         except BaseException as error:
             with self._lock:
-                del self._images[key]
+                del self._running[key]
             own.set_exception(error)
             raise
+        with self._lock:
+            del self._running[key]
+            self._add(key, image)
         own.set_result(image)
-        self._make_room(len(image.data))
         return image
 
-    def _make_room(self, size: int) -> None:
+    def find(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage | None:
+        """The prepared image, if it is remembered."""
         with self._lock:
-            self._bytes += size
-            while self._bytes > MAX_BYTES and self._images:
-                key, oldest = next(iter(self._images.items()))
-                if not oldest.done():
-                    return  # being prepared: its own call makes room
-                del self._images[key]
-                self._bytes -= len(oldest.result().data)
+            return self._find(_key(ref, settings))
+
+    def add(self, ref: ImageRef, settings: ImageSettings, image: PreparedImage) -> None:
+        """Remember a prepared image."""
+        with self._lock:
+            self._add(_key(ref, settings), image)
+
+    def _find(self, key: Hashable) -> PreparedImage | None:
+        image = self._images.get(key)
+        if image is not None:
+            self._images.move_to_end(key)
+        return image
+
+    def _add(self, key: Hashable, image: PreparedImage) -> None:
+        if key not in self._images:
+            self._images[key] = image
+            self._bytes += len(image.data)
+        while self._bytes > MAX_BYTES:
+            _, oldest = self._images.popitem(last=False)
+            self._bytes -= len(oldest.data)
+
+
+def _key(ref: ImageRef, settings: ImageSettings) -> Hashable:
+    return ref.path, ref.data, ref.version, settings

@@ -3,17 +3,20 @@
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from PIL import Image
 
 from ..object_store.filesystems import is_encodable
+from ..object_store.regular_files import is_inside
 from ..records import ImageRef, Kind, RowError
 from .base64_images import base64_image, data_uri_bytes
 from .decoding import decode, upright
+from .file_digests import file_version
 from .spellings import is_windows_path, spellings
 from .web_addresses import display_url, parse_image_url
 
@@ -26,6 +29,9 @@ _MAPPING_KEYS = ("bytes", "path", "image", "image_url", "url")
 
 _MAX_NAME, _MAX_PATH = 255, 4096
 """Bytes of a file's name, and of a path; longer ones exist nowhere."""
+
+_MAX_FOLDERS = 4096
+"""Folders whose place after all links is remembered."""
 
 _MAX_NESTING = 8
 """Nested lists in an image column; deeper nesting is surely a mistake."""
@@ -46,6 +52,22 @@ class ImageBase:
     folder: str | None = None
     image_root: str | None = None
     is_confined: bool = False
+    _real_folders: dict[str, str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def real_folder(self, path: str) -> str:
+        """Where a folder is after all links. It is looked up once: `ImageReader` checks again.
+
+        Raises:
+            OSError | RuntimeError | ValueError: it cannot be a path.
+        """
+        found = self._real_folders.get(path)
+        if found is None:
+            if len(self._real_folders) >= _MAX_FOLDERS:
+                self._real_folders.clear()
+            found = self._real_folders[path] = str(Path(path).expanduser().resolve())
+        return found
 
 
 def image_refs(value: Any, base: ImageBase, max_images: int = 1000) -> tuple[ImageRef, ...]:
@@ -124,20 +146,25 @@ def _text_ref(text: str, base: ImageBase) -> ImageRef:
             Kind.IMAGE_REFUSED,
             f"{scheme}:// images are not fetched; give a local path, or an http(s):// or s3:// URL",
         )
-    if len(text) > _MAX_PATH or max(map(len, re.split(r"[/\\]", text))) > _MAX_NAME:
+    if len(text) > _MAX_NAME and (
+        len(text) > _MAX_PATH or max(map(len, re.split(r"[/\\]", text))) > _MAX_NAME
+    ):
         message = f"a text of {len(text):,} characters is no path, and no image in base64"
         raise RowError(Kind.BAD_ROW, f"{message} ({_short(text, 40)})")
     if scheme:
         text = f"s3://{text[5:]}"
-    if base.image_root is not None:
-        path = _inside_root(text, base.image_root)
-    elif base.is_confined and base.folder is not None:
-        path = _inside_folder(text, base.folder)
-    else:
-        path = text if scheme else _find(text, base.folder)
-    if not is_encodable(path):
+    ref = _located(text, base, is_remote=bool(scheme))
+    if not is_encodable(str(ref.path)):
         raise RowError(Kind.BAD_ROW, f"{_short(text)} is not a path")
-    return ImageRef(path=path)
+    return ref
+
+
+def _located(text: str, base: ImageBase, *, is_remote: bool) -> ImageRef:
+    if base.image_root is not None:
+        return _inside_root(text, base.image_root, base)
+    if base.is_confined and base.folder is not None:
+        return _inside_folder(text, base.folder, base)
+    return ImageRef(path=text) if is_remote else _find(text, base.folder)
 
 
 def _scheme(text: str) -> str:
@@ -155,17 +182,38 @@ def _web_ref(url: str, base: ImageBase) -> ImageRef:
     return ImageRef(path=str(parse_image_url(url)))
 
 
-def _find(path: str, folder: str | None) -> str:
+def _find(path: str, folder: str | None) -> ImageRef:
     """Look up a path in the dataset's folder, then in the working directory."""
     if folder is not None and folder.startswith("s3://") and not path.startswith("/"):
-        return _join_s3(folder, path)
-    folders = [str(Path.cwd())] if folder is None else [folder, str(Path.cwd())]
+        return ImageRef(path=_join_s3(folder, path))
+    if found := _file(_joined(path, folder or os.getcwd())):  # noqa: PTH109
+        return found
+    folders = [folder or str(Path.cwd()), str(Path.cwd())]
     for spelling in spellings(path):
         for parent in folders:
-            if _is_file(candidate := str(Path(parent, spelling))):
-                return candidate
+            if found := _file(_joined(spelling, parent)):
+                return found
     where = "" if path.startswith("/") else f" in {' or '.join(dict.fromkeys(folders))}"
     raise _missing(path, where)
+
+
+def _joined(path: str, folder: str) -> str:
+    """A path in a folder, without empty parts and `.`."""
+    joined = path if path.startswith("/") else f"{folder}/{path}"
+    return str(Path(joined)) if _UNTIDY.search(joined) else joined
+
+
+_UNTIDY = re.compile(r"//|/\.|/$|^\./")
+"""What `Path` may write in another way."""
+
+
+def _file(path: str) -> ImageRef | None:
+    """The file at a path; None if there is none."""
+    try:
+        info = os.stat(path)  # noqa: PTH116 (building a Path costs more than the call)
+    except (OSError, ValueError):
+        return None
+    return ImageRef(path, version=file_version(info)) if stat.S_ISREG(info.st_mode) else None
 
 
 def _missing(path: str, where: str) -> RowError:
@@ -191,42 +239,42 @@ def _join_s3(folder: str, path: str) -> str:
     return f"s3://{bucket}/{'/'.join(key)}"
 
 
-def _inside_folder(path: str, folder: str) -> str:
+def _inside_folder(path: str, folder: str, base: ImageBase) -> ImageRef:
     if not folder.startswith("s3://"):
-        return _inside_root(path, folder)
+        return _inside_root(path, folder, base)
     bucket = "/".join(folder.split("/")[:3])
     if path.startswith(f"{bucket}/") and ".." not in path.split("/"):
-        return path
+        return ImageRef(path=path)
     if path.startswith(("/", "s3://")):
         raise _outside(path, bucket)
-    return _join_s3(folder, path)
+    return ImageRef(path=_join_s3(folder, path))
 
 
-def _inside_root(path: str, root: str) -> str:
+def _inside_root(path: str, root: str, base: ImageBase) -> ImageRef:
     if root.startswith("s3://"):
         uri = path if path.startswith("s3://") else f"{root.rstrip('/')}/{path}"
         escapes = path.startswith("/") or ".." in path.split("/")
         if escapes or not uri.startswith(f"{root.rstrip('/')}/"):
             raise _outside(path, root)
-        return uri
+        return ImageRef(path=uri)
     if path.startswith("s3://"):
         raise _outside(path, root)
     for spelling in spellings(path):
         try:
             # Resolve links before the check, not after it.
-            home = Path(root).expanduser().resolve()
-            found = (home / spelling).resolve()
+            home = base.real_folder(root)
+            place = _joined(spelling, home)
+            if ".." in place.split("/") or os.path.islink(place):  # noqa: PTH114
+                place = str(Path(place).resolve())
+            parent, _, name = place.rpartition("/")
+            place = f"{base.real_folder(parent or '/').rstrip('/')}/{name}"
         except (OSError, RuntimeError, ValueError):
             raise RowError(Kind.BAD_ROW, f"{_short(path)} is not a path") from None
-        if not found.is_relative_to(home):
+        if not is_inside(place, home):
             raise _outside(path, root)
-        if _is_file(str(found)):
-            return str(found)
+        if found := _file(place):
+            return found
     raise _missing(path, f" in {root}")
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises on a name that is too long)
 
 
 def _short(text: str, limit: int = 120) -> str:

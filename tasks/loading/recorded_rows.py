@@ -1,5 +1,6 @@
 """Recognises the rows of a dataset when it is read again, by when it may have grown."""
 
+import hashlib
 import marshal
 from array import array
 from collections.abc import Iterator
@@ -37,17 +38,26 @@ class RecordedRows:
         self.new = self.unasked = 0
         self._dataset = dataset
         self._digests = array("q")
+        self._all = hashlib.sha256()
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of all rows in order, once `read` has read them; empty for a DataFrame."""
+        return self._all.digest() if self._dataset.sources else b""
 
     def read(self) -> Iterator[Row]:
         """Read the rows from the start, as `Dataset.rows` does, and record them."""
         self._digests = array("q")
+        self._all = hashlib.sha256()
         self.unasked = 0
         conversation = self._dataset.columns.conversation
         for row in self._dataset.rows():
             if conversation is not None and not row.problem:
                 self.unasked += is_empty(row.record.get(conversation))
             if self._dataset.sources:
-                self._digests.append(_digest(row))
+                content = _content(row)
+                self._digests.append(hash(content))
+                self._all.update(b"%d %b" % (len(content), content))
             yield row
 
     def read_again(self) -> Iterator[Row]:
@@ -75,9 +85,9 @@ class RecordedRows:
     def _find(self, digest: int, rows: Iterator[Row], index: int) -> Row:
         """The next row with this digest; counts those before it as new."""
         for row in rows:
-            if digest == _digest(row):
+            if digest == hash(_content(row)):
                 return row
-            if digest == hash(row.where):  # now the line can be read
+            if digest == hash(_where(row)):  # now the line can be read
                 self.new += 1
                 return row
             self.new += 1
@@ -94,12 +104,16 @@ class RecordedRows:
         return min(COUNTED_ROWS, most - len(self._digests))
 
 
-def _digest(row: Row) -> int:
-    """64 bits that differ between rows, the same within a process."""
+def _content(row: Row) -> bytes:
+    """What a row is recognised by."""
     if row.problem:
-        return hash(row.where)
+        return _where(row)
     try:
-        record: bytes | str = marshal.dumps(row.record, _PLAIN)  # type: ignore[arg-type]
+        record = marshal.dumps(row.record, _PLAIN)  # type: ignore[arg-type]
     except ValueError:  # a value other than those of JSON and bytes, such as a UUID in Parquet
-        record = repr(row.record)
-    return hash((row.where, record))
+        record = repr(row.record).encode(errors="surrogatepass")
+    return b"%b\n%b" % (_where(row), record)
+
+
+def _where(row: Row) -> bytes:
+    return row.where.encode(errors="surrogatepass")

@@ -162,6 +162,16 @@ class ObjectStore(StoreBlock):
             return False
         return bool(info["type"] == "file")
 
+    def stamp(self, path: str) -> str:
+        """A text that changes when an object is replaced or edited.
+
+        Raises:
+            ObjectMissingError: there is no such object.
+        """
+        info = self._call(path, lambda filesystem, key: filesystem.info(key))
+        # In S3 an object that is copied or restored keeps its ETag, which is of its content.
+        return f"{info['size']} {info['ETag'] if 'ETag' in info else info['mtime']}"
+
     def remove(self, path: str) -> None:
         """Remove an object; does nothing if there is none."""
 

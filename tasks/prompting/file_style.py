@@ -1,6 +1,7 @@
 """Renders rows with a style file."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from ...serving.printable import printable
@@ -22,6 +23,9 @@ _TEXT = "_text"
 
 _MAX_SHORT = 100
 """Characters of a type or a language."""
+
+_KEPT = 256
+"""Prompts that are kept for further rows: as many as the usual styles can draw."""
 
 _ANSWER = compile_template(
     f"{{{{ {QUESTION} }}}}{{% if language %}}\nAnswer in {{{{ language }}}}.{{% endif %}}",
@@ -80,6 +84,8 @@ class FileStyle:
         own = {*self._given, *self._drawn_names()}
         self.columns, self.variables = required - own, self._names & own
         self._options = settings.options(self._form, self.pairs)
+        self._differs = bool(self._names - own) or section == "answer"
+        self._kept = lru_cache(_KEPT)(self._drawn_prompt)
 
     def __call__(self, prompt_input: PromptInput) -> Rendered:
         """Render a row.
@@ -87,7 +93,16 @@ class FileStyle:
         Raises:
             RowError: a column that the style needs is missing, or cannot be part of a prompt.
         """
-        values = self._values(prompt_input)
+        drawn, count = self._draw(prompt_input), prompt_input.image_count
+        if not self._differs:
+            return self._kept(count, tuple(drawn.items()))
+        return self._rendered(count, self._values(prompt_input, drawn))
+
+    def _drawn_prompt(self, count: int, drawn: tuple[tuple[str, str], ...]) -> Rendered:
+        """The prompt of all rows with these drawn values, if nothing else differs."""
+        return self._rendered(count, {**self._given, **dict(drawn)})
+
+    def _rendered(self, count: int, values: Mapping[str, Any]) -> Rendered:
         text = self._message.render(values)
         if self._settings.json and "reply_format" not in self.uses:
             text = f"{text}\n{values['reply_format']}"
@@ -101,7 +116,6 @@ class FileStyle:
             type=_short(self.file.type.render(values)),
             language=self._settings.language or _short(self.file.language.render(values)),
         )
-        count = prompt_input.image_count
         messages = [*self._before(values, count), _user_message(text, range(count))]
         images = self.file.images if self._examples else ()
         return Rendered(tuple(messages), asked, images, self._options)
@@ -122,9 +136,9 @@ class FileStyle:
         question = [QUESTION] if self._section == "answer" else []
         return [*names, *(f"{name}{_TEXT}" for name in names), *question]
 
-    def _values(self, prompt_input: PromptInput) -> dict[str, Any]:
+    def _values(self, prompt_input: PromptInput, drawn: Mapping[str, str]) -> dict[str, Any]:
         """All variables of a row's templates."""
-        record, values = prompt_input.record, self._given | self._draw(prompt_input)
+        record, values = prompt_input.record, {**self._given, **drawn}
         if self._section == "answer":
             values[QUESTION] = prompt_input.turns[-1].text
         try:

@@ -4,7 +4,7 @@ Images are neither decoded nor downloaded here; local ones are read once, to ide
 content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,8 +134,11 @@ def prompt_run_name(parameters: dict[str, Any]) -> str:
 
 
 @task(name="prompt", task_run_name=prompt_run_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
-def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
-    """Render rows and compute their keys; a row that cannot be used has a problem instead."""
+def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> Iterator[Prompt]:
+    """Render rows and compute their keys; a row that cannot be used has a problem instead.
+
+    It returns no list, because Prefect remembers every item of one until the end of the flow.
+    """
 
     def prompt_chunk(chunk: Sequence[Row]) -> list[Prompt]:
         read = [_read_row(row, settings) for row in chunk]
@@ -148,4 +151,4 @@ def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> list[Prompt]:
     size = -(-len(rows) // STORE_THREADS) or 1
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     results = settings.reader.executor.map(prompt_chunk, chunks)
-    return [prompt for prompts in results for prompt in prompts]
+    return iter([prompt for prompts in results for prompt in prompts])

@@ -36,11 +36,22 @@ def row_images(
     """
     column, refs = columns.image, list[ImageRef]()
     places = [image for turn in turns if turn.role != "system" for image in turn_images(turn)]
-    if len(places) < sum(map(len, map(turn_images, turns))):
+    if turns and len(places) < sum(map(len, map(turn_images, turns))):
         raise RowError(Kind.BAD_ROW, "an image in a system turn; move it to a turn of the user")
     _check_count(len(places), max_images)
     if column is not None and not columns.has_embedded_images:
         refs = list(image_refs(read_value(record, column), base, max_images))
+    found = _placed(refs, places, turns, base) if places else refs
+    if column is not None and not found:
+        raise RowError(Kind.NO_IMAGE, f"the row has no image in column {printable(column, 60)!r}")
+    _check_count(len(found), max_images)
+    return tuple(found)
+
+
+def _placed(
+    refs: Sequence[ImageRef], places: Sequence[Any], turns: Sequence[Turn], base: ImageBase
+) -> Sequence[ImageRef]:
+    """The images of the column and those of the conversation's places, in order."""
     own = [_own_image(image, refs, base) for image in places]
     free = own.count(None)
     if len(refs) > free:
@@ -50,11 +61,7 @@ def row_images(
     placed = [next(upcoming, None) if ref is None else ref for ref in own]
     asked = sum(map(len, map(turn_images, asked_turns(turns))))
     found = [*refs[:unplaced], *(ref for ref in placed[:asked] if ref is not None)]
-    found = found or refs  # then the image of an answer is that of the question
-    if column is not None and not found:
-        raise RowError(Kind.NO_IMAGE, f"the row has no image in column {printable(column, 60)!r}")
-    _check_count(len(found), max_images)
-    return tuple(found)
+    return found or refs  # then the image of an answer is that of the question
 
 
 def _check_count(images: int, limit: int) -> None:

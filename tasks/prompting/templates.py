@@ -8,6 +8,7 @@ is checked when the style is opened; and it sees plain data of bounded size only
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -104,6 +105,9 @@ class Template:
         Raises:
             RowError: a variable is missing or of the wrong type, or the text is too long.
         """
+        return self._render(values) if self.names else _constant(self)
+
+    def _render(self, values: Mapping[str, Any]) -> str:
         deadline = time.thread_time() + MAX_SECONDS
         chunks, length = list[str](), 0
         try:
@@ -117,6 +121,12 @@ class Template:
             reason = printable(str(error) or type(error).__name__, 200)
             raise RowError(Kind.BAD_ROW, f"{self.where}: {reason}") from None
         return "\n".join(line.rstrip() for line in "".join(chunks).split("\n")).strip()
+
+
+@lru_cache(maxsize=256)
+def _constant(template: Template) -> str:
+    """The text of a template without variables."""
+    return template._render({})
 
 
 def compile_template(source: str, where: str, first_line: int = 1) -> Template:

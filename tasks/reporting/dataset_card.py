@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 
 from ..exporting.pairs_parquet import PAIRS, ROWS
@@ -66,22 +67,19 @@ def render_card(
         exports: what was exported for training.
         digests: of the content of the files that the card makes configurations, by name.
     """
-    # Imported late because it is slow. These classes do not contact the Hub.
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     pairs = run.counts.pairs
-    data = DatasetCardData(
-        license="unknown",
-        task_categories=["visual-question-answering"],
-        size_categories=next((name for size, name in _SIZES if pairs < size), "1B<n<10B"),
-        tags=["synthetic", "image-question-answering", "prefect-imageqa", "prefect", "vllm"],
-        pretty_name=" ".join(strip_invisible(run.dataset).split()),
+    head = {
+        "license": "unknown",
+        "task_categories": ["visual-question-answering"],
+        "size_categories": next((name for size, name in _SIZES if pairs < size), "1B<n<10B"),
+        "tags": ["synthetic", "image-question-answering", "prefect-imageqa", "prefect", "vllm"],
+        "pretty_name": " ".join(strip_invisible(run.dataset).split()),
         # Of one format: `datasets` reads all configurations of a repository with one builder.
-        configs=[
+        "configs": [
             {**_configuration("pairs", PAIRS, digests), "default": True},
             _configuration("rows", ROWS, digests),
         ],
-    )
+    }
     facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _OMITTED_FACTS]
     counts = ("rows", "ok", "quarantined", "pairs")
     body = load_template("card.md.j2", finalize=_escape).render(
@@ -97,7 +95,7 @@ def render_card(
         columns=columns[:_MAX_COLUMNS],
         more_columns=max(0, len(columns) - _MAX_COLUMNS),
     )
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+    return f"---\n{yaml.safe_dump(head, allow_unicode=True, sort_keys=False)}---\n\n{body}"
 
 
 def _configuration(name: str, file: str, digests: Mapping[str, str]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ..storing.key_index import Array
 from .statistics import CENTISECONDS, Statistics, Tally
 
 _WIDTH, _HEIGHT = 370, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 358, 12, 168
-"""Edges of the area with the bars, in pixels; around it are the numbers and the labels."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 358, 20, 168
+"""Edges of the area with the bars, in pixels; above it is the legend, around it the labels."""
 
 _X_TICKS, _Y_TICKS = 6, 4
 _BARS = 40
@@ -87,8 +87,8 @@ def _histograms(
 def _throughput(stored_seconds: Array) -> Plot:
     """Rows stored per second. Batches are stored at once, so each bar has to span several."""
     end = max(float(stored_seconds[-1]), 1.0)
-    bars = int(np.clip(len(np.unique(stored_seconds)) // 3, 1, _BARS))
-    counts, edges = np.histogram(stored_seconds, bars, (0.0, end))
+    count = int(np.clip(len(np.unique(stored_seconds)) // 3, 1, _BARS))
+    counts, edges = np.histogram(stored_seconds, count, (0.0, end))
     rates = counts / (edges[1] - edges[0])
     alt = (
         f"{len(stored_seconds):,} rows answered in {end:,.0f} seconds: "
@@ -146,11 +146,8 @@ def _svg(unit: str, counted: str, bars: Mapping[str, _Bars]) -> str:
 
     parts = []
     for value, text in _ticks(0, top, _Y_TICKS):
-        line = f"M{_LEFT} {y(value):.1f}H{_RIGHT}"
-        parts += [
-            f'<path d="{line}" stroke="{_GRID}"/>',
-            _text(_LEFT - 5, y(value) + 3, text, "end"),
-        ]
+        parts.append(f'<path d="M{_LEFT} {y(value):.1f}H{_RIGHT}" stroke="{_GRID}"/>')
+        parts.append(_text(_LEFT - 5, y(value) + 3, text, "end"))
     for colour, each in zip((_FIRST, _SECOND), bars.values(), strict=False):
         steps = "".join(
             f"V{y(height):.1f}H{x(edge):.1f}"
@@ -181,9 +178,9 @@ def _ticks(low: float, high: float, count: int) -> Iterator[tuple[float, str]]:
 
 def _legend(names: Sequence[str]) -> Iterator[str]:
     for number, (name, colour) in enumerate(zip(names, (_FIRST, _SECOND), strict=True)):
-        y = _TOP + 14 * number
-        yield f'<rect x="{_RIGHT - 70}" y="{y}" width="9" height="9" fill="{colour}"/>'
-        yield _text(_RIGHT - 56, y + 8, name, "start")
+        x = _RIGHT - 70 * (len(names) - number)
+        yield f'<rect x="{x}" y="4" width="9" height="9" fill="{colour}"/>'
+        yield _text(x + 13, 12, name, "start")
 
 
 def _text(x: float, y: float, text: str, anchor: str = "", place: str = "") -> str:

@@ -29,7 +29,10 @@ _MAX_VALUE = 65_535
 _MAX_WORDS = 10_000
 """Distinct first words, styles or types that are counted."""
 
-_FIRST_WORD = r"^[^\pL\pN]*(?P<word>[\pL\pN]{1,20})"
+_FIRST_WORD = r"^[^\pL\pN]*(?P<word>[\pL\pN]+)"
+_MAX_WORD = 20
+"""Characters of a word that are kept: `{1,20}` in the expression takes 20 ms to compile."""
+
 _COLUMNS = ["prompt_tokens", "completion_tokens", "latency"]
 _PAIRS_PER_READ = 65_536
 _READERS = 4
@@ -118,7 +121,8 @@ def _add_pairs(store: ObjectStore, statistics: Statistics) -> None:
             questions, answers = pairs.column("question"), pairs.column("answer")
             for tally, texts in ((statistics.questions, questions), (statistics.answers, answers)):
                 tally.add(pc.utf8_length(texts.drop_null()).to_numpy(zero_copy_only=False))
-            words = pc.utf8_lower(pc.extract_regex(questions, _FIRST_WORD).field("word"))
+            words = pc.extract_regex(questions, _FIRST_WORD).field("word")
+            words = pc.utf8_lower(pc.utf8_slice_codeunits(words, 0, _MAX_WORD))
             _count(statistics.first_words, words)
             _count(statistics.styles, pairs.column("style"))
             _count(statistics.types, pairs.column("type"))

@@ -15,8 +15,8 @@ KEY = np.dtype("S16")
 LOCATION = np.dtype([("file", np.int32), ("row", np.int32), ("rank", np.int64), ("kind", np.uint8)])
 """Where a row is stored; see `Location`."""
 
-_MAX_RECENT = 65_536
-"""Keys put one by one are merged into the arrays when there are this many (12 MB as a dict)."""
+_MAX_RECENT = 4096
+"""Keys put one by one are merged into the arrays when there are this many (1 MB as a dict)."""
 
 _KEYS_PER_PIECE = 4096
 
@@ -112,16 +112,26 @@ class KeyIndex:
         return self._keys, self._locations
 
     def _position(self, key: bytes) -> int | None:
-        position = int(np.searchsorted(self._keys, np.array(key, KEY)))
+        if not len(self._keys):
+            return None
+        position = int(self._keys.searchsorted(np.array(key, KEY)))
         found = self._keys[position : position + 1].tobytes() == key
         return position if found else None
 
     def _merge_recent(self) -> None:
-        if self._recent:
-            keys = np.frombuffer(b"".join(self._recent), KEY)
-            locations = np.array(list(self._recent.values()), LOCATION)
-            self._recent = {}
-            self.extend([(keys, locations)])
+        """Merge the keys that were put: few into many, without sorting all of them again."""
+        if not self._recent:
+            return
+        keys = np.frombuffer(b"".join(self._recent), KEY)
+        order = np.argsort(keys)
+        keys, locations = keys[order], np.array(list(self._recent.values()), LOCATION)[order]
+        self._recent = {}
+        positions = np.searchsorted(self._keys, keys)
+        known = positions < len(self._keys)
+        known[known] = self._keys[positions[known]] == keys[known]
+        self._locations[positions[known]] = locations[known]
+        self._keys = np.insert(self._keys, positions[~known], keys[~known])
+        self._locations = np.insert(self._locations, positions[~known], locations[~known])
 
 
 def count_duplicates(keys: Sequence[str]) -> int:

@@ -7,6 +7,8 @@
 <pass>/parts/<parser>/merged-<digest>.parquet  rows of many batches
 <pass>/keys/<configuration>/<dataset>          row keys of the last run on a dataset
 <pass>/keys/<configuration>/<dataset>.before   other row keys, which earlier runs on it had
+pairs/exported.json                            what the exports were made from, to tell if they are
+                                               still right
 runs/<id>.json                                 the record of each run
 manifest.json                                  the layout version and the last completed run
 
@@ -38,6 +40,7 @@ COMPLETIONS = "completions"
 PARTS = "parts"
 KEYS = "keys"
 RUNS = "runs"
+EXPORTED = f"{PAIRS}/exported.json"
 MANIFEST = "manifest.json"
 
 MAX_RECORD_BYTES = 16 << 20

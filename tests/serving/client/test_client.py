@@ -77,7 +77,7 @@ def test_requests_are_built_only_as_slots_become_free() -> None:
 
 def test_only_a_few_requests_are_sent_before_the_first_reply() -> None:
     """With a strict limit of the rate, all others were wasted."""
-    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=64) as client:
         server.frozen = True
         with completing(client, map(str, range(64))) as outcomes:
             wait_until(lambda: len(server.active) == 8)

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from chat import ask, completing, endpoint, only_failure, texts, wait_until
 from fake_vllm import FakeVLLM, serving
-from prefect_imageqa.serving.client import ChatClient, pace, retry_policy, sender, transport
+from prefect_imageqa.serving.client import ChatClient, rate_limit, retry_policy, sender, transport
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, FailureKind
 from raw_server import (
@@ -87,8 +87,8 @@ def test_a_request_that_is_answered_at_the_second_attempt(status: int, quick: li
 
 
 def test_a_rejection_for_the_rate_counts_as_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_MIN_PAUSE", 0.01)
-    monkeypatch.setattr(pace, "_MAX_PAUSE", 0.01)
+    monkeypatch.setattr(rate_limit, "_MIN_PAUSE", 0.01)
+    monkeypatch.setattr(rate_limit, "_MAX_PAUSE", 0.01)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.statuses = [429] * 20
         (outcome,) = client.complete([ask("hello")])

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
+from itertools import groupby
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
-from matplotlib import rc_context, rcParams
 from prefect_imageqa.tasks.exporting.trainers.export_record import (
     ExportRecord,
     LeftOut,
@@ -342,6 +342,35 @@ def test_plots_of_a_single_value() -> None:
     assert len(list(draw_plots(statistics))) == 4
 
 
+def test_a_plot_shows_the_counts() -> None:
+    """Bars up to the heights that the numbers beside them say, in both colours."""
+    statistics = Statistics()
+    statistics.prompt_tokens.add(np.repeat([300, 309], [4, 2]))
+    statistics.completion_tokens.add(np.repeat([20], 6))
+    plot = next(draw_plots(statistics))
+    svg = ElementTree.fromstring(base64.b64decode(plot.light.partition(",")[2]))  # noqa: S314
+    texts = {text.text: text.attrib for text in svg.iter(f"{SVG}text")}
+    assert {"0", "2", "4", "6", "100", "200", "300", "tokens", "rows", "prompt"} <= texts.keys()
+    prompt, completion = (path for path in svg.iter(f"{SVG}path") if "fill" in path.attrib)
+    height_of = {text: float(texts[text]["y"]) - 3 for text in ("0", "2", "4", "6")}
+    assert heights(prompt) == pytest.approx([height_of[text] for text in ("4", "0", "2")])
+    assert heights(completion) == pytest.approx([height_of[text] for text in ("6", "0")])
+    assert float(texts["300"]["x"]) == pytest.approx(left_edge(prompt), abs=0.1)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def heights(bars: ElementTree.Element) -> list[float]:
+    """Of bars side by side, each change of height, as a distance from the top."""
+    found = [float(step) for step in re.findall(r"V([\d.]+)H", bars.attrib["d"])]
+    return [height for height, _ in groupby(found)]
+
+
+def left_edge(bars: ElementTree.Element) -> float:
+    return float(re.findall(r"M([\d.]+)", bars.attrib["d"])[0])
+
+
 def test_there_are_no_plots_without_data() -> None:
     assert list(draw_plots(Statistics())) == []
 
@@ -422,9 +451,3 @@ def test_a_run_without_new_rows_has_no_throughput(page_of: PageOf) -> None:
     idle = COUNTS | {"attempted": 0, "reused": 12}
     assert "Throughput" in page_of([answered(1)]).texts
     assert "Throughput" not in page_of([answered(1)], counts=idle).texts
-
-
-def test_plots_ignore_the_users_matplotlib_settings() -> None:
-    with rc_context({"text.usetex": True, "font.family": "no such font"}):
-        assert next(draw_plots(statistics_of(12))).title == "Question length"
-        assert rcParams["text.usetex"]

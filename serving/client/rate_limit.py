@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import deque
 
 _DECREASE = 0.85
 """Factor of the rate at each rejection (multiplicative decrease)."""
@@ -31,11 +32,25 @@ _MAX_PAUSE = 30.0
 """The pause is doubled up to this while no request is accepted: the server is not slow, but closed,
 so that the rate stays as it is for the time when it opens again."""
 
+_RECENT = 64
+_SPORADIC = 0.25
+_FEW = 16
+"""As long as fewer than a quarter of the newest replies are rejections, they do not depend on the
+rate: one of several replicas is busy, or a fault is random. Each costs its own request a wait, but
+no other. Of fewer than 16 replies, 4 rejections count as a quarter."""
+
+_LONG_PAUSE = 5.0
+"""A server that asks to wait for longer means it, even if it is the only rejection."""
+
+_UNRELATED = 4.0
+"""If the rate has been lowered by this factor, and still only a few requests are rejected, they are
+not rejected for the rate."""
+
 _FIRST_REQUESTS = 8
 """Requests in flight until one is accepted: with a strict limit, all further ones were wasted."""
 
 
-class Pace:
+class RateLimit:
     """Limits the rate of requests to a server once it answers 429 (or 503 with `Retry-After`).
 
     Additive increase, multiplicative decrease, as in TCP's congestion avoidance (RFC 5681). Times
@@ -58,6 +73,8 @@ class Pace:
         self._pause = self._length = _MIN_PAUSE
         self._accepted = 0
         self._accepted_since = 0.0
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
+        self._first_rate = 0.0
 
     @property
     def is_limiting(self) -> bool:
@@ -71,6 +88,8 @@ class Pace:
 
     def delay(self, now: float) -> float:
         """Seconds until the next request may be sent; 0 or less if it may be sent now."""
+        if not self._paused_until and self.rate is None:
+            return 0.0
         if self._paused_until and now >= self._paused_until:
             self._resume(now)
         return max(self._paused_until, self._next) - now
@@ -86,29 +105,46 @@ class Pace:
         """A request was not rejected for its rate."""
         self._was_accepted = True
         self.refused_since = 0.0
+        self._recent.append(False)
         if self.rate is None:
             return
         is_raised = self.rate > _PROBING * self._base
         self.rate += _FAST_INCREASE * self.rate if is_raised else _INCREASE * self._base
         if self.rate > _FORGET * self._base:
-            self.rate = None
+            self.rate, self._first_rate = None, 0.0
 
-    def rejected(self, now: float, sent: float, retry_after: float) -> None:
+    def works(self) -> None:
+        """The server is known to work on a request, which it has not rejected therefore."""
+        self._was_accepted = True
+
+    def rejected(self, now: float, sent: float, retry_after: float) -> bool:
         """A request was rejected.
 
         Args:
             now: the current time.
             sent: when it was sent.
             retry_after: seconds to send nothing, as requested by the server; 0 if it names none.
+
+        Returns:
+            Whether nothing is sent for a while from now on.
         """
         self.refused_since = self.refused_since or now
         self._accepted -= 1
+        self._recent.append(True)
+        if self.rate is None and self._is_sporadic() and retry_after <= _LONG_PAUSE:
+            return False
         if sent > self._rejected_at:
             self._rejected_at = now
             self._length = max(retry_after, self._pause)
             self._paused_until = now + self._length * random.uniform(1, 1.1)  # noqa: S311
         elif self._paused_until:  # sent before the pause: the same rejection once more
             self._paused_until = max(self._paused_until, now + retry_after)
+            return False
+        return bool(self._paused_until)
+
+    def _is_sporadic(self) -> bool:
+        """Whether only a few of the newest requests were rejected."""
+        return sum(self._recent) < _SPORADIC * max(len(self._recent), _FEW)
 
     def _resume(self, now: float) -> None:
         """End a pause with a lower rate: by now it is known how many requests were accepted."""
@@ -120,5 +156,10 @@ class Pace:
         if self.rate is not None:
             measured = max(0.3 * self.rate, min(_DECREASE * self.rate, measured))
         self.rate = self._base = max(measured, _MIN_PER_PAUSE / self._length)
+        if not self._first_rate or not self._is_sporadic():
+            self._first_rate = self.rate
+        elif self.rate < self._first_rate / _UNRELATED:
+            self.rate, self._first_rate = None, 0.0
+            self._recent.clear()
         self._pause = _MIN_PAUSE
         self._accepted, self._accepted_since = 0, now

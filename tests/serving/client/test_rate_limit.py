@@ -11,8 +11,8 @@ import pytest
 import stub_faults
 from chat import ask, completing, endpoint, noted, texts, wait_until
 from fake_vllm import FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, notes, pace
-from prefect_imageqa.serving.client.pace import Pace
+from prefect_imageqa.serving.client import ChatClient, notes, rate_limit
+from prefect_imageqa.serving.client.rate_limit import RateLimit
 from prefect_imageqa.serving.errors import EndpointLostError
 from servers import StubServer
 
@@ -38,7 +38,7 @@ class Simulation:
     gateway: stub_faults.Gateway | None = None
     retry_after: float = 1.0
     now: float = 1000.0
-    pace: Pace = field(default_factory=Pace)
+    limit: RateLimit = field(default_factory=RateLimit)
     sent: list[float] = field(default_factory=list)
     answered: int = 0
     _replies: list[tuple[float, float, bool]] = field(default_factory=list)
@@ -48,8 +48,8 @@ class Simulation:
         began, end = self.now, self.answered + rows
         while self.answered < end:
             in_flight = len(self._replies)
-            may_send = in_flight < min(MAX_IN_FLIGHT, self.pace.max_load, end - self.answered)
-            delay = self.pace.delay(self.now)
+            may_send = in_flight < min(MAX_IN_FLIGHT, self.limit.max_load, end - self.answered)
+            delay = self.limit.delay(self.now)
             if may_send and delay <= 0:
                 self._send()
                 continue
@@ -60,7 +60,7 @@ class Simulation:
         return self.now - began
 
     def _send(self) -> None:
-        self.pace.sent(self.now)
+        self.limit.sent(self.now)
         self.sent.append(self.now)
         is_admitted = self.gateway is None or self.gateway.admits()
         at = self.now + (LATENCY if is_admitted else REJECTION_SECONDS)
@@ -69,9 +69,9 @@ class Simulation:
     def _receive(self, _: float, sent: float, is_admitted: bool) -> None:
         if is_admitted:
             self.answered += 1
-            self.pace.accepted()
+            self.limit.accepted()
         else:
-            self.pace.rejected(self.now, sent, self.retry_after)
+            self.limit.rejected(self.now, sent, self.retry_after)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Simulation:
     """A simulation whose gateways read its time."""
     simulated = Simulation()
     monkeypatch.setattr(stub_faults, "time", SimpleNamespace(monotonic=lambda: simulated.now))
-    monkeypatch.setattr(pace, "random", random.Random(7))
+    monkeypatch.setattr(rate_limit, "random", random.Random(7))
     return simulated
 
 
@@ -125,10 +125,10 @@ def test_the_rate_recovers_when_the_limit_goes_away(
 ) -> None:
     simulation.gateway = stub_faults.Gateway(rate, window=False)
     simulation.send(200)
-    assert simulation.pace.is_limiting
+    assert simulation.limit.is_limiting
     simulation.gateway = None
     assert 2000 / MOST < simulation.send(2000) < seconds
-    assert not simulation.pace.is_limiting
+    assert not simulation.limit.is_limiting
 
 
 @pytest.mark.parametrize("seconds", [5, 60, 3600])
@@ -147,8 +147,8 @@ def test_rejections_that_do_not_depend_on_the_rate(simulation: Simulation) -> No
     """As when others use up a quota: to slow down does not help, so that must have an end."""
     simulation.gateway = RandomGateway()
     simulation.send(2000)
-    assert simulation.pace.rate
-    assert simulation.pace.rate * simulation.retry_after >= pace._MIN_PER_PAUSE / 2
+    assert simulation.limit.rate
+    assert simulation.limit.rate * simulation.retry_after >= rate_limit._MIN_PER_PAUSE / 2
 
 
 def test_a_limit_that_is_lowered(simulation: Simulation) -> None:
@@ -160,7 +160,7 @@ def test_a_limit_that_is_lowered(simulation: Simulation) -> None:
 
 
 def test_nothing_is_sent_for_as_long_as_the_server_asks() -> None:
-    limited = Pace()
+    limited = RateLimit()
     for _ in range(8):
         assert limited.delay(100.0) <= 0
         limited.sent(100.0)
@@ -176,7 +176,7 @@ def test_nothing_is_sent_for_as_long_as_the_server_asks() -> None:
 
 
 def test_a_server_without_a_limit_gets_requests_at_once() -> None:
-    unlimited = Pace()
+    unlimited = RateLimit()
     assert unlimited.max_load == 8
     unlimited.accepted()
     for _ in range(1000):

@@ -1,0 +1,174 @@
+"""Rows/s with the automatic limit of requests in flight, beside several fixed ones.
+
+    python benchmarks/auto_limit.py [--without-metrics] [--seconds 20] [PART ...]
+
+Small text requests are sent by `ChatClient` to the stub. Parts:
+
+    profiles    a fast server (50 ms, 256 slots), a slow one (1 s, 32 slots) and one that changes
+                midway (1 s, 32 slots, then 0.5 s and 96 slots, then 1 s and 48 slots)
+    servers     1, 2 and 8 servers (2 s, 256 slots) with the automatic limit
+    uneven      a fast server (1 s, 64 slots) alone, beside an equal one, and beside one of half the
+                speed (2 s, 64 slots)
+
+Each line has the rows/s; the longest queue at a server, in slots, after the first seconds; and the
+limit over time.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from urllib.request import Request, urlopen
+
+from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.client.auto_limit import MaxInFlight
+from prefect_imageqa.serving.endpoint import VLLMEndpoint
+from prefect_imageqa.serving.metrics import parse_metrics
+from prefect_imageqa.serving.types import ChatRequest, Completion
+from servers import StubServer
+
+SAMPLE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A server's latency in seconds and its slots, and what they become at shares of the time."""
+
+    latency: float
+    slots: int
+    changes: Sequence[tuple[float, float, int]] = ()
+
+
+FAST, SLOW = Profile(0.05, 256), Profile(1.0, 32)
+CHANGING = Profile(1.0, 32, [(1 / 3, 0.5, 96), (2 / 3, 1.0, 48)])
+
+
+@dataclass
+class Measured:
+    """What one run showed."""
+
+    rows_per_second: float = 0.0
+    limits: list[int] = field(default_factory=list)
+    queues: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        step = max(1, len(self.limits) // 20)
+        limits = " ".join(map(str, self.limits[::step]))
+        return (
+            f"{self.rows_per_second:7.1f} rows/s, queue {max(self.queues, default=0):4.2f} x slots"
+            f", limit {limits}"
+        )
+
+
+def measure(
+    profiles: Sequence[Profile], limit: MaxInFlight, seconds: float, *, metrics: bool
+) -> Measured:
+    """Send requests for some time to servers with these profiles."""
+    measured, stop = Measured(), threading.Event()
+    with ExitStack() as stack:
+        stubs = [
+            stack.enter_context(
+                StubServer(
+                    f"--latency={profile.latency}",
+                    f"--slots={profile.slots}",
+                    *(["--metrics"] if metrics else []),
+                )
+            )
+            for profile in profiles
+        ]
+        endpoint = VLLMEndpoint(urls=[stub.url for stub in stubs], model="stub")
+        client = stack.enter_context(ChatClient(endpoint, limit))
+        began = time.monotonic()
+        watcher = threading.Thread(
+            target=watch, args=(client, stubs, profiles, began, seconds, measured, stop)
+        )
+        watcher.start()
+        outcomes = client.complete(requests(began + seconds))
+        elapsed = time.monotonic() - began
+        stop.set()
+        watcher.join()
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    measured.rows_per_second = len(outcomes) / elapsed
+    return measured
+
+
+def requests(end: float) -> Iterator[ChatRequest]:
+    """Requests until some time."""
+    while time.monotonic() < end:
+        yield ChatRequest([{"role": "user", "content": "hello"}], {"max_tokens": 16})
+
+
+def watch(
+    client: ChatClient,
+    stubs: Sequence[StubServer],
+    profiles: Sequence[Profile],
+    began: float,
+    seconds: float,
+    measured: Measured,
+    stop: threading.Event,
+) -> None:
+    """Note the limit and the queues, and change the servers when it is time."""
+    slots = [profile.slots for profile in profiles]
+    changes = [
+        (began + share * seconds, number, latency, count)
+        for number, profile in enumerate(profiles)
+        for share, latency, count in profile.changes
+    ]
+    while not stop.wait(SAMPLE_SECONDS):
+        measured.limits.append(client.max_in_flight)
+        while changes and time.monotonic() >= changes[0][0]:
+            _, number, latency, count = changes.pop(0)
+            change(stubs[number], latency, count - slots[number])
+            slots[number] = count
+        for number, stub in enumerate(stubs):
+            measured.queues.append(waiting(stub) / slots[number])
+
+
+def change(stub: StubServer, latency: float, more_slots: int) -> None:
+    """Give the stub another latency and number of slots."""
+    body = json.dumps({"latency": latency, "more_slots": more_slots}).encode()
+    urlopen(Request(f"{stub.url}/profile", body), timeout=30).close()  # noqa: S310 - loopback
+
+
+def waiting(stub: StubServer) -> int:
+    """Requests that wait for a slot; 0 if the stub does not tell."""
+    try:
+        with urlopen(f"{stub.url}/metrics", timeout=30) as page:  # noqa: S310 - loopback
+            counters = parse_metrics(page.read().decode())
+    except OSError:
+        return 0
+    return counters.waiting if counters else 0
+
+
+def main() -> None:
+    """Measure the parts that are named, by default all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["profiles", "servers", "uneven"])
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--without-metrics", action="store_true")
+    options = parser.parse_args()
+
+    def show(name: str, profiles: Sequence[Profile], limit: MaxInFlight = "auto") -> None:
+        result = measure(profiles, limit, options.seconds, metrics=not options.without_metrics)
+        print(f"{name:34s} {limit!s:>5s} {result}", flush=True)
+
+    if "profiles" in options.parts:
+        named = {"fast": FAST, "slow": SLOW, "changing": CHANGING}
+        for name, profile in named.items():
+            for limit in ("auto", 16, 32, 64, 128, 256):
+                show(name, [profile], limit)
+    if "servers" in options.parts:
+        for count in (1, 2, 8):
+            show(f"{count} of 256 slots, 2 s", [Profile(2.0, 256)] * count)
+    if "uneven" in options.parts:
+        fast = Profile(1.0, 64)
+        show("one", [fast])
+        show("two equal ones", [fast, fast])
+        show("one, and one at half its speed", [fast, Profile(2.0, 64)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Measure speed, memory and CPU side by side with other clients, and write them into the docs.
+
+    python benchmarks/performance.py [SCENARIO ...] [--repeats 5] [--quick]
+
+The results are kept in `build/performance/results.json` after each scenario, and the table in
+`docs/performance.md` is written from all that are there: a run that was cut off goes on with the
+scenarios that are named. Everything together takes about 25 minutes on two idle cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import performance_scenarios
+from performance_bench import Bench, Run
+from performance_figures import FIGURES, table
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "performance"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+ON_REQUEST = ("cores",)
+"""Scenarios that run only when they are named: they are for machines with many cores."""
+
+
+def measure(names: list[str], bench: Bench, results: Path) -> None:
+    """Run the scenarios, and keep the results of each as soon as it has ended."""
+    for name in names:
+        scenario = getattr(performance_scenarios, name)
+        print(f"{name}: {scenario.__doc__}", flush=True)
+        runs = scenario(bench)
+        kept = read(results)
+        kept[name] = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine(),
+            "runs": {
+                contestant: [asdict(run) for run in each] for contestant, each in runs.items()
+            },
+        }
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def read(results: Path) -> dict[str, Any]:
+    """All results so far, by scenario."""
+    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    return kept
+
+
+def machine() -> str:
+    """Processor, memory, and the versions that matter."""
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line for line in info if line.startswith("model name")), "").partition(": ")[2]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}, Prefect {version('prefect')}"
+    )
+
+
+def section(kept: dict[str, Any]) -> str:
+    """Date, machine and table."""
+    where = sorted({f"{result['date']}, {result['machine']}" for result in kept.values()})
+    runs = {
+        name: {
+            contestant: [Run(**run) for run in each] for contestant, each in result["runs"].items()
+        }
+        for name, result in kept.items()
+    }
+    return f"Measured on {'; '.join(where)}.\n\n{table(runs)}"
+
+
+def write(page: Path, text: str) -> None:
+    """Replace what is between the marks on the page."""
+    before, _, rest = page.read_text("utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    assert mark, f"{page} has no {BEGIN.strip()} and {END.strip()}"
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+
+
+def main() -> None:
+    """Measure, keep the results, write the page."""
+    everything = [name for name in FIGURES if name not in ON_REQUEST]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(FIGURES))
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; some run less often")
+    parser.add_argument("--quick", action="store_true", help="few rows, to see that all works")
+    parser.add_argument("--missing", action="store_true", help="only those without results")
+    parser.add_argument("--results", type=Path, default=BUILD / "results.json")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    names: list[str] = options.scenarios or everything
+    if unknown := set(names) - set(FIGURES):
+        parser.error(f"no such scenario: {', '.join(unknown)}")
+    if options.missing:
+        names = [name for name in names if name not in read(options.results)]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        if names:
+            bench = Bench(Path(scratch), BUILD, options.repeats, options.quick)
+            measure(names, bench, options.results)
+    text = section(read(options.results))
+    write(options.page, text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

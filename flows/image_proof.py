@@ -1,0 +1,79 @@
+"""Proof that the servers see the images, before many rows are asked."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+from prefect import get_run_logger
+
+from ..tasks.errors import EndpointError
+from ..tasks.generating.image_tokens import image_tokens
+from ..tasks.records import Batch
+from .open_pass import OpenPass
+from .run import Run
+
+MANY_ROWS = 1000
+"""More pending rows than this are only asked of servers that see the images."""
+
+_MANY_BYTES = 256 << 20
+"""Rows that embed more bytes of images are many, too: no more of them are held in memory."""
+
+
+def prove_images(
+    run: Run, current: OpenPass, batches: Iterator[Batch]
+) -> tuple[Iterator[Batch], float | None]:
+    """Ask a few rows with and without their images if there is a pilot, or many rows are pending.
+
+    Args:
+        run: the run.
+        current: the pass.
+        batches: those of the pass; none is in flight.
+
+    Returns:
+        The same batches, and the prompt tokens that an image adds, if that is known.
+
+    Raises:
+        EndpointError: a server answers without seeing the images.
+    """
+    pilot = run.parameters.pilot
+    total = run.progress.total
+    few = total is not None and total <= MANY_ROWS
+    if not pilot.image_proof or (few and not pilot.rows):
+        return batches, None
+    first, are_many = _first_batches(batches)
+    if first and (pilot.rows or are_many):
+        return chain(first, batches), _image_tokens(run, current, first)
+    return chain(first, batches), None
+
+
+def _first_batches(batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
+    """So many batches that they tell whether many rows are pending, and whether there are."""
+    first: list[Batch] = []
+    rows = embedded = 0
+    for batch in batches:
+        first.append(batch)
+        rows += len(batch.prompts)
+        embedded += batch.embedded_bytes
+        if rows > MANY_ROWS or embedded > _MANY_BYTES:
+            return first, True
+    return first, False
+
+
+def _image_tokens(run: Run, current: OpenPass, batches: list[Batch]) -> float | None:
+    prompts = (prompt for batch in batches for prompt in batch.prompts)
+    by_server = image_tokens(run.client, prompts, current.generation_settings)
+    blind = [server for server, tokens in by_server.items() if tokens == 0]
+    if blind:
+        raise EndpointError(
+            f"{', '.join(blind)}: the model {run.model} answers without seeing the images, which "
+            "add no tokens to its prompts. Serve a model that reads images, with the chat template "
+            "of that model; or, if the server sees them and does not count them, use "
+            "`--no-image-proof` (pilot.image_proof false)"
+        )
+    known = [tokens for tokens in by_server.values() if tokens is not None]
+    if unknown := [server for server, tokens in by_server.items() if tokens is None]:
+        get_run_logger().warning(
+            "%s: whether the model sees the images cannot be told, since replies with and without "
+            "them do not both say how many tokens the prompt has",
+            ", ".join(unknown),
+        )
+    return sum(known) / len(known) if known else None

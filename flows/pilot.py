@@ -1,0 +1,140 @@
+"""The pilot of a run: its first rows are answered and looked at before the others are asked."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from prefect import get_run_logger
+
+from ..tasks.errors import PilotError
+from ..tasks.records import Batch, Prompt
+from ..tasks.reporting.markdown import GALLERY_ROWS
+from ..tasks.reporting.prompted_rows import prompted_rows
+from .approval import check_can_ask, wait_for_approval
+from .image_proof import prove_images
+from .open_pass import OpenPass
+from .publish.artifacts import show_pilot
+from .run import Run
+from .wording import duration, rate
+
+Answer = Callable[[Iterator[Batch]], None]
+
+
+@dataclass
+class PilotRows:
+    """What is remembered of the rows of a pilot.
+
+    Attributes:
+        limit: how many there are at most.
+        keys: their row keys.
+        shown: those for the gallery.
+        seconds: how long they took.
+    """
+
+    limit: int
+    keys: list[str] = field(default_factory=list)
+    shown: list[Prompt] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def taken_from(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches with the first rows."""
+        step = max(1, self.limit // GALLERY_ROWS)
+        while len(self.keys) < self.limit and (batch := next(batches, None)) is not None:
+            offset = -len(self.keys) % step
+            self.shown += batch.prompts[offset::step]
+            self.keys += [prompt.key for prompt in batch.prompts]
+            yield batch
+
+
+def run_pilot(
+    run: Run, current: OpenPass, batches: Iterator[Batch], answer: Answer
+) -> Iterator[Batch]:
+    """Check that the servers see the images; then answer the first rows, and judge the replies.
+
+    Args:
+        run: the run.
+        current: its main pass.
+        batches: those of the pass, which have a boundary after the rows of the pilot.
+        answer: takes batches through generate, parse and store.
+
+    Returns:
+        The batches that are left.
+
+    Raises:
+        EndpointError: a server answers without seeing the images.
+        PilotError: too few rows are usable, or nobody approved the others in time.
+    """
+    if run.is_import:  # asks no server
+        return batches
+    settings = run.parameters.pilot
+    if settings.approval:
+        check_can_ask(run.progress)
+    batches, tokens = prove_images(run, current, batches)
+    if not settings.rows:
+        return batches
+    pilot = PilotRows(settings.rows)
+    began = time.monotonic()
+    answer(pilot.taken_from(batches))
+    pilot.seconds = time.monotonic() - began
+    following = next(batches, None)
+    statement = _statement(run, current, pilot, tokens)
+    get_run_logger().info("pilot: %s", "; ".join(statement))
+    if following is None:  # there is nothing to be saved by stopping
+        return iter(())
+    _show(run, current, pilot, statement)
+    _check_share(current, pilot, settings.min_parsed)
+    if settings.approval:
+        wait_for_approval(run.progress, statement, settings.wait)
+    return _chained(following, batches)
+
+
+def _chained(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
+    yield first
+    yield from others
+
+
+def _statement(run: Run, current: OpenPass, pilot: PilotRows, tokens: float | None) -> list[str]:
+    """What the pilot has shown, a clause each."""
+    rows, usable = len(pilot.keys), current.progress.ok
+    clauses = [f"{usable:,} of {rows:,} rows have usable pairs ({usable / max(rows, 1):.0%})"]
+    if tokens is not None:
+        clauses.append(f"an image adds {tokens:,.0f} tokens to the prompt")
+    if rows and pilot.seconds:
+        speed = rows / pilot.seconds
+        clauses.append(rate(speed))
+        clauses.append(_estimate(run, speed))
+    return clauses
+
+
+def _estimate(run: Run, speed: float) -> str:
+    total, servers = run.progress.total, run.client.server_count
+    if total is None:
+        return "how many rows are left is not known yet"
+    left = max(0, total - run.progress.done)
+    seconds = left / speed
+    hours = seconds * servers / 3600
+    each = "its server" if servers == 1 else f"each of the {servers} servers"
+    return (
+        f"the other {left:,} rows take {duration(seconds)} at that rate, "
+        f"{hours:,.2f} GPU-hours if {each} has one GPU"
+    )
+
+
+def _show(run: Run, current: OpenPass, pilot: PilotRows, statement: list[str]) -> None:
+    settings = current.generation_settings
+    outcomes = list(current.ledger.outcomes([prompt.key for prompt in pilot.shown]))
+    rows = prompted_rows(pilot.shown, outcomes, settings.reader, settings.images)
+    show_pilot(run.output, statement, rows, of=len(pilot.keys))
+
+
+def _check_share(current: OpenPass, pilot: PilotRows, min_parsed: float) -> None:
+    rows, usable = len(pilot.keys), current.progress.ok
+    if usable >= min_parsed * rows:
+        return
+    reasons = current.ledger.counts(pilot.keys).reasons.most_common()
+    why = ", ".join(f"{count:,} {kind}" for kind, count in reasons)
+    raise PilotError(
+        f"stopped after the pilot: {usable:,} of its {rows:,} rows have usable pairs, less than "
+        f"pilot.min_parsed {min_parsed:g} demands{f' ({why})' if why else ''}. All answers are "
+        "stored; fix the cause or lower pilot.min_parsed, and run again"
+    )

@@ -1,0 +1,130 @@
+"""Looks for the number of requests in flight with which a server completes the most per second."""
+
+from typing import Protocol
+
+_MIN_SECONDS = 0.5
+_MIN_COMPLETIONS = 16
+"""A rate is measured over this time at least, as long as requests take, and so many requests."""
+
+_ELASTICITY = 0.3
+"""A step pays if the rate changes by more than this share of the change of the limit: twice as many
+requests must give 30 % more. Measured rates scatter by some percent."""
+
+_UP, _DOWN = 1.25, 0.8
+_DOUBLE = 2.0
+"""Factors of a step. At first the limit is doubled as long as that pays."""
+
+_REST = 6
+"""Measurements between two steps that try whether another limit is better by now."""
+
+_CHANGED = 0.3
+"""The next step is tried at once if the rate has changed by more than this share by itself."""
+
+
+class Progress(Protocol):
+    """What a search needs to know; see `Observation`."""
+
+    @property
+    def completed(self) -> int: ...
+    @property
+    def was_full(self) -> bool: ...
+    @property
+    def latency(self) -> float: ...
+
+
+class ThroughputSearch:
+    """Raises and lowers a limit step by step, and keeps each step that pays (hill climbing).
+
+    Args:
+        least: the smallest limit.
+        most: the largest limit.
+    """
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self._factor = _DOUBLE
+        self._rate = 0.0
+        self._rest = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the measurement and the step that is being tried."""
+        self._before: tuple[int, float] | None = None
+        self._pause()
+
+    def stop_doubling(self) -> None:
+        """From now on, take small steps."""
+        self._factor, self._rest = _UP, _REST
+        self.restart()
+
+    def _pause(self) -> None:
+        """Measure anew, when requests sent with the present limit are answered."""
+        self._changed: float | None = None
+        self._start: tuple[float, int] | None = None
+
+    def next(self, limit: int, now: float, seen: Progress) -> int:
+        """The limit from now on.
+
+        Args:
+            limit: the present one.
+            now: `time.monotonic()`.
+            seen: what was observed.
+        """
+        if not seen.was_full or not seen.latency:
+            self._pause()  # the limit is not what holds the requests back
+            return limit
+        if self._changed is None:
+            self._changed = now
+        if self._start is None:
+            if now - self._changed >= seen.latency:
+                self._start = now, seen.completed
+            return limit
+        seconds, completed = now - self._start[0], seen.completed - self._start[1]
+        if seconds < max(_MIN_SECONDS, seen.latency) or completed < max(
+            _MIN_COMPLETIONS, limit // 2
+        ):
+            return limit
+        decided = self._decide(limit, completed / seconds)
+        self._start = now, seen.completed
+        if decided != limit:
+            self._pause()
+        return decided
+
+    def _decide(self, limit: int, rate: float) -> int:
+        """The limit, given the rate that was measured with the present one."""
+        if self._before is not None:
+            return self._judge(limit, rate, *self._before)
+        if self._rate and abs(rate / self._rate - 1) > _CHANGED:
+            self._factor = _UP if rate > self._rate else _DOWN
+            self._rest = 0
+        self._rate = rate
+        if self._rest > 0:
+            self._rest -= 1
+            return limit
+        return self._step(limit, rate)
+
+    def _judge(self, limit: int, rate: float, limit_before: int, rate_before: float) -> int:
+        """Keep a step that pays and take another one; otherwise go back."""
+        expected, gained = limit / limit_before - 1, rate / rate_before - 1
+        if gained > _ELASTICITY * expected:
+            self._rate = rate
+            return self._step(limit, rate)
+        if self._factor == _DOUBLE:
+            self._factor = _UP  # something between may pay
+            return self._step(limit_before, rate_before)
+        self._before, self._rate = None, rate_before
+        self._rest = _REST
+        self._factor = _DOWN if self._factor == _UP else _UP
+        return limit_before
+
+    def _step(self, limit: int, rate: float) -> int:
+        """Try another limit."""
+        tried = max(self._least, min(round(limit * self._factor), self._most))
+        if tried == limit:  # at a bound, or too small for a step
+            tried = max(self._least, min(limit + (1 if self._factor > 1 else -1), self._most))
+        if tried == limit:
+            self._before, self._rest = None, _REST
+            self._factor = _DOWN if self._factor > 1 else _UP
+            return limit
+        self._before = limit, rate
+        return tried

@@ -1,0 +1,208 @@
+"""A Prefect server for one run of a command, started before Prefect is imported.
+
+Prefect starts one of its own if none is configured, but only when the flow is called. Started
+first, the server comes up while the command imports what it needs and checks its arguments. This
+module imports only the standard library.
+"""
+
+import atexit
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ImageQAError
+
+STARTUP_SECONDS = 120.0
+"""The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
+
+STOP_SECONDS = 5.0
+"""How long the server may take to end, as Prefect's own."""
+
+_HOST = "127.0.0.1"
+_PROGRAM = "prefect_imageqa.serving.serve_prefect"
+
+_CHOICE = re.compile(
+    r"PREFECT_(API|CLOUD|PROFILE|TEST|UNIT_TEST|SERVER_(API|ALLOW|EPHEMERAL))", re.IGNORECASE
+)
+"""Settings that may say which server is used, or how it is reached."""
+
+_DEFAULTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "0"}  # as in `ephemeral_settings`
+_SERVER = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+"""What Prefect sets for a temporary server."""
+
+
+class TemporaryServer:
+    """A Prefect server on this machine that ends with this process, even if it is killed.
+
+    Args:
+        settings: Prefect's settings in the active profile.
+
+    Raises:
+        OSError: no port or no process can be had.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
+        self._is_up = False
+        self._owner = os.getpid()
+        names = {name.upper() for name in (*os.environ, *settings)}
+        defaults = {name: value for name, value in _DEFAULTS.items() if name not in names}
+        # Handed over as it is, the port cannot be taken by another process, and requests before
+        # the server is up wait in line.
+        with socket.create_server((_HOST, 0), backlog=100) as listener:
+            self.url = f"http://{_HOST}:{listener.getsockname()[1]}/api"
+            arguments = [str(listener.fileno()), str(self._owner), str(os.dup(2))]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "prefect_imageqa.serving.serve_prefect",
+                        *arguments,
+                    ],
+                    env={**os.environ, **defaults, **_SERVER},
+                    pass_fds=(listener.fileno(), int(arguments[2])),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    start_new_session=True,  # Ctrl-C ends the run, which then ends its server
+                )
+            finally:
+                os.close(int(arguments[2]))
+        atexit.register(self.stop)
+
+    def wait(self) -> None:
+        """Wait until the server answers.
+
+        Raises:
+            ImageQAError: it does not start.
+        """
+        if self._is_up:
+            return
+        import http.client  # not before the server is started
+
+        address = self.url.removeprefix("http://").partition("/")[0]
+        connection = http.client.HTTPConnection(address, timeout=STARTUP_SECONDS)
+        try:
+            connection.request("GET", "/api/health")
+            status = connection.getresponse().status
+            self._is_up = status == http.client.OK
+            problem = f"HTTP {status}"
+        except TimeoutError:
+            problem = f"no answer for {STARTUP_SECONDS:.0f} s"
+        except (OSError, http.client.HTTPException):
+            problem = f"exit code {self._exit_code()}"
+        finally:
+            connection.close()
+        if not self._is_up:
+            raise ImageQAError(
+                f"Prefect's temporary server does not start ({problem}): {self._last_line()}. "
+                "`prefect server start` shows more; PREFECT_API_URL can name a running server"
+            )
+
+    def stop(self) -> None:
+        """End the server, and wait until it has ended."""
+        atexit.unregister(self.stop)
+        if self._owner != os.getpid():  # a fork of the owner must not end the owner's server
+            return
+        self._process.terminate()
+        if self._exit_code() is None and self._is_up:
+            self._process.kill()
+            self._process.wait()
+        # One that is still starting may be changing the schema of its database. It ends after that.
+        self._log.close()
+
+    def _exit_code(self) -> int | None:
+        try:
+            return self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _last_line(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+
+
+_started: TemporaryServer | None = None
+
+
+def start_early() -> None:
+    """Start a server if Prefect would: none is configured. Otherwise, or if in doubt, do nothing.
+
+    Everything in this process, and in the processes that it starts, then uses that server.
+    """
+    global _started
+    if "prefect" in sys.modules or (settings := _active_profile()) is None:
+        return
+    if any(map(_CHOICE.match, (*os.environ, *settings))) or _has_project_settings():
+        return
+    try:
+        _started = TemporaryServer(settings)
+    except OSError:  # Prefect will try it again, and say why it fails
+        return
+    os.environ["PREFECT_API_URL"] = _started.url
+    # The server has no UI: without this, Prefect logs links to it.
+    os.environ.setdefault("PREFECT_UI_URL", "")
+
+
+def is_temporary(url: str | None) -> bool:
+    """Whether a Prefect API is that of a temporary server: the one started here, or Prefect's."""
+    return not url or (_started is not None and url == _started.url)
+
+
+def wait_until_up() -> None:
+    """Wait until the server that was started early answers; without one, do nothing.
+
+    Raises:
+        ImageQAError: it does not start.
+    """
+    if _started is not None:
+        _started.wait()
+
+
+def _active_profile() -> dict[str, Any] | None:
+    """Prefect's settings in the active profile, without those of Prefect's default profile.
+
+    None if the file with the profiles is not understood.
+    """
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    try:
+        profiles = tomllib.loads((home.expanduser() / "profiles.toml").read_text("utf-8"))
+        settings = dict(profiles.get("profiles", {}).get(profiles.get("active"), {}))
+    except FileNotFoundError:
+        return {}
+    except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
+        return None
+    if str(settings.get(_EPHEMERAL)).lower() == "true":  # as in the profile that Prefect creates
+        del settings[_EPHEMERAL]
+    return settings
+
+
+_EPHEMERAL = "PREFECT_SERVER_EPHEMERAL_ENABLED"
+
+
+def _has_project_settings() -> bool:
+    """Whether a file in the working directory may have settings of Prefect."""
+    files = {".env": "prefect_", "prefect.toml": "", "pyproject.toml": "tool.prefect"}
+    for name, mark in files.items():
+        try:
+            if mark in Path(name).read_text("utf-8").lower():
+                return True
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return True
+    return False

@@ -1,0 +1,141 @@
+"""Local image files: read once, and identified without reading those that are known."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..records import ImageRef, Kind, RowError
+from .decoding_budget import FILES
+from .file_digests import FileDigests, file_version, is_settled
+from .read_ahead import ReadAhead
+from .untrusted_files import read_local, stat_local
+
+SMALL_BYTES = 2 * 2**20
+"""Smaller files are read without waiting: those of all threads are 96 MB."""
+
+_SLOW_SECONDS, _SLOW_RATE = 3e-3, 200e6
+"""Reading a file takes no longer, and bytes a second, unless the disk is busy or far."""
+
+_SLOW_READS = 16
+"""So many in a row are no coincidence, such as a thread that had to wait for the GIL."""
+
+
+class LocalImages:
+    """Identifies and reads local files. Thread-safe.
+
+    What is read to identify a file is kept for a while, within a bound, for whoever reads it next.
+    So what is sent to the model is what was identified.
+
+    Args:
+        max_bytes: larger files are not read.
+        digests: cache of digests, closed with this. Without it, every file is read to identify it.
+        root: the only folder that files may come from, if given.
+    """
+
+    def __init__(self, max_bytes: int, digests: FileDigests | None, root: str | None) -> None:
+        self._max_bytes = max_bytes
+        self._digests = digests
+        self._root: str | None = None
+        self._read_ahead = ReadAhead()
+        self._slow_reads = 0
+        self.confine(root)
+
+    def confine(self, root: str | None) -> None:
+        """Read files only from this folder, if one is given."""
+        if root and "://" not in root:
+            self._root = str(Path(root).expanduser().resolve())
+
+    def is_quick(self, ref: ImageRef) -> bool:
+        """Whether reading a file takes so little time that no thread of its own is worth it."""
+        is_small = not ref.version or _size(ref.version) <= SMALL_BYTES
+        return is_small and self._slow_reads < _SLOW_READS
+
+    def close(self) -> None:
+        """Save new digests."""
+        if self._digests:
+            self._digests.close()
+
+    def preload_digests(self, paths: Sequence[str]) -> None:
+        """Look up the digests of files that are about to be identified, all at once."""
+        if self._digests:
+            self._digests.preload(paths)
+
+    def digest(self, ref: ImageRef) -> str:
+        """SHA-256 of a file, in hex.
+
+        Raises:
+            RowError: as for `read_local`, or the file is too large.
+        """
+        path = str(ref.path)
+        if self._digests:
+            version = ref.version or file_version(stat_local(path))
+            known = self._digests.get(path, version)
+            if known and _size(version) <= self._max_bytes:
+                return known
+        now = time.time()
+        data, version, settled = self._load(ref, min(SMALL_BYTES, self._max_bytes), now)
+        if data is not None:
+            return self._digest_of(path, version, data, settled)
+        size = _size(version)
+        if size > self._max_bytes:
+            raise too_large(ref, self._max_bytes)
+        with FILES.hold(size):
+            data, version, settled = self._load(ref, self._max_bytes, now)
+            if data is None:
+                raise too_large(ref, self._max_bytes)
+            return self._digest_of(path, version, data, settled)
+
+    def read(self, ref: ImageRef, limit: int) -> bytes | None:
+        """The content of a file; None if it has more bytes than the limit.
+
+        Raises:
+            RowError: as for `read_local`; or the file has changed since it was found, so that it
+                is not what its row was identified by (connection: the next run finds it again).
+        """
+        path = str(ref.path)
+        if ref.version and (kept := self._read_ahead.take(path, ref.version, limit)) is not None:
+            return kept
+        data, version, _ = self._load(ref, limit, 0.0)
+        if data is not None and ref.version and version != ref.version:
+            known = self._digests and self._digests.get(path, ref.version)
+            if known != hashlib.sha256(data).hexdigest():
+                raise RowError(Kind.CONNECTION, f"{ref} has changed while the run used it")
+        return data
+
+    def put_back(self, ref: ImageRef, data: bytes) -> None:
+        """Keep a file that was read after all, for whoever reads it next."""
+        if ref.path is not None and ref.version:
+            self._read_ahead.keep(ref.path, ref.version, data)
+
+    def size(self, ref: ImageRef) -> int:
+        """Bytes of a file.
+
+        Raises:
+            RowError: as for `read_local`.
+        """
+        return stat_local(str(ref.path)).st_size
+
+    def _load(self, ref: ImageRef, limit: int, now: float) -> tuple[bytes | None, str, bool]:
+        """The content, if it is within the limit; its version; whether that shows any change."""
+        began = time.perf_counter()
+        data, info = read_local(str(ref.path), limit, self._root)
+        is_slow = time.perf_counter() - began > _SLOW_SECONDS + info.st_size / _SLOW_RATE
+        self._slow_reads = self._slow_reads + 1 if is_slow else 0
+        return data, file_version(info), bool(self._digests) and is_settled(info, now)
+
+    def _digest_of(self, path: str, version: str, data: bytes, is_settled_now: bool) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        if self._digests and is_settled_now:
+            self._digests.add(path, version, digest)
+        self._read_ahead.keep(path, version, data)
+        return digest
+
+
+def _size(version: str) -> int:
+    return int(version.partition(" ")[0])
+
+
+def too_large(ref: ImageRef, limit: int) -> RowError:
+    """The error for an image of more bytes than the limit."""
+    return RowError(Kind.IMAGE_TOO_LARGE, f"{ref} is larger than the limit of {limit / 1e6:g} MB")
