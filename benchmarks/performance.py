@@ -21,7 +21,7 @@ from typing import Any
 
 import performance_scenarios
 from performance_bench import Bench, Run
-from performance_figures import FIGURES, table
+from performance_figures import FIGURES, notes, table
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "performance"
@@ -75,7 +75,7 @@ def section(kept: dict[str, Any]) -> str:
         }
         for name, result in kept.items()
     }
-    return f"Measured on {'; '.join(where)}.\n\n{table(runs)}"
+    return f"Measured on {'; '.join(where)}.\n\n{table(runs)}\n{notes(runs)}"
 
 
 def write(page: Path, text: str) -> None:

@@ -47,6 +47,8 @@ class Run:
         cpu: seconds of CPU of all its processes.
         peak_mib: peak memory of its largest process.
         tree_mib: the same of all its processes together, where sampled.
+        queue: the longest queue at a server, by its slots, where sampled.
+        limits: of requests in flight over time, where sampled.
     """
 
     rows: int
@@ -55,6 +57,8 @@ class Run:
     cpu: float
     peak_mib: float
     tree_mib: float
+    queue: float = 0
+    limits: Sequence[int] = ()
 
     @property
     def rate(self) -> float:

@@ -62,6 +62,17 @@ def table(scenarios: dict[str, Runs]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
+def notes(scenarios: dict[str, Runs]) -> str:
+    """What the table has no room for: the automatic limit over time."""
+    if "auto" not in scenarios:
+        return ""
+    limits = scenarios["auto"]["changing, auto"][-1].limits
+    return (
+        "The automatic limit on the changing stub, every half second of the last run: "
+        f"{', '.join(map(str, limits))}.\n"
+    )
+
+
 def _number(value: float) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
@@ -159,6 +170,22 @@ def _uneven(runs: Runs) -> Iterator[Figure]:
         yield Figure(what, ours, "all rows alike", theirs, runs=len(alike))
 
 
+def _auto(runs: Runs) -> Iterator[Figure]:
+    for profile in ("fast", "slow", "changing"):
+        ours = runs[f"{profile}, auto"]
+        fixed = {
+            name: _rate(each)
+            for name, each in runs.items()
+            if name.startswith(profile) and "auto" not in name
+        }
+        best = max(fixed, key=lambda name: fixed[name])
+        what = f"Automatic limit, {profile} stub: rows/s"
+        other = f"best fixed limit, {best.rpartition(' ')[2]}"
+        yield Figure(what, _rate(ours), other, fixed[best], least=0.95, runs=len(ours))
+        queue = median(run.queue for run in ours)
+        yield Figure("The same: longest queue, by slots", queue, most=2, runs=len(ours))
+
+
 def _vllm(runs: Runs) -> Iterator[Figure]:
     ours, raw = runs["ours"], runs["raw"]
     what = f"vLLM on CPU, 640x480, {ours[0].rows:,} rows: rows/s of the job"
@@ -188,6 +215,7 @@ FIGURES: dict[str, Callable[[Runs], Iterator[Figure]]] = {
     "servers": _servers,
     "unequal": _unequal,
     "uneven": _uneven,
+    "auto": _auto,
     "vllm": _vllm,
     "vllm_large": _vllm_large,
     "cores": _cores,

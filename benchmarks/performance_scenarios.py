@@ -7,13 +7,19 @@ is made of the runs.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from auto_limit import CHANGING as CHANGING_PROFILE
+from auto_limit import FAST as FAST_PROFILE
+from auto_limit import SLOW as SLOW_PROFILE
+from auto_limit import Profile
+from auto_limit import measure as measure_limit
 from drawn_images import draw_images, draw_large
 from performance_bench import Bench, Run, Runs
+from prefect_imageqa.serving.client.auto_limit import MaxInFlight
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
 from servers import StubServer
@@ -27,6 +33,12 @@ FAST, HALF = (
 """Servers of 64 and of 32 rows/s, so that the client's cores are no limit."""
 WAVES = 6
 """How often these servers fill their slots in a run."""
+AUTO_PROFILES: dict[str, tuple[Profile, int, Sequence[MaxInFlight]]] = {
+    "fast": (FAST_PROFILE, 6, ("auto", 128, 256, 512)),
+    "slow": (SLOW_PROFILE, 12, ("auto", 32, 64)),
+    "changing": (CHANGING_PROFILE, 24, ("auto", 48, 64, 96)),
+}
+"""Servers by name, seconds to measure each, and the limits to try on each."""
 AT_ONCE = 256
 VLLM_AT_ONCE = 128
 """Requests in flight of the clients to compare with."""
@@ -147,6 +159,22 @@ def uneven(bench: Bench) -> Runs:
             for name, late in cases.items()
         }
         return bench.rounds(contestants, most=3)
+
+
+def auto(bench: Bench) -> Runs:
+    """The automatic limit of requests in flight, and fixed ones."""
+
+    def run(profile: Profile, limit: MaxInFlight, seconds: float) -> Run:
+        measured = measure_limit([profile], limit, seconds, metrics=True)
+        rows = round(measured.rows_per_second * seconds)
+        queue, limits = max(measured.queues, default=0), measured.limits
+        return Run(rows, seconds, seconds, 0, 0, 0, queue=queue, limits=limits)
+
+    contestants: dict[str, Callable[[], Run]] = {}
+    for name, (profile, seconds, limits) in AUTO_PROFILES.items():
+        for limit in limits:
+            contestants[f"{name}, {limit}"] = partial(run, profile, limit, bench.rows(seconds, 2))
+    return bench.rounds(contestants, most=3)
 
 
 def vllm(bench: Bench) -> Runs:

@@ -20,7 +20,7 @@ MAX_BATCHES = 64
 MAX_EMBEDDED_BYTES = 512 << 20
 """No batch is started while rows in flight hold more than this in embedded images."""
 
-MAX_CHUNK_ROWS = 4096
+MAX_CHUNK_ROWS = 2048
 """Rows that one task turns into prompts: each run of a task costs Prefect's server 25 ms. The first
 chunks have as few rows as a batch, so that the servers start early."""
 

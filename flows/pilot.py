@@ -116,8 +116,14 @@ def _estimate(run: Run, speed: float) -> str:
     each = "its server" if servers == 1 else f"each of the {servers} servers"
     return (
         f"the other {left:,} rows take {duration(seconds)} at that rate, "
-        f"{hours:,.2f} GPU-hours if {each} has one GPU"
+        f"{_amount(hours)} GPU-hours if {each} has one GPU"
     )
+
+
+def _amount(hours: float) -> str:
+    if hours < 0.01:
+        return "less than 0.01"
+    return f"{hours:.2f}" if hours < 1 else f"{hours:,.1f}"
 
 
 def _show(run: Run, current: OpenPass, pilot: PilotRows, statement: list[str]) -> None:

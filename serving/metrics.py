@@ -69,9 +69,7 @@ def parse_metrics(text: str) -> Counters | None:
     if not has_tokens:
         return None
     tokens = sum(sums[name] for name in _TOKENS)
-    return Counters(
-        sums[_RUNNING], sums[_WAITING], tokens, asleep, sums[_PREEMPTIONS], cache_usage
-    )
+    return Counters(sums[_RUNNING], sums[_WAITING], tokens, asleep, sums[_PREEMPTIONS], cache_usage)
 
 
 def _sample(line: str) -> tuple[str, float | None]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ImageQAError
+from .printable import printable
 
 STARTUP_SECONDS = 120.0
 """The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
@@ -32,6 +33,11 @@ _CHOICE = re.compile(
     r"PREFECT_(API|CLOUD|PROFILE|TEST|UNIT_TEST|SERVER_(API|ALLOW|EPHEMERAL))", re.IGNORECASE
 )
 """Settings that may say which server is used, or how it is reached."""
+
+_ERROR = re.compile(r"[\w.]+(Error|Exception): .")
+_LINE_CHARACTERS = 300
+
+_EPHEMERAL = "PREFECT_SERVER_EPHEMERAL_ENABLED"
 
 _DEFAULTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "0"}  # as in `ephemeral_settings`
 _SERVER = {
@@ -108,7 +114,7 @@ class TemporaryServer:
             connection.close()
         if not self._is_up:
             raise ImageQAError(
-                f"Prefect's temporary server does not start ({problem}): {self._last_line()}. "
+                f"Prefect's temporary server does not start ({problem}): {self._problem()}: "
                 "`prefect server start` shows more; PREFECT_API_URL can name a running server"
             )
 
@@ -130,24 +136,24 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def _last_line(self) -> str:
+    def _problem(self) -> str:
+        """What the server says: its last error, or its last line."""
         self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+        lines = self._log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if _ERROR.match(line)] or [*filter(str.strip, lines)]
+        return printable(said[-1], _LINE_CHARACTERS) if said else "it says nothing"
 
 
 _started: TemporaryServer | None = None
 
 
 def start_early() -> None:
-    """Start a server if Prefect would: none is configured. Otherwise, or if in doubt, do nothing.
+    """Start a server if Prefect would: none is configured.
 
     Everything in this process, and in the processes that it starts, then uses that server.
     """
     global _started
-    if "prefect" in sys.modules or (settings := _active_profile()) is None:
-        return
-    if any(map(_CHOICE.match, (*os.environ, *settings))) or _has_project_settings():
+    if "prefect" in sys.modules or (settings := profile_without_server()) is None:
         return
     try:
         _started = TemporaryServer(settings)
@@ -173,25 +179,24 @@ def wait_until_up() -> None:
         _started.wait()
 
 
-def _active_profile() -> dict[str, Any] | None:
-    """Prefect's settings in the active profile, without those of Prefect's default profile.
+def profile_without_server() -> dict[str, Any] | None:
+    """Prefect's settings in the active profile, if no server is configured there or elsewhere.
 
-    None if the file with the profiles is not understood.
+    Returns:
+        The settings; None if a server may be configured, or if Prefect may start none.
     """
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
     try:
         profiles = tomllib.loads((home.expanduser() / "profiles.toml").read_text("utf-8"))
         settings = dict(profiles.get("profiles", {}).get(profiles.get("active"), {}))
     except FileNotFoundError:
-        return {}
+        settings = {}
     except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
         return None
     if str(settings.get(_EPHEMERAL)).lower() == "true":  # as in the profile that Prefect creates
         del settings[_EPHEMERAL]
-    return settings
-
-
-_EPHEMERAL = "PREFECT_SERVER_EPHEMERAL_ENABLED"
+    may_be_configured = any(map(_CHOICE.match, (*os.environ, *settings))) or _has_project_settings()
+    return None if may_be_configured else settings
 
 
 def _has_project_settings() -> bool:

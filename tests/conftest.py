@@ -128,6 +128,24 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def temporary_servers() -> Callable[[int], set[int]]:
+    """Finds the temporary Prefect servers that a process has started and that still run."""
+
+    def find(owner: int) -> set[int]:
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if b"prefect_imageqa.serving.serve_prefect" in words and b"%d" % owner in words:
+                found.add(int(folder.name))
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def record_of() -> "Callable[..., RunRecord]":
     """Makes the record of a run on another machine: `record_of(state="running", ago=5)`.
 

@@ -1,9 +1,10 @@
 """How many requests a server gets at a time, if nobody has said: as many as keep it busy."""
 
-from dataclasses import dataclass
+from collections import deque
 from typing import Literal
 
 from ..metrics import Counters
+from .observation import Observation
 from .throughput import ThroughputSearch
 
 MaxInFlight = int | Literal["auto"]
@@ -34,32 +35,14 @@ what arrives at the same time waits for a moment, even if there is room."""
 _PREEMPTED = 0.9
 """Factor of the limit when the engine had to take back memory from requests that it ran."""
 
+_FIRST_OBSERVATIONS = 20
+"""So many are made in quick succession."""
+
 _UNSEEN_SHARE = 4
 _MAX_UNSEEN = 4
 """If more than a quarter of the requests in flight are not on the server's page, it does not speak
 of them, or they have not reached the engine yet: at this many observations in a row, throughput
 decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What is known of a server at some time.
-
-    Attributes:
-        now: `time.monotonic()`.
-        in_flight: requests it was sent and has not answered, without those that are overtaken.
-        completed: requests it has completed since the start.
-        was_full: a request has waited because of the limit since the last observation.
-        latency: seconds that requests take of late; 0 if that is not known yet.
-        counters: its page of metrics; None if it has none.
-    """
-
-    now: float
-    in_flight: int
-    completed: int
-    was_full: bool
-    latency: float
-    counters: Counters | None = None
 
 
 class AutoLimit:
@@ -77,30 +60,34 @@ class AutoLimit:
         self.value = FIRST_LIMIT
         self._search = ThroughputSearch(MIN_LIMIT, MAX_LIMIT)
         self._growth = 1.0
-        self._queue: tuple[float, int] | None = None
+        self._queues: deque[tuple[float, int]] = deque()
         self._preemptions: int | None = None
-        self._unseen = 0
+        self._unseen = self._observed = 0
+        self._grows = False
 
     @property
     def is_settled(self) -> bool:
-        """Whether the limit has been found, so that the server's page is needed less often."""
-        return self._growth < 1
+        """Whether the limit does not grow now, so that the server's page is needed less often."""
+        return self._observed > _FIRST_OBSERVATIONS and not self._grows
 
     def observe(self, seen: Observation) -> None:
         """Adapt the limit to what was observed."""
+        before, self._observed = self.value, self._observed + 1
+        self.value = self._next(seen)
+        self._grows = self.value > before
+
+    def _next(self, seen: Observation) -> int:
         page = seen.counters
         if page is None:
-            self.value = self._search.next(self.value, seen.now, seen)
-            return
+            return self._search.next(self.value, seen)
         is_shown = seen.in_flight - page.running - page.waiting <= max(
             MIN_LIMIT, seen.in_flight // _UNSEEN_SHARE
         )
         self._unseen = 0 if is_shown else self._unseen + 1
         if is_shown:
             self._search.restart()
-            self.value = self._follow(seen, page)
-        elif self._unseen > _MAX_UNSEEN:
-            self.value = self._search.next(self.value, seen.now, seen)
+            return self._follow(seen, page)
+        return self._search.next(self.value, seen) if self._unseen > _MAX_UNSEEN else self.value
 
     def rejected(self) -> None:
         """The server refuses requests because there are too many."""
@@ -115,7 +102,8 @@ class AutoLimit:
         was_preempted = self._preemptions is not None and page.preemptions > self._preemptions
         self._preemptions = page.preemptions
         if was_preempted or waiting > 2 * queue:
-            self._growth, self._queue = _FIRST_GROWTH, None
+            self._growth = _FIRST_GROWTH
+            self._queues.clear()
             # Others may use the server as well: each gives up its share of the queue.
             share = min(seen.in_flight / max(page.running + page.waiting, 1), 1.0)
             busy = min(self.value, seen.in_flight)
@@ -131,11 +119,10 @@ class AutoLimit:
 
     def _lasting_queue(self, seen: Observation, waiting: int) -> int:
         """How many requests have waited all the time, for as long as requests take."""
-        if not waiting:
-            self._queue = None
-            return 0
-        since, least = self._queue or (seen.now, waiting)
-        self._queue = since, min(least, waiting)
         usual = seen.latency or _MAX_QUEUED_SECONDS
-        seconds = max(_MIN_QUEUED_SECONDS, min(usual, _MAX_QUEUED_SECONDS))
-        return self._queue[1] if seen.now - since >= seconds else 0
+        since = seen.now - max(_MIN_QUEUED_SECONDS, min(usual, _MAX_QUEUED_SECONDS))
+        self._queues.append((seen.now, waiting))
+        while len(self._queues) > 1 and self._queues[1][0] <= since:
+            self._queues.popleft()
+        is_long = self._queues[0][0] <= since
+        return min(count for _, count in self._queues) if is_long else 0

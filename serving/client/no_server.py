@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from ..endpoint import VLLMEndpoint
 from ..types import ChatRequest, Failure, FailureKind, Outcome
+from .auto_limit import MaxInFlight
 from .client import ChatClient
 from .retry_policy import MAX_CRASHES
 
@@ -19,7 +20,7 @@ class NoServer(ChatClient):
         max_in_flight: as of other clients.
     """
 
-    def __init__(self, model: str, reason: str, max_in_flight: int = 64) -> None:
+    def __init__(self, model: str, reason: str, max_in_flight: MaxInFlight = "auto") -> None:
         super().__init__(VLLMEndpoint(urls=[_NOWHERE], model=model), max_in_flight)
         self._reason = reason
 

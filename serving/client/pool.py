@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -196,16 +195,13 @@ class ServerPool:
 
     def _wake_later(self, now: float) -> None:
         """Look again when a server may get a request because of its rate limit."""
-        delays = (server.rate_limit.delay(now) for server in self.up)
-        delay = min((delay for delay in delays if delay > 0), default=math.inf)
-        loop = asyncio.get_running_loop()
-        if delay == math.inf or (
-            self._timer is not None and loop.time() < self._timer.when() <= loop.time() + delay
-        ):
+        delays = [server.rate_limit.delay(now) for server in self.servers]
+        delay = min([delay for delay in delays if delay > 0], default=0.0)
+        if not delay:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_later(delay, self.wake)
+        self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 
     @property
     def up(self) -> Sequence[Server]:

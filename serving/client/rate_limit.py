@@ -34,10 +34,10 @@ so that the rate stays as it is for the time when it opens again."""
 
 _RECENT = 64
 _SPORADIC = 0.25
-_FEW = 16
+_FEW = 32
 """As long as fewer than a quarter of the newest replies are rejections, they do not depend on the
 rate: one of several replicas is busy, or a fault is random. Each costs its own request a wait, but
-no other. Of fewer than 16 replies, 4 rejections count as a quarter."""
+no other. Of fewer than 32 replies, 8 rejections count as a quarter."""
 
 _LONG_PAUSE = 5.0
 """A server that asks to wait for longer means it, even if it is the only rejection."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..background_loop import CoroutineGroup
 from ..metrics import Counters
-from .auto_limit import Observation
+from .observation import Observation
 from .pool import ServerPool
 from .servers import Server
 

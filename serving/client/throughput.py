@@ -1,6 +1,6 @@
 """Looks for the number of requests in flight with which a server completes the most per second."""
 
-from typing import Protocol
+from .observation import Observation
 
 _MIN_SECONDS = 0.5
 _MIN_COMPLETIONS = 16
@@ -19,17 +19,6 @@ _REST = 6
 
 _CHANGED = 0.3
 """The next step is tried at once if the rate has changed by more than this share by itself."""
-
-
-class Progress(Protocol):
-    """What a search needs to know; see `Observation`."""
-
-    @property
-    def completed(self) -> int: ...
-    @property
-    def was_full(self) -> bool: ...
-    @property
-    def latency(self) -> float: ...
 
 
 class ThroughputSearch:
@@ -62,14 +51,9 @@ class ThroughputSearch:
         self._changed: float | None = None
         self._start: tuple[float, int] | None = None
 
-    def next(self, limit: int, now: float, seen: Progress) -> int:
-        """The limit from now on.
-
-        Args:
-            limit: the present one.
-            now: `time.monotonic()`.
-            seen: what was observed.
-        """
+    def next(self, limit: int, seen: Observation) -> int:
+        """The limit from now on, given the present one and what was observed."""
+        now = seen.now
         if not seen.was_full or not seen.latency:
             self._pause()  # the limit is not what holds the requests back
             return limit

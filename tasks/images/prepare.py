@@ -6,7 +6,6 @@ So is the work that its structure asks for, and decoded images share one budget 
 are converted to sRGB by the embedded profile, if there is one.
 """
 
-import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,10 +84,6 @@ class PreparedImage:
     is_scaled: bool = False
     is_converted: bool = False
 
-    def data_uri(self) -> str:
-        """The image as a `data:` URI for a chat request."""
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
-
 
 def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
     """Check an encoded image and convert it to a form that can be sent.
@@ -145,7 +140,9 @@ def _checked(
     try:
         file = found.read(data)
         size = _checked_size(file.size, settings)
-        yield found, file, _decoder_size(file.size, size) if found.name == "JPEG" else size
+        if found.name == "JPEG":
+            size = _decoder_size(file.size, size, settings.min_side)
+        yield found, file, size
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -266,11 +263,11 @@ _NEAR = 0.97
 as long as decoding, for the 12 megapixels of most phones."""
 
 
-def _decoder_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def _decoder_size(full: tuple[int, int], size: tuple[int, int], min_side: int) -> tuple[int, int]:
     """The size to send of a JPEG: one that its decoder gives, if that is near and not larger."""
     for scale in (2, 4, 8):
         found = scaled(full, scale)
-        if _NEAR * max(size) <= max(found) <= max(size) and min(found) >= _NEAR * min(size):
+        if _NEAR * max(size) <= max(found) <= max(size) and min(found) >= min_side:
             return found
     return size
 

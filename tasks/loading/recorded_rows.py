@@ -38,26 +38,22 @@ class RecordedRows:
         self.new = self.unasked = 0
         self._dataset = dataset
         self._digests = array("q")
-        self._all = hashlib.sha256()
 
     @property
     def digest(self) -> bytes:
         """Digest of all rows in order, once `read` has read them; empty for a DataFrame."""
-        return self._all.digest() if self._dataset.sources else b""
+        return hashlib.sha256(self._digests).digest() if self._dataset.sources else b""
 
     def read(self) -> Iterator[Row]:
         """Read the rows from the start, as `Dataset.rows` does, and record them."""
         self._digests = array("q")
-        self._all = hashlib.sha256()
         self.unasked = 0
         conversation = self._dataset.columns.conversation
         for row in self._dataset.rows():
             if conversation is not None and not row.problem:
                 self.unasked += is_empty(row.record.get(conversation))
             if self._dataset.sources:
-                content = _content(row)
-                self._digests.append(hash(content))
-                self._all.update(b"%d %b" % (len(content), content))
+                self._digests.append(_digest(row))
             yield row
 
     def read_again(self) -> Iterator[Row]:
@@ -85,9 +81,9 @@ class RecordedRows:
     def _find(self, digest: int, rows: Iterator[Row], index: int) -> Row:
         """The next row with this digest; counts those before it as new."""
         for row in rows:
-            if digest == hash(_content(row)):
+            if digest == _digest(row):
                 return row
-            if digest == hash(_where(row)):  # now the line can be read
+            if digest == _bits(_where(row)):  # now the line can be read
                 self.new += 1
                 return row
             self.new += 1
@@ -104,16 +100,20 @@ class RecordedRows:
         return min(COUNTED_ROWS, most - len(self._digests))
 
 
-def _content(row: Row) -> bytes:
-    """What a row is recognised by."""
+def _digest(row: Row) -> int:
+    """64 bits that differ between rows, the same in every process."""
     if row.problem:
-        return _where(row)
+        return _bits(_where(row))
     try:
         record = marshal.dumps(row.record, _PLAIN)  # type: ignore[arg-type]
     except ValueError:  # a value other than those of JSON and bytes, such as a UUID in Parquet
         record = repr(row.record).encode(errors="surrogatepass")
-    return b"%b\n%b" % (_where(row), record)
+    return _bits(b"%b\n%b" % (_where(row), record))
 
 
 def _where(row: Row) -> bytes:
     return row.where.encode(errors="surrogatepass")
+
+
+def _bits(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)

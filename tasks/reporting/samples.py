@@ -20,7 +20,7 @@ from ..exporting.row_pairs import pairs_of_rows
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase, image_refs
-from ..images.thumbnails import LARGE_SIDE, SIDE, SMALL_SIDE, thumbnail
+from ..images.thumbnails import LARGE_SIDE, SIDE, SMALL_SIDE, thumbnails
 from ..images.web_addresses import display_url
 from ..loading.columns import Columns, image_value
 from ..object_store.store import ObjectStore
@@ -261,7 +261,7 @@ def sampled_images(
         for number, ref in enumerate(refs[: min(len(shown), _MAX_IMAGES)]):
             with suppress(RowError, StoreUnavailableError):
                 with reader.reading(ref) as data:
-                    small, large = (thumbnail(data, images, size) for size in (side, large_side))
+                    small, large = thumbnails(data, images, (side, large_side))
                 shown[number] = replace(shown[number], thumbnail=small, large=large or small)
     return shown
 

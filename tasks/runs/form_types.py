@@ -2,9 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from ..errors import StoreError
 from ..object_store.filesystems import split_uri
@@ -69,6 +77,31 @@ else:
     ]
     ParserLike = _built_in_or_custom(PARSERS, "Custom (registered or allowed on the worker)")
 
+
+def _check_requests_in_flight(value: object, check: Callable[[object], Any]) -> Any:
+    try:
+        number = check(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "requests_in_flight", "Input should be auto or an integer"
+        ) from None
+    if isinstance(number, int) and number < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return number
+
+
+RequestsInFlight = Annotated[
+    Literal["auto"] | int,
+    WrapValidator(_check_requests_in_flight),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": ["auto"], "title": "Automatic"},
+                {"type": "integer", "minimum": 1, "title": "Number"},
+            ]
+        }
+    ),
+]
 PairsPerImage = Annotated[int, Field(ge=1, le=20, title="Pairs")]
 MaxRows = Annotated[int, Field(ge=1, title="First rows")]
 

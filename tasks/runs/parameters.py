@@ -23,6 +23,7 @@ from .form_types import (
     OptionalText,
     PairsPerImage,
     ParserLike,
+    RequestsInFlight,
     StoreLike,
     StyleLike,
     plain_uri,
@@ -182,10 +183,10 @@ class Limits(Group):
         le=MAX_BATCH_SIZE,
         description="Rows that are generated, stored and retried together.",
     )
-    max_in_flight: int = Field(
-        default=128,
-        ge=1,
-        description="Maximum number of concurrent requests, over all servers of the endpoint.",
+    max_in_flight: RequestsInFlight = Field(
+        default="auto",
+        description="Maximum number of concurrent requests, over all servers of the endpoint; auto "
+        "keeps each server busy, but its queue short.",
     )
     max_error_rate: float = Field(
         default=0.5,

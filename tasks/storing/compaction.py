@@ -34,7 +34,9 @@ _GROUP_ROWS = MERGED_ROWS // 8
 _GROUP_BYTES = 8 << 20
 """Limits of a row group, which a reader holds in memory at once."""
 
-_PREFETCHED_PARTS = 4
+_READERS = 4
+"""Threads that read parts: Arrow keeps about 5 MB for each."""
+
 _KEYS_PER_LOOKUP = 65_536
 _DIGEST_LENGTH = 32
 
@@ -53,21 +55,22 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
     count = 0
     with (
         tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder,
-        ThreadPoolExecutor(STORE_THREADS) as pool,
+        ThreadPoolExecutor(_READERS) as readers,
+        ThreadPoolExecutor(STORE_THREADS) as removers,
     ):
         merged = _MergedPart(Path(folder) / "merged")
         for (file, _), read in prefetch(
-            pool, lambda part: stored.table(*part), sources, _PREFETCHED_PARTS
+            readers, lambda part: stored.table(*part), sources, _READERS
         ):
             try:
                 rows = read.result()
             except (ObjectMissingError, ObjectCorruptedError):
                 continue
             if not merged.has_room_for(rows):
-                count += _replace(store, stored, merged, pool)
+                count += _replace(store, stored, merged, removers)
                 merged = _MergedPart(merged.path)
             merged.add(file, rows)
-        return count + _replace(store, stored, merged, pool)
+        return count + _replace(store, stored, merged, removers)
 
 
 def _in_dataset_order(

@@ -37,6 +37,7 @@ def test_the_page_has_room_for_the_table() -> None:
     assert text.index(BEGIN) < text.index(END)
 
 
+@pytest.mark.timeout(600)
 def test_one_command_measures_keeps_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

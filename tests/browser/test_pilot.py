@@ -23,6 +23,21 @@ def write_dataset(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(rows))
 
 
+def resume(page: Page, screenshot: Any) -> None:
+    """Press Resume on the page of a run; retry while the server's database is locked."""
+    for _ in range(5):
+        page.get_by_role("button", name="Resume").click()
+        dialog = page.locator(".p-modal", has_text="rows have usable pairs")
+        expect(dialog).to_be_visible()
+        screenshot("pilot-resume")
+        with page.expect_response(lambda response: response.url.endswith("/resume")) as response:
+            dialog.get_by_role("button", name="Submit").click()
+        if response.value.status != 503:
+            break
+        page.reload()
+    assert response.value.ok, response.value.text()
+
+
 def test_a_run_waits_until_its_pilot_is_approved(
     page: Page, ui: Any, start_stub: Any, page_log: Any, screenshot: Any
 ) -> None:
@@ -52,12 +67,9 @@ def test_a_run_waits_until_its_pilot_is_approved(
     screenshot("pilot-gallery")
 
     page.goto(f"{ui.url}/runs/flow-run/{run_id}")
-    page.get_by_role("button", name="Resume").click()
-    dialog = page.locator(".p-modal", has_text="rows have usable pairs")
-    expect(dialog).to_be_visible()
-    screenshot("pilot-resume")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
     assert stub.stats()["requests"] == asked
-    dialog.get_by_role("button").last.click()
+    resume(page, screenshot)
     run = ui.wait_for_run(run_id)
     assert run["state_name"] == "Completed", run["state"]
     assert stub.stats()["requests"] == asked + ROWS - PILOT

@@ -33,14 +33,12 @@ def with_report() -> None:
 
 @pytest.fixture(autouse=True)
 def _without_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the report, which takes about half the time of a run on a few rows.
+    """Skip the report, which takes longer than most runs on a few rows.
 
     Tests that look at it request `with_report`. Processes that a test starts are not affected.
     """
     if "with_report" not in request.fixturenames:
-        monkeypatch.setattr(
-            "prefect_imageqa.flows.publish.publish.make_report", lambda *_, **__: []
-        )
+        monkeypatch.setattr("prefect_imageqa.flows.publish.publish._update_report", lambda *_: [])
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,29 @@ def test_serve_help_names_the_command_that_builds_a_server_environment() -> None
     assert "python -m prefect_imageqa.serving.server.cpu_env" in done.stdout
 
 
-def test_json_is_the_last_line_on_stdout(stub: Any, drawn: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_server_starts_one_and_ends_it(
+    stub: Any, drawn: Path, tmp_path: Path, temporary_servers: Callable[[int], set[int]]
+) -> None:
     dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
-    # No Prefect server is configured: the run starts an ephemeral one, here on an empty database.
+    # No Prefect server is configured: the run starts one, here on an empty database.
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     # As on a company's network, where no proxy can reach a server on this machine.
     env |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     for name in ("PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
         env.pop(name, None)
-    done = run_cli("run", dataset, "--output", output, "--endpoint", stub.url, "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    command = [COMMAND, "run", dataset, "--output", output, "--endpoint", stub.url, "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, **pipes) as process:
+        servers: set[int] = set()
+        while process.poll() is None:
+            servers |= temporary_servers(process.pid)
+            time.sleep(0.1)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert len(servers) == 1
+    assert not temporary_servers(process.pid)
+    assert "View at" not in stderr  # a temporary server has no UI
+    summary = json.loads(stdout.splitlines()[-1])
     assert list(summary) == [
         *("rows", "ok", "filtered", "quarantined", "reused", "requests"),
         *("prompt_tokens", "completion_tokens", "seconds", "output"),
@@ -102,7 +115,7 @@ def test_json_is_the_last_line_on_stdout(stub: Any, drawn: Path, tmp_path: Path)
     assert (summary["rows"], summary["ok"], summary["requests"]) == (12, 12, 12)
     assert summary["output"] == output
     assert summary["seconds"] > 0
-    assert "batch 1: 12 answered, 0 quarantined" in done.stderr
+    assert "batch 1: 12 answered, 0 quarantined" in stderr
 
 
 def test_options_reach_the_server(stub: Any, drawn: Path, tmp_path: Path, call: Call) -> None:

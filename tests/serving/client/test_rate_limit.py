@@ -95,14 +95,14 @@ class ClosedGateway(stub_faults.Gateway):
 
 
 class RandomGateway(stub_faults.Gateway):
-    """Rejects every tenth request, at random."""
+    """Rejects a share of the requests, at random."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float, seed: int) -> None:
         super().__init__(rate=1, window=False)
-        self._random = random.Random(7)
+        self._random, self._share = random.Random(seed), share
 
     def admits(self) -> bool:
-        return self._random.random() < 0.9
+        return self._random.random() >= self._share
 
 
 @pytest.mark.parametrize("retry_after", [0.0, 1.0], ids=["no Retry-After", "Retry-After 1"])
@@ -143,12 +143,23 @@ def test_the_rate_recovers_when_everything_was_rejected_for_long(
     assert len(simulation.sent) - before < 2000 + 200
 
 
-def test_rejections_that_do_not_depend_on_the_rate(simulation: Simulation) -> None:
-    """As when others use up a quota: to slow down does not help, so that must have an end."""
-    simulation.gateway = RandomGateway()
-    simulation.send(2000)
-    assert simulation.limit.rate
-    assert simulation.limit.rate * simulation.retry_after >= rate_limit._MIN_PER_PAUSE / 2
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_random_rejections_slow_nothing_down(
+    share: float, seed: int, simulation: Simulation
+) -> None:
+    simulation.gateway = RandomGateway(share, seed)
+    assert simulation.send(4000) < 1.1 * 4000 / MOST
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rate_that_was_lowered_in_vain_is_given_up(seed: int, simulation: Simulation) -> None:
+    simulation.gateway = ClosedGateway(simulation, simulation.now + 30)
+    simulation.send(10)
+    assert simulation.limit.is_limiting
+    simulation.gateway = RandomGateway(0.12, seed)
+    simulation.send(3000)
+    assert simulation.send(1000) < 3 * 1000 / MOST
 
 
 def test_a_limit_that_is_lowered(simulation: Simulation) -> None:

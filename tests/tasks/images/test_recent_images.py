@@ -56,3 +56,13 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, kept in ((4, True), (3, True), (0, False)):
         again = recent.get(ImageRef(path=f"{number}.png"), SETTINGS, lambda: image(4))
         assert (again is images[number]) is kept
+
+
+def test_an_image_of_another_version_is_another_image() -> None:
+    recent, ref = RecentImages(), ImageRef("a.png", version="1")
+    assert recent.find(ref, SETTINGS) is None
+    first = image()
+    recent.add(ref, SETTINGS, first)
+    assert recent.find(ref, SETTINGS) is first
+    assert recent.get(ref, SETTINGS, image) is first
+    assert recent.find(ImageRef("a.png", version="2"), SETTINGS) is None

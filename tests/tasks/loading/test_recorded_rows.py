@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -214,3 +216,27 @@ def test_rows_without_a_conversation_are_counted(tmp_path: Path) -> None:
     none = RecordedRows(open_dataset(path, Columns(conversation=None)))
     assert len(list(none.read())) == 4
     assert none.unasked == 0
+
+
+DIGEST = """
+import sys
+from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.recorded_rows import RecordedRows
+rows = RecordedRows(open_dataset(sys.argv[1]))
+assert list(rows.read())
+print(rows.digest.hex())
+"""
+
+
+def test_the_digest_of_all_rows_is_the_same_in_every_process(tmp_path: Path) -> None:
+    dataset = tmp_path / "d.jsonl"
+    rows, _ = recorded(dataset, records_of(3))
+    command = [sys.executable, "-c", DIGEST, str(dataset)]
+    assert subprocess.check_output(command, text=True).strip() == rows.digest.hex()
+    changed = [*records_of(2), {**records_of(3)[2], "text": "other"}]
+    others = [recorded(dataset, records)[0] for records in (changed, records_of(2))]
+    assert len({rows.digest, *(other.digest for other in others)}) == 3
+
+
+def test_a_frame_has_no_digest() -> None:
+    assert RecordedRows(load_dataset.fn(pd.DataFrame(records_of(2)))).digest == b""

@@ -1,0 +1,159 @@
+"""A temporary Prefect server: started only if none is configured, and never left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from prefect_imageqa.serving.errors import ImageQAError
+from prefect_imageqa.serving.temporary_server import (
+    TemporaryServer,
+    is_temporary,
+    profile_without_server,
+)
+
+ServersOf = Callable[[int], set[int]]
+
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+
+OWNER = """
+import time
+from prefect_imageqa.serving.temporary_server import TemporaryServer
+server = TemporaryServer({})
+server.wait()
+print(server.url, flush=True)
+time.sleep(300)
+"""
+
+CREATED_BY_PREFECT = """
+active = "ephemeral"
+[profiles.ephemeral]
+PREFECT_SERVER_EPHEMERAL_ENABLED = "true"
+[profiles.local]
+PREFECT_API_URL = "http://127.0.0.1:4200/api"
+"""
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A working directory, and Prefect's folder `home` in it, in which nothing is configured."""
+    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        pytest.param("", "", {}, id="nothing"),
+        pytest.param("home/profiles.toml", CREATED_BY_PREFECT, {}, id="Prefect's own profiles"),
+        pytest.param(
+            "home/profiles.toml",
+            'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_ANALYTICS_ENABLED = "true"',
+            {"PREFECT_SERVER_ANALYTICS_ENABLED": "true"},
+            id="another setting",
+        ),
+        pytest.param(".env", "AWS_REGION=eu-1", {}, id="other programs' .env"),
+        pytest.param("pyproject.toml", '[project]\nname = "x"', {}, id="other project file"),
+    ],
+)
+def test_a_server_is_started_if_none_is_configured(
+    unset: Path, file: str, text: str, expected: dict[str, str]
+) -> None:
+    if file:
+        (unset / file).write_text(text)
+    assert profile_without_server() == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        pytest.param(
+            "home/profiles.toml", CREATED_BY_PREFECT.replace("ephemeral", "local", 1), id="profile"
+        ),
+        pytest.param(
+            "home/profiles.toml", CREATED_BY_PREFECT.replace("true", "false"), id="forbidden"
+        ),
+        pytest.param("home/profiles.toml", "active = ", id="broken profiles"),
+        pytest.param("home/profiles.toml", "profiles = 3", id="odd profiles"),
+        pytest.param(".env", "prefect_api_url=http://server/api", id=".env"),
+        pytest.param("prefect.toml", "[api]\nurl = 'http://server/api'", id="prefect.toml"),
+        pytest.param("pyproject.toml", "[tool.prefect.api]\nurl = 'http://s/api'", id="pyproject"),
+    ],
+)
+def test_none_is_started_if_a_file_may_configure_one(unset: Path, file: str, text: str) -> None:
+    (unset / file).write_text(text)
+    assert profile_without_server() is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PREFECT_API_URL",
+        "prefect_api_url",
+        "PREFECT_API_KEY",
+        "PREFECT_PROFILE",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+    ],
+)
+def test_none_is_started_if_the_environment_may_configure_one(
+    unset: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert profile_without_server() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed owner leaves its server")
+def test_the_server_ends_with_an_owner_that_is_killed(unset: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().strip()
+        with urlopen(f"{url}/health") as answer:
+            assert answer.read() == b"true"
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        (server,) = processes_of(owner.pid)
+        owner.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while temporary_servers(owner.pid):
+        assert time.monotonic() < deadline, f"process {server} is still there"
+        time.sleep(0.1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address.hostname, address.port))
+
+
+def test_a_server_that_does_not_start_is_explained_in_a_line(
+    unset: Path, monkeypatch: pytest.MonkeyPatch, temporary_servers: ServersOf
+) -> None:
+    monkeypatch.setenv(DATABASE, "sqlite+aiosqlite:////no/such/folder/prefect.db")
+    server = TemporaryServer({})
+    with pytest.raises(ImageQAError, match=r"exit code 3.*unable to open database file") as caught:
+        server.wait()
+    assert "\n" not in str(caught.value)
+    server.stop()
+    assert not temporary_servers(os.getpid())
+
+
+def test_a_server_that_is_not_needed_is_stopped_at_once(
+    unset: Path, temporary_servers: ServersOf
+) -> None:
+    server = TemporaryServer({})
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < 5
+    assert not temporary_servers(os.getpid())
+
+
+def test_only_a_configured_server_is_not_temporary() -> None:
+    assert is_temporary(None)
+    assert not is_temporary("http://127.0.0.1:4200/api")
