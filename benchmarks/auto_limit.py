@@ -10,8 +10,8 @@ Small text requests are sent by `ChatClient` to the stub. Parts:
     uneven      a fast server (1 s, 64 slots) alone, beside an equal one, and beside one of half the
                 speed (2 s, 64 slots)
 
-Each line has the rows/s; the longest queue at a server, in slots, after the first seconds; and the
-limit over time.
+Each line has the rows/s from start to end, and after the first quarter of the time until nothing
+more is sent; the longest queue at a server, in slots; and the limit over time.
 """
 
 import argparse
@@ -51,6 +51,7 @@ class Measured:
     """What one run showed."""
 
     rows_per_second: float = 0.0
+    steady: float = 0.0
     limits: list[int] = field(default_factory=list)
     queues: list[float] = field(default_factory=list)
 
@@ -58,8 +59,8 @@ class Measured:
         step = max(1, len(self.limits) // 20)
         limits = " ".join(map(str, self.limits[::step]))
         return (
-            f"{self.rows_per_second:7.1f} rows/s, queue {max(self.queues, default=0):4.2f} x slots"
-            f", limit {limits}"
+            f"{self.rows_per_second:7.1f} rows/s, steady {self.steady:7.1f}, "
+            f"queue {max(self.queues, default=0):4.2f} x slots, limit {limits}"
         )
 
 
@@ -117,7 +118,13 @@ def watch(
         for number, profile in enumerate(profiles)
         for share, latency, count in profile.changes
     ]
+    quarter: tuple[float, int] | None = None
     while not stop.wait(SAMPLE_SECONDS):
+        now, completions = time.monotonic() - began, client.stats.completions
+        if now > seconds / 4:
+            quarter = quarter or (now, completions)
+            if quarter[0] < now <= seconds:
+                measured.steady = (completions - quarter[1]) / (now - quarter[0])
         measured.limits.append(client.max_in_flight)
         while changes and time.monotonic() >= changes[0][0]:
             _, number, latency, count = changes.pop(0)

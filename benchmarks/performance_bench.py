@@ -145,7 +145,8 @@ class Bench:
         command += [part for url in urls for part in ("--endpoint", url)]
         measured = self._measure([*command, "--json", *flags], **options)
         summary = json.loads(measured.stdout.splitlines()[-1])
-        assert summary["ok"] == summary["rows"], summary
+        # A model's reply may be of no use, but a server that fails must not look fast.
+        assert summary["ok"] >= 0.98 * summary["rows"], summary
         if not output:
             shutil.rmtree(target)
         return _run(summary["rows"], summary["seconds"], measured)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+from httpx import HTTPError
 from prefect import get_run_logger
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
@@ -54,7 +55,7 @@ def wait_for_approval(progress: RunProgress, statement: Sequence[str], seconds: 
         seconds: how long to wait at most.
 
     Raises:
-        PilotError: nobody did in that time, or the answer was no.
+        PilotError: nobody did in that time, the answer was no, or Prefect's server was lost.
     """
     with _said(progress, seconds):
         if deployment.id:
@@ -87,6 +88,11 @@ def _resumed(statement: Sequence[str], seconds: int) -> bool:
         pause_flow_run(form, timeout=seconds, poll_interval=POLL_SECONDS, key=str(uuid4()))
     except FlowPauseTimeout:
         return False
+    except HTTPError as error:
+        raise PilotError(
+            "stopped after the pilot: Prefect's server, where it is approved, does not answer "
+            f"({type(error).__name__}); its answers are stored: run again"
+        ) from None
     return True
 
 

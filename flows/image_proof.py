@@ -39,21 +39,23 @@ def prove_images(
     few = total is not None and total <= MANY_ROWS
     if not pilot.image_proof or (few and not pilot.rows):
         return batches, None
-    first, are_many = _first_batches(batches)
-    if first and (pilot.rows or are_many):
+    finished = len(current.ledger.rows.index)
+    are_known = bool(pilot.rows) or (total is not None and total - finished > MANY_ROWS)
+    first, are_many = _first_batches(batches, 0 if are_known else MANY_ROWS)
+    if are_many:
         return chain(first, batches), _image_tokens(run, current, first)
     return chain(first, batches), None
 
 
-def _first_batches(batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
-    """So many batches that they tell whether many rows are pending, and whether there are."""
+def _first_batches(batches: Iterator[Batch], limit: int) -> tuple[list[Batch], bool]:
+    """So many batches that they tell whether more than `limit` rows are pending; and whether so."""
     first: list[Batch] = []
     rows = embedded = 0
     for batch in batches:
         first.append(batch)
         rows += len(batch.prompts)
         embedded += batch.embedded_bytes
-        if rows > MANY_ROWS or embedded > _MANY_BYTES:
+        if rows > limit or embedded > _MANY_BYTES:
             return first, True
     return first, False
 
@@ -68,6 +70,11 @@ def _image_tokens(run: Run, current: OpenPass, batches: list[Batch]) -> float | 
             "add no tokens to its prompts. Serve a model that reads images, with the chat template "
             "of that model; or, if the server sees them and does not count them, use "
             "`--no-image-proof` (pilot.image_proof false)"
+        )
+    if not by_server:
+        get_run_logger().warning(
+            "whether the model sees the images was not checked: none of the first rows has an "
+            "image that can be used"
         )
     known = [tokens for tokens in by_server.values() if tokens is not None]
     if unknown := [server for server, tokens in by_server.items() if tokens is None]:

@@ -32,7 +32,15 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of, opaque, prefetch_results, quote
+from ..tasks.concurrency import (
+    MAX_CHUNK_BYTES,
+    chunks,
+    freed_when_done,
+    memory_of,
+    opaque,
+    prefetch_results,
+    quote,
+)
 from ..tasks.exporting import export_rows
 from ..tasks.exporting.trainers import export_for_training
 from ..tasks.loading import Columns, load_dataset
@@ -67,7 +75,7 @@ from .image_roots import confine_images
 from .open_pass import OpenPass
 from .pilot import run_pilot
 from .prefect_flow import deployable_flow, run_name
-from .publish.publish import as_asset, publish
+from .publish.publish import as_asset, publish, watched
 from .run import Run, open_run
 from .summary import RunSummary
 
@@ -170,11 +178,12 @@ def image_qa(
             answers = run.open_answers(main_pass)
             answer_rows(run, answers, question_rows(run.rows.read_again(), outcomes))
             outcomes = with_answers(main_pass.outcomes(), answers.outcomes())
+        rows, thumbnails = watched(run.rows.read_again, table, main_pass)
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,
             quote(outcomes),
-            quote(run.rows.read_again()),  # rows are never all in memory
+            quote(rows),  # they are never all in memory
             len(main_pass.row_keys),
             table.columns,
             json_array=exports.json_array,
@@ -183,7 +192,7 @@ def image_qa(
         for name in exports.formats:
             export_for_training(quote(run.training_source(table)), name, exports)
         summary = run.complete(counts)
-        publish(summary, run.output, table, run.rows.read_again, main_pass, model=run.model)
+        publish(summary, run.output, table, thumbnails, main_pass, model=run.model)
     if not run.is_import:  # of which questions may wait for the next one
         check_answered(summary, run.passes)
     return summary
@@ -205,12 +214,18 @@ def answer_rows(
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
         settings = open_pass.generation_settings
-        return open_pass.generate_batch.submit(quote(batch), quote(run.client), quote(settings))
+        generated = open_pass.generate_batch.submit(
+            quote(batch), quote(run.client), quote(settings)
+        )
+        return freed_when_done(generated)
 
     def store(batch: Batch, completions: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
         settings, folder = open_pass.parse_settings, open_pass.parts_folder
-        parsed = parse_batch.submit(quote(batch), opaque(completions), quote(settings))
-        return store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
+        parsed = freed_when_done(
+            parse_batch.submit(quote(batch), opaque(completions), quote(settings))
+        )
+        stored = store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
+        return freed_when_done(stored)
 
     def answer(batches: Iterator[Batch]) -> None:
         run_batches(batches, generate, store, open_pass, run)
@@ -223,7 +238,7 @@ def answer_rows(
         max_bytes=MAX_CHUNK_BYTES // 4,
         grows_to=MAX_CHUNK_ROWS,
     )
-    prompts = (prompt_rows.submit(quote(chunk), prompting) for chunk in row_chunks)
+    prompts = (freed_when_done(prompt_rows.submit(quote(chunk), prompting)) for chunk in row_chunks)
     pilot = run.parameters.pilot.rows if with_pilot else 0
     batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS), pilot)
     if with_pilot:

@@ -10,11 +10,14 @@ from ..tasks.errors import PilotError
 from ..tasks.records import Batch, Prompt
 from ..tasks.reporting.markdown import GALLERY_ROWS
 from ..tasks.reporting.prompted_rows import prompted_rows
-from .approval import check_can_ask, wait_for_approval
+from .approval import wait_for_approval
+from .client_settings import client_settings
 from .image_proof import prove_images
 from .open_pass import OpenPass
 from .publish.artifacts import show_pilot
+from .publish.publish import ARTIFACT_SECONDS
 from .run import Run
+from .run_log import IS_RESULT
 from .wording import duration, rate
 
 Answer = Callable[[Iterator[Batch]], None]
@@ -67,8 +70,6 @@ def run_pilot(
     if run.is_import:  # asks no server
         return batches
     settings = run.parameters.pilot
-    if settings.approval:
-        check_can_ask(run.progress)
     batches, tokens = prove_images(run, current, batches)
     if not settings.rows:
         return batches
@@ -78,7 +79,7 @@ def run_pilot(
     pilot.seconds = time.monotonic() - began
     following = next(batches, None)
     statement = _statement(run, current, pilot, tokens)
-    get_run_logger().info("pilot: %s", "; ".join(statement))
+    get_run_logger().info("pilot: %s", "; ".join(statement), extra={IS_RESULT: True})
     if following is None:  # there is nothing to be saved by stopping
         return iter(())
     _show(run, current, pilot, statement)
@@ -130,7 +131,8 @@ def _show(run: Run, current: OpenPass, pilot: PilotRows, statement: list[str]) -
     settings = current.generation_settings
     outcomes = list(current.ledger.outcomes([prompt.key for prompt in pilot.shown]))
     rows = prompted_rows(pilot.shown, outcomes, settings.reader, settings.images)
-    show_pilot(run.output, statement, rows, of=len(pilot.keys))
+    with client_settings(max_retries=1, timeout=ARTIFACT_SECONDS):
+        show_pilot(run.output, statement, rows, of=len(pilot.keys))
 
 
 def _check_share(current: OpenPass, pilot: PilotRows, min_parsed: float) -> None:

@@ -34,6 +34,7 @@ from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
 from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
+from .approval import check_can_ask
 from .batch_results import BatchResults
 from .circuit_breaker import CircuitBreaker
 from .garbage import rare_collections
@@ -55,6 +56,7 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
     """Open the output and the image reader; `Run.start` opens the rest. All are closed on exit.
 
     Raises:
+        PilotError: it needs an approval, and there is nobody to ask.
         PrefectServerError: a block is named, but no Prefect server answers.
         StoreError: a URI has an unsupported scheme, there is no such block, or the output has
             another layout or cannot be read.
@@ -65,6 +67,8 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
         stack.enter_context(forward_logs(get_run_logger()))
         progress, patience = current_progress(), Patience(parameters.limits.store_wait)
         stack.enter_context(progress.watching(patience))
+        if parameters.pilot.approval:
+            check_can_ask(progress)
         output = open_store(parameters.output, parameters.store).with_patience(patience)
         if read_manifest(output) is not None:  # fail early if it has another layout
             last_completed(output)

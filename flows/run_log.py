@@ -40,6 +40,9 @@ _TASK_FAILURES = (
 HAS_LINES = "has_lines"
 """Attribute of a record that may have several lines, such as the end of a server's log."""
 
+IS_RESULT = "is_result"
+"""Attribute of a record that a terminal shows, although it is no warning: what was asked for."""
+
 _said: "WeakSet[BaseException]" = WeakSet()
 """Errors that have been logged: Prefect logs the same one at several levels of its engine."""
 

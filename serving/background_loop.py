@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,9 +18,14 @@ class GroupEndedError(RuntimeError):
 
 
 class BackgroundLoop:
-    """An event loop that runs until it is closed; any thread can start coroutines on it."""
+    """An event loop that runs until it is closed; any thread can start coroutines on it.
+
+    They run in the context in which the loop was made, not in that of their caller: a connection
+    keeps the context in which it was opened, and that of a task run would keep the task's rows.
+    """
 
     def __init__(self) -> None:
+        self._context = copy_context()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="background-loop", daemon=True
@@ -28,11 +34,12 @@ class BackgroundLoop:
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine; any thread can wait for its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        context = self._context.copy()
+        return context.run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function on the loop's thread, soon."""
-        self._loop.call_soon_threadsafe(function)
+        self._loop.call_soon_threadsafe(function, context=self._context.copy())
 
     def close(self) -> None:
         """Stop the loop. Everything that was started on it must have ended by now."""

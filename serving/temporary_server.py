@@ -6,6 +6,7 @@ module imports only the standard library.
 """
 
 import atexit
+import logging
 import os
 import re
 import socket
@@ -23,8 +24,13 @@ from .printable import printable
 STARTUP_SECONDS = 120.0
 """The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
 
+QUIET_SECONDS = 5.0
+"""How long the start may take without a word; as a rule it takes less."""
+
 STOP_SECONDS = 5.0
 """How long the server may take to end, as Prefect's own."""
+
+_LOGGER = logging.getLogger("prefect_imageqa.serving")
 
 _HOST = "127.0.0.1"
 _PROGRAM = "prefect_imageqa.serving.serve_prefect"
@@ -71,13 +77,7 @@ class TemporaryServer:
             arguments = [str(listener.fileno()), str(self._owner), str(os.dup(2))]
             try:
                 self._process = subprocess.Popen(  # noqa: S603
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "prefect_imageqa.serving.serve_prefect",
-                        *arguments,
-                    ],
+                    [sys.executable, "-P", "-m", _PROGRAM, *arguments],
                     env={**os.environ, **defaults, **_SERVER},
                     pass_fds=(listener.fileno(), int(arguments[2])),
                     stdin=subprocess.DEVNULL,
@@ -97,26 +97,37 @@ class TemporaryServer:
         """
         if self._is_up:
             return
+        problem = self._health(QUIET_SECONDS)
+        if problem is None:
+            _LOGGER.warning(
+                "Prefect's temporary server is starting: waiting, up to %.0f s", STARTUP_SECONDS
+            )
+            problem = self._health(STARTUP_SECONDS)
+        if problem is None:
+            problem = f"no answer for {STARTUP_SECONDS:.0f} s"
+        if problem:
+            raise ImageQAError(
+                f"Prefect's temporary server does not start ({problem}): {self._last_error()}: "
+                "`prefect server start` shows more; PREFECT_API_URL can name a running server"
+            )
+        self._is_up = True
+
+    def _health(self, seconds: float) -> str | None:
+        """What is wrong with the server, if anything; None if it does not answer in time."""
         import http.client  # not before the server is started
 
         address = self.url.removeprefix("http://").partition("/")[0]
-        connection = http.client.HTTPConnection(address, timeout=STARTUP_SECONDS)
+        connection = http.client.HTTPConnection(address, timeout=seconds)
         try:
             connection.request("GET", "/api/health")
             status = connection.getresponse().status
-            self._is_up = status == http.client.OK
-            problem = f"HTTP {status}"
         except TimeoutError:
-            problem = f"no answer for {STARTUP_SECONDS:.0f} s"
+            return None
         except (OSError, http.client.HTTPException):
-            problem = f"exit code {self._exit_code()}"
+            return f"exit code {self._exit_code()}"
         finally:
             connection.close()
-        if not self._is_up:
-            raise ImageQAError(
-                f"Prefect's temporary server does not start ({problem}): {self._problem()}: "
-                "`prefect server start` shows more; PREFECT_API_URL can name a running server"
-            )
+        return "" if status == http.client.OK else f"HTTP {status}"
 
     def stop(self) -> None:
         """End the server, and wait until it has ended."""
@@ -136,7 +147,7 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def _problem(self) -> str:
+    def _last_error(self) -> str:
         """What the server says: its last error, or its last line."""
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").splitlines()

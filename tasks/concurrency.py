@@ -41,6 +41,23 @@ def opaque(future: PrefectFuture[T]) -> T:
     return cast("T", annotations.opaque(future))
 
 
+def freed_when_done(future: PrefectFuture[T]) -> PrefectFuture[T]:
+    """The future, which will be freed with its result as soon as nobody refers to it.
+
+    The callbacks of a future of Prefect refer to the future itself. Without this, it lasts until
+    the garbage collector finds such a cycle, which may be tens of thousands of rows later.
+    """
+    wrapped = getattr(future, "wrapped_future", None)
+    if isinstance(wrapped, Future):  # not that of a task runner for several machines
+        wrapped.add_done_callback(_drop_callbacks)
+    return future
+
+
+def _drop_callbacks(future: Future[Any]) -> None:
+    # Those that are being called are in the old list.
+    future._done_callbacks = []  # type: ignore[attr-defined] # private
+
+
 def prefetch_results(futures: Iterable[PrefectFuture[Iterator[T]]], count: int) -> Iterator[T]:
     """Yield the items of each task run's result, with up to `count` further runs submitted.
 

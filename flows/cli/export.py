@@ -113,10 +113,13 @@ def export(
 def _update_report(source: "ExportSource") -> None:
     """Write the report and the dataset card of the output again: they list its exports."""
     from ...tasks.reporting.report import make_report
-    from ...tasks.reporting.samples import ImageSource
+    from ...tasks.reporting.row_images import ImageSource, RowImages
 
-    images = ImageSource(source.rows, source.columns, source.base) if source.rows else None
-    make_report(source.output, reader=source.reader, images=source.limits, source=images)
+    images = None
+    if source.rows is not None:
+        found = ImageSource(source.rows, source.columns, source.base)
+        images = RowImages(found, source.reader, source.limits)
+    make_report(source.output, images)
 
 
 def _source(

@@ -9,7 +9,7 @@ from .options import Flag, Output, Store
 
 if TYPE_CHECKING:
     from ...tasks.object_store.store import ObjectStore
-    from ...tasks.reporting.samples import ImageSource
+    from ...tasks.reporting.row_images import ImageSource
     from ...tasks.runs.run_record import RunRecord
 
 reports = App()
@@ -46,6 +46,7 @@ def report(
     from ...tasks.images.prepare import ImageSettings
     from ...tasks.images.reader import ImageReader
     from ...tasks.reporting.report import REPORT, make_report
+    from ...tasks.reporting.row_images import RowImages
     from ...tasks.runs.run_record import completed_run
     from ..run import open_store
 
@@ -58,7 +59,8 @@ def report(
         allow_private_hosts=allow_private_hosts,
         root=image_root,
     ) as reader:
-        make_report(output_store, reader=reader, images=images, source=source)
+        shown = RowImages(source, reader, images) if source else None
+        make_report(output_store, shown)
     print(output_store.uri_of(REPORT))
     if dataset is None and run.parameters.columns.image is not None:
         print("the report has no images: give the run's dataset as --dataset", file=sys.stderr)
@@ -69,7 +71,7 @@ def _image_source(
     output: "ObjectStore", run: "RunRecord", dataset: str | None, image_root: str | None
 ) -> "ImageSource | None":
     from ...tasks.loading.dataset import open_dataset
-    from ...tasks.reporting.samples import ImageSource
+    from ...tasks.reporting.row_images import ImageSource
 
     columns = run.parameters.columns
     if dataset is None or columns.image is None:

@@ -36,7 +36,7 @@ from ..prefect_outage import bounded_exit
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
 from ..run import open_store
-from ..run_log import error_is_printed
+from ..run_log import IS_RESULT, error_is_printed
 from ..summary import RunSummary
 
 REFRESHES_PER_SECOND = 4
@@ -144,9 +144,10 @@ def _logging_to(console: Console) -> Iterator[None]:
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
-    """Of the lines of a run, only warnings are shown: the bar tells the rest."""
+    """Of the lines of a run, only warnings and results are shown: the bar tells the rest."""
     is_of_run = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
-    return record.levelno >= logging.WARNING or not is_of_run
+    matters = record.levelno >= logging.WARNING or hasattr(record, IS_RESULT)
+    return matters or not is_of_run
 
 
 class _ProgressView:

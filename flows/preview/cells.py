@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...serving.types import Message
 from ...tasks.records import Answered, FinishedRow, Kind, Prompt, QAPair
-from ...tasks.reporting.samples import SampledImage
+from ...tasks.reporting.row_images import SampledImage
 
 
 @dataclass(frozen=True, slots=True)

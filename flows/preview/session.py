@@ -23,7 +23,7 @@ from ...tasks.parsing.parse import parse_reply
 from ...tasks.prompting.open_style import OpenStyle
 from ...tasks.prompting.prompts import prompt_rows
 from ...tasks.records import TRANSIENT, FinishedRow, Problem, Prompt, Reply, Row, RowError
-from ...tasks.reporting.samples import SampledImage, sampled_images
+from ...tasks.reporting.row_images import SampledImage, sampled_images
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ...tasks.storing.questions import question_rows, with_answers

@@ -19,10 +19,11 @@ from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Row
 from ...tasks.reporting.dataset_card import CARD
-from ...tasks.reporting.report import REPORT, make_report
-from ...tasks.reporting.samples import ImageSource, SampledRow
+from ...tasks.reporting.report import MAX_ANSWERED, MAX_QUARANTINED, REPORT, make_report
+from ...tasks.reporting.row_images import ImageSource, RowImages
+from ...tasks.reporting.samples import SampledRow, likely_sample
 from ...tasks.runs.run_record import RunCounts
-from ...tasks.storing.key_index import count_duplicates
+from ...tasks.storing.key_index import count_duplicates, pack_keys
 from ..client_settings import client_settings
 from ..open_pass import OpenPass
 from ..prefect_outage import run_has_ended, server_answers
@@ -79,11 +80,29 @@ def _asset_key(uri: str) -> str | None:
         return None
 
 
+def watched(
+    rows: Callable[[], Iterator[Row]], dataset: Dataset, main_pass: OpenPass
+) -> tuple[Iterator[Row], RowImages]:
+    """The rows for the export; while it reads them, thumbnails for the report are made.
+
+    Args:
+        rows: reads the dataset's rows again.
+        dataset: the dataset.
+        main_pass: the pass over them, which is complete.
+    """
+    settings = main_pass.generation_settings
+    source = ImageSource(rows, dataset.columns, dataset.base)
+    images = RowImages(source, settings.reader, settings.images)
+    kinds = main_pass.ledger.rows.index.find(pack_keys(main_pass.row_keys)).locations["kind"]
+    wanted = likely_sample(kinds, answered=MAX_ANSWERED, quarantined=MAX_QUARANTINED)
+    return images.watch(rows(), wanted), images
+
+
 def publish(
     summary: RunSummary,
     output: ObjectStore,
     dataset: Dataset,
-    rows: Callable[[], Iterator[Row]],
+    images: RowImages,
     main_pass: OpenPass,
     *,
     model: str,
@@ -94,7 +113,7 @@ def publish(
     """
     run_has_ended()
     get_run_logger().info("%s", summary)
-    samples = _update_report(output, dataset, rows, main_pass)
+    samples = _update_report(output, dataset, images, main_pass)
     if server_answers():
         with client_settings(max_retries=1, timeout=ARTIFACT_SECONDS):
             show_results(
@@ -114,7 +133,7 @@ def publish(
 def _update_report(
     output: ObjectStore,
     dataset: Dataset,
-    rows: Callable[[], Iterator[Row]],
+    images: RowImages,
     main_pass: OpenPass,
 ) -> Sequence[SampledRow] | None:
     """Write the report, unless the one that is there shows the same; returns the rows shown.
@@ -127,13 +146,7 @@ def _update_report(
         files = [REPORT, CARD, *records]
         if exported is not None and exported.has(output, [*ALWAYS_EXPORTED, *files]):
             return None
-        samples = make_report(
-            output,
-            reader=main_pass.generation_settings.reader,
-            images=main_pass.generation_settings.images,
-            source=ImageSource(rows, dataset.columns, dataset.base),
-            stored=main_pass.ledger.rows,
-        )
+        samples = make_report(output, images, main_pass.ledger.rows)
         if exported is not None:
             exported.add(output, files)
     except StoreError as error:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..metrics import Counters
 from .observation import Observation
-from .throughput import ThroughputSearch
+from .throughput import MAX_STEP, ThroughputSearch
 
 MaxInFlight = int | Literal["auto"]
 """Limit of the requests in flight over all servers; "auto" finds a limit for each of them."""
@@ -115,7 +115,7 @@ class AutoLimit:
             return self.value
         grown = int(self.value * (1 + self._growth)) + 1
         self._growth = min(2 * self._growth, 1.0)
-        return min(grown, MAX_LIMIT)
+        return min(grown, self.value + MAX_STEP, MAX_LIMIT)
 
     def _lasting_queue(self, seen: Observation, waiting: int) -> int:
         """How many requests have waited all the time, for as long as requests take."""

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import orjson
@@ -284,17 +283,6 @@ def _max_tokens(options: Mapping[str, Any]) -> int | None:
     """How many tokens a request asks for at most, under either name of that option."""
     limits = (options.get("max_completion_tokens"), options.get("max_tokens"))
     return next((limit for limit in limits if isinstance(limit, int)), None)
-
-
-def _once(function: Callable[[], object]) -> Callable[[], None]:
-    """Calls the function at the first call only; for use by several threads."""
-    calls = [function]
-
-    def call() -> None:
-        with suppress(IndexError):
-            calls.pop()()
-
-    return call
 
 
 def _result(future: Future[T]) -> T:

@@ -27,7 +27,11 @@ class Outcomes:
         self._all_ended = threading.Event()
 
     def add(self, position: int, outcome: Outcome) -> None:
-        """A request has ended; raises what `on_outcome` raises, then it has not."""
+        """A request has ended with an outcome.
+
+        Raises:
+            Exception: that of `on_outcome`; then the end of the request is still to be told.
+        """
         if self._on_outcome:
             self._on_outcome(position, outcome)
         self._outcomes[position] = outcome

@@ -3,17 +3,15 @@
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
 
 from ..background_loop import CoroutineGroup
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointLostError, ImageQAError
 from ..types import Completion, FailureKind, Recovery
 from .addresses import addresses_of
-from .auto_limit import FIRST_LIMIT, AutoLimit
-from .open_files import max_connections
+from .auto_limit import AutoLimit
 from .proxies import proxy_of
+from .request_line import RequestLine
 from .servers import Health, Server
 from .transport import Transport, is_alive
 
@@ -33,7 +31,7 @@ _MAX_PROBE_DELAY = 5.0
 """Seconds between two tests of a server that is not up, at most."""
 
 
-class ServerPool:
+class ServerPool(RequestLine):
     """The servers of an endpoint. Used on the client's event loop only.
 
     Args:
@@ -44,9 +42,6 @@ class ServerPool:
         recovery: restarts the only server.
 
     Attributes:
-        servers: those of the endpoint.
-        in_use: requests that servers were acquired for, without those that are overtaken.
-        error: why all requests fail, once the servers were waited for in vain.
         note: what is waited for before any request is sent.
         crash_expected: the requests in flight are suspected of crashing the server.
     """
@@ -59,9 +54,7 @@ class ServerPool:
         server_wait: float,
         recovery: Recovery | None,
     ) -> None:
-        self.servers: list[Server] = []
-        self.in_use = 0
-        self.error: ImageQAError | None = None
+        super().__init__(max_in_flight)
         self.note = ""
         self.crash_expected = False
         self.server_wait = server_wait
@@ -69,23 +62,10 @@ class ServerPool:
         self.model: str | None = endpoint.model
         self._endpoint = endpoint
         self._group = group
-        self._max_in_flight = max_in_flight
-        self._max_connections = max_connections()
-        self._line: deque[asyncio.Future[Server]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def max_in_flight(self) -> int:
-        """Limit of the requests in flight, over all servers, as it is now."""
-        if self._max_in_flight is not None:
-            return self._max_in_flight
-        limits = (server.auto_limit.value for server in self.up if server.auto_limit)
-        return min(sum(limits) or FIRST_LIMIT, self._max_connections)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.close_line()
         for server in self.servers:
             await server.transport.close()
 
@@ -97,7 +77,7 @@ class ServerPool:
             if (url, address) not in known:
                 server = Server(
                     Transport(url, self._endpoint, address),
-                    auto_limit=AutoLimit() if self._max_in_flight is None else None,
+                    auto_limit=AutoLimit() if self.is_auto else None,
                 )
                 self.servers.append(server)
                 if known:  # a newcomer may still be starting
@@ -119,94 +99,6 @@ class ServerPool:
         if len(addresses) > 1 or any(address for _, address in known):
             return [(url, address) for address in addresses]
         return [(url, "")]
-
-    async def acquire(self) -> Server:
-        """Wait in line for a server that may get a request.
-
-        Raises:
-            ImageQAError: the servers were waited for in vain.
-        """
-        self._check()
-        if not self._line and (server := self._next_server(time.monotonic())) is not None:
-            return server
-        turn: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        if len(self._line) == 1:
-            self.wake()
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.release(turn.result(), has_slot=True)
-            raise
-
-    def _check(self) -> None:
-        if self.error is not None:
-            raise type(self.error)(str(self.error))
-
-    def _next_server(self, now: float) -> Server | None:
-        """The server that would answer another request first, if one may get it now."""
-        if self.in_use >= (self._max_in_flight or self._max_connections):
-            return None
-        ready = [server for server in self.servers if server.can_take(now)]
-        if not ready:
-            return None
-        server = ready[0]
-        if len(ready) > 1:
-            usual = min((server.latency for server in ready if server.latency), default=1.0)
-            server = min(ready, key=lambda server: server.cost(usual))
-        server.load += 1
-        server.in_use += 1
-        self.in_use += 1
-        server.rate_limit.sent(now)
-        return server
-
-    def release(self, server: Server, *, has_slot: bool) -> None:
-        """A request that `acquire` gave the server to has ended."""
-        server.load -= 1
-        if has_slot:
-            self.free_slot(server)
-        else:
-            self.wake()
-
-    def free_slot(self, server: Server) -> None:
-        """A request no longer counts for the limits."""
-        server.in_use -= 1
-        self.in_use -= 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Give the requests that are first in line a server, as far as one may get them now."""
-        while self._line:
-            if self._line[0].done():  # cancelled
-                self._line.popleft()
-                continue
-            now = time.monotonic()
-            try:
-                self._check()
-                server = self._next_server(now)
-            except ImageQAError as error:
-                self._line.popleft().set_exception(error)
-                continue
-            if server is None:
-                self._wake_later(now)
-                return
-            self._line.popleft().set_result(server)
-
-    def _wake_later(self, now: float) -> None:
-        """Look again when a server may get a request because of its rate limit."""
-        delays = [server.rate_limit.delay(now) for server in self.servers]
-        delay = min([delay for delay in delays if delay > 0], default=0.0)
-        if not delay:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
-
-    @property
-    def up(self) -> Sequence[Server]:
-        """The servers that get requests."""
-        return [server for server in self.servers if server.health is Health.UP]
 
     # --- servers that fail ------------------------------------------------------------------------
 

@@ -39,12 +39,16 @@ _FEW = 32
 rate: one of several replicas is busy, or a fault is random. Each costs its own request a wait, but
 no other. Of fewer than 32 replies, 8 rejections count as a quarter."""
 
+_FIRST_REJECTIONS = 3
+"""As long as no request was accepted, that many show that there is a limit."""
+
 _LONG_PAUSE = 5.0
 """A server that asks to wait for longer means it, even if it is the only rejection."""
 
 _UNRELATED = 4.0
-"""If the rate has been lowered by this factor, and still only a few requests are rejected, they are
-not rejected for the rate."""
+_MOST = 0.4
+"""If the rate has been lowered by this factor since this share of the newest requests was rejected,
+and some still are, they are not rejected for the rate."""
 
 _FIRST_REQUESTS = 8
 """Requests in flight until one is accepted: with a strict limit, all further ones were wasted."""
@@ -144,6 +148,8 @@ class RateLimit:
 
     def _is_sporadic(self) -> bool:
         """Whether only a few of the newest requests were rejected."""
+        if not self._was_accepted:
+            return len(self._recent) < _FIRST_REJECTIONS
         return sum(self._recent) < _SPORADIC * max(len(self._recent), _FEW)
 
     def _resume(self, now: float) -> None:
@@ -155,10 +161,12 @@ class RateLimit:
         measured = self._accepted / max(now - self._accepted_since, 1e-3)
         if self.rate is not None:
             measured = max(0.3 * self.rate, min(_DECREASE * self.rate, measured))
-        self.rate = self._base = max(measured, _MIN_PER_PAUSE / self._length)
-        if not self._first_rate or not self._is_sporadic():
+        least = _MIN_PER_PAUSE / self._length
+        self.rate = self._base = max(measured, least)
+        share = sum(self._recent) / len(self._recent)
+        if not self._first_rate or share > _MOST:
             self._first_rate = self.rate
-        elif self.rate < self._first_rate / _UNRELATED:
+        elif self.rate <= max(self._first_rate / _UNRELATED, least) and share < _MOST:
             self.rate, self._first_rate = None, 0.0
             self._recent.clear()
         self._pause = _MIN_PAUSE

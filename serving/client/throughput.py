@@ -14,6 +14,10 @@ _UP, _DOWN = 1.25, 0.8
 _DOUBLE = 2.0
 """Factors of a step. At first the limit is doubled as long as that pays."""
 
+MAX_STEP = 128
+"""Requests by which a limit is raised at once, at most. Each opens a connection, and many servers
+queue no more than 128 of them."""
+
 _REST = 6
 """Measurements between two steps that try whether another limit is better by now."""
 
@@ -103,7 +107,8 @@ class ThroughputSearch:
 
     def _step(self, limit: int, rate: float) -> int:
         """Try another limit."""
-        tried = max(self._least, min(round(limit * self._factor), self._most))
+        most = min(limit + MAX_STEP, self._most)
+        tried = max(self._least, min(round(limit * self._factor), most))
         if tried == limit:  # at a bound, or too small for a step
             tried = max(self._least, min(limit + (1 if self._factor > 1 else -1), self._most))
         if tried == limit:

@@ -74,6 +74,7 @@ def export_inputs(
     digest.update(rows)
     digest.update(canonical_digest(settings))
     for ledger, keys in passes:
+        digest.update(ledger.folder.encode())  # another parser has read the replies otherwise
         for start in range(0, len(keys), _KEYS_PER_LOOKUP):
             packed = pack_keys(keys[start : start + _KEYS_PER_LOOKUP])
             found = ledger.rows.index.find(packed)

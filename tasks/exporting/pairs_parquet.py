@@ -110,13 +110,15 @@ class ParquetWriter:
         group.replies.append(reply)
         group.reasonings.append(_encodable(answer.reasoning) or None)
         size = len(reply) + len(answer.reasoning) + self._columns.add(row.record)
-        for number, pair in enumerate(pairs):
-            group.positions.append(position)
-            group.numbers.append(number)
-            group.pairs.append(pair)
-            group.styles.append(_encodable(answer.style) or None)
-            group.digests.append(digest or None)
-            size += sum(map(len, (pair.question, pair.answer, pair.reasoning, *pair.options)))
+        for pair in pairs:
+            size += len(pair.question) + len(pair.answer) + len(pair.reasoning)
+            size += sum(map(len, pair.options))
+        count = len(pairs)
+        group.positions += [position] * count
+        group.numbers += range(count)
+        group.pairs += pairs
+        group.styles += [_encodable(answer.style) or None] * count
+        group.digests += [digest or None] * count
         self._size += size
         if (
             position + 1 >= _PER_GROUP

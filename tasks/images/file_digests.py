@@ -23,6 +23,8 @@ _GROUP_SECONDS = 5.0
 _MAX_PRELOADED_FILES = 65_536
 """Looked-up files held in memory; they are needed soon after the look-up."""
 
+_NOT_LOOKED_UP = ("", "")
+
 _FILES_PER_QUERY = 500
 """SQLite allows at least 999 parameters in a query."""
 
@@ -89,26 +91,28 @@ class FileDigests:
                 self._preloaded.clear()
             self._preloaded.update((name, found.get(name)) for name in names)
 
+    # Looking up and adding a digest take no lock: a thread that waits for one costs more than that.
+
     def get(self, path: str, version: str) -> str | None:
         """The file's digest in hex, if this version of it is known (see `file_version`)."""
         name = os.fsencode(path)
-        with self._lock:
-            preloaded = name in self._preloaded
-            known = self._new.get(name) or self._preloaded.get(name)
-        if known is None and not preloaded:
+        known = self._new.get(name) or self._preloaded.get(name, _NOT_LOOKED_UP)
+        if known is _NOT_LOOKED_UP:
             self.preload([path])
-            return self.get(path, version)
+            known = self._preloaded.get(name)
         return known[1] if known and known[0] == version else None
 
     def add(self, path: str, version: str, digest: str) -> None:
         """Store a digest; it is written to the database soon, or by `close`."""
-        with self._lock:
-            if not self._usable:
-                return
-            self._new[os.fsencode(path)] = version, digest
-            due = time.monotonic() - self._written > _GROUP_SECONDS
-            if due or len(self._new) >= _GROUP_FILES:
+        if not self._usable:
+            return
+        self._new[os.fsencode(path)] = version, digest
+        due = time.monotonic() - self._written > _GROUP_SECONDS
+        if (due or len(self._new) >= _GROUP_FILES) and self._lock.acquire(blocking=False):
+            try:
                 self._write()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Write new digests and close the database."""
@@ -119,11 +123,12 @@ class FileDigests:
             self._connection = None
 
     def _write(self) -> None:
-        rows = [(name, *known) for name, known in self._new.items()]
-        if rows:
-            self._guarded(lambda db: _insert(db, rows))
-            self._preloaded.update(self._new)
-        self._new.clear()
+        new = self._new.copy()  # others add meanwhile
+        if new:
+            self._guarded(lambda db: _insert(db, [(name, *known) for name, known in new.items()]))
+            self._preloaded.update(new)
+        for name in new:
+            self._new.pop(name, None)
         self._written = time.monotonic()
 
     def _guarded(self, use: Callable[[sqlite3.Connection], T]) -> T | None:

@@ -76,7 +76,7 @@ class LocalImages:
         now = time.time()
         data, version, settled = self._load(ref, min(SMALL_BYTES, self._max_bytes), now)
         if data is not None:
-            return self._digest_of(path, version, data, settled)
+            return self._digest_of(ref, version, data, settled)
         size = _size(version)
         if size > self._max_bytes:
             raise too_large(ref, self._max_bytes)
@@ -84,7 +84,7 @@ class LocalImages:
             data, version, settled = self._load(ref, self._max_bytes, now)
             if data is None:
                 raise too_large(ref, self._max_bytes)
-            return self._digest_of(path, version, data, settled)
+            return self._digest_of(ref, version, data, settled)
 
     def read(self, ref: ImageRef, limit: int) -> bytes | None:
         """The content of a file; None if it has more bytes than the limit.
@@ -105,8 +105,8 @@ class LocalImages:
 
     def put_back(self, ref: ImageRef, data: bytes) -> None:
         """Keep a file that was read after all, for whoever reads it next."""
-        if ref.path is not None and ref.version:
-            self._read_ahead.keep(ref.path, ref.version, data)
+        if ref.version:
+            self._read_ahead.keep(str(ref.path), ref.version, data)
 
     def size(self, ref: ImageRef) -> int:
         """Bytes of a file.
@@ -124,11 +124,12 @@ class LocalImages:
         self._slow_reads = self._slow_reads + 1 if is_slow else 0
         return data, file_version(info), bool(self._digests) and is_settled(info, now)
 
-    def _digest_of(self, path: str, version: str, data: bytes, is_settled_now: bool) -> str:
+    def _digest_of(self, ref: ImageRef, version: str, data: bytes, settled: bool) -> str:
         digest = hashlib.sha256(data).hexdigest()
-        if self._digests and is_settled_now:
-            self._digests.add(path, version, digest)
-        self._read_ahead.keep(path, version, data)
+        if self._digests and settled:
+            self._digests.add(str(ref.path), version, digest)
+        if version == ref.version:
+            self.put_back(ref, data)
         return digest
 
 

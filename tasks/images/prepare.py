@@ -42,7 +42,7 @@ class ImageSettings(BaseModel):
         default=1024,
         ge=28,
         description="Images whose longer side exceeds this (in pixels) are downscaled before they "
-        "are sent; smaller ones are never enlarged.",
+        "are sent, to this or, for some JPEGs, up to 3 % less; smaller ones are never enlarged.",
     )
     # Image processors in transformers mistake a side of 1 or 3 pixels for the colour channels.
     min_side: int = Field(

@@ -207,13 +207,15 @@ class ImageReader:
         Raises:
             RowError: as for `prepare`.
         """
-        if (known := self._recent.find(ref, settings)) or not self.is_quick(ref):
+        is_file = ref.path is not None  # finding embedded bytes takes longer than checking them
+        known = self._recent.find(ref, settings) if is_file else None
+        if known or not self.is_quick(ref):
             return known
         data = self._read(ref, min(SMALL_BYTES, self._max_bytes))
         prepared = None if data is None else unchanged_image(data, settings)
-        if prepared:
+        if is_file and prepared:
             self._recent.add(ref, settings, prepared)
-        elif data is not None:
+        elif is_file and data is not None:
             self._local.put_back(ref, data)
         return prepared
 

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..object_store.regular_files import is_inside
 from ..records import ImageRef, Kind, RowError
 from .base64_images import base64_image, data_uri_bytes
 from .decoding import decode, upright
-from .file_digests import file_version
+from .local_paths import file_at, joined
 from .spellings import is_windows_path, spellings
 from .web_addresses import display_url, parse_image_url
 
@@ -186,34 +185,15 @@ def _find(path: str, folder: str | None) -> ImageRef:
     """Look up a path in the dataset's folder, then in the working directory."""
     if folder is not None and folder.startswith("s3://") and not path.startswith("/"):
         return ImageRef(path=_join_s3(folder, path))
-    if found := _file(_joined(path, folder or os.getcwd())):  # noqa: PTH109
+    if found := file_at(joined(path, folder or os.getcwd())):  # noqa: PTH109
         return found
     folders = [folder or str(Path.cwd()), str(Path.cwd())]
     for spelling in spellings(path):
         for parent in folders:
-            if found := _file(_joined(spelling, parent)):
+            if found := file_at(joined(spelling, parent)):
                 return found
     where = "" if path.startswith("/") else f" in {' or '.join(dict.fromkeys(folders))}"
     raise _missing(path, where)
-
-
-def _joined(path: str, folder: str) -> str:
-    """A path in a folder, without empty parts and `.`."""
-    joined = path if path.startswith("/") else f"{folder}/{path}"
-    return str(Path(joined)) if _UNTIDY.search(joined) else joined
-
-
-_UNTIDY = re.compile(r"//|/\.|/$|^\./")
-"""What `Path` may write in another way."""
-
-
-def _file(path: str) -> ImageRef | None:
-    """The file at a path; None if there is none."""
-    try:
-        info = os.stat(path)  # noqa: PTH116 (building a Path costs more than the call)
-    except (OSError, ValueError):
-        return None
-    return ImageRef(path, version=file_version(info)) if stat.S_ISREG(info.st_mode) else None
 
 
 def _missing(path: str, where: str) -> RowError:
@@ -263,7 +243,7 @@ def _inside_root(path: str, root: str, base: ImageBase) -> ImageRef:
         try:
             # Resolve links before the check, not after it.
             home = base.real_folder(root)
-            place = _joined(spelling, home)
+            place = joined(spelling, home)
             if ".." in place.split("/") or os.path.islink(place):  # noqa: PTH114
                 place = str(Path(place).resolve())
             parent, _, name = place.rpartition("/")
@@ -272,7 +252,7 @@ def _inside_root(path: str, root: str, base: ImageBase) -> ImageRef:
             raise RowError(Kind.BAD_ROW, f"{_short(path)} is not a path") from None
         if not is_inside(place, home):
             raise _outside(path, root)
-        if found := _file(place):
+        if found := file_at(place):
             return found
     raise _missing(path, f" in {root}")
 

@@ -9,7 +9,7 @@ import io
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,11 @@ from .csv_format import find_duplicate
 from .json_formats import LocatedRecord
 from .long_records import MAX_RECORD_BYTES, too_long
 
-_PARQUET_ROWS = 4
-"""Rows per decoded batch: few, because each may embed images of several megabytes."""
+_SMALL_ROWS, _SMALL_BATCH = 64, 1 << 20
+"""Rows that are decoded at once, if they have no more than this many bytes."""
+
+_LARGE_ROWS = 4
+"""Larger rows of a Parquet file that are decoded at once: each may embed images of megabytes."""
 
 _PARQUET_BUFFER = 1 << 20
 """Bytes read ahead per column."""
@@ -107,7 +110,8 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
         if size > MAX_RECORD_BYTES:
             raise ValueError(too_long(f"on average, a row of row group {number}", size).message)
         largest = max(largest, size)
-    return max(1, min(_PARQUET_ROWS, MAX_RECORD_BYTES // largest))
+    small, large = min(_SMALL_ROWS, _SMALL_BATCH // largest), MAX_RECORD_BYTES // largest
+    return max(1, small, min(_LARGE_ROWS, large))
 
 
 def _records(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[LocatedRecord]:
@@ -116,15 +120,28 @@ def _records(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[L
     number = 0
     for batch in batches:
         batch.validate(full=True)  # reading a broken one may crash the process
-        is_large = batch.nbytes > MAX_RECORD_BYTES
-        for index in range(batch.num_rows):
-            row = batch.slice(index, 1)
-            size = _size(row) if is_large else 0
-            if size > MAX_RECORD_BYTES:
-                yield f"[{number}]", too_long(f"row {number} (from 0)", size)
-            else:
-                yield f"[{number}]", _record(row, number)
-            number += 1
+        for start in range(0, batch.num_rows, _SMALL_ROWS):
+            for record in _rows(batch.slice(start, _SMALL_ROWS), number):
+                yield f"[{number}]", record
+                number += 1
+
+
+def _rows(batch: pa.RecordBatch, first: int) -> Iterator[Record | Problem]:
+    if batch.nbytes <= _SMALL_BATCH:
+        with suppress(OverflowError, ValueError, KeyError):  # of one of them
+            return iter([to_python(row) for row in batch.to_pylist()])
+    return _single_rows(batch, first)
+
+
+def _single_rows(batch: pa.RecordBatch, first: int) -> Iterator[Record | Problem]:
+    is_large = batch.nbytes > MAX_RECORD_BYTES
+    for number, index in enumerate(range(batch.num_rows), first):
+        row = batch.slice(index, 1)
+        size = _size(row) if is_large else 0
+        if size > MAX_RECORD_BYTES:
+            yield too_long(f"row {number} (from 0)", size)
+        else:
+            yield _record(row, number)
 
 
 def _size(row: pa.RecordBatch) -> int:

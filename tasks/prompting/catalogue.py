@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from .chat import CHAT
-from .style_files import built_in_names, read_built_in
+from .style_files import built_in_names, read_built_in_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ _CHAT = StyleEntry(
 @cache
 def built_in_styles() -> tuple[StyleEntry, ...]:
     """The built-in styles, the default first."""
-    heads = [read_built_in(name).head for name in built_in_names()]
+    heads = [read_built_in_head(name) for name in built_in_names()]
     return (
         _CHAT,
         *(StyleEntry(head.name, head.description, head.example.strip()) for head in heads),

@@ -88,6 +88,12 @@ def read_built_in(name: str) -> StyleFile:
     return parse_style(text, f"style {name}", _no_image)
 
 
+def read_built_in_head(name: str) -> StyleHead:
+    """What a style of this package says about itself, without compiling its templates."""
+    text = files(__package__).joinpath("styles", f"{name}{SUFFIX}").read_text("utf-8")
+    return parse_head(split_head(text, f"style {name}")[0], f"style {name}")
+
+
 def read_style(path: str, credentials: S3Credentials | None = None) -> StyleFile:
     """Read and check a style file, with the images of its examples.
 

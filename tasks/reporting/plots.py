@@ -135,8 +135,9 @@ def _svg(unit: str, counted: str, bars: Mapping[str, _Bars]) -> str:
         counted: of the vertical axis.
         bars: one or two rows of bars, by their names in the legend.
     """
-    left, right = min(b.edges[0] for b in bars.values()), max(b.edges[-1] for b in bars.values())
-    top = max(float(b.heights.max()) for b in bars.values()) * 1.05
+    left = min(float(each.edges[0]) for each in bars.values())
+    right = max(float(each.edges[-1]) for each in bars.values())
+    top = max(float(each.heights.max()) for each in bars.values()) * 1.05
 
     def x(value: float) -> float:
         return _LEFT + (value - left) / (right - left) * (_RIGHT - _LEFT)

@@ -7,7 +7,8 @@ from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase
 from ..records import Answered, FinishedRow, ImageRef, Prompt, QAPair
-from .samples import IMAGES_SECONDS, SampledImage, SampledRow, sampled_images
+from .row_images import IMAGES_SECONDS, MAX_IMAGES, SampledImage, sampled_images
+from .samples import SampledRow
 
 
 def prompted_rows(
@@ -75,7 +76,8 @@ def _sampled(prompt: Prompt, outcome: FinishedRow, images: Sequence[SampledImage
             row=prompt.row,
             where=prompt.where,
             key=prompt.key,
-            images=tuple(images),
+            images=tuple(images[:MAX_IMAGES]),
+            more_images=max(0, len(images) - MAX_IMAGES),
             pairs=_pairs(outcome),
             text=outcome.text,
             style=outcome.style,
@@ -87,7 +89,8 @@ def _sampled(prompt: Prompt, outcome: FinishedRow, images: Sequence[SampledImage
         row=prompt.row,
         where=prompt.where,
         key=prompt.key,
-        images=tuple(images),
+        images=tuple(images[:MAX_IMAGES]),
+        more_images=max(0, len(images) - MAX_IMAGES),
         pairs=(),
         text=outcome.text or "",
         kind=outcome.kind.value,

@@ -14,8 +14,6 @@ from markupsafe import Markup
 from ..exporting.export import REWRITE_REMEDY
 from ..exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, dataset_fields
 from ..exporting.trainers.export_record import ExportRecord, read_exports
-from ..images.prepare import ImageSettings
-from ..images.reader import ImageReader
 from ..object_store.store import ObjectStore
 from ..runs.run_record import RunRecord, completed_run, read_runs
 from ..storing.layout import PassFolder
@@ -37,7 +35,8 @@ from .own_card import write_card
 from .pages import TEMPLATES, content_policy, finalize, load_template
 from .plots import draw_plots
 from .quarantine import QuarantineGroup, quarantine_groups
-from .samples import ImageSource, SampledRow, sample_rows
+from .row_images import RowImages
+from .samples import SampledRow, sample_rows
 from .statistics import Statistics, compute_statistics
 
 REPORT = "report.html"
@@ -53,10 +52,7 @@ _MAX_RUNS = 10
 
 def make_report(
     store: ObjectStore,
-    *,
-    reader: ImageReader,
-    images: ImageSettings,
-    source: ImageSource | None,
+    images: RowImages | None,
     stored: StoredRows | None = None,
 ) -> list[SampledRow]:
     """Write `report.html` and `README.md` of the last completed run.
@@ -65,9 +61,7 @@ def make_report(
 
     Args:
         store: the output.
-        reader: reads the images.
-        images: limits on what is decoded.
-        source: where the images are; None for a report without images.
+        images: of the rows; None for a report without images.
         stored: the rows as the run's parser stored them, if already open: saves reading their keys.
 
     Returns:
@@ -86,9 +80,7 @@ def make_report(
         stored,
         answered=MAX_ANSWERED,
         quarantined=MAX_QUARANTINED,
-        reader=reader,
         images=images,
-        source=source,
     )
     runs = [other for other in read_runs(store) if other.keys == run.keys]
     statistics = compute_statistics(store, run, stored)

@@ -1,64 +1,24 @@
 """A sample of rows of an output, evenly spread, with thumbnails."""
 
 import json
-import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError, StoreUnavailableError
-from ..exporting.embedded import image_names
 from ..exporting.export import REWRITE_REMEDY
 from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
 from ..exporting.row_pairs import pairs_of_rows
-from ..images.prepare import ImageSettings
-from ..images.reader import ImageReader
-from ..images.references import ImageBase, image_refs
-from ..images.thumbnails import LARGE_SIDE, SIDE, SMALL_SIDE, thumbnails
-from ..images.web_addresses import display_url
-from ..loading.columns import Columns, image_value
 from ..object_store.store import ObjectStore
-from ..records import Answered, Kind, QAPair, Row, RowError
+from ..records import Answered, Kind, QAPair
 from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
-from ..storing.parts import reported_corruption
+from ..storing.parts import ANSWERED_NUMBER, reported_corruption
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
-
-IMAGES_SECONDS = 20.0
-"""Timeout for finding the image references of all rows, and again for reading those found by then.
-
-Images that take longer, for example from a slow server, are left out.
-"""
-
-_MAX_IMAGES = 4
-"""Images shown per row."""
-
-_MAX_NAME = 120
-"""Characters shown of an image's name."""
-
-_ROWS_PER_CLOCK_CHECK = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SampledImage:
-    """An image of a sampled row.
-
-    Attributes:
-        name: its path or URL in the dataset, without secrets; or a name for embedded bytes.
-        thumbnail: `data:` URI of a small JPEG file; empty if it could not be read.
-        large: the same for an enlarged image.
-    """
-
-    name: str
-    thumbnail: str = ""
-    large: str = ""
+from .row_images import MAX_IMAGES, RowImages, SampledImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +56,6 @@ class SampledRow:
     style: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSource:
-    """The dataset that images are read from, as given by the caller.
-
-    Never what an output says: whoever wrote it could have any file of this machine shown.
-
-    Attributes:
-        rows: reads the rows from the start.
-        columns: which of their columns hold images.
-        base: what relative image paths are resolved against.
-    """
-
-    rows: Callable[[], Iterator[Row]]
-    columns: Columns
-    base: ImageBase
-
-
 def sample_rows(
     store: ObjectStore,
     run: RunRecord,
@@ -120,9 +63,7 @@ def sample_rows(
     *,
     answered: int,
     quarantined: int,
-    reader: ImageReader,
-    images: ImageSettings,
-    source: ImageSource | None,
+    images: RowImages | None,
 ) -> list[SampledRow]:
     """Sample rows of a completed run, evenly spread over the dataset and in its order.
 
@@ -134,9 +75,7 @@ def sample_rows(
         stored: the rows as the run's parser stored them.
         answered: how many answered rows to sample.
         quarantined: how many quarantined rows to sample.
-        reader: reads the images.
-        images: limits on what is decoded.
-        source: where the images are; None for rows without images.
+        images: of the rows; None for rows without images.
     """
     keys = read_keys(store, run.keys)
     with reported_corruption(store, QUARANTINE_JSONL, REWRITE_REMEDY):
@@ -147,13 +86,26 @@ def sample_rows(
     numbers = answered_rows[_evenly_spaced(len(answered_rows), answered)].tolist()
     pairs = pairs_of_rows(store, numbers)
     rows = [*_answers(run.dataset, stored, keys, numbers, pairs), *failures]
-    shown: Mapping[int, Sequence[SampledImage]] = {}
-    if source is not None:
-        where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
-        make = partial(sampled_images, reader=reader, images=images, base=source.base)
-        shown = _make_all(reader.executor, make, _image_values(source, where_by_row))
+    where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
+    shown = images.of(where_by_row) if images else {}
     with_images = (_with_images(row, shown.get(row.row, ())) for row in rows)
     return sorted(with_images, key=lambda row: row.row)
+
+
+def likely_sample(kinds: Array, *, answered: int, quarantined: int) -> set[int]:
+    """The positions of the rows that will be sampled, as far as that is known before the export.
+
+    Args:
+        kinds: of each row, as in the locations of the ledger.
+        answered: as for `sample_rows`.
+        quarantined: as for `sample_rows`.
+    """
+    rows = np.flatnonzero(kinds == ANSWERED_NUMBER)
+    failed = {kind: np.flatnonzero(kinds == kind).tolist() for kind in np.unique(kinds[kinds > 0])}
+    return {
+        *rows[_evenly_spaced(len(rows), answered)].tolist(),
+        *_spread_over_kinds(failed, quarantined),
+    }
 
 
 def _read_quarantine(store: ObjectStore) -> tuple[Mapping[Kind, Sequence[int]], Sequence[int]]:
@@ -207,78 +159,12 @@ def _answers(
             )
 
 
-def _image_values(
-    source: ImageSource, where_by_row: Mapping[int, str | None]
-) -> Iterator[tuple[int, Any, Sequence[str]]]:
-    """Positions of rows with their images and the images' names, until the deadline.
-
-    Args:
-        source: the dataset.
-        where_by_row: the positions; a row is left out if it is not where it was.
-    """
-    deadline, last = time.monotonic() + IMAGES_SECONDS, max(where_by_row, default=-1)
-    try:
-        with closing(source.rows()) as rows:  # type: ignore[type-var]
-            for row in rows:
-                if row.index in where_by_row and where_by_row[row.index] in (None, row.where):
-                    with suppress(RowError):
-                        value = image_value(row.record, source.columns)
-                        yield row.index, value, image_names(row, source.columns)
-                if row.index >= last or _deadline_passed(row.index, deadline):
-                    return
-    except DatasetError:
-        return  # moved or changed since the run: these rows are shown without images
-
-
-def _make_all(
-    executor: ThreadPoolExecutor,
-    make: Callable[[Any, Sequence[str]], Sequence[SampledImage]],
-    values: Iterable[tuple[int, Any, Sequence[str]]],
-) -> Mapping[int, Sequence[SampledImage]]:
-    """Make the images of each value, by the position of its row.
-
-    Those that time out have only their name.
-    """
-    names_by_row = {}
-    futures = {}
-    for row, value, names in values:
-        names_by_row[row] = [SampledImage(_shown_name(name)) for name in names]
-        futures[executor.submit(make, value, names)] = row
-    done, pending = wait(futures, IMAGES_SECONDS)
-    for future in pending:
-        future.cancel()
-    return names_by_row | {futures[future]: future.result() for future in done}
-
-
-def sampled_images(
-    value: Any, names: Sequence[str], reader: ImageReader, images: ImageSettings, base: ImageBase
-) -> Sequence[SampledImage]:
-    """The images of an image column's value, one per name; the first of them have thumbnails."""
-    shown = [SampledImage(_shown_name(name)) for name in names]
-    with suppress(RowError):
-        refs = image_refs(value, base)
-        side, large_side = (SIDE, LARGE_SIDE) if len(refs) == 1 else (SMALL_SIDE, LARGE_SIDE // 2)
-        for number, ref in enumerate(refs[: min(len(shown), _MAX_IMAGES)]):
-            with suppress(RowError, StoreUnavailableError):
-                with reader.reading(ref) as data:
-                    small, large = thumbnails(data, images, (side, large_side))
-                shown[number] = replace(shown[number], thumbnail=small, large=large or small)
-    return shown
-
-
 def _with_images(row: SampledRow, images: Sequence[SampledImage]) -> SampledRow:
-    more = len(images) - _MAX_IMAGES
-    return replace(row, images=tuple(images[:_MAX_IMAGES]), more_images=max(0, more))
+    more = len(images) - MAX_IMAGES
+    return replace(row, images=tuple(images[:MAX_IMAGES]), more_images=max(0, more))
 
 
-def _shown_name(name: str) -> str:
-    """A name for people: the query of a URL may be a secret; of a long path, the end counts."""
-    if name[:8].lower().startswith(("http://", "https://")):
-        name = display_url(name)
-    return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
-
-
-def _spread_over_kinds(lines: Mapping[Kind, Sequence[int]], count: int) -> Iterator[int]:
+def _spread_over_kinds(lines: Mapping[Any, Sequence[int]], count: int) -> Iterator[int]:
     """Choose lines of each kind; what rare kinds leave of their share goes to the others."""
     remaining = count
     kinds = sorted(lines.values(), key=len)
@@ -306,7 +192,3 @@ def _numbered_lines(
             yield number, line
         if number >= last:
             return
-
-
-def _deadline_passed(number: int, deadline: float) -> bool:
-    return number % _ROWS_PER_CLOCK_CHECK == 0 and time.monotonic() > deadline

@@ -12,7 +12,8 @@ from prefect_imageqa.tasks.prompting.catalogue import built_in_styles
 from prefect_imageqa.tasks.records import QAPair
 from prefect_imageqa.tasks.reporting.markdown import gallery_markdown, quarantine_table
 from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
-from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
+from prefect_imageqa.tasks.reporting.row_images import SampledImage
+from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.runs.plugins import PARSERS
 
 pytestmark = pytest.mark.timeout(600)
@@ -108,7 +109,7 @@ def test_the_form_describes_every_parameter(
             element = field(form, f"{name}/{inner['title']}")
             expect(element).to_contain_text(as_shown(inner["description"]))
         groups += bool(group)
-    assert groups == 8
+    assert groups == 9
     assert page_log.external() == []
 
 

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilterStateName as StateName
 from prefect.flow_runs import resume_flow_run
 from prefect_imageqa import EndpointError, Pilot, PilotError, image_qa
 from prefect_imageqa.flows import image_proof
+from prefect_imageqa.flows.cli.terminal import _is_shown
 from prefect_imageqa.flows.progress import RunProgress, use_progress
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs.run_record import read_runs
@@ -58,7 +59,7 @@ def test_a_blind_server_gets_no_rows(
     before = blind.stats()["requests"]
     endpoint = [stub.url] * others + [blind.url]
     with pytest.raises(EndpointError, match="add no tokens to its prompts") as caught:
-        image_qa(str(drawn / "rows.json"), str(tmp_path / "out"), endpoint, pilot=Pilot(rows=2))
+        image_qa(str(drawn / "rows.json"), str(tmp_path / "out"), endpoint, pilot=Pilot(rows=4))
     assert str(caught.value).startswith(blind.url)
     assert "model stub" in str(caught.value)
     pairs = 3
@@ -121,7 +122,9 @@ def test_the_rows_of_a_pilot_are_part_of_the_result(
     assert (summary.rows, summary.ok, summary.quarantined) == (10, 9, 1)
     assert summary.requests == 10 + summary.corrections == 11
     assert sum(asked(served)) == summary.requests + 2
-    (said,) = [line for line in caplog.messages if line.startswith("pilot:")]
+    (record,) = [line for line in caplog.records if line.getMessage().startswith("pilot:")]
+    assert _is_shown(record)
+    said = record.getMessage()
     assert "3 of 4 rows have usable pairs (75%); an image adds 64 tokens to the prompt" in said
     assert "the other 6 rows take" in said
     assert "GPU-hours if its server has one GPU" in said

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 from prefect_imageqa import ErrorRateError, Images, ObjectStore, image_qa
 from prefect_imageqa.flows.circuit_breaker import WINDOW
-from prefect_imageqa.flows.publish import events, publish
+from prefect_imageqa.flows.publish import events
 from prefect_imageqa.tasks.exporting.output_status import output_status
 
 
@@ -108,7 +108,7 @@ def test_images_outside_the_image_root_are_refused(
 
 @pytest.mark.usefixtures("with_report")
 def test_private_hosts_can_be_allowed_but_not_the_metadata_address(
-    stub: Any, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stub: Any, site: str, tmp_path: Path
 ) -> None:
     images = [
         f"{site}/a.png?signed=secret",
@@ -119,12 +119,10 @@ def test_private_hosts_can_be_allowed_but_not_the_metadata_address(
     assert (first.ok, first.reasons) == (2, {"image_refused": 1})
     fetched = [path for command, path in Site.seen if command == "GET"]
     assert "/a.png?signed=secret" in fetched
-    # Only the report downloads images again, for its pictures.
-    make_report = Mock(return_value=[])
-    monkeypatch.setattr(publish, "make_report", make_report)
+    # Only the report downloads images again, for its pictures, and this run leaves it as it is.
     Site.seen.clear()
     again = run(images, tmp_path, stub.url, Images(allow_private_hosts=True))
-    assert (again.ok, again.requests, make_report.call_count) == (2, 0, 1)
+    assert (again.ok, again.requests) == (2, 0)
     assert {command for command, _ in Site.seen} == {"HEAD"}
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     names = {path.name for path in written if b"signed=secret" in path.read_bytes()}

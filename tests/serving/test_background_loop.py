@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 
 import pytest
 from prefect_imageqa.serving.background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
@@ -83,3 +84,28 @@ def test_a_group_that_ends_leaves_none_behind_that_threads_submit_meanwhile(
     while started.acquire(blocking=False):
         ran += 1
     assert accepted == ran
+
+
+def test_coroutines_do_not_keep_the_context_of_their_caller(loop: BackgroundLoop) -> None:
+    """The context of a task run has the task's rows, and a connection keeps that of its opening."""
+    caller = ContextVar[str]("caller", default="")
+    seen: list[str] = []
+    submitted = threading.Event()
+
+    async def look() -> str:
+        return caller.get()
+
+    async def report() -> None:
+        seen.append(caller.get())
+        submitted.set()
+
+    def call() -> None:
+        caller.set("task")
+        assert loop.start(look()).result(timeout=10) == ""
+        group.submit(report())
+
+    group = CoroutineGroup(loop)
+    copy_context().run(call)
+    assert submitted.wait(10)
+    assert seen == [""]
+    group.end()

@@ -3,6 +3,7 @@
 import pytest
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     Settings,
@@ -10,6 +11,7 @@ from prefect.settings import (
 from prefect_imageqa.serving.ephemeral_server import ephemeral_settings
 
 ANALYTICS = "PREFECT_SERVER_ANALYTICS_ENABLED"
+HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 
 
@@ -21,11 +23,30 @@ SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 def test_what_is_not_set_suits_a_first_start(
     given: dict[str, str], analytics: bool, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (ANALYTICS, SECONDS):
+    for name in (ANALYTICS, SECONDS, HEARTBEAT, "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     users = SettingsContext(profile=get_settings_context().profile, settings=Settings())
     with users, ephemeral_settings():
+        # The thread that sends heartbeats holds up the end of a run by up to a second.
+        assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() is None
         assert PREFECT_SERVER_ANALYTICS_ENABLED.value() is analytics
         assert seconds == PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+
+
+@pytest.mark.parametrize(
+    ("url", "seconds"), [("", "60"), ("http://127.0.0.1:4200/api", "180")], ids=["own", "server's"]
+)
+def test_heartbeats_are_sent_if_somebody_may_watch_them(
+    url: str, seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        monkeypatch.delenv(HEARTBEAT, raising=False)
+    else:
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        monkeypatch.setenv(HEARTBEAT, seconds)
+    users = SettingsContext(profile=get_settings_context().profile, settings=Settings())
+    with users, ephemeral_settings():
+        assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() == int(seconds)

@@ -56,5 +56,17 @@ def test_an_engine_asleep_is_recognized() -> None:
     assert parse_metrics(asleep) == Counters(running=5, waiting=7, tokens=3000, asleep=True)
 
 
+def test_the_memory_of_the_engines_is_read() -> None:
+    page = PAGE + (
+        'vllm:kv_cache_usage_perc{engine="0",model_name="demo"} 0.25\n'
+        'vllm:kv_cache_usage_perc{engine="1",model_name="demo"} 0.97\n'
+        'vllm:num_preemptions_total{engine="0",model_name="demo"} 2.0\n'
+        'vllm:num_preemptions_total{engine="1",model_name="demo"} 1.0\n'
+    )
+    counters = parse_metrics(page)
+    assert counters
+    assert (counters.cache_usage, counters.preemptions) == (0.97, 3)
+
+
 def test_a_page_of_any_size_is_bounded_work() -> None:
     assert parse_metrics(PAGE + "{" * (32 << 20) + "\nvllm:prompt_tokens_total 1") is not None

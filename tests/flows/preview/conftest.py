@@ -8,7 +8,7 @@ from prefect_imageqa.flows.preview.cells import Preview, PreviewReply, PreviewRo
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.thumbnails import thumbnail
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.reporting.samples import SampledImage
+from prefect_imageqa.tasks.reporting.row_images import SampledImage
 
 
 @pytest.fixture

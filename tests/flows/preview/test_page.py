@@ -8,7 +8,7 @@ from prefect_imageqa.flows.preview.cells import Preview, PreviewReply, PreviewRo
 from prefect_imageqa.flows.preview.page import check_page, render_page, write_page
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.records import QAPair
-from prefect_imageqa.tasks.reporting.samples import SampledImage
+from prefect_imageqa.tasks.reporting.row_images import SampledImage
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'><img src=https://example.org/x.png>"
 

@@ -28,7 +28,10 @@ def run(stub: Any, drawn: Path, tmp_path: Path) -> Callable[..., RunSummary]:
     dataset.write_text(json.dumps(records))
 
     def run(**options: Any) -> RunSummary:
-        return image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, **options)
+        summary: RunSummary = image_qa(
+            str(dataset), str(tmp_path / "out"), endpoint=stub.url, **options
+        )
+        return summary
 
     return run
 

@@ -149,11 +149,12 @@ def test_random_rejections_slow_nothing_down(
     share: float, seed: int, simulation: Simulation
 ) -> None:
     simulation.gateway = RandomGateway(share, seed)
-    assert simulation.send(4000) < 1.1 * 4000 / MOST
+    assert simulation.send(4000) < 1.3 * 4000 / MOST
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rate_that_was_lowered_in_vain_is_given_up(seed: int, simulation: Simulation) -> None:
+    simulation.send(600)
     simulation.gateway = ClosedGateway(simulation, simulation.now + 30)
     simulation.send(10)
     assert simulation.limit.is_limiting
@@ -208,6 +209,19 @@ def test_a_gateway_before_the_stub(start_stub: Any) -> None:
             assert len(texts(outcomes.result(30))) == 50
         assert 50 < client.stats.requests < 50 + 64
         assert client.stats.failures == 0
+
+
+def test_a_rejection_among_many_replies_costs_only_its_own_request() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=16) as client:
+        server.statuses = ([200] * 11 + [429]) * 25
+        server.headers = {"Retry-After": "1"}
+        server.latency = 0.01
+        rows = [str(number) for number in range(400)]
+        with completing(client, rows) as outcomes:
+            wait_until(lambda: client.stats.requests >= 300, 10)  # a pause at each took 25 s
+            assert not client.stats.notes
+            assert texts(outcomes.result(30)) == rows
+        assert client.stats.requests == 425
 
 
 def test_a_server_that_rejects_everything_is_waited_for(

@@ -34,7 +34,7 @@ def quarantined(number: int, attempt: int = 0, kind: Kind = Kind.TRUNCATED) -> Q
     )
 
 
-OUTCOMES = [answered(0), quarantined(1), answered(2)]
+OUTCOMES: list[FinishedRow] = [answered(0), quarantined(1), answered(2)]
 
 
 def export(store: ObjectStore, inputs: str = "1", **options: Any) -> tuple[RunCounts, int]:
@@ -126,6 +126,7 @@ def test_inputs_differ_with_all_that_is_exported(local: ObjectStore) -> None:
         digest_of((ledger, KEYS[:2])),
         digest_of((ledger, [KEYS[1], KEYS[0], KEYS[2]])),
         digest_of((ledger, KEYS), (ledger, KEYS[:1])),
+        digest_of((ledger_of(local, *OUTCOMES, folder=f"{PARTS}-other"), KEYS)),
     ]
     for changed in (
         quarantined(1, attempt=1),

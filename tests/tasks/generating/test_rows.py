@@ -1,5 +1,6 @@
 """Requests are built where that costs least: in other threads only what takes a while."""
 
+import gc
 import io
 import threading
 from collections.abc import Iterator
@@ -96,3 +97,16 @@ def test_a_slow_image_keeps_no_other_row_waiting(
     replies = complete(pending, client)
     assert all(isinstance(reply, Completion) for reply in replies)
     assert list(pending.replies)[-1] == pending.prompts[0].key
+
+
+def test_rows_leave_nothing_to_the_garbage_collector(client: ChatClient) -> None:
+    """It runs rarely, and a body has as many bytes as its images."""
+    pending = batch(*[ImageRef(data=jpeg(32))] * 100)
+    complete(batch(ImageRef(data=jpeg(32))), client)
+    gc.collect()
+    gc.disable()
+    try:
+        complete(pending, client)
+        assert gc.collect() < 50
+    finally:
+        gc.enable()

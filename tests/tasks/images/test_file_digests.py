@@ -138,6 +138,21 @@ def test_a_file_is_settled_two_seconds_after_its_last_change(tmp_path: Path) -> 
     assert not is_settled(path.stat(), info.st_ctime + 1.9)
 
 
+def test_known_digests_are_found_and_added_while_another_thread_uses_the_database(
+    tmp_path: Path,
+) -> None:
+    digests = FileDigests(tmp_path / "digests.sqlite")
+    digests.add("/a.png", "1", digest_of("a"))
+    digests.preload(["/b.png"])
+    with ThreadPoolExecutor(1) as pool, digests._lock:
+        pool.submit(digests.add, "/b.png", "1", digest_of("b")).result(timeout=10)
+        for name in "ab":
+            found = pool.submit(digests.get, f"/{name}.png", "1").result(timeout=10)
+            assert found == digest_of(name)
+    digests.close()
+    assert rows_in(tmp_path / "digests.sqlite") == 2
+
+
 def test_threads_can_share_the_digests(tmp_path: Path) -> None:
     digests = FileDigests(tmp_path / "digests.sqlite")
 

@@ -5,13 +5,14 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from prefect_imageqa.tasks.images import local_images, prepare, read_ahead
+from prefect_imageqa.tasks.images import local_images, read_ahead
+from prefect_imageqa.tasks.images import reader as reader_module
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -45,7 +46,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     """Counts the calls of the operating system that look at files."""
     counts = collections.Counter[str]()
 
@@ -58,8 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]
 
     for name in ("open", "read", "stat", "lstat", "fstat", "readlink", "getcwd"):
         monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
-    yield counts
-    monkeypatch.undo()
+    return counts
 
 
 @pytest.fixture
@@ -107,6 +107,21 @@ def test_a_new_file_is_read_once_and_a_known_one_not_at_all(
         assert calls == {"stat": 1}
 
 
+def test_the_links_of_a_folder_are_resolved_once(
+    tmp_path: Path, calls: collections.Counter[str]
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "real" / name).write_bytes(RED)
+    base = ImageBase(image_root=str(tmp_path / "root"))
+    image_refs("a.jpg", base)
+    calls.clear()
+    (ref,) = image_refs("b.jpg", base)
+    assert ref == ImageRef(path=str(tmp_path / "real" / "b.jpg"))
+    assert calls == {"lstat": 1, "stat": 1}
+
+
 def test_a_file_that_is_decoded_is_read_once_too(
     image: Path, tmp_path: Path, calls: collections.Counter[str]
 ) -> None:
@@ -123,8 +138,8 @@ def test_a_file_that_is_decoded_is_read_once_too(
 def test_a_large_file_is_read_once_within_the_budget(
     image: Path, tmp_path: Path, calls: collections.Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (local_images, prepare):
-        monkeypatch.setattr(module, "SMALL_BYTES", len(RED) - 1, raising=False)
+    for module in (local_images, reader_module):
+        monkeypatch.setattr(module, "SMALL_BYTES", len(RED) - 1)
     with opened(tmp_path) as reader:
         ref = found(image)
         assert not reader.is_quick(ref)

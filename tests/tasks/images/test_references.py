@@ -357,7 +357,7 @@ def test_too_many_images_are_refused_before_any_is_looked_up(
     def look_up(*_: object) -> None:
         raise AssertionError("looked up")
 
-    monkeypatch.setattr(references, "_file", look_up)
+    monkeypatch.setattr(references, "file_at", look_up)
     for value in (["a.png"] * 33, [["a.png"] * 11] * 3):
         with pytest.raises(RowError, match=r"33 images, more than max_images \(32\)") as caught:
             image_refs(value, base, max_images=32)

@@ -120,3 +120,41 @@ def test_a_cell_that_is_too_large_costs_its_row(
     )
     with pytest.raises(DatasetError, match="on average, a row of row group 0 has 3 MB, and a reco"):
         read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_small_rows_are_decoded_together(
+    file_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = list[int]()
+    read_single = table_formats._single_rows
+
+    def counted(batch: pa.RecordBatch, first: int) -> Any:
+        single.append(batch.num_rows)
+        return read_single(batch, first)
+
+    monkeypatch.setattr(table_formats, "_single_rows", counted)
+    numbers = list(range(300))
+    small = pa.table({"number": numbers, "image": [PNG] * 300})
+    assert [record["number"] for record in _records(small, file_format, tmp_path)] == numbers
+    assert not single
+    large = pa.table({"number": numbers[:9], "image": [PNG + bytes(1 << 20)] * 9})
+    assert [record["number"] for record in _records(large, file_format, tmp_path)] == numbers[:9]
+    assert sum(single) == 9, "large rows are decoded one by one"
+
+
+def test_a_bad_row_among_small_ones_costs_one_row(tmp_path: Path) -> None:
+    times = pa.array([0, 2**62, 1, 2], pa.timestamp("ms"))
+    read = _records(pa.table({"time": times, "n": [0, 1, 2, 3]}), "parquet", tmp_path)
+    assert [isinstance(record, Problem) for record in read] == [False, True, False, False]
+    assert [record["n"] for record in read if not isinstance(record, Problem)] == [0, 2, 3]
+
+
+def _records(table: pa.Table, file_format: str, folder: Path) -> list[Any]:
+    path = folder / f"t.{file_format}"
+    if file_format == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    return [record for _, record in read_table(str(path), path.name, file_format, None)]

@@ -294,3 +294,13 @@ def test_an_unknown_profile_is_reported(s3: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_PROFILE", "unknown")
     with pytest.raises(AccessDeniedError, match="profile"):
         ObjectStore(uri=f"{s3}/out").read("x")
+
+
+def test_a_stamp_changes_with_the_object(store: ObjectStore) -> None:
+    with pytest.raises(ObjectMissingError):
+        store.stamp("a/b")
+    store.write("a/b", b"one")
+    first = store.stamp("a/b")
+    assert store.stamp("a/b") == first
+    store.write("a/b", b"two")
+    assert store.stamp("a/b") != first

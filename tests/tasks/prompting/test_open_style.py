@@ -1,6 +1,6 @@
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from prefect_imageqa.tasks.prompting.open_style import (
     style_names,
 )
 from prefect_imageqa.tasks.prompting.style import PromptInput, Rendered
+from prefect_imageqa.tasks.prompting.templates import Template
 from prefect_imageqa.tasks.records import ReplyForm, RowError
 
 HEAD = "name: mine\nversion: 3\ndescription: My own.\nreply: pairs\n"
@@ -344,3 +345,30 @@ def test_an_image_outside_the_examples_is_refused(write: Write) -> None:
     path = write("# user\n![](shape.png)\nAsk!\n")
     with pytest.raises(ImageQAError, match=r"section `# user` has an image, which belongs into"):
         open_style(path, StyleSettings())
+
+
+def test_rows_with_the_same_values_are_rendered_once(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = list[str]()
+    render = Template._render
+
+    def counted(template: Template, values: Mapping[str, Any]) -> str:
+        rendered.append(template.where)
+        return render(template, values)
+
+    monkeypatch.setattr(Template, "_render", counted)
+    body = "# system\nBe brief.\n\n# user\nAsk in {{ lang }}.{{ language }}\n"
+    drawn = open_style(write(body, "draw: {lang: [English, Chinese]}\n"), StyleSettings())
+    prompts = [row(drawn, image=f"{number}.png") for number in range(200)]
+    texts = Counter(map(text_of, prompts))
+    assert texts.keys() == {"Ask in English.", "Ask in Chinese."}
+    assert min(texts.values()) > 60
+    assert len(rendered) < 10
+    rendered.clear()
+    body = "# system\nBe short.\n\n# user\nAsk about {{ title }}.\n"
+    named = open_style(write(body), StyleSettings())
+    assert {text_of(row(named, title=f"{number}")) for number in range(50)} == {
+        f"Ask about {number}." for number in range(50)
+    }
+    assert 50 <= len(rendered) < 60, "what has no column is rendered once"

@@ -18,7 +18,8 @@ from prefect_imageqa.tasks.reporting.markdown import (
     summary_markdown,
 )
 from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
-from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
+from prefect_imageqa.tasks.reporting.row_images import SampledImage
+from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.runs.run_record import RunCounts
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"

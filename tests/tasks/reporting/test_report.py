@@ -23,7 +23,8 @@ from prefect_imageqa.tasks.reporting.dataset_card import render_card
 from prefect_imageqa.tasks.reporting.plots import draw_plots
 from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.report import MAX_BYTES, render_report
-from prefect_imageqa.tasks.reporting.samples import SampledImage, SampledRow
+from prefect_imageqa.tasks.reporting.row_images import SampledImage
+from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 

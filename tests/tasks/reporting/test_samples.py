@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row
-from prefect_imageqa.tasks.reporting.samples import ImageSource, SampledRow, sample_rows
+from prefect_imageqa.tasks.reporting.row_images import ImageSource, RowImages
+from prefect_imageqa.tasks.reporting.samples import SampledRow, likely_sample, sample_rows
 from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord, complete_run, completed_run
+from prefect_imageqa.tasks.storing.key_index import pack_keys
 from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.row_keys import write_keys
@@ -127,15 +129,14 @@ def sampled(
 ) -> list[SampledRow]:
     run = completed_run(store)
     with ImageReader(1 << 20) as reader:
+        images = RowImages(source or source_of(store), reader, ImageSettings())
         return sample_rows(
             store,
             run,
             stored_rows(store),
             answered=answered,
             quarantined=quarantined,
-            reader=reader,
-            images=ImageSettings(),
-            source=(source or source_of(store)) if has_images else None,
+            images=images if has_images else None,
         )
 
 
@@ -220,6 +221,34 @@ def test_images_have_names(
     assert len(thumbnails(row)) == readable
     assert all(bool(image.large) == bool(image.thumbnail) for image in row.images)
     assert row.more_images == (3 if names == ["0.png"] * 4 else 0)
+
+
+def test_rows_that_have_passed_are_not_read_again(
+    local: ObjectStore, make_output: MakeOutput
+) -> None:
+    make_output(local, 30, every_fifth)
+    source, read = source_of(local), 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal read
+        read += 1
+        yield from source.rows()
+
+    kinds = stored_rows(local).index.find(pack_keys([key(n) for n in range(30)])).locations["kind"]
+    wanted = likely_sample(kinds, answered=7, quarantined=3)
+    assert {row.row for row in sampled(local, 7, 3)} == wanted
+    with ImageReader(1 << 20) as reader:
+        images = RowImages(replace(source, rows=rows), reader, ImageSettings())
+        assert [row.index for row in images.watch(source.rows(), wanted)] == [*range(30)]
+        options: dict[str, Any] = {"answered": 7, "quarantined": 3, "images": images}
+        run, stored = completed_run(local), stored_rows(local)
+        shown = {row.row: thumbnails(row) for row in sample_rows(local, run, stored, **options)}
+        assert read == 0
+        assert {row: colour(uri) for row, [uri] in shown.items()} == pytest.approx(
+            {row: row for row in wanted}, abs=2
+        )
+        more = sample_rows(local, run, stored, **options | {"answered": 8})
+        assert (read, len(more), all(map(thumbnails, more))) == (1, 11, True)
 
 
 def test_images_can_be_enlarged(local: ObjectStore, make_output: MakeOutput) -> None:

@@ -5,7 +5,7 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
 from prefect.utilities.schema_tools.validation import validate
-from prefect_imageqa import Columns, Images, ImageSettings, Sampling, image_qa
+from prefect_imageqa import Columns, Images, ImageSettings, Limits, Sampling, image_qa
 from prefect_imageqa.tasks.runs.form_types import DatasetLike
 from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS
 from pydantic import TypeAdapter, ValidationError
@@ -137,3 +137,23 @@ def test_optional_text_fields_of_the_form_default_to_empty_strings() -> None:
     assert empty == {"endpoint", "model", "model_revision", "store", "user_prompt"}
     groups = {name: fields[name]["default"] for name in ("images", "caching")}
     assert (groups["images"]["root"], groups["caching"]["cache"]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"), [(None, "auto"), ("auto", "auto"), (7, 7), ("7", 7)], ids=str
+)
+def test_requests_in_flight_are_a_number_or_found_automatically(value: Any, taken: Any) -> None:
+    limits = Limits() if value is None else Limits(max_in_flight=value)
+    assert limits.max_in_flight == taken
+    assert json.loads(limits.model_dump_json())["max_in_flight"] == taken
+    field = image_qa.parameters.model_dump()["definitions"]["Limits"]["properties"]["max_in_flight"]
+    given = {"max_in_flight": taken}
+    validate(given, {"type": "object", "properties": {"max_in_flight": field}})
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(0, "greater than or equal to 1"), ("many", "auto or an integer")]
+)
+def test_other_numbers_of_requests_in_flight_are_refused(value: Any, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        Limits(max_in_flight=value)

@@ -1,4 +1,5 @@
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.parts import rows_of
 from prefect_imageqa.tasks.storing.store import write_part
+from prefect_imageqa.tasks.storing.stored_rows import StoredRows
 
 PARTS = PassFolder().parts("qa_pairs-v1")
 BATCHES = 10
@@ -252,3 +254,18 @@ def test_a_part_that_is_merged_into_itself_stays(local: ObjectStore) -> None:
         assert compact(local, read(local), []) == BATCHES + 1
         assert local.list() == [merged]
         assert read(local).outcome(key(1)) == answered(1)
+
+
+def test_few_threads_read_parts(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow keeps memory for each thread that has read one."""
+    keys = many_parts(local, 30)
+    ledger, threads = read(local), set[int]()
+    table = StoredRows.table
+
+    def recorded(rows: StoredRows, file: int, chosen: Any) -> pa.Table:
+        threads.add(threading.get_ident())
+        return table(rows, file, chosen)
+
+    monkeypatch.setattr(StoredRows, "table", recorded)
+    assert compact(local, ledger, keys) == 30
+    assert len(threads) <= 4

@@ -327,3 +327,17 @@ def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
     assert [tuple(location.item()) for location in found.locations[found.known]] == [
         expected[key_] for key_ in keys if key_ in expected
     ]
+
+
+def test_keys_put_one_by_one_are_not_sorted_with_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_index, "_MAX_RECENT", 10)
+    monkeypatch.setattr(KeyIndex, "extend", None)
+    index = KeyIndex()
+    for number in range(1000):
+        index.put(bytes.fromhex(key(number * 7919 % 1000)), Location(0, number, 0))
+    assert len(index) == 1000
+    keys, locations = index.entries()
+    assert (keys[:-1] < keys[1:]).all()
+    assert locations["row"][7] == next(n for n in range(1000) if n * 7919 % 1000 == 7)

@@ -1,0 +1,149 @@
+"""The automatic limit of requests in flight: on simulated servers, and on the real stub."""
+
+import math
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from chat import ask, endpoint, texts
+from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.client.auto_limit import FIRST_LIMIT, MIN_LIMIT, AutoLimit
+from prefect_imageqa.serving.client.observation import Observation
+from prefect_imageqa.serving.metrics import Counters
+
+
+@dataclass
+class Engine:
+    """A server with slots, observed each second while more rows wait than it may get.
+
+    Attributes:
+        slots: requests that it runs at a time.
+        latency: seconds that each takes, without the time in the queue.
+        has_page: it shows its counters.
+        others: requests of others that wait in its queue.
+        limit: of the requests it gets.
+        longest: the longest queue so far.
+    """
+
+    slots: int
+    latency: float = 2.0
+    has_page: bool = True
+    others: int = 0
+    limit: AutoLimit = field(default_factory=AutoLimit)
+    longest: int = 0
+    completed: float = 0.0
+    now: float = 100.0
+
+    def run(self, seconds: int, **seen: Any) -> int:
+        """The limit after that time; `seen` replaces parts of what is observed."""
+        for _ in range(seconds):
+            self.now += 1
+            running = min(self.limit.value, self.slots)
+            waiting = self.limit.value - running
+            self.longest = max(self.longest, waiting)
+            self.completed += running / self.latency
+            page = Counters(running, waiting + self.others, 1) if self.has_page else None
+            fields = {
+                "now": self.now,
+                "in_flight": self.limit.value,
+                "completed": int(self.completed),
+                "was_full": True,
+                "latency": self.latency * self.limit.value / running,
+                "counters": page,
+            }
+            self.limit.observe(Observation(**(fields | seen)))
+        return self.limit.value
+
+
+@pytest.mark.parametrize("slots", [16, 33, 64, 256, 1000])
+def test_all_slots_are_used_within_seconds_and_the_queue_is_short(slots: int) -> None:
+    engine = Engine(slots)
+    assert slots <= engine.run(10)
+    assert slots <= engine.run(30) <= math.ceil(1.25 * slots)
+    assert engine.longest <= slots + MIN_LIMIT
+
+
+def test_the_limit_follows_a_server_that_changes() -> None:
+    engine = Engine(32)
+    for slots in (32, 96, 48, 200, 20):
+        engine.slots = slots
+        assert slots <= engine.run(20) <= math.ceil(1.25 * slots)
+
+
+def test_without_rows_that_wait_nothing_changes() -> None:
+    assert Engine(256).run(20, was_full=False) == FIRST_LIMIT
+
+
+def test_a_short_wait_is_no_queue() -> None:
+    engine = Engine(64)
+    settled = engine.run(20)
+    for _ in range(10):
+        engine.run(1, counters=Counters(20, settled - 20, 1))
+        assert engine.run(1, counters=Counters(settled, 0, 1), was_full=False) == settled
+
+
+def test_a_full_cache_stops_growth_and_preemptions_shrink_the_limit() -> None:
+    engine = Engine(256)
+    full = Counters(FIRST_LIMIT, 0, 1, cache_usage=0.97)
+    assert engine.run(5, counters=full) == FIRST_LIMIT
+    assert engine.run(1, counters=Counters(FIRST_LIMIT, 0, 1, preemptions=3)) < FIRST_LIMIT
+
+
+def test_the_queue_of_others_is_not_ours_alone() -> None:
+    """Two clients with the same number of requests each give up half of a queue."""
+    engine = Engine(64)
+    engine.limit.value = 64
+    page = Counters(64, 64, 1)  # 128 requests, half of them ours
+    engine.run(1, counters=page)
+    assert engine.run(2, counters=page) == 64 - (64 - 8) // 2
+
+
+@pytest.mark.parametrize("slots", [10, 48, 64, 256])
+@pytest.mark.parametrize("latency", [0.1, 1.0, 5.0])
+def test_throughput_decides_where_there_is_no_page(latency: float, slots: int) -> None:
+    engine = Engine(slots, latency, has_page=False)
+    engine.run(100 * math.ceil(latency))
+    engine.longest = 0
+    seconds, busy = 0, 0
+    for _ in range(100):
+        value = engine.run(1)
+        seconds, busy = seconds + 1, busy + min(value, slots)
+    assert busy / seconds > 0.9 * slots
+    assert engine.longest <= slots
+
+
+def test_a_page_that_does_not_show_our_requests_is_not_believed() -> None:
+    """A gateway before many servers shows the page of one of them."""
+    engine = Engine(256)
+    assert engine.run(60, counters=Counters(2, 0, 1)) > 200
+
+
+def test_rejections_halve_the_limit() -> None:
+    limit = AutoLimit()
+    limit.rejected()
+    assert limit.value == FIRST_LIMIT // 2
+    for _ in range(20):
+        limit.rejected()
+    assert limit.value == MIN_LIMIT
+
+
+def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:
+    stub = start_stub("--metrics", latency=0.4, slots=96)
+    limits, done = [], threading.Event()
+    with ChatClient(endpoint(stub.url, model="stub")) as client:
+
+        def watch() -> None:
+            while not done.wait(0.05):
+                limits.append(client.max_in_flight)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            assert len(texts(client.complete(map(ask, map(str, range(1500)))))) == 1500
+        finally:
+            done.set()
+            watcher.join()
+    assert limits[0] == FIRST_LIMIT
+    assert 96 <= limits[-1] <= 144
+    assert max(limits) <= 3 * 96  # so that the queue is at most twice the slots

@@ -1,0 +1,52 @@
+"""The budget for requests in memory."""
+
+import threading
+
+import pytest
+from chat import wait_until
+from prefect_imageqa.serving.client import memory_budget
+from prefect_imageqa.serving.client.memory_budget import MemoryBudget, Place
+
+
+class Builder(threading.Thread):
+    """A thread that builds requests of one size as long as the budget lets it."""
+
+    def __init__(self, budget: MemoryBudget, size: int) -> None:
+        super().__init__(daemon=True)
+        self.places: list[Place] = []
+        self._budget, self._size = budget, size
+        self.start()
+
+    def run(self) -> None:
+        while len(self.places) < 1000:
+            place = self._budget.acquire()
+            place.add(self._size)
+            self.places.append(place)
+
+    def waits_at(self, count: int) -> bool:
+        """Whether it waits after having built that many."""
+        wait_until(lambda: len(self.places) >= count)
+        self.join(0.1)
+        return len(self.places) == count
+
+
+def test_large_requests_wait_for_memory_and_a_few_never_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_budget, "MAX_BYTES", 300)
+    assert Builder(MemoryBudget(lambda: 500), size=10).waits_at(30)
+    assert Builder(MemoryBudget(lambda: 500), size=1000).waits_at(16)
+
+
+def test_small_requests_wait_for_others_to_end_or_for_a_higher_limit() -> None:
+    limit = 40
+    budget = MemoryBudget(lambda: limit)
+    builder = Builder(budget, size=1)
+    assert builder.waits_at(40)
+    for place in builder.places[:10]:
+        place.free()
+        place.free()  # counts once
+    assert builder.waits_at(50)
+    limit = 60
+    budget.wake()
+    assert builder.waits_at(70)
