@@ -273,7 +273,9 @@ def test_a_run_whose_rows_all_fail_is_stopped(
     record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
     assert (record["state"], record["counts"]["quarantined"] >= WINDOW) == ("failed", True)
     assert "max_error_rate" in record["error"]
-    with pytest.raises(ImageQAError, match="no row is answered; most often: unparsed, 1,000 of 1,000"):
+    with pytest.raises(
+        ImageQAError, match="no row is answered; most often: unparsed, 1,000 of 1,000"
+    ):
         image_qa(dataset, output, endpoint=stub.url, limits=Limits(max_error_rate=1))
     assert stub.stats()["requests"] == 2 * 1000
     assert len(lines(tmp_path / "out" / "quarantine.jsonl")) == 1000
