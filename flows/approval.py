@@ -2,9 +2,8 @@
 
 import select
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import termios
+from collections.abc import Sequence
 from uuid import uuid4
 
 from httpx import HTTPError
@@ -26,18 +25,13 @@ class Approval(RunInput):
     """What is shown to whoever resumes the run; nothing has to be filled in."""
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    notes: Sequence[str]
-
-
 def check_can_ask(progress: RunProgress) -> None:
     """Fail before anything is asked, if there will be nobody who could approve.
 
     Raises:
         PilotError: the run has no deployment, and is not started at a terminal.
     """
-    if not deployment.id and progress.ask is None and not sys.stdin.isatty():
+    if progress.ask is None and not deployment.id and not at_terminal():
         raise PilotError(
             "pilot.approval needs somebody to ask: run a deployment, which is resumed in Prefect's "
             "UI, or start the run at a terminal"
@@ -57,25 +51,25 @@ def wait_for_approval(progress: RunProgress, statement: Sequence[str], seconds: 
     Raises:
         PilotError: nobody did in that time, the answer was no, or Prefect's server was lost.
     """
-    with _said(progress, seconds):
-        if deployment.id:
-            approved = _resumed(statement, seconds)
-        else:
-            question = f"Pilot: {'; '.join(statement)}.\nAsk the other rows?"
-            approved = (progress.ask or ask_at_terminal)(question, seconds)
+    note = f"the pilot waits for approval, up to {duration(seconds)}"
+    get_run_logger().warning("%s; no requests are sent meanwhile", note)
+    try:
+        with progress.saying(note):
+            if progress.ask is None and deployment.id:
+                approved = _resumed(statement, seconds)
+            else:
+                question = f"Pilot: {'; '.join(statement)}.\nAsk the other rows?"
+                approved = (progress.ask or ask_at_terminal)(question, seconds)
+    except HTTPError as error:
+        raise PilotError(
+            "stopped after the pilot: Prefect's server, where it is approved, does not answer "
+            f"({type(error).__name__}); its answers are stored: run again"
+        ) from None
     if not approved:
         raise PilotError(
             "stopped after the pilot: nobody approved it; its answers are stored: run again to be "
             "asked after the next rows, or without pilot.approval to go on"
         )
-
-
-@contextmanager
-def _said(progress: RunProgress, seconds: int) -> Iterator[None]:
-    note = f"the pilot waits for approval, up to {duration(seconds)}"
-    get_run_logger().warning("%s; no requests are sent meanwhile", note)
-    with progress.watching(_Waiting((note,))):
-        yield
 
 
 def _resumed(statement: Sequence[str], seconds: int) -> bool:
@@ -88,16 +82,18 @@ def _resumed(statement: Sequence[str], seconds: int) -> bool:
         pause_flow_run(form, timeout=seconds, poll_interval=POLL_SECONDS, key=str(uuid4()))
     except FlowPauseTimeout:
         return False
-    except HTTPError as error:
-        raise PilotError(
-            "stopped after the pilot: Prefect's server, where it is approved, does not answer "
-            f"({type(error).__name__}); its answers are stored: run again"
-        ) from None
     return True
+
+
+def at_terminal() -> bool:
+    """Whether a person can see a question and type the answer."""
+    # A process may be started without a stream.
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def ask_at_terminal(question: str, seconds: float) -> bool:
     """Whether a person answers yes in time."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before is no answer to this
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return bool(ready) and sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -24,8 +24,8 @@ from ..tasks.runs.run_record import last_completed
 from ..tasks.storing.layout import PassFolder, read_manifest
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.questions import question_rows
+from .open_store import open_store
 from .pass_settings import generation_settings, prompt_settings, request_spec
-from .run import open_store
 
 _LOGGER = getLogger(__name__)
 

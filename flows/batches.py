@@ -9,7 +9,8 @@ from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
 from ..serving.client.client import ChatClient
-from ..tasks.records import Batch
+from ..tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of
+from ..tasks.records import Batch, Row
 from ..tasks.storing.store import StoredBatch
 from .open_pass import OpenPass
 from .run import Run
@@ -35,6 +36,17 @@ Step = dict[PrefectFuture[Any], Batch]
 """Running tasks of one step, with their batches."""
 
 Store = Callable[[Batch, PrefectFuture[Any]], PrefectFuture[StoredBatch]]
+
+
+def row_chunks(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
+    """The rows in lists, each for one task that turns them into prompts."""
+    return chunks(
+        rows,
+        batch_size,
+        lambda row: memory_of(row.record),
+        max_bytes=MAX_CHUNK_BYTES // 4,
+        grows_to=MAX_CHUNK_ROWS,
+    )
 
 
 def run_batches(

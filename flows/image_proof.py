@@ -5,11 +5,12 @@ from itertools import chain
 
 from prefect import get_run_logger
 
-from ..tasks.errors import EndpointError
-from ..tasks.generating.image_tokens import image_tokens
+from ..tasks.errors import EndpointError, ImageQAError
+from ..tasks.generating.image_tokens import REPLY_SECONDS, image_tokens
 from ..tasks.records import Batch
 from .open_pass import OpenPass
 from .run import Run
+from .wording import duration
 
 MANY_ROWS = 1000
 """More pending rows than this are only asked of servers that see the images."""
@@ -41,28 +42,36 @@ def prove_images(
         return batches, None
     finished = len(current.ledger.rows.index)
     are_known = bool(pilot.rows) or (total is not None and total - finished > MANY_ROWS)
-    first, are_many = _first_batches(batches, 0 if are_known else MANY_ROWS)
-    if are_many:
-        return chain(first, batches), _image_tokens(run, current, first)
-    return chain(first, batches), None
-
-
-def _first_batches(batches: Iterator[Batch], limit: int) -> tuple[list[Batch], bool]:
-    """So many batches that they tell whether more than `limit` rows are pending; and whether so."""
     first: list[Batch] = []
+    try:
+        are_many = _take_first(batches, 0 if are_known else MANY_ROWS, first)
+    except ImageQAError as error:  # the rows before it can be asked
+        return chain(first, _failing(error)), None
+    return chain(first, batches), _image_tokens(run, current, first) if are_many else None
+
+
+def _take_first(batches: Iterator[Batch], limit: int, first: list[Batch]) -> bool:
+    """Take the batches that tell whether more than `limit` rows are pending; whether so."""
     rows = embedded = 0
     for batch in batches:
         first.append(batch)
         rows += len(batch.prompts)
         embedded += batch.embedded_bytes
         if rows > limit or embedded > _MANY_BYTES:
-            return first, True
-    return first, False
+            return True
+    return False
+
+
+def _failing(error: ImageQAError) -> Iterator[Batch]:
+    raise error
+    yield  # a generator fails when its first item is asked for
 
 
 def _image_tokens(run: Run, current: OpenPass, batches: list[Batch]) -> float | None:
     prompts = (prompt for batch in batches for prompt in batch.prompts)
-    by_server = image_tokens(run.client, prompts, current.generation_settings)
+    note = f"asking whether the model sees the images, up to {duration(REPLY_SECONDS)}"
+    with run.progress.saying(note):
+        by_server = image_tokens(run.client, prompts, current.generation_settings)
     blind = [server for server, tokens in by_server.items() if tokens == 0]
     if blind:
         raise EndpointError(

@@ -6,8 +6,8 @@
    `run_pilot` first checks that the servers see the images, and how a pilot of some rows goes.
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
    `OpenPass.record` enters its rows in the ledger.
-4. Rows that were in flight at two crashes of the server come last, by bisection: the row that
-   crashes it on its own is quarantined.
+4. Rows that were in flight at two crashes of the server come last (in a pilot: last of its rows),
+   by bisection: the row that crashes it on its own is quarantined.
 5. If questions are answered separately, a second pass does so, in which each question is a row.
 6. `export_rows` reads the table again and joins it with the stored rows.
 
@@ -33,10 +33,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ..tasks.concurrency import (
-    MAX_CHUNK_BYTES,
-    chunks,
     freed_when_done,
-    memory_of,
     opaque,
     prefetch_results,
     quote,
@@ -69,7 +66,7 @@ from ..tasks.runs.parameters import (
 from ..tasks.runs.pilot import Pilot
 from ..tasks.storing import StoredBatch, store_batch
 from ..tasks.storing.questions import question_rows, with_answers
-from .batches import MAX_BATCHES, MAX_CHUNK_ROWS, PREFETCHED_CHUNKS, run_batches
+from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
 from .open_pass import OpenPass
@@ -229,20 +226,16 @@ def answer_rows(
 
     def answer(batches: Iterator[Batch]) -> None:
         run_batches(batches, generate, store, open_pass, run)
+        # Rows that may crash the server come last, so that a crash takes no other requests with it.
+        run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)
 
     prompting = quote(open_pass.prompt_settings)
-    row_chunks = chunks(
-        rows,
-        open_pass.batch_size,
-        lambda row: memory_of(row.record),
-        max_bytes=MAX_CHUNK_BYTES // 4,
-        grows_to=MAX_CHUNK_ROWS,
+    prompts = (
+        freed_when_done(prompt_rows.submit(quote(chunk), prompting))
+        for chunk in row_chunks(rows, open_pass.batch_size)
     )
-    prompts = (freed_when_done(prompt_rows.submit(quote(chunk), prompting)) for chunk in row_chunks)
     pilot = run.parameters.pilot.rows if with_pilot else 0
     batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS), pilot)
     if with_pilot:
         batches = run_pilot(run, open_pass, batches, answer)
     answer(batches)
-    # Rows that may crash the server come last, so that a crash takes no other requests with it.
-    run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)

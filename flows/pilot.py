@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from prefect import get_run_logger
 
@@ -58,7 +59,8 @@ def run_pilot(
         run: the run.
         current: its main pass.
         batches: those of the pass, which have a boundary after the rows of the pilot.
-        answer: takes batches through generate, parse and store.
+        answer: takes batches through generate, parse and store, and then rows that may crash the
+            server.
 
     Returns:
         The batches that are left.
@@ -77,6 +79,8 @@ def run_pilot(
     began = time.monotonic()
     answer(pilot.taken_from(batches))
     pilot.seconds = time.monotonic() - began
+    if not pilot.keys:  # no row was pending
+        return batches
     following = next(batches, None)
     statement = _statement(run, current, pilot, tokens)
     get_run_logger().info("pilot: %s", "; ".join(statement), extra={IS_RESULT: True})
@@ -86,25 +90,17 @@ def run_pilot(
     _check_share(current, pilot, settings.min_parsed)
     if settings.approval:
         wait_for_approval(run.progress, statement, settings.wait)
-    return _chained(following, batches)
-
-
-def _chained(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
-    yield first
-    yield from others
+    return chain([following], batches)
 
 
 def _statement(run: Run, current: OpenPass, pilot: PilotRows, tokens: float | None) -> list[str]:
     """What the pilot has shown, a clause each."""
-    rows, usable = len(pilot.keys), current.progress.ok
-    clauses = [f"{usable:,} of {rows:,} rows have usable pairs ({usable / max(rows, 1):.0%})"]
+    rows, usable = _finished(current)
+    clauses = [f"{usable:,} of {rows:,} rows have usable pairs ({usable / rows:.0%})"]
     if tokens is not None:
         clauses.append(f"an image adds {tokens:,.0f} tokens to the prompt")
-    if rows and pilot.seconds:
-        speed = rows / pilot.seconds
-        clauses.append(rate(speed))
-        clauses.append(_estimate(run, speed))
-    return clauses
+    speed = rows / pilot.seconds
+    return [*clauses, rate(speed), _estimate(run, speed)]
 
 
 def _estimate(run: Run, speed: float) -> str:
@@ -135,8 +131,14 @@ def _show(run: Run, current: OpenPass, pilot: PilotRows, statement: list[str]) -
         show_pilot(run.output, statement, rows, of=len(pilot.keys))
 
 
+def _finished(current: OpenPass) -> tuple[int, int]:
+    """How many rows the run has finished so far, and how many of them with usable pairs."""
+    progress = current.progress
+    return progress.ok + progress.quarantined, progress.ok
+
+
 def _check_share(current: OpenPass, pilot: PilotRows, min_parsed: float) -> None:
-    rows, usable = len(pilot.keys), current.progress.ok
+    rows, usable = _finished(current)
     if usable >= min_parsed * rows:
         return
     reasons = current.ledger.counts(pilot.keys).reasons.most_common()
@@ -144,5 +146,6 @@ def _check_share(current: OpenPass, pilot: PilotRows, min_parsed: float) -> None
     raise PilotError(
         f"stopped after the pilot: {usable:,} of its {rows:,} rows have usable pairs, less than "
         f"pilot.min_parsed {min_parsed:g} demands{f' ({why})' if why else ''}. All answers are "
-        "stored; fix the cause or lower pilot.min_parsed, and run again"
+        "stored; fix the cause or lower pilot.min_parsed, and run again (with "
+        "caching.retry_quarantined, the failed rows too)"
     )

@@ -29,6 +29,11 @@ class NoteSource(Protocol):
         """One sentence each; replaced, never changed."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Note:
+    notes: Sequence[str]
+
+
 @dataclass
 class RunProgress:
     """Counts of a run, written by the flow and read by other threads.
@@ -116,6 +121,12 @@ class RunProgress:
             yield
         finally:
             self.sources = tuple(other for other in self.sources if other is not source)
+
+    @contextmanager
+    def saying(self, note: str) -> Iterator[None]:
+        """Show a note during the block."""
+        with self.watching(_Note((note,))):
+            yield
 
     def count(self, source: Dataset) -> None:
         """Count the rows of a dataset whose length is unknown, for the ETA; only once."""
@@ -235,9 +246,14 @@ def _line(text: str) -> str:
 _current: ContextVar[RunProgress | None] = ContextVar("_current", default=None)
 
 
-def use_progress(progress: RunProgress) -> None:
-    """Let runs started from this context count in `progress`."""
-    _current.set(progress)
+@contextmanager
+def use_progress(progress: RunProgress) -> Iterator[None]:
+    """Let runs that are started during the block count in `progress`."""
+    token = _current.set(progress)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def current_progress() -> RunProgress:

@@ -10,42 +10,41 @@ from prefect.runtime import flow_run
 from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
-from ..tasks.concurrency import quote
-from ..tasks.errors import ObjectCorruptedError, StoreError
+from ..tasks.errors import StoreError
 from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
-from ..tasks.loading.columns import quoted
 from ..tasks.loading.dataset import Dataset
-from ..tasks.loading.recorded_rows import COUNTED_ROWS, RecordedRows
+from ..tasks.loading.recorded_rows import RecordedRows
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.object_store.patience import Patience
-from ..tasks.object_store.store import ObjectStore, load_store
+from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ..tasks.runs.run_record import RunCounts, last_completed
 from ..tasks.storing.compaction import compact
-from ..tasks.storing.layout import PassFolder, parser_labels, read_manifest
+from ..tasks.storing.layout import EXPORTED, PassFolder, read_manifest
 from ..tasks.storing.ledger import Ledger
-from ..tasks.storing.reparsing import reparse_completions
 from ..tasks.storing.row_keys import write_keys
 from .approval import check_can_ask
 from .batch_results import BatchResults
+from .cached_batches import parse_cached
 from .circuit_breaker import CircuitBreaker
+from .dataset_notes import note_columns, note_rows
 from .garbage import rare_collections
 from .guided import server_guides
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
 from .open_pass import OpenPass
+from .open_store import open_store
 from .output_lease import OutputLease
 from .own_files import check_own_files
 from .pass_settings import generation_settings, prompt_settings, request_spec
-from .prefect_server import check_server
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
@@ -159,14 +158,7 @@ class Run:
             ServerError: the model's server could not be started.
             StoreError: the output cannot be read or written.
         """
-        for note in table.notes:
-            get_run_logger().info("%s", note)
-        if hidden := sorted(self.style.variables & set(table.names)):
-            get_run_logger().warning(
-                "style %s does not see the column %s: a variable of its own has that name",
-                self.style.name,
-                quoted(hidden[0]),
-            )
+        note_columns(table, self.style)
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
@@ -230,11 +222,8 @@ class Run:
             retry_quarantined=caching.retry_quarantined,
             refresh=caching.refresh,
         )
-        if unparsed := sorted(self._cached_batches(completions, folder, ledger) - ledger.batches):
-            parsed = reparse_completions(
-                completions, unparsed, quote(self.output), quote(ledger), quote(definition.parsing)
-            )
-            get_run_logger().info("parsed %s cached batches that had not been parsed", parsed)
+        others = folder if caching.cache else None
+        parse_cached(self.output, completions, ledger, definition.parsing, others)
         opened = OpenPass(
             keys_name=folder.keys_of(self._keys_name),
             generate_batch=generate_batch.with_options(**batch_cache(completions)),
@@ -267,9 +256,10 @@ class Run:
             return ""
         parameters = self.parameters
         settings = {
+            "configuration": self._keys_name,  # also names the dataset, as the report does
+            "max_rows": parameters.max_rows,
             "columns": self._main.columns.model_dump(mode="json"),
             "exports": parameters.exports.model_dump(mode="json"),
-            "samples": parameters.asking.samples,
         }
         passes = [(each.ledger, each.row_keys) for each in self.passes]
         return export_inputs(rows, settings, passes)
@@ -288,55 +278,15 @@ class Run:
             exported.ok,
             exported.quarantined,
         ):
+            self.output.remove(EXPORTED)  # else the next run would believe it again
             raise StoreError(
                 f"{self.output.uri}: the exports do not match the stored rows: run again"
             )
         results = total_counts(counts, exported)
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
-        if unasked := self.rows.unasked:
-            get_run_logger().warning(
-                "%s of %s rows have no conversation: they were asked the user prompt",
-                f"{unasked:,}",
-                f"{summary.rows:,}",
-            )
-        if new := self.rows.new:
-            get_run_logger().warning(
-                "the dataset grew by %s%s during the run: run again for the new rows",
-                f"{new:,} {'row' if new == 1 else 'rows'}",
-                " or more" if new >= COUNTED_ROWS else "",
-            )
+        note_rows(self.rows, summary.rows)
         return summary
 
     def _spec(self, definition: Pass) -> RequestSpec:
         return request_spec(self.parameters, definition, self.model, self._model.revision)
-
-    def _cached_batches(
-        self, completions: ObjectStore, folder: PassFolder, ledger: Ledger
-    ) -> set[str]:
-        """Keys of batches of this output whose completions may be in the cache."""
-        if not self.parameters.caching.cache:
-            return set(completions.list())
-        # A shared cache also has batches of other outputs: take those that this output has parts
-        # of, written by other parsers.
-        batches: set[str] = set()
-        for other in {folder.parts(label) for label in parser_labels(self.output, folder)}:
-            try:
-                if other != ledger.folder:
-                    batches |= Ledger.read(self.output, other).batches
-            except ObjectCorruptedError as error:
-                get_run_logger().warning("%s", error)  # not fatal: their rows stay pending
-        return batches
-
-
-def open_store(uri: str, block: str | ObjectStore | None) -> ObjectStore:
-    """The store at a URI, with the credentials of a block, given as itself or by name.
-
-    Raises:
-        PrefectServerError: a block is named, but no Prefect server answers.
-        StoreError: the URI has an unsupported scheme, or there is no such block.
-    """
-    if isinstance(block, str) and block:
-        check_server()
-        block = load_store(block)
-    return block.with_uri(uri) if isinstance(block, ObjectStore) else ObjectStore(uri=uri)

@@ -116,8 +116,10 @@ class CoroutineGroup:
             self._tasks.discard(task)
 
     async def _cancel_all(self) -> None:
-        # The loop runs callbacks in order, so every coroutine started before this one is tracked.
-        pending = list(self._tasks)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        # The loop runs callbacks in order, so every coroutine started before this one is tracked,
+        # and after one more round, so is each that these have spawned.
+        await asyncio.sleep(0)
+        while pending := list(self._tasks):
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)

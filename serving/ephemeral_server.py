@@ -11,10 +11,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from .temporary_server import is_temporary
-
-STARTUP_SECONDS = 120
-"""The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
+from .temporary_server import STARTUP_SECONDS, is_temporary
 
 
 @contextmanager

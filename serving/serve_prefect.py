@@ -4,11 +4,14 @@
 """
 
 import ctypes
+import fcntl
 import gc
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,17 +29,39 @@ def main(listener: int, parent: int, stderr: int) -> None:
     gc.disable()  # the modules stay: looking for garbage among them is an eighth of the start
     import uvicorn
     from prefect.server.api.server import create_app
+    from prefect.settings import (
+        PREFECT_HOME,
+        PREFECT_SERVER_ANALYTICS_ENABLED,
+        temporary_settings,
+    )
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            # Several servers that bring the schema of one database up to date at once would fail.
+            lock = _lock(PREFECT_HOME.value())
             await super().startup(sockets)
+            if lock is not None:
+                os.close(lock)
             os.dup2(stderr, 1)
             os.dup2(stderr, 2)
             gc.freeze()
             gc.enable()
 
-    config = uvicorn.Config(create_app(final=True), log_level="error", lifespan="on")
-    Server(config).run([socket.socket(fileno=listener)])
+    # As in `ephemeral_settings`.
+    with temporary_settings(set_defaults={PREFECT_SERVER_ANALYTICS_ENABLED: False}):
+        config = uvicorn.Config(create_app(final=True), log_level="error", lifespan="on")
+        Server(config).run([socket.socket(fileno=listener)])
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed; None if it, or its file system, allows none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def _end_with(parent: int) -> None:

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from .errors import ImageQAError
 from .printable import printable
 
-STARTUP_SECONDS = 120.0
+STARTUP_SECONDS = 120
 """The first start, on an empty database, takes about 20 seconds: as long as Prefect allows."""
 
 QUIET_SECONDS = 5.0
@@ -41,11 +40,11 @@ _CHOICE = re.compile(
 """Settings that may say which server is used, or how it is reached."""
 
 _ERROR = re.compile(r"[\w.]+(Error|Exception): .")
+_LOGIN = re.compile(r"[^\s'\"]+@")
 _LINE_CHARACTERS = 300
 
 _EPHEMERAL = "PREFECT_SERVER_EPHEMERAL_ENABLED"
 
-_DEFAULTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "0"}  # as in `ephemeral_settings`
 _SERVER = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -57,19 +56,14 @@ _SERVER = {
 class TemporaryServer:
     """A Prefect server on this machine that ends with this process, even if it is killed.
 
-    Args:
-        settings: Prefect's settings in the active profile.
-
     Raises:
         OSError: no port or no process can be had.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
         self._is_up = False
         self._owner = os.getpid()
-        names = {name.upper() for name in (*os.environ, *settings)}
-        defaults = {name: value for name, value in _DEFAULTS.items() if name not in names}
         # Handed over as it is, the port cannot be taken by another process, and requests before
         # the server is up wait in line.
         with socket.create_server((_HOST, 0), backlog=100) as listener:
@@ -78,7 +72,7 @@ class TemporaryServer:
             try:
                 self._process = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-P", "-m", _PROGRAM, *arguments],
-                    env={**os.environ, **defaults, **_SERVER},
+                    env={**os.environ, **_SERVER},
                     pass_fds=(listener.fileno(), int(arguments[2])),
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
@@ -100,14 +94,16 @@ class TemporaryServer:
         problem = self._health(QUIET_SECONDS)
         if problem is None:
             _LOGGER.warning(
-                "Prefect's temporary server is starting: waiting, up to %.0f s", STARTUP_SECONDS
+                "Prefect's temporary server is starting: waiting, up to %d s", STARTUP_SECONDS
             )
             problem = self._health(STARTUP_SECONDS)
         if problem is None:
-            problem = f"no answer for {STARTUP_SECONDS:.0f} s"
+            problem = f"no answer for {STARTUP_SECONDS} s"
         if problem:
+            self._log.seek(0)
+            said = last_error(self._log.read().decode(errors="replace"))
             raise ImageQAError(
-                f"Prefect's temporary server does not start ({problem}): {self._last_error()}: "
+                f"Prefect's temporary server does not start ({problem}): {said}: "
                 "`prefect server start` shows more; PREFECT_API_URL can name a running server"
             )
         self._is_up = True
@@ -135,9 +131,10 @@ class TemporaryServer:
         if self._owner != os.getpid():  # a fork of the owner must not end the owner's server
             return
         self._process.terminate()
-        if self._exit_code() is None and self._is_up:
-            self._process.kill()
-            self._process.wait()
+        with suppress(KeyboardInterrupt):  # a second Ctrl-C: the server ends without our waiting
+            if self._exit_code() is None and self._is_up:
+                self._process.kill()
+                self._process.wait()
         # One that is still starting may be changing the schema of its database. It ends after that.
         self._log.close()
 
@@ -147,12 +144,13 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def _last_error(self) -> str:
-        """What the server says: its last error, or its last line."""
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        said = [line for line in lines if _ERROR.match(line)] or [*filter(str.strip, lines)]
-        return printable(said[-1], _LINE_CHARACTERS) if said else "it says nothing"
+
+def last_error(log: str) -> str:
+    """What a server says in its log: its last error, or its last line; without secrets."""
+    lines = log.splitlines()
+    said = [line for line in lines if _ERROR.match(line)] or [*filter(str.strip, lines)]
+    # What is before an "@" may be the user and password of a database.
+    return printable(_LOGIN.sub("", said[-1]), _LINE_CHARACTERS) if said else "it says nothing"
 
 
 _started: TemporaryServer | None = None
@@ -164,10 +162,10 @@ def start_early() -> None:
     Everything in this process, and in the processes that it starts, then uses that server.
     """
     global _started
-    if "prefect" in sys.modules or (settings := profile_without_server()) is None:
+    if "prefect" in sys.modules or may_be_configured():
         return
     try:
-        _started = TemporaryServer(settings)
+        _started = TemporaryServer()
     except OSError:  # Prefect will try it again, and say why it fails
         return
     os.environ["PREFECT_API_URL"] = _started.url
@@ -190,12 +188,8 @@ def wait_until_up() -> None:
         _started.wait()
 
 
-def profile_without_server() -> dict[str, Any] | None:
-    """Prefect's settings in the active profile, if no server is configured there or elsewhere.
-
-    Returns:
-        The settings; None if a server may be configured, or if Prefect may start none.
-    """
+def may_be_configured() -> bool:
+    """Whether a server may be configured, in the active profile or elsewhere, or none allowed."""
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
     try:
         profiles = tomllib.loads((home.expanduser() / "profiles.toml").read_text("utf-8"))
@@ -203,22 +197,21 @@ def profile_without_server() -> dict[str, Any] | None:
     except FileNotFoundError:
         settings = {}
     except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
-        return None
+        return True
     if str(settings.get(_EPHEMERAL)).lower() == "true":  # as in the profile that Prefect creates
         del settings[_EPHEMERAL]
-    may_be_configured = any(map(_CHOICE.match, (*os.environ, *settings))) or _has_project_settings()
-    return None if may_be_configured else settings
+    return any(map(_CHOICE.match, (*os.environ, *settings))) or _has_project_settings()
 
 
 def _has_project_settings() -> bool:
     """Whether a file in the working directory may have settings of Prefect."""
     files = {".env": "prefect_", "prefect.toml": "", "pyproject.toml": "tool.prefect"}
-    for name, mark in files.items():
-        try:
-            if mark in Path(name).read_text("utf-8").lower():
-                return True
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError):
-            return True
-    return False
+    return any(_mentions(Path(name), word) for name, word in files.items())
+
+
+def _mentions(file: Path, word: str) -> bool:
+    try:
+        # Not of a pipe: reading would wait for its writer. Prefect does not read one, either.
+        return file.is_file() and word in file.read_text("utf-8").lower()
+    except (OSError, ValueError):
+        return True

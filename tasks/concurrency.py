@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+from PIL import Image
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.utilities import annotations
@@ -91,6 +92,8 @@ def chunks(
 ) -> Iterator[list[T]]:
     """Split items into lists of `size`; the last one may be shorter.
 
+    If there is an error instead of the next item, the items before it come first.
+
     Args:
         items: the items.
         size: items in a list.
@@ -100,18 +103,24 @@ def chunks(
     """
     chunk: list[T] = []
     total = 0
-    for item in items:
-        chunk.append(item)
-        total += memory(item)
-        if len(chunk) >= size or total >= max_bytes:
-            yield chunk
-            chunk, total, size = [], 0, max(size, min(2 * size, grows_to))
+    error: ImageQAError | None = None
+    try:
+        for item in items:
+            chunk.append(item)
+            total += memory(item)
+            if len(chunk) >= size or total >= max_bytes:
+                yield chunk
+                chunk, total, size = [], 0, max(size, min(2 * size, grows_to))
+    except ImageQAError as failed:
+        error = failed
     if chunk:
         yield chunk
+    if error is not None:
+        raise error
 
 
 def memory_of(value: Any) -> int:
-    """About how many bytes the texts and lists of a value take; counted up to `MAX_CHUNK_BYTES`.
+    """About how many bytes the texts, images and lists of a value take, up to `MAX_CHUNK_BYTES`.
 
     Args:
         value: a record, a message, or anything else made of dicts and lists.
@@ -128,6 +137,8 @@ def memory_of(value: Any) -> int:
         elif kind is list or kind is tuple:
             total += _CONTAINER_BYTES + 8 * len(part)
             found += part
+        elif isinstance(part, Image.Image):
+            total += 4 * part.width * part.height
         if total >= MAX_CHUNK_BYTES:
             break
     return total

@@ -71,7 +71,7 @@ def export(
     from ...tasks.exporting.trainers.write import warning_lines
     from ...tasks.images.reader import ImageReader
     from ...tasks.runs.exports import Exports
-    from ..run import open_store
+    from ..open_store import open_store
 
     if format is None:
         print(f"prefect-imageqa: give --format: {', '.join(FORMATS)}", file=sys.stderr)

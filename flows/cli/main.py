@@ -1,7 +1,5 @@
 """`prefect-imageqa`: the command line. Slow imports are deferred until a command needs them."""
 
-import atexit
-import gc
 import os
 import select
 import signal
@@ -12,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from ...serving.errors import ImageQAError
 from ...serving.printable import printable_traceback
+from ..garbage import collect_rarely
 from .deploy import deployments
 from .options import Count
 from .outputs import outputs
@@ -175,10 +174,7 @@ def main() -> None:
     Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 nobody reads the output.
     """
     sys.excepthook = lambda _, error, __: print(printable_traceback(error), file=sys.stderr)
-    # What is imported stays: looking for garbage among it takes a sixth of the start, and a second
-    # time at the exit.
-    gc.set_threshold(100_000, 20, 20)
-    atexit.register(gc.freeze)
+    collect_rarely()
     runs_flow = sys.argv[1:2] in _RUNS
     if runs_flow and not {"-h", "--help"}.intersection(sys.argv):
         from ...serving.temporary_server import start_early

@@ -120,7 +120,7 @@ def clean(
 
 
 def _open(output: str, store: str | None) -> "ObjectStore":
-    from ..run import open_store
+    from ..open_store import open_store
 
     return open_store(output, store)
 

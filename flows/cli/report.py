@@ -48,7 +48,7 @@ def report(
     from ...tasks.reporting.report import REPORT, make_report
     from ...tasks.reporting.row_images import RowImages
     from ...tasks.runs.run_record import completed_run
-    from ..run import open_store
+    from ..open_store import open_store
 
     output_store, images = open_store(output, store), ImageSettings()
     run = completed_run(output_store)

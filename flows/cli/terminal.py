@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,14 +27,14 @@ from ...tasks.loading.dataset import Dataset, load_dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import run_style
-from ..approval import ask_at_terminal
+from ..approval import ask_at_terminal, at_terminal
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
+from ..open_store import open_store
 from ..prefect_outage import bounded_exit
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
-from ..run import open_store
 from ..run_log import IS_RESULT, error_is_printed
 from ..summary import RunSummary
 
@@ -77,9 +76,8 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     if not isinstance(endpoint, BatchResults):
         endpoint = _checked_endpoint(endpoint, checked)
     progress = RunProgress()
-    use_progress(progress)
     said, ends = error_is_printed(image_qa), bounded_exit()
-    with terminate_on_signals(), said, ends, _display(progress, table):
+    with terminate_on_signals(), said, ends, use_progress(progress), _display(progress, table):
         summary: RunSummary = image_qa(**{**bound.arguments, "endpoint": endpoint})
     return summary
 
@@ -121,7 +119,7 @@ def _display(progress: RunProgress, source: Dataset) -> Iterator[None]:
         finally:
             live.start()
 
-    progress.ask = ask if sys.stdin.isatty() else None
+    progress.ask = ask if at_terminal() else None
     with live, _logging_to(console):
         yield
 

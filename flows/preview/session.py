@@ -28,8 +28,8 @@ from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ...tasks.storing.questions import question_rows, with_answers
 from ..guided import server_guides
+from ..open_store import open_store
 from ..pass_settings import generation_settings, prompt_settings, request_spec
-from ..run import open_store
 from .cells import Preview, PreviewReply, PreviewRow, preview_reply
 from .model import NO_ENDPOINT, PreviewModel, open_preview_model
 

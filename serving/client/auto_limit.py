@@ -32,8 +32,9 @@ _MIN_QUEUED_SECONDS, _MAX_QUEUED_SECONDS = 1.0, 5.0
 """The limit shrinks when there has been a queue for as long as requests take, within these bounds:
 what arrives at the same time waits for a moment, even if there is room."""
 
-_PREEMPTED = 0.9
-"""Factor of the limit when the engine had to take back memory from requests that it ran."""
+_PREEMPTED = 0.1
+"""Share of the requests in flight that are too many when the engine had to take back memory from
+some that it ran."""
 
 _FIRST_OBSERVATIONS = 20
 """So many are made in quick succession."""
@@ -63,6 +64,7 @@ class AutoLimit:
         self._queues: deque[tuple[float, int]] = deque()
         self._preemptions: int | None = None
         self._unseen = self._observed = 0
+        self._lowered = 0.0
         self._grows = False
 
     @property
@@ -85,15 +87,17 @@ class AutoLimit:
         )
         self._unseen = 0 if is_shown else self._unseen + 1
         if is_shown:
-            self._search.restart()
+            self._search.stop_doubling()  # also if the page cannot be read once in a while
             return self._follow(seen, page)
         return self._search.next(self.value, seen) if self._unseen > _MAX_UNSEEN else self.value
 
-    def rejected(self) -> None:
-        """The server refuses requests because there are too many."""
-        self.value = max(MIN_LIMIT, self.value // 2)
-        self._growth = _FIRST_GROWTH
-        self._search.stop_doubling()
+    def timed_out(self, now: float, sent: float) -> None:
+        """A gateway gave up a request because others kept it waiting."""
+        if sent >= self._lowered:  # the present limit is to blame
+            self._lowered = now
+            self.value = max(MIN_LIMIT, self.value // 2)
+            self._growth = _FIRST_GROWTH
+            self._search.stop_doubling()
 
     def _follow(self, seen: Observation, page: Counters) -> int:
         """The limit by what runs and waits in the engine."""
@@ -106,9 +110,11 @@ class AutoLimit:
             self._queues.clear()
             # Others may use the server as well: each gives up its share of the queue.
             share = min(seen.in_flight / max(page.running + page.waiting, 1), 1.0)
-            busy = min(self.value, seen.in_flight)
-            fewer = busy * _PREEMPTED if was_preempted else busy - (waiting - queue) * share
-            return max(MIN_LIMIT, int(fewer))
+            # Counted from those in flight: there are more than the limit until some are answered.
+            excess = (waiting - queue) * share if waiting > 2 * queue else 0.0
+            if was_preempted:
+                excess = max(excess, seen.in_flight * _PREEMPTED)
+            return max(MIN_LIMIT, min(self.value, int(seen.in_flight - excess)))
         if page.waiting or not seen.was_full or page.cache_usage > _FULL_CACHE:
             if page.waiting:
                 self._growth = _FIRST_GROWTH

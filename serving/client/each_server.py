@@ -14,6 +14,8 @@ async def ask_each_server(
 ) -> Mapping[str, Sequence[Outcome]]:
     """Send all requests at once to each server that is up; none is repeated, and none is counted.
 
+    If none is up, all are asked: their failures say so.
+
     Args:
         pool: the servers.
         bodies: the requests as JSON, each for a few tokens.
@@ -22,7 +24,7 @@ async def ask_each_server(
     Returns:
         The outcomes of each server by its name, in the order of the requests.
     """
-    transports = [server.transport for server in pool.up]
+    transports = [server.transport for server in pool.up or pool.servers]
     asked = [_ask_all(transport, bodies, seconds) for transport in transports]
     outcomes = await asyncio.gather(*asked)
     return {each.name: found for each, found in zip(transports, outcomes, strict=True)}

@@ -13,6 +13,7 @@ class Observation:
         now: `time.monotonic()`.
         in_flight: requests it was sent and has not answered, without those that are overtaken.
         completed: requests it has completed since the start.
+        latency_sum: seconds that these have taken together.
         was_full: a request has waited because of the limit since the last observation.
         latency: seconds that requests take of late; 0 if that is not known yet.
         counters: its page of metrics; None if it has none.
@@ -21,6 +22,7 @@ class Observation:
     now: float
     in_flight: int
     completed: int
+    latency_sum: float
     was_full: bool
     latency: float
     counters: Counters | None = None

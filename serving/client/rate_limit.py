@@ -121,30 +121,25 @@ class RateLimit:
         """The server is known to work on a request, which it has not rejected therefore."""
         self._was_accepted = True
 
-    def rejected(self, now: float, sent: float, retry_after: float) -> bool:
+    def rejected(self, now: float, sent: float, retry_after: float) -> None:
         """A request was rejected.
 
         Args:
             now: the current time.
             sent: when it was sent.
             retry_after: seconds to send nothing, as requested by the server; 0 if it names none.
-
-        Returns:
-            Whether nothing is sent for a while from now on.
         """
         self.refused_since = self.refused_since or now
         self._accepted -= 1
         self._recent.append(True)
         if self.rate is None and self._is_sporadic() and retry_after <= _LONG_PAUSE:
-            return False
+            return
         if sent > self._rejected_at:
             self._rejected_at = now
             self._length = max(retry_after, self._pause)
             self._paused_until = now + self._length * random.uniform(1, 1.1)  # noqa: S311
         elif self._paused_until:  # sent before the pause: the same rejection once more
             self._paused_until = max(self._paused_until, now + retry_after)
-            return False
-        return bool(self._paused_until)
 
     def _is_sporadic(self) -> bool:
         """Whether only a few of the newest requests were rejected."""

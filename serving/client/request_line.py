@@ -29,7 +29,8 @@ class RequestLine:
         self.in_use = 0
         self.error: ImageQAError | None = None
         self.is_auto = max_in_flight is None
-        self._most = max_connections() if max_in_flight is None else max_in_flight
+        connections = max_connections()
+        self._most = connections if max_in_flight is None else max_in_flight
         self._line: deque[asyncio.Future[Server]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 

@@ -21,6 +21,9 @@ _CHECKED_AT_ONCE = {FailureKind.DISCONNECTED, FailureKind.UNAVAILABLE}
 _CRASH_SYMPTOMS = {FailureKind.DISCONNECTED, FailureKind.SERVER_ERROR}
 """How a request fails that crashes its server."""
 
+_MAX_OWN_WAIT = 30.0
+"""Seconds that a rejected request waits at most, if the others do not."""
+
 _CUT_CHECK_SECONDS = 0.3
 """How long a server that lost a connection may take to complete another request, before it is
 tested: a server that has crashed refuses connections at once."""
@@ -140,7 +143,8 @@ class Sender:
         if failed.kind is FailureKind.RATE_LIMITED:
             request.failures[failed.kind] += 1
             if server.rate_limit.delay(time.monotonic()) <= 0:  # otherwise, all requests wait
-                await asyncio.sleep(max(failed.retry_after, backoff(request.failures[failed.kind])))
+                wait = min(failed.retry_after, _MAX_OWN_WAIT)
+                await asyncio.sleep(max(wait, backoff(request.failures[failed.kind])))
             return None
         if failed.kind is FailureKind.CONNECTION:
             reason = failed.message.removeprefix(f"{server.name}: ")

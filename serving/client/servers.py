@@ -1,7 +1,6 @@
 """`Server`: one server of an endpoint, what it is working on, and whether it is up."""
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,9 @@ _LATENCIES = 256
 
 _MIN_LATENCIES = 20
 """Fewer do not tell what is usual."""
+
+_SLOW = 4.0
+"""A request that takes this many times as long as others is slow itself, not its server."""
 
 _SMOOTHING = 1 / 16
 """Weight of the newest request in the mean latency."""
@@ -83,6 +85,7 @@ class Server:
         was_full: a request has waited because of that limit since it was last adapted.
         latency: seconds that requests take of late, on average; 0 if that is not known yet.
         completed: number of completions.
+        latency_sum: seconds that these have taken together.
         last_alive: when it last showed that it works: by a completion, or when it was looked at.
         last_completion: when it last completed a request.
         stalls: how often it was found stalled since then.
@@ -105,6 +108,7 @@ class Server:
     was_full: bool = False
     latency: float = 0.0
     completed: int = 0
+    latency_sum: float = 0.0
     last_alive: float = 0.0
     last_completion: float = 0.0
     stalls: int = 0
@@ -117,11 +121,6 @@ class Server:
     def name(self) -> str:
         """Its URL, without secrets."""
         return self.transport.name
-
-    @property
-    def max_in_use(self) -> float:
-        """Limit of the requests it may have."""
-        return self.auto_limit.value if self.auto_limit else math.inf
 
     def can_take(self, now: float) -> bool:
         """Whether another request may be sent to it now."""
@@ -177,15 +176,22 @@ class Server:
             self.last_alive = self.last_completion = now
             self.activity, self.stalls = "", 0
             latency = now - attempt.sent
+            self.latency_sum += latency
             self._latencies.append(latency)
             self.latency += (latency - self.latency) * (_SMOOTHING if self.latency else 1)
         self.is_late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED:
-            is_limit = self.rate_limit.rejected(now, attempt.sent, outcome.retry_after)
-            if is_limit and self.auto_limit:
-                self.auto_limit.rejected()
+            self.rate_limit.rejected(now, attempt.sent, outcome.retry_after)
         else:
             self.rate_limit.accepted()
+            if self._is_overloaded(outcome, now - attempt.sent) and self.auto_limit:
+                self.auto_limit.timed_out(now, attempt.sent)
+
+    def _is_overloaded(self, outcome: Outcome, seconds: float) -> bool:
+        """Whether a gateway gave up a request that has not taken much longer than others do."""
+        if not isinstance(outcome, Failure) or outcome.kind is not FailureKind.TIMEOUT:
+            return False
+        return bool(outcome.status) and seconds < _SLOW * (self.latency or seconds)
 
     def was_up_since(self, then: float) -> bool:
         """Whether it has been up since that time, without a break."""

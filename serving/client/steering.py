@@ -60,6 +60,7 @@ class Steering:
 
     async def _read(self, server: Server) -> None:
         """Read a server's page of metrics, and adapt its limit to it."""
+        began = time.monotonic()
         try:
             page = await server.transport.counters()
         finally:
@@ -73,7 +74,10 @@ class Steering:
             if page.running:
                 server.rate_limit.works()
             is_settled = server.auto_limit is not None and server.auto_limit.is_settled
-            self._next_page[server] = now + (_PAGE_SECONDS if is_settled else 0.0)
+            # A server that takes long to make the page is asked for it half of the time at most.
+            self._next_page[server] = max(
+                now + (_PAGE_SECONDS if is_settled else 0), 2 * now - began
+            )
         self._adapt(server, now, page)
 
     def _adapt(self, server: Server, now: float, page: Counters | None) -> None:
@@ -81,7 +85,15 @@ class Steering:
         if limit is None:
             return
         limit.observe(
-            Observation(now, server.in_use, server.completed, server.was_full, server.latency, page)
+            Observation(
+                now,
+                server.in_use,
+                server.completed,
+                server.latency_sum,
+                server.was_full,
+                server.latency,
+                page,
+            )
         )
         server.was_full = False
         self._pool.wake()

@@ -1,10 +1,13 @@
 """Looks for the number of requests in flight with which a server completes the most per second."""
 
+import math
+
 from .observation import Observation
 
 _MIN_SECONDS = 0.5
 _MIN_COMPLETIONS = 16
-"""A rate is measured over this time at least, as long as requests take, and so many requests."""
+"""A rate is measured over this time at least, and so many requests: as many as are in flight, too.
+"""
 
 _ELASTICITY = 0.3
 """A step pays if the rate changes by more than this share of the change of the limit: twice as many
@@ -17,6 +20,14 @@ _DOUBLE = 2.0
 MAX_STEP = 128
 """Requests by which a limit is raised at once, at most. Each opens a connection, and many servers
 queue no more than 128 of them."""
+
+_MAX_SLOWDOWN = 5.0
+"""A limit is not raised beyond the one at which requests take this many times as long as with the
+best limit so far: the rest of their time is a queue, and gateways drop what waits for long."""
+
+_FORGET = 1.001
+"""That shortest time grows by this factor with each measurement, lest it was that of another load.
+"""
 
 _REST = 6
 """Measurements between two steps that try whether another limit is better by now."""
@@ -38,6 +49,7 @@ class ThroughputSearch:
         self._factor = _DOUBLE
         self._rate = 0.0
         self._rest = 0
+        self._shortest = math.inf
         self.restart()
 
     def restart(self) -> None:
@@ -53,7 +65,7 @@ class ThroughputSearch:
     def _pause(self) -> None:
         """Measure anew, when requests sent with the present limit are answered."""
         self._changed: float | None = None
-        self._start: tuple[float, int] | None = None
+        self._start: Observation | None = None
 
     def next(self, limit: int, seen: Observation) -> int:
         """The limit from now on, given the present one and what was observed."""
@@ -65,21 +77,22 @@ class ThroughputSearch:
             self._changed = now
         if self._start is None:
             if now - self._changed >= seen.latency:
-                self._start = now, seen.completed
+                self._start = seen
             return limit
-        seconds, completed = now - self._start[0], seen.completed - self._start[1]
-        if seconds < max(_MIN_SECONDS, seen.latency) or completed < max(
-            _MIN_COMPLETIONS, limit // 2
-        ):
+        completed = seen.completed - self._start.completed
+        if now - self._start.now < _MIN_SECONDS or completed < max(_MIN_COMPLETIONS, limit):
             return limit
-        decided = self._decide(limit, completed / seconds)
-        self._start = now, seen.completed
+        # By Little's law. To count completions per second errs where they come in waves.
+        seconds = max(seen.latency_sum - self._start.latency_sum, 1e-6)
+        decided = self._decide(limit, limit * completed / seconds)
+        self._start = seen
         if decided != limit:
             self._pause()
         return decided
 
     def _decide(self, limit: int, rate: float) -> int:
         """The limit, given the rate that was measured with the present one."""
+        self._shortest = min(limit / rate, self._shortest * _FORGET)
         if self._before is not None:
             return self._judge(limit, rate, *self._before)
         if self._rate and abs(rate / self._rate - 1) > _CHANGED:
@@ -107,11 +120,12 @@ class ThroughputSearch:
 
     def _step(self, limit: int, rate: float) -> int:
         """Try another limit."""
-        most = min(limit + MAX_STEP, self._most)
-        tried = max(self._least, min(round(limit * self._factor), most))
-        if tried == limit:  # at a bound, or too small for a step
-            tried = max(self._least, min(limit + (1 if self._factor > 1 else -1), self._most))
+        tried = round(limit * self._factor)
         if tried == limit:
+            tried += 1 if self._factor > 1 else -1
+        not_slow = max(limit, int(_MAX_SLOWDOWN * self._shortest * rate))
+        tried = max(self._least, min(tried, limit + MAX_STEP, not_slow, self._most))
+        if tried == limit:  # at a bound
             self._before, self._rest = None, _REST
             self._factor = _DOWN if self._factor > 1 else _UP
             return limit

@@ -15,7 +15,7 @@ ASKED_ROWS = 3
 _MAX_TRIED_ROWS = 32
 """Rows that are looked at to find these: images of some may be broken."""
 
-_REPLY_SECONDS = 60.0
+REPLY_SECONDS = 60.0
 """How long a server may take: its first image may take long."""
 
 _LEFT_OUT = GUIDES | {"max_completion_tokens", "min_tokens", "truncate_prompt_tokens"}
@@ -46,7 +46,7 @@ def image_tokens(
         return {}
     numbers = [images for images, *_ in pairs]
     requests = [request for _, *both in pairs for request in both]
-    outcomes = client.complete_at_each(requests, _REPLY_SECONDS)
+    outcomes = client.complete_at_each(requests, REPLY_SECONDS)
     return {server: _tokens_of(numbers, found) for server, found in outcomes.items()}
 
 
@@ -59,9 +59,9 @@ def _requests(
     for tried, prompt in enumerate(p for p in prompts if p.images and not p.problem):
         if asked >= ASKED_ROWS or tried >= _MAX_TRIED_ROWS:
             return
-        if prompt.images[0] in seen:
+        if prompt.images in seen:
             continue
-        seen.add(prompt.images[0])
+        seen.add(prompt.images)
         try:
             with_images = build_request(prompt, settings)
         except RowError:

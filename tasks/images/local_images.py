@@ -1,6 +1,7 @@
-"""Local image files: read once, and identified without reading those that are known."""
+"""Local image files: identified without reading those that are known, and read to send them."""
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 from ..records import ImageRef, Kind, RowError
 from .decoding_budget import FILES
 from .file_digests import FileDigests, file_version, is_settled
-from .read_ahead import ReadAhead
 from .untrusted_files import read_local, stat_local
 
 SMALL_BYTES = 2 * 2**20
@@ -24,8 +24,7 @@ _SLOW_READS = 16
 class LocalImages:
     """Identifies and reads local files. Thread-safe.
 
-    What is read to identify a file is kept for a while, within a bound, for whoever reads it next.
-    So what is sent to the model is what was identified.
+    What is sent to the model is what was identified: a file that has changed since is not read.
 
     Args:
         max_bytes: larger files are not read.
@@ -37,7 +36,6 @@ class LocalImages:
         self._max_bytes = max_bytes
         self._digests = digests
         self._root: str | None = None
-        self._read_ahead = ReadAhead()
         self._slow_reads = 0
         self.confine(root)
 
@@ -74,17 +72,16 @@ class LocalImages:
             if known and _size(version) <= self._max_bytes:
                 return known
         now = time.time()
-        data, version, settled = self._load(ref, min(SMALL_BYTES, self._max_bytes), now)
+        data, info = self._load(ref, min(SMALL_BYTES, self._max_bytes))
         if data is not None:
-            return self._digest_of(ref, version, data, settled)
-        size = _size(version)
-        if size > self._max_bytes:
+            return self._digest_of(ref, data, info, now)
+        if info.st_size > self._max_bytes:
             raise too_large(ref, self._max_bytes)
-        with FILES.hold(size):
-            data, version, settled = self._load(ref, self._max_bytes, now)
+        with FILES.hold(info.st_size):
+            data, info = self._load(ref, self._max_bytes)
             if data is None:
                 raise too_large(ref, self._max_bytes)
-            return self._digest_of(ref, version, data, settled)
+            return self._digest_of(ref, data, info, now)
 
     def read(self, ref: ImageRef, limit: int) -> bytes | None:
         """The content of a file; None if it has more bytes than the limit.
@@ -93,20 +90,12 @@ class LocalImages:
             RowError: as for `read_local`; or the file has changed since it was found, so that it
                 is not what its row was identified by (connection: the next run finds it again).
         """
-        path = str(ref.path)
-        if ref.version and (kept := self._read_ahead.take(path, ref.version, limit)) is not None:
-            return kept
-        data, version, _ = self._load(ref, limit, 0.0)
-        if data is not None and ref.version and version != ref.version:
-            known = self._digests and self._digests.get(path, ref.version)
+        data, info = self._load(ref, limit)
+        if data is not None and ref.version not in ("", file_version(info)):
+            known = self._digests and self._digests.get(str(ref.path), ref.version)
             if known != hashlib.sha256(data).hexdigest():
                 raise RowError(Kind.CONNECTION, f"{ref} has changed while the run used it")
         return data
-
-    def put_back(self, ref: ImageRef, data: bytes) -> None:
-        """Keep a file that was read after all, for whoever reads it next."""
-        if ref.version:
-            self._read_ahead.keep(str(ref.path), ref.version, data)
 
     def size(self, ref: ImageRef) -> int:
         """Bytes of a file.
@@ -116,20 +105,18 @@ class LocalImages:
         """
         return stat_local(str(ref.path)).st_size
 
-    def _load(self, ref: ImageRef, limit: int, now: float) -> tuple[bytes | None, str, bool]:
-        """The content, if it is within the limit; its version; whether that shows any change."""
+    def _load(self, ref: ImageRef, limit: int) -> tuple[bytes | None, os.stat_result]:
+        """The content, if it is within the limit; and the state of the file before."""
         began = time.perf_counter()
         data, info = read_local(str(ref.path), limit, self._root)
         is_slow = time.perf_counter() - began > _SLOW_SECONDS + info.st_size / _SLOW_RATE
         self._slow_reads = self._slow_reads + 1 if is_slow else 0
-        return data, file_version(info), bool(self._digests) and is_settled(info, now)
+        return data, info
 
-    def _digest_of(self, ref: ImageRef, version: str, data: bytes, settled: bool) -> str:
+    def _digest_of(self, ref: ImageRef, data: bytes, info: os.stat_result, now: float) -> str:
         digest = hashlib.sha256(data).hexdigest()
-        if self._digests and settled:
-            self._digests.add(str(ref.path), version, digest)
-        if version == ref.version:
-            self.put_back(ref, data)
+        if self._digests and is_settled(info, now):
+            self._digests.add(str(ref.path), file_version(info), digest)
         return digest
 
 

@@ -215,8 +215,6 @@ class ImageReader:
         prepared = None if data is None else unchanged_image(data, settings)
         if is_file and prepared:
             self._recent.add(ref, settings, prepared)
-        elif is_file and data is not None:
-            self._local.put_back(ref, data)
         return prepared
 
     def is_quick(self, ref: ImageRef) -> bool:

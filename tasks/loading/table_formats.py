@@ -23,11 +23,12 @@ from .csv_format import find_duplicate
 from .json_formats import LocatedRecord
 from .long_records import MAX_RECORD_BYTES, too_long
 
-_SMALL_ROWS, _SMALL_BATCH = 64, 1 << 20
-"""Rows that are decoded at once, if they have no more than this many bytes."""
+_PARQUET_ROWS = 4
+"""Rows per decoded batch: few, because each may embed images of several megabytes, and a file of a
+few kilobytes may have the same large value in every row."""
 
-_LARGE_ROWS = 4
-"""Larger rows of a Parquet file that are decoded at once: each may embed images of megabytes."""
+_SMALL_ROWS, _SMALL_BATCH = 64, 1 << 20
+"""Rows that are converted at once, if they have no more than this many bytes."""
 
 _PARQUET_BUFFER = 1 << 20
 """Bytes read ahead per column."""
@@ -110,8 +111,7 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
         if size > MAX_RECORD_BYTES:
             raise ValueError(too_long(f"on average, a row of row group {number}", size).message)
         largest = max(largest, size)
-    small, large = min(_SMALL_ROWS, _SMALL_BATCH // largest), MAX_RECORD_BYTES // largest
-    return max(1, small, min(_LARGE_ROWS, large))
+    return max(1, min(_PARQUET_ROWS, MAX_RECORD_BYTES // largest))
 
 
 def _records(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[LocatedRecord]:

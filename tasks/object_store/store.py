@@ -168,9 +168,16 @@ class ObjectStore(StoreBlock):
         Raises:
             ObjectMissingError: there is no such object.
         """
-        info = self._call(path, lambda filesystem, key: filesystem.info(key))
-        # In S3 an object that is copied or restored keeps its ETag, which is of its content.
-        return f"{info['size']} {info['ETag'] if 'ETag' in info else info['mtime']}"
+
+        def stamp(filesystem: fsspec.AbstractFileSystem, key: str) -> str:
+            if self.is_local:  # anyone can set mtime back, but not ctime
+                info = Path(key).stat()
+                return f"{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns} {info.st_ino}"
+            found = filesystem.info(key)
+            # An object that is copied or restored keeps its ETag; not every server has ETags.
+            return f"{found['size']} {found.get('ETag') or found.get('LastModified')}"
+
+        return self._call(path, stamp)
 
     def remove(self, path: str) -> None:
         """Remove an object; does nothing if there is none."""

@@ -1,7 +1,6 @@
 """The style `chat`: a row's own conversation, or a request for QA pairs where it has none."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from ...serving.types import Message
@@ -111,17 +110,5 @@ def style_of(messages_of: MessagesOf, label: str) -> Style:
 
 CHAT = "chat"
 
-_conversation_style = style_of(chat_prompt, CHAT)
-
-
-def chat_style(prompt_input: PromptInput) -> Rendered:
-    """The default style."""
-    if prompt_input.turns:
-        return _conversation_style(prompt_input)
-    return _request(prompt_input.image_count, prompt_input.system_prompt, prompt_input.user_prompt)
-
-
-@lru_cache(maxsize=64)
-def _request(image_count: int, system_prompt: str, user_prompt: str) -> Rendered:
-    """The prompt of all rows without a conversation that have as many images."""
-    return _conversation_style(PromptInput((), image_count, system_prompt, user_prompt, {}))
+chat_style = style_of(chat_prompt, CHAT)
+"""The default style."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase
 from ..records import Answered, FinishedRow, ImageRef, Prompt, QAPair
-from .row_images import IMAGES_SECONDS, MAX_IMAGES, SampledImage, sampled_images
-from .samples import SampledRow
+from .row_images import IMAGES_SECONDS, SampledImage, sampled_images
+from .samples import SampledRow, with_images
 
 
 def prompted_rows(
@@ -71,28 +72,15 @@ def _pairs(answer: Answered) -> tuple[QAPair, ...]:
 
 
 def _sampled(prompt: Prompt, outcome: FinishedRow, images: Sequence[SampledImage]) -> SampledRow:
-    if isinstance(outcome, Answered):
-        return SampledRow(
-            row=prompt.row,
-            where=prompt.where,
-            key=prompt.key,
-            images=tuple(images[:MAX_IMAGES]),
-            more_images=max(0, len(images) - MAX_IMAGES),
-            pairs=_pairs(outcome),
-            text=outcome.text,
-            style=outcome.style,
-            prompt_tokens=outcome.prompt_tokens,
-            completion_tokens=outcome.completion_tokens,
-            latency=outcome.latency,
-        )
-    return SampledRow(
-        row=prompt.row,
-        where=prompt.where,
-        key=prompt.key,
-        images=tuple(images[:MAX_IMAGES]),
-        more_images=max(0, len(images) - MAX_IMAGES),
-        pairs=(),
-        text=outcome.text or "",
-        kind=outcome.kind.value,
-        reason=outcome.message,
+    row = SampledRow(prompt.row, prompt.where, prompt.key, (), (), outcome.text or "")
+    row = with_images(row, images)
+    if not isinstance(outcome, Answered):
+        return replace(row, kind=outcome.kind.value, reason=outcome.message)
+    return replace(
+        row,
+        pairs=_pairs(outcome),
+        style=outcome.style,
+        prompt_tokens=outcome.prompt_tokens,
+        completion_tokens=outcome.completion_tokens,
+        latency=outcome.latency,
     )

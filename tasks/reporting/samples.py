@@ -88,8 +88,8 @@ def sample_rows(
     rows = [*_answers(run.dataset, stored, keys, numbers, pairs), *failures]
     where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
     shown = images.of(where_by_row) if images else {}
-    with_images = (_with_images(row, shown.get(row.row, ())) for row in rows)
-    return sorted(with_images, key=lambda row: row.row)
+    rows = [with_images(row, shown.get(row.row, ())) for row in rows]
+    return sorted(rows, key=lambda row: row.row)
 
 
 def likely_sample(kinds: Array, *, answered: int, quarantined: int) -> set[int]:
@@ -159,7 +159,8 @@ def _answers(
             )
 
 
-def _with_images(row: SampledRow, images: Sequence[SampledImage]) -> SampledRow:
+def with_images(row: SampledRow, images: Sequence[SampledImage]) -> SampledRow:
+    """The row with the first of its images."""
     more = len(images) - MAX_IMAGES
     return replace(row, images=tuple(images[:MAX_IMAGES]), more_images=max(0, more))
 

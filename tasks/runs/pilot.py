@@ -1,6 +1,6 @@
 """What is checked at the start of a run, before all rows are asked."""
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from .form_types import Group
 
@@ -27,7 +27,10 @@ class Pilot(Group):
         "answers yes at the terminal.",
     )
     wait: int = Field(
-        default=86_400, ge=1, description="Seconds to wait for that, before the run stops."
+        default=86_400,
+        ge=1,
+        le=31_536_000,  # a year: what waits takes no number at will
+        description="Seconds to wait for that, before the run stops.",
     )
     image_proof: bool = Field(
         default=True,
@@ -35,8 +38,9 @@ class Pilot(Group):
         "images, and stop if the images add no tokens to the prompt.",
     )
 
-    @model_validator(mode="after")
-    def _check_approval(self) -> "Pilot":
-        if self.approval and not self.rows:
+    @field_validator("approval")
+    @classmethod
+    def _has_rows(cls, approval: bool, info: ValidationInfo) -> bool:
+        if approval and info.data.get("rows") == 0:
             raise ValueError("an approval needs a pilot: give its number of rows")
-        return self
+        return approval

@@ -211,14 +211,14 @@ def test_a_truncated_dataset_fails_after_the_rows_before_are_stored(
     limits = Limits(batch_size=4)
     with pytest.raises(Exception, match="cannot be read after"):
         image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=limits)
-    assert stored_parts(tmp_path / "out") >= 7
+    assert stored_parts(tmp_path / "out") == 8
 
 
 def test_an_unexpected_error_is_retried_and_costs_no_reply(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub, attempts = start_stub(), []
-    prepare = ImageReader.prepare
+    prepare = ImageReader.prepare_at_once
 
     def failing(reader: ImageReader, ref: ImageRef, settings: ImageSettings) -> Any:
         if str(ref.path).endswith("odd.png"):
@@ -226,7 +226,7 @@ def test_an_unexpected_error_is_retried_and_costs_no_reply(
             raise RuntimeError("nobody has foreseen this")
         return prepare(reader, ref, settings)
 
-    monkeypatch.setattr(ImageReader, "prepare", failing)
+    monkeypatch.setattr(ImageReader, "prepare_at_once", failing)
     dataset = Path(write_rows([f"row {row}" for row in range(12)]))
     shutil.copy(dataset.with_name("red.png"), dataset.with_name("odd.png"))
     rows = json.loads(dataset.read_text())

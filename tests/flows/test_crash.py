@@ -40,6 +40,7 @@ def start(dataset: str, output: str, url: str) -> "subprocess.Popen[str]":
         "max-in-flight": IN_FLIGHT,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    flags.append("--no-image-proof")  # so that the first request is one for a row
     return subprocess.Popen(
         [str(COMMAND), "run", dataset, *flags],
         env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},

@@ -1,19 +1,26 @@
 """Before many rows are asked: proof that the servers see the images, the pilot, its approval."""
 
 import json
+import os
+import pty
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateName as StateName
 from prefect.flow_runs import resume_flow_run
 from prefect_imageqa import EndpointError, Pilot, PilotError, image_qa
 from prefect_imageqa.flows import image_proof
+from prefect_imageqa.flows.approval import ask_at_terminal
 from prefect_imageqa.flows.cli.terminal import _is_shown
 from prefect_imageqa.flows.progress import RunProgress, use_progress
 from prefect_imageqa.tasks.object_store.store import ObjectStore
@@ -158,15 +165,53 @@ def test_too_few_usable_rows_stop_the_run_which_resumes(
     assert len(asked(served)) == 10
 
 
-def test_a_pilot_of_all_rows_stops_nothing(served: Any, write_rows: Any, tmp_path: Path) -> None:
+def test_a_pilot_of_all_rows_stops_nothing(
+    served: Any, write_rows: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset, output = write_rows([PROSE, PROSE + ".", *good_rows(1)]), str(tmp_path / "out")
     summary = image_qa(dataset, output, served.url, pilot=Pilot(rows=3, min_parsed=1))
     assert (summary.ok, summary.quarantined) == (1, 2)
+    caplog.clear()
+    assert image_qa(dataset, output, served.url, pilot=Pilot(rows=3)).requests == 0
+    assert not [line for line in caplog.messages if line.startswith("pilot:")]
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_row_that_crashes_the_server_does_not_spoil_the_pilot(
+    start_stub: Any, write_rows: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mark = "a-mark-that-crashes"
+    stub = start_stub("--respawn=0.2", f"--poison={mark}", latency=0.02)
+    dataset = Path(write_rows(good_rows(12)))
+    chunk = PngInfo()
+    chunk.add_text("note", mark)
+    Image.new("RGB", (32, 32), "blue").save(dataset.with_name("poison.png"), pnginfo=chunk)
+    rows = json.loads(dataset.read_text())
+    rows[5]["image"] = "poison.png"
+    dataset.write_text(json.dumps(rows))
+    pilot = Pilot(rows=8, min_parsed=0.8)  # whose image proof crashes the server, too
+    summary = image_qa(str(dataset), str(tmp_path / "out"), stub.url, pilot=pilot)
+    assert (summary.ok, summary.reasons) == (11, {"crash": 1})
+    assert any("7 of 8 rows have usable pairs" in line for line in caplog.messages)
 
 
 def test_an_approval_needs_a_pilot() -> None:
     with pytest.raises(ValidationError, match="give its number of rows"):
         Pilot(approval=True)
+
+
+def test_an_answer_typed_before_the_question_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        os.write(person, b"y\n")
+        assert select.select([stdin], [], [], 10)[0]
+        assert not ask_at_terminal("Ask the other rows?", 0.1)
+        threading.Timer(0.5, os.write, (person, b"yes\n")).start()
+        assert ask_at_terminal("Ask the other rows?", 60)
+    os.close(person)
 
 
 def test_without_anybody_to_ask_nothing_is_asked(
@@ -182,6 +227,8 @@ def test_without_anybody_to_ask_nothing_is_asked(
 def answering() -> Iterator[Callable[[bool], list[str]]]:
     """Gives the next run a terminal whose user answers; returns the questions."""
 
+    uses = ExitStack()
+
     def answer(reply: bool) -> list[str]:
         questions: list[str] = []
 
@@ -189,11 +236,11 @@ def answering() -> Iterator[Callable[[bool], list[str]]]:
             questions.append(f"{question} {seconds:g}")
             return reply
 
-        use_progress(RunProgress(ask=ask))
+        uses.enter_context(use_progress(RunProgress(ask=ask)))
         return questions
 
-    yield answer
-    use_progress(RunProgress())
+    with uses:
+        yield answer
 
 
 def test_a_person_at_the_terminal_is_asked(

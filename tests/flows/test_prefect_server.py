@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import prefect
@@ -18,8 +19,9 @@ from prefect.settings import (
 )
 from prefect_imageqa import image_qa
 from prefect_imageqa.flows import prefect_server
+from prefect_imageqa.flows.open_store import open_store
 from prefect_imageqa.flows.prefect_server import check_server
-from prefect_imageqa.flows.run import open_store
+from prefect_imageqa.serving import temporary_server
 from prefect_imageqa.serving.endpoint import load_endpoint
 from prefect_imageqa.tasks.errors import ImageQAError, PrefectServerError
 from prefect_imageqa.tasks.object_store.store import load_store
@@ -186,6 +188,21 @@ def test_a_block_needs_a_server_that_answers(tmp_path: Path) -> None:
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(PrefectServerError, match="no Prefect server answers at"),
+    ):
+        open_store(str(tmp_path), "minio")
+
+
+def test_a_block_waits_for_the_temporary_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise ImageQAError("it does not start")
+
+    url = "http://127.0.0.1:9/api"
+    monkeypatch.setattr(temporary_server, "_started", SimpleNamespace(url=url, wait=fail))
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(ImageQAError, match="it does not start"),
     ):
         open_store(str(tmp_path), "minio")
 

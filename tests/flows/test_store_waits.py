@@ -95,8 +95,11 @@ def test_a_run_stops_when_the_store_of_its_images_is_lost_and_resumes(
 ) -> None:
     stub = start_stub(latency=0.05, slots=4)
     images = behind_proxy.with_uri(f"{behind_proxy.uri}/images-{tmp_path.name}")
-    images.write("red.png", (Path(rows).parent / "red.png").read_bytes())
-    images.write("rows.json", Path(rows).read_bytes())
+    records = json.loads(Path(rows).read_text())
+    for number, record in enumerate(records):  # each is read when its row is asked
+        images.write(f"{number}.png", (Path(rows).parent / "red.png").read_bytes())
+        record["image"] = f"{number}.png"
+    images.write("rows.json", json.dumps(records).encode())
     output = tmp_path / "out"
     arguments: dict[str, Any] = {
         "dataset": images.uri_of("rows.json"),

@@ -86,6 +86,28 @@ def test_a_group_that_ends_leaves_none_behind_that_threads_submit_meanwhile(
     assert accepted == ran
 
 
+def test_a_group_that_ends_cancels_what_its_coroutines_have_just_spawned(
+    loop: BackgroundLoop,
+) -> None:
+    group, ended = CoroutineGroup(loop), threading.Event()
+
+    async def run() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.set()
+
+    async def spawn() -> None:
+        group.spawn(run())
+
+    busy = threading.Timer(0.2, lambda: None)
+    busy.start()
+    loop.call(busy.join)  # both are started in the same round
+    group.start(spawn())
+    group.end()
+    assert ended.is_set()
+
+
 def test_coroutines_do_not_keep_the_context_of_their_caller(loop: BackgroundLoop) -> None:
     """The context of a task run has the task's rows, and a connection keeps that of its opening."""
     caller = ContextVar[str]("caller", default="")

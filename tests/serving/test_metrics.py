@@ -56,6 +56,14 @@ def test_an_engine_asleep_is_recognized() -> None:
     assert parse_metrics(asleep) == Counters(running=5, waiting=7, tokens=3000, asleep=True)
 
 
+def test_the_queue_of_an_engine_that_hangs_is_no_reason_to_send_less() -> None:
+    engine = 'vllm:num_requests_waiting{engine="%s",model_name="demo"} %s\n'
+    for others, waiting in ((0, 0), (2, 6)):  # the first has 7
+        counters = parse_metrics(PAGE + engine % (1, others) + engine % (2, others))
+        assert counters
+        assert counters.waiting == waiting
+
+
 def test_the_memory_of_the_engines_is_read() -> None:
     page = PAGE + (
         'vllm:kv_cache_usage_perc{engine="0",model_name="demo"} 0.25\n'

@@ -15,7 +15,8 @@ from prefect_imageqa.serving.errors import ImageQAError
 from prefect_imageqa.serving.temporary_server import (
     TemporaryServer,
     is_temporary,
-    profile_without_server,
+    last_error,
+    may_be_configured,
 )
 
 ServersOf = Callable[[int], set[int]]
@@ -25,7 +26,7 @@ DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 OWNER = """
 import time
 from prefect_imageqa.serving.temporary_server import TemporaryServer
-server = TemporaryServer({})
+server = TemporaryServer()
 server.wait()
 print(server.url, flush=True)
 time.sleep(300)
@@ -52,26 +53,28 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "expected"),
+    ("file", "text"),
     [
-        pytest.param("", "", {}, id="nothing"),
-        pytest.param("home/profiles.toml", CREATED_BY_PREFECT, {}, id="Prefect's own profiles"),
+        pytest.param("", "", id="nothing"),
+        pytest.param("home/profiles.toml", CREATED_BY_PREFECT, id="Prefect's own profiles"),
         pytest.param(
             "home/profiles.toml",
             'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_ANALYTICS_ENABLED = "true"',
-            {"PREFECT_SERVER_ANALYTICS_ENABLED": "true"},
             id="another setting",
         ),
-        pytest.param(".env", "AWS_REGION=eu-1", {}, id="other programs' .env"),
-        pytest.param("pyproject.toml", '[project]\nname = "x"', {}, id="other project file"),
+        pytest.param(".env", "AWS_REGION=eu-1", id="other programs' .env"),
+        pytest.param("pyproject.toml", '[project]\nname = "x"', id="other project file"),
     ],
 )
-def test_a_server_is_started_if_none_is_configured(
-    unset: Path, file: str, text: str, expected: dict[str, str]
-) -> None:
+def test_a_server_is_started_if_none_is_configured(unset: Path, file: str, text: str) -> None:
     if file:
         (unset / file).write_text(text)
-    assert profile_without_server() == expected
+    assert not may_be_configured()
+
+
+def test_a_pipe_is_not_waited_for(unset: Path) -> None:
+    os.mkfifo(unset / ".env")
+    assert not may_be_configured()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_a_server_is_started_if_none_is_configured(
 )
 def test_none_is_started_if_a_file_may_configure_one(unset: Path, file: str, text: str) -> None:
     (unset / file).write_text(text)
-    assert profile_without_server() is None
+    assert may_be_configured()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_none_is_started_if_the_environment_may_configure_one(
     unset: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "x")
-    assert profile_without_server() is None
+    assert may_be_configured()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed owner leaves its server")
@@ -134,7 +137,7 @@ def test_a_server_that_does_not_start_is_explained_in_a_line(
     unset: Path, monkeypatch: pytest.MonkeyPatch, temporary_servers: ServersOf
 ) -> None:
     monkeypatch.setenv(DATABASE, "sqlite+aiosqlite:////no/such/folder/prefect.db")
-    server = TemporaryServer({})
+    server = TemporaryServer()
     with pytest.raises(ImageQAError, match=r"exit code 3.*unable to open database file") as caught:
         server.wait()
     assert "\n" not in str(caught.value)
@@ -142,10 +145,36 @@ def test_a_server_that_does_not_start_is_explained_in_a_line(
     assert not temporary_servers(os.getpid())
 
 
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        pytest.param("", "it says nothing", id="nothing"),
+        pytest.param("killed\n\n", "killed", id="no error"),
+        pytest.param(
+            "Traceback:\na.URLError: bad 'postgresql://me:pass/word@db/x'\n  more",
+            "a.URLError: bad 'db/x'",
+            id="secret",
+        ),
+    ],
+)
+def test_the_log_of_a_server_is_summed_up_without_secrets(log: str, expected: str) -> None:
+    assert last_error(log) == expected
+
+
+def test_servers_that_create_one_database_at_once_all_start(unset: Path) -> None:
+    servers = [TemporaryServer() for _ in range(2)]
+    try:
+        for server in servers:
+            server.wait()
+    finally:
+        for server in servers:
+            server.stop()
+
+
 def test_a_server_that_is_not_needed_is_stopped_at_once(
     unset: Path, temporary_servers: ServersOf
 ) -> None:
-    server = TemporaryServer({})
+    server = TemporaryServer()
     started = time.monotonic()
     server.stop()
     assert time.monotonic() - started < 5

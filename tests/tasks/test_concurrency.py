@@ -4,9 +4,11 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect import flow, task
 from prefect_imageqa.tasks.concurrency import (
     MAX_CHUNK_BYTES,
@@ -14,6 +16,7 @@ from prefect_imageqa.tasks.concurrency import (
     freed_when_done,
     memory_of,
 )
+from prefect_imageqa.tasks.errors import DatasetError
 
 
 def test_a_chunk_is_bounded_by_its_number_and_its_memory() -> None:
@@ -21,6 +24,17 @@ def test_a_chunk_is_bounded_by_its_number_and_its_memory() -> None:
     assert list(chunks([], 3)) == []
     sizes = [1, 1, 1, 1, MAX_CHUNK_BYTES - 1, 1, MAX_CHUNK_BYTES, 5 * MAX_CHUNK_BYTES, 1]
     assert [len(chunk) for chunk in chunks(sizes, 3, lambda size: size)] == [3, 2, 2, 1, 1]
+
+
+def test_the_items_before_an_error_come_first() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise DatasetError("the file is cut off")
+
+    found = []
+    with pytest.raises(DatasetError, match="cut off"):
+        found.extend(chunks(items(), 3))
+    assert found == [[0, 1, 2], [3, 4]]
 
 
 def test_chunks_grow_up_to_a_limit() -> None:
@@ -48,6 +62,7 @@ def test_a_value_is_counted_with_bounded_work() -> None:
         nested = [nested]
     assert memory_of(nested) == 100_001 * 64 + 100_000 * 8
     assert MAX_CHUNK_BYTES <= memory_of([["x"] * 1000] * 1_000_000) < 2 * MAX_CHUNK_BYTES
+    assert memory_of([Image.new("RGB", (10, 20))]) >= 3 * 10 * 20  # of a DataFrame
 
 
 class _Result:

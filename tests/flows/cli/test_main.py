@@ -221,6 +221,16 @@ ERRORS = {
         2,
         "--images: format llava cannot embed images: give copy or paths",
     ),
+    "pilot": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--pilot-min-parsed", "3"],
+        2,
+        "--pilot-min-parsed: Input should be less than or equal to 1",
+    ),
+    "approval without a pilot": (
+        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--pilot-approval"],
+        2,
+        "--pilot-approval: an approval needs a pilot: give its number of rows",
+    ),
     "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }
 

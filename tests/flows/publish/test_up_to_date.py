@@ -1,17 +1,22 @@
 """A run that changes nothing leaves the exports and the report as they are."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect_imageqa import Exports, ImageQAError, ObjectStore, image_qa
+from prefect_imageqa import Exports, ImageQAError, ObjectStore, Parsing, QAPair, image_qa
 from prefect_imageqa.flows.publish import publish
 from prefect_imageqa.flows.summary import RunSummary
+from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.exporting.export import ALWAYS_EXPORTED
+from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS
+from prefect_imageqa.tasks.storing.layout import EXPORTED
 
 pytestmark = pytest.mark.usefixtures("with_report")
 
@@ -102,6 +107,50 @@ def test_other_settings_and_new_rows_are_exported(
     dataset.write_text(dataset.read_text().replace('"image": "', '"tag": "new", "image": "', 1))
     assert "qa.jsonl" in written_by(output, run)
     assert b'"tag":"new"' in output.read("qa.jsonl")
+
+
+def test_a_dataset_at_another_place_is_named_in_the_report(
+    run: Callable[..., RunSummary], output: ObjectStore, stub: Any, tmp_path: Path
+) -> None:
+    run()
+    moved = tmp_path / "moved" / "dataset.json"
+    moved.parent.mkdir()
+    (tmp_path / "dataset.json").rename(moved)
+    image_qa(str(moved), output.uri, endpoint=stub.url)
+    assert str(moved) in output.read("report.html").decode()
+
+
+MARK = ["!"]
+
+
+def marked(text: str) -> list[QAPair]:
+    return [QAPair(question="What is shown?", answer=text + MARK[0])]
+
+
+def test_replies_that_are_parsed_again_are_exported_again(
+    run: Callable[..., RunSummary], output: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsing = Parsing(parser=marked)
+    run(parsing=parsing)
+    monkeypatch.setattr(sys.modules[__name__], "MARK", ["?!"])
+    for name in output.list("pairs/parts"):
+        output.remove(name)
+    run(parsing=parsing)
+    with output.open(PAIRS) as file:
+        answers = pq.read_table(file).column("answer").to_pylist()
+    assert [answer[-2:] for answer in answers] == ["?!"] * 3
+
+
+def test_a_record_with_other_counts_costs_one_run(
+    run: Callable[..., RunSummary], output: ObjectStore
+) -> None:
+    first = run()
+    record = json.loads(output.read(EXPORTED))
+    record["counts"] |= {"ok": 1, "quarantined": 2}
+    output.write(EXPORTED, json.dumps(record).encode())
+    with pytest.raises(StoreError, match="run again"):
+        run()
+    assert run().pairs == first.pairs
 
 
 def test_a_report_that_could_not_be_written_is_written_by_the_next_run(

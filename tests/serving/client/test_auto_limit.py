@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from chat import ask, endpoint, texts
+from fake_vllm import FakeVLLM
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.client.auto_limit import FIRST_LIMIT, MIN_LIMIT, AutoLimit
 from prefect_imageqa.serving.client.observation import Observation
@@ -33,6 +34,7 @@ class Engine:
     limit: AutoLimit = field(default_factory=AutoLimit)
     longest: int = 0
     completed: float = 0.0
+    latency_sum: float = 0.0
     now: float = 100.0
 
     def run(self, seconds: int, **seen: Any) -> int:
@@ -43,11 +45,13 @@ class Engine:
             waiting = self.limit.value - running
             self.longest = max(self.longest, waiting)
             self.completed += running / self.latency
+            self.latency_sum += self.limit.value
             page = Counters(running, waiting + self.others, 1) if self.has_page else None
             fields = {
                 "now": self.now,
                 "in_flight": self.limit.value,
                 "completed": int(self.completed),
+                "latency_sum": self.latency_sum,
                 "was_full": True,
                 "latency": self.latency * self.limit.value / running,
                 "counters": page,
@@ -90,6 +94,22 @@ def test_a_full_cache_stops_growth_and_preemptions_shrink_the_limit() -> None:
     assert engine.run(1, counters=Counters(FIRST_LIMIT, 0, 1, preemptions=3)) < FIRST_LIMIT
 
 
+def test_requests_that_are_still_in_flight_lower_the_limit_only_once() -> None:
+    """Each takes a minute: it takes longer for a queue to get shorter than to be looked at again.
+
+    The same holds while memory is short.
+    """
+    engine = Engine(32)
+    engine.limit.value = 128
+    for in_flight in (128, 125, 122, 119):
+        page = Counters(32, in_flight - 32, 1)
+        assert engine.run(6, counters=page, in_flight=in_flight, latency=60.0) in range(32, 37)
+    engine.limit.value = 100
+    for seconds in range(20):
+        engine.run(1, counters=Counters(95, 0, 1, preemptions=seconds), in_flight=95)
+    assert engine.limit.value == 85
+
+
 def test_the_queue_of_others_is_not_ours_alone() -> None:
     """Two clients with the same number of requests each give up half of a queue."""
     engine = Engine(64)
@@ -113,19 +133,30 @@ def test_throughput_decides_where_there_is_no_page(latency: float, slots: int) -
     assert engine.longest <= slots
 
 
+def test_requests_do_not_take_ever_longer_where_there_is_no_page() -> None:
+    """The more requests are in flight, the more are answered per second, but hardly more."""
+    limit, completed, total = AutoLimit(), 0.0, 0.0
+    for now in range(1000):
+        rate = 10 * limit.value**0.4
+        completed, total = completed + rate, total + limit.value
+        latency = limit.value / rate
+        limit.observe(Observation(now, limit.value, int(completed), total, True, latency))
+    assert limit.value / rate < 6 * FIRST_LIMIT / (10 * FIRST_LIMIT**0.4)
+
+
 def test_a_page_that_does_not_show_our_requests_is_not_believed() -> None:
     """A gateway before many servers shows the page of one of them."""
     engine = Engine(256)
     assert engine.run(60, counters=Counters(2, 0, 1)) > 200
 
 
-def test_rejections_halve_the_limit() -> None:
-    limit = AutoLimit()
-    limit.rejected()
-    assert limit.value == FIRST_LIMIT // 2
-    for _ in range(20):
-        limit.rejected()
-    assert limit.value == MIN_LIMIT
+def test_requests_that_a_gateway_gives_up_at_the_same_time_halve_the_limit_once() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), request_timeout=1) as client:
+        server.latency = 0.1
+        assert texts(client.complete([ask("hello")])) == ["hello"]
+        server.statuses = [504] * 20
+        assert len(texts(client.complete(map(ask, map(str, range(24)))))) == 24
+        assert FIRST_LIMIT // 8 < client.max_in_flight <= FIRST_LIMIT // 2
 
 
 def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:

@@ -161,10 +161,10 @@ def test_requests_are_spread_over_the_servers() -> None:
         client = stack.enter_context(ChatClient(endpoint(*urls), max_in_flight=6))
         outcomes = stack.enter_context(completing(client, map(str, range(60))))
         wait_until(lambda: sum(len(server.active) for server in servers) == 6)
+        assert [server.peak for server in servers] == [2, 2, 2]
         for server in servers:
             server.frozen = False
         assert len(texts(outcomes.result(60))) == 60
-    assert [server.peak for server in servers] == [2, 2, 2]
 
 
 def test_an_error_in_the_callers_iterator_is_propagated(stub: StubServer) -> None:

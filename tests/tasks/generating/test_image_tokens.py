@@ -81,6 +81,12 @@ def test_few_rows_with_different_usable_images_are_asked(own: Any) -> None:
     assert [body["messages"][1]["content"] for body in bodies(own)].count("") == ASKED_ROWS
 
 
+def test_rows_that_share_the_image_of_an_example_are_asked(own: Any) -> None:
+    with asking(own.url) as client:
+        image_tokens(client, [prompt(image(0), image(number)) for number in (1, 2)], SETTINGS)
+    assert len(bodies(own)) == 2 * 2
+
+
 def test_every_server_is_judged_on_its_own(start_stub: Any, own: Any) -> None:
     blind, failing = start_stub("--blind"), start_stub("--fail-share=1")
     with asking(own.url, blind.url, failing.url) as client:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from prefect_imageqa.tasks.images import local_images, read_ahead
+from prefect_imageqa.tasks.images import local_images
 from prefect_imageqa.tasks.images import reader as reader_module
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.prepare import ImageSettings
@@ -62,11 +62,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     return counts
 
 
-@pytest.fixture
-def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_ahead, "MAX_BYTES", 0)
-
-
 def opened(tmp_path: Path, root: str | None = None) -> ImageReader:
     return ImageReader(digests=FileDigests(tmp_path / "d.sqlite"), root=root)
 
@@ -87,7 +82,7 @@ def replace(path: Path, data: bytes) -> None:
     path.with_name("new").rename(path)
 
 
-def test_a_new_file_is_read_once_and_a_known_one_not_at_all(
+def test_a_known_file_is_not_read_to_identify_it(
     image: Path, tmp_path: Path, calls: collections.Counter[str]
 ) -> None:
     with opened(tmp_path) as reader:
@@ -99,7 +94,7 @@ def test_a_new_file_is_read_once_and_a_known_one_not_at_all(
         prepared = reader.prepare_at_once(ref, SETTINGS)
         assert prepared is not None
         assert prepared.data == RED
-        assert calls == {"stat": 1, "open": 1, "fstat": 1, "read": 1}
+        assert calls == {"stat": 1, "open": 2, "fstat": 2, "read": 2}
     with opened(tmp_path) as reader:
         reader.preload_digests([ref])
         calls.clear()
@@ -122,20 +117,16 @@ def test_the_links_of_a_folder_are_resolved_once(
     assert calls == {"lstat": 1, "stat": 1}
 
 
-def test_a_file_that_is_decoded_is_read_once_too(
-    image: Path, tmp_path: Path, calls: collections.Counter[str]
-) -> None:
+def test_a_file_that_is_decoded_is_prepared_once(image: Path, tmp_path: Path) -> None:
     image.write_bytes(encoded("red", "GIF"))
     with opened(tmp_path) as reader:
         ref = found(image)
-        reader.identify(ref)
         assert reader.prepare_at_once(ref, SETTINGS) is None
         assert reader.prepare(ref, SETTINGS).is_converted
         assert reader.prepare_at_once(ref, SETTINGS) is reader.prepare(ref, SETTINGS)
-    assert calls["read"] == 1
 
 
-def test_a_large_file_is_read_once_within_the_budget(
+def test_a_large_file_is_not_read_at_once(
     image: Path, tmp_path: Path, calls: collections.Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (local_images, reader_module):
@@ -144,26 +135,14 @@ def test_a_large_file_is_read_once_within_the_budget(
         ref = found(image)
         assert not reader.is_quick(ref)
         assert reader.prepare_at_once(ref, SETTINGS) is None
+        assert not calls["read"]
         assert reader.identify(ref) == identity(RED)
         assert reader.prepare(ref, SETTINGS).data == RED
-    assert calls["read"] == 1
-
-
-def test_what_was_identified_is_sent_even_if_the_file_is_replaced(
-    image: Path, tmp_path: Path
-) -> None:
-    with opened(tmp_path) as reader:
-        ref = found(image)
-        assert reader.identify(ref) == identity(RED)
-        replace(image, BLUE)
-        assert reader.prepare(ref, SETTINGS).data == RED
-        assert reader.identify(found(image)) == identity(BLUE)
-        assert reader.prepare(found(image), SETTINGS).data == BLUE
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_a_replaced_file_that_was_not_kept_fails_its_row_for_now(
-    image: Path, tmp_path: Path, nothing_kept: None, *, is_known: bool
+def test_a_replaced_file_fails_its_row_for_now(
+    image: Path, tmp_path: Path, *, is_known: bool
 ) -> None:
     if is_known:
         with opened(tmp_path) as reader:
@@ -181,9 +160,7 @@ def test_a_replaced_file_that_was_not_kept_fails_its_row_for_now(
         assert prepared.data == BLUE
 
 
-def test_a_file_with_other_times_or_permissions_is_the_same(
-    image: Path, tmp_path: Path, nothing_kept: None
-) -> None:
+def test_a_file_with_other_times_or_permissions_is_the_same(image: Path, tmp_path: Path) -> None:
     with opened(tmp_path) as reader:
         ref = found(image)
         reader.identify(ref)

@@ -1,5 +1,5 @@
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +158,14 @@ def _records(table: pa.Table, file_format: str, folder: Path) -> list[Any]:
         with pa.ipc.new_stream(path, table.schema) as stream:
             stream.write_table(table)
     return [record for _, record in read_table(str(path), path.name, file_format, None)]
+
+
+def test_a_value_that_all_rows_share_is_decoded_for_few_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"image": [PNG + bytes(1 << 19)] * 1000}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    monkeypatch.setattr(table_formats, "_records", lambda _, batches: batches)
+    with (tmp_path / "a.parquet").open("rb") as file:
+        batches: Iterable[Any] = table_formats.read_parquet(file)
+        assert max(batch.num_rows for batch in batches) <= 4

@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -304,3 +306,19 @@ def test_a_stamp_changes_with_the_object(store: ObjectStore) -> None:
     assert store.stamp("a/b") == first
     store.write("a/b", b"two")
     assert store.stamp("a/b") != first
+
+
+def test_a_stamp_shows_an_edit_that_keeps_size_and_times(local: ObjectStore) -> None:
+    local.write("a", b"one")
+    path, stamp = Path(local.uri_of("a")), local.stamp("a")
+    times = path.stat()
+    time.sleep(0.02)  # the clock of ctime may tick only every 10 ms
+    path.write_bytes(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert local.stamp("a") != stamp
+
+
+def test_a_stamp_needs_no_etag(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SimpleNamespace(info=lambda _: {"size": 3, "LastModified": "now"})
+    monkeypatch.setattr(ObjectStore, "_call", lambda _, path, action: action(server, path))
+    assert ObjectStore(uri="s3://bucket/out").stamp("a") == "3 now"

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.prompting.chat import chat_prompt, chat_style, style_of
+from prefect_imageqa.tasks.prompting.chat import chat_prompt, style_of
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key
 from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_rows
 from prefect_imageqa.tasks.prompting.style import MessagesOf, PromptInput
@@ -344,24 +343,3 @@ def test_prefect_does_not_remember_each_prompt(folder: Path) -> None:
         return len(context.run_results)
 
     assert prompted() < 10
-
-
-def test_rows_without_a_conversation_share_their_messages(folder: Path) -> None:
-    """Most rows of a run are such: their messages are made once, and take memory once."""
-    shared = replace(settings(folder), style=chat_style)
-    first, second, two, asked = prompt_rows.fn(
-        [
-            row({"image": "a.png"}),
-            row({"image": "b.png"}),
-            row({"image": ["a.png", "b.png"]}),
-            row({"image": "b.png", "conversation": "Which?"}),
-        ],
-        shared,
-    )
-    assert first.messages is second.messages
-    assert first.key != second.key
-    assert two.messages[1] == user(image(0), image(1), text("ASK"))
-    assert asked.messages[1] == user(image(0), text("Which?"))
-    other = replace(shared, user_prompt="Describe it.")
-    (described,) = prompt_rows.fn([row({"image": "a.png"})], other)
-    assert described.messages[1] == user(image(0), text("Describe it."))
