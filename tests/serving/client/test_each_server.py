@@ -26,7 +26,7 @@ def test_servers_that_are_up_are_asked_and_all_if_none_is(up: list[str]) -> None
         servers=servers, up=[each for each in servers if each.transport.name in up]
     )
     found = asyncio.run(ask_each_server(pool, [b"1", b"2"], 60))
-    assert found == dict.fromkeys(up or ["a", "b"], [REFUSED, REFUSED])
+    assert found == {key: [REFUSED, REFUSED] for key in up or ["a", "b"]}
 
 
 def test_a_server_that_does_not_reply_is_not_waited_for() -> None:
