@@ -20,7 +20,8 @@ from prefect_imageqa.flows.prefect_flow import deployable_flow
 from prefect_imageqa.flows.run import open_run
 from prefect_imageqa.tasks.concurrency import quote
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
-from prefect_imageqa.tasks.parsing.parse import Parsed, ParseSettings
+from prefect_imageqa.tasks.parsing.parse import ParseSettings
+from prefect_imageqa.tasks.parsing.parsers import Parsed
 from prefect_imageqa.tasks.prompting.chat import style_of
 from prefect_imageqa.tasks.prompting.style import PromptInput
 from prefect_imageqa.tasks.records import Answered, Asked, Row

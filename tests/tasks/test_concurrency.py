@@ -31,7 +31,7 @@ def test_the_items_before_an_error_come_first() -> None:
         yield from range(5)
         raise DatasetError("the file is cut off")
 
-    found = []
+    found: list[list[int]] = []
     with pytest.raises(DatasetError, match="cut off"):
         found.extend(chunks(items(), 3))
     assert found == [[0, 1, 2], [3, 4]]

@@ -96,8 +96,10 @@ def test_a_run_without_a_server_starts_one_and_ends_it(
     for name in ("PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
         env.pop(name, None)
     command = [COMMAND, "run", dataset, "--output", output, "--endpoint", stub.url, "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, text=True, stdout=pipe, stderr=pipe
+    ) as process:
         servers: set[int] = set()
         while process.poll() is None:
             servers |= temporary_servers(process.pid)

@@ -14,7 +14,7 @@ import pytest
 from fault_proxy import FaultProxy, s3_error
 from PIL import Image
 from prefect_imageqa.tasks.errors import StoreUnavailableError
-from prefect_imageqa.tasks.images import local_images
+from prefect_imageqa.tasks.images import local_images, untrusted_files
 from prefect_imageqa.tasks.images import reader as reader_module
 from prefect_imageqa.tasks.images.decoding_budget import MemoryBudget
 from prefect_imageqa.tasks.images.file_digests import FileDigests
@@ -58,7 +58,7 @@ def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects the paths of the files that were read."""
     paths: list[str] = []
-    read = local_images.read_local
+    read = untrusted_files.read_local
 
     def record(path: str, limit: int, root: str | None) -> Any:
         paths.append(path)

@@ -8,10 +8,10 @@ from prefect_imageqa.tasks.parsing.faults import reply_fault
 from prefect_imageqa.tasks.parsing.parse import (
     ANSWER,
     QA_PAIRS,
-    Parsed,
     ParseSettings,
     parse_completion,
 )
+from prefect_imageqa.tasks.parsing.parsers import Parsed
 from prefect_imageqa.tasks.records import Asked, ReplyForm
 
 

@@ -6,12 +6,12 @@ import pytest
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.generating.completions import StoredReply
 from prefect_imageqa.tasks.parsing.parse import (
-    Parsed,
     ParseSettings,
     pair_parse_settings,
     parse_completion,
     parse_reply,
 )
+from prefect_imageqa.tasks.parsing.parsers import Parsed
 from prefect_imageqa.tasks.parsing.qa_pairs import PARSER_VERSION, parse_answer, parse_qa_pairs
 from prefect_imageqa.tasks.records import (
     Answered,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from prefect_imageqa.serving.types import Completion
-from prefect_imageqa.tasks.parsing.parse import QA_PAIRS, Parsed, parse_completion
+from prefect_imageqa.tasks.parsing.parse import QA_PAIRS, parse_completion
+from prefect_imageqa.tasks.parsing.parsers import Parsed
 from prefect_imageqa.tasks.records import Asked, Problem, ReplyForm
 
 SECTIONS: list[dict[str, Any]] = yaml.safe_load(
