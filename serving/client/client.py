@@ -16,9 +16,9 @@ from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
 from .auto_limit import FIRST_LIMIT, MaxInFlight
 from .check import served_model
 from .each_server import ask_each_server
-from .memory_budget import MemoryBudget, Place
 from .outcomes import Outcomes
 from .pool import ServerPool
+from .request_budget import Place, RequestBudget
 from .retry_policy import MAX_CRASHES
 from .sender import Request, Sender
 from .stats import ClientStats
@@ -73,7 +73,7 @@ class ChatClient:
         self._server_wait = server_wait
         self._recovery = recovery
         self._fixed_limit = None if max_in_flight == "auto" else max_in_flight
-        self._memory = MemoryBudget(lambda: 2 * self.max_in_flight)
+        self._memory = RequestBudget(lambda: 2 * self.max_in_flight)
         self._model = endpoint.model
         self._shared_loop = loop
         self._group: CoroutineGroup | None = None

@@ -10,7 +10,7 @@ _FEW = 16
 """So many requests may be in memory, however large they are."""
 
 
-class MemoryBudget:
+class RequestBudget:
     """Makes threads wait before they build a request as long as too many are in memory.
 
     The size of a request is known only when it is built, so each thread may exceed the budget once.
@@ -54,8 +54,8 @@ class MemoryBudget:
                 self._changed.notify_all()
 
     def _has_room(self, limit: int) -> bool:
-        few = self._requests < _FEW or self._bytes < MAX_BYTES
-        return few and self._requests < limit
+        fits = self._requests < _FEW or self._bytes < MAX_BYTES
+        return fits and self._requests < limit
 
 
 class Place:
@@ -63,8 +63,8 @@ class Place:
 
     __slots__ = ("_budget", "_size")
 
-    def __init__(self, budget: MemoryBudget) -> None:
-        self._budget: MemoryBudget | None = budget
+    def __init__(self, budget: RequestBudget) -> None:
+        self._budget: RequestBudget | None = budget
         self._size = 0
 
     def add(self, size: int) -> None:

@@ -4,14 +4,14 @@ import threading
 
 import pytest
 from chat import wait_until
-from prefect_imageqa.serving.client import memory_budget
-from prefect_imageqa.serving.client.memory_budget import MemoryBudget, Place
+from prefect_imageqa.serving.client import request_budget
+from prefect_imageqa.serving.client.request_budget import Place, RequestBudget
 
 
 class Builder(threading.Thread):
     """A thread that builds requests of one size as long as the budget lets it."""
 
-    def __init__(self, budget: MemoryBudget, size: int) -> None:
+    def __init__(self, budget: RequestBudget, size: int) -> None:
         super().__init__(daemon=True)
         self.places: list[Place] = []
         self._budget, self._size = budget, size
@@ -33,14 +33,14 @@ class Builder(threading.Thread):
 def test_large_requests_wait_for_memory_and_a_few_never_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory_budget, "MAX_BYTES", 300)
-    assert Builder(MemoryBudget(lambda: 500), size=10).waits_at(30)
-    assert Builder(MemoryBudget(lambda: 500), size=1000).waits_at(16)
+    monkeypatch.setattr(request_budget, "MAX_BYTES", 300)
+    assert Builder(RequestBudget(lambda: 500), size=10).waits_at(30)
+    assert Builder(RequestBudget(lambda: 500), size=1000).waits_at(16)
 
 
 def test_small_requests_wait_for_others_to_end_or_for_a_higher_limit() -> None:
     limit = 40
-    budget = MemoryBudget(lambda: limit)
+    budget = RequestBudget(lambda: limit)
     builder = Builder(budget, size=1)
     assert builder.waits_at(40)
     for place in builder.places[:10]:
