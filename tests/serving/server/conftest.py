@@ -54,6 +54,8 @@ class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(503 if read_mode() == "unhealthy" else 200)
         self.end_headers()
+    def log_message(self, *_):
+        pass
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
 """
