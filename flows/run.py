@@ -36,7 +36,6 @@ from .batch_results import BatchResults
 from .cached_batches import parse_cached
 from .circuit_breaker import CircuitBreaker
 from .dataset_notes import note_columns, note_rows
-from .garbage import rare_collections
 from .guided import server_guides
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
@@ -45,6 +44,7 @@ from .open_store import open_store
 from .output_lease import OutputLease
 from .own_files import check_own_files
 from .pass_settings import generation_settings, prompt_settings, request_spec
+from .process_memory import rare_collections
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 
 from ...serving.errors import ImageQAError
 from ...serving.printable import printable_traceback
-from ..garbage import collect_rarely
+from ..process_memory import collect_rarely, keep_little_freed_memory
 from .deploy import deployments
 from .options import Count
 from .outputs import outputs
@@ -175,6 +175,7 @@ def main() -> None:
     """
     sys.excepthook = lambda _, error, __: print(printable_traceback(error), file=sys.stderr)
     collect_rarely()
+    keep_little_freed_memory()
     runs_flow = sys.argv[1:2] in _RUNS
     if runs_flow and not {"-h", "--help"}.intersection(sys.argv):
         from ...serving.temporary_server import start_early

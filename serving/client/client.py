@@ -216,13 +216,15 @@ class ChatClient:
     ) -> None:
         body: bytes | Failure
         try:
-            body = orjson.dumps(
+            dumped = orjson.dumps(
                 {"model": self.model, "messages": request.messages, **request.options}
             )
+            body = bytes(memoryview(dumped))  # orjson's own may hold twice its length
         except TypeError as error:
             body = Failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempts=0)
         else:
             place.add(len(body))
+        max_tokens = _max_tokens(request.options)  # so that the images are not held twice
 
         async def complete() -> None:
             self._pool.crash_expected = max_crashes < MAX_CRASHES
@@ -232,7 +234,7 @@ class ChatClient:
                         body
                         if isinstance(body, Failure)
                         else await self._sender.complete(
-                            Request(body, max_crashes, place.free, _max_tokens(request.options))
+                            Request(body, max_crashes, place.free, max_tokens)
                         )
                     )
                 finally:

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from prefect_imageqa.flows.garbage import rare_collections
+from prefect_imageqa.flows.process_memory import rare_collections
 
 
 @pytest.fixture(autouse=True)
