@@ -57,8 +57,7 @@ format: $(FLOW_ENV) ## Format, and fix what ruff can fix
 demo-model: $(SERVER_ENV) ## Train the demo model again (about 30 minutes on 2 idle cores)
 	.venv-vllm/bin/python -m serving.demo_model.training.train --threads 2
 
-demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the tables of its card
-	$(BIN)/python -m prefect_imageqa.serving.demo_model.training.evaluate
+demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the table of its card
 	$(BIN)/python benchmarks/demo_styles.py --write
 
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Measure speed, CPU and memory beside other clients, into docs/performance.md

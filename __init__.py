@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .flows.summary import RunSummary as RunSummary
     from .serving.client import ChatClient as ChatClient
     from .serving.endpoint import VLLMEndpoint as VLLMEndpoint
-    from .serving.server import VLLMServer as VLLMServer
+    from .serving.server.server import VLLMServer as VLLMServer
     from .tasks.errors import AccessDeniedError as AccessDeniedError
     from .tasks.errors import DatasetError as DatasetError
     from .tasks.errors import EndpointError as EndpointError
@@ -50,47 +50,33 @@ if TYPE_CHECKING:
     from .tasks.runs.parameters import Sampling as Sampling
     from .tasks.runs.pilot import Pilot as Pilot
 
-_HOMES = {
-    "image_qa": ".flows.image_qa",
-    "APIVLMServing_openai": ".flows.dataflow",
-    "FileStorage": ".flows.dataflow",
-    "ImageQAGenerator": ".flows.dataflow",
-    "LocalModelVLMServing_vllm": ".flows.dataflow",
-    "PromptedVQAGenerator": ".flows.dataflow",
-    "Asking": ".tasks.runs.parameters",
-    "Caching": ".tasks.runs.parameters",
-    "Columns": ".tasks.loading.columns",
-    "Exports": ".tasks.runs.exports",
-    "Images": ".tasks.runs.parameters",
-    "Limits": ".tasks.runs.parameters",
-    "Parsing": ".tasks.runs.parameters",
-    "Pilot": ".tasks.runs.pilot",
-    "Sampling": ".tasks.runs.parameters",
-    "RunSummary": ".flows.summary",
-    "ChatClient": ".serving.client",
-    "VLLMEndpoint": ".serving.endpoint",
-    "VLLMServer": ".serving.server",
-    "AccessDeniedError": ".tasks.errors",
-    "DatasetError": ".tasks.errors",
-    "EndpointError": ".tasks.errors",
-    "EndpointLostError": ".tasks.errors",
-    "ErrorRateError": ".tasks.errors",
-    "ImageQAError": ".tasks.errors",
-    "ObjectCorruptedError": ".tasks.errors",
-    "ObjectMissingError": ".tasks.errors",
-    "ObjectUnavailableError": ".tasks.errors",
-    "OutputBusyError": ".tasks.errors",
-    "PilotError": ".tasks.errors",
-    "PrefectServerError": ".tasks.errors",
-    "RecordCorruptedError": ".tasks.errors",
-    "RecordRefusedError": ".tasks.errors",
-    "ServerError": ".tasks.errors",
-    "StoreError": ".tasks.errors",
-    "StoreUnavailableError": ".tasks.errors",
-    "ImageSettings": ".tasks.images",
-    "ObjectStore": ".tasks.object_store",
-    "QAPair": ".tasks.records",
+_NAMES = {
+    ".flows.image_qa": ("image_qa",),
+    ".flows.dataflow": (
+        *("APIVLMServing_openai", "FileStorage", "ImageQAGenerator", "LocalModelVLMServing_vllm"),
+        "PromptedVQAGenerator",
+    ),
+    ".tasks.runs.parameters": ("Asking", "Caching", "Images", "Limits", "Parsing", "Sampling"),
+    ".tasks.loading.columns": ("Columns",),
+    ".tasks.runs.exports": ("Exports",),
+    ".tasks.runs.pilot": ("Pilot",),
+    ".flows.summary": ("RunSummary",),
+    ".serving.client": ("ChatClient",),
+    ".serving.endpoint": ("VLLMEndpoint",),
+    ".serving.server.server": ("VLLMServer",),
+    ".tasks.errors": (
+        *("AccessDeniedError", "DatasetError", "EndpointError", "EndpointLostError"),
+        *("ErrorRateError", "ImageQAError", "ObjectCorruptedError", "ObjectMissingError"),
+        *("ObjectUnavailableError", "OutputBusyError", "PilotError", "PrefectServerError"),
+        *("RecordCorruptedError", "RecordRefusedError", "ServerError", "StoreError"),
+        "StoreUnavailableError",
+    ),
+    ".tasks.images": ("ImageSettings",),
+    ".tasks.object_store": ("ObjectStore",),
+    ".tasks.records": ("QAPair",),
 }
+
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_HOMES)
 

@@ -19,7 +19,6 @@ from prefect_imageqa.serving.demo_model.judge import Claim, Verdict, is_denial, 
 from prefect_imageqa.serving.demo_model.questions import parse_question
 from prefect_imageqa.serving.demo_model.scenes import Scene, write_demo_dataset
 from prefect_imageqa.serving.demo_model.training.contents import KNOWLEDGE
-from prefect_imageqa.serving.demo_model.training.evaluate import CARD, CHECKPOINT, write_card
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
 
@@ -40,6 +39,8 @@ JSON_STYLES = ("single", "several", "dialogue", "multiple-choice", "yes-no", "ca
 SEPARATE_STYLES = ("single", "several", "short", "detailed", "unanswerable", "knowledge", "yes-no")
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=256)
 
+DEMO_MODEL = Path(__file__).parents[1] / "serving" / "demo_model"
+CHECKPOINT, CARD = DEMO_MODEL / "checkpoint", DEMO_MODEL / "README.md"
 START, END = "<!-- styles: start -->", "<!-- styles: end -->"
 
 Pair = Mapping[Any, Any]
@@ -143,7 +144,9 @@ def main() -> None:
             print(lines[-1], flush=True)
     print("\n".join(lines))
     if arguments.write:
-        write_card("\n".join(lines), CARD, (START, END))
+        before, _, remainder = CARD.read_text("utf-8").partition(START)
+        after = remainder.partition(END)[2]
+        CARD.write_text("\n".join((before + START, *lines, END + after)), "utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Measure speed, memory and CPU side by side with other clients, and write them into the docs.
 
-    python benchmarks/performance.py [SCENARIO ...] [--repeats 5] [--quick]
+    python benchmarks/performance.py [SCENARIO ...] [--repeats 3] [--quick]
 
 The results are kept in `build/performance/results.json` after each scenario, and the table in
 `docs/performance.md` is written from all that are there: a run that was cut off goes on with the
 scenarios that are named, or with `--missing`. With `--quick`, few rows are taken and the docs are
-left alone. Everything together takes about 25 minutes on two idle cores.
+left alone. Everything together takes about 30 minutes on two idle cores; the page says how long
+each scenario took.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -43,6 +45,7 @@ def measure(names: list[str], bench: Bench, results: Path) -> list[str]:
     for name in names:
         scenario = getattr(performance_scenarios, name)
         print(f"{name}: {scenario.__doc__}", flush=True)
+        started = time.monotonic()
         try:
             runs = scenario(bench)
         except Exception:
@@ -53,6 +56,7 @@ def measure(names: list[str], bench: Bench, results: Path) -> list[str]:
         kept[name] = {
             "date": datetime.now(UTC).date().isoformat(),
             "machine": machine(),
+            "minutes": round((time.monotonic() - started) / 60, 1),
             "runs": {
                 contestant: [asdict(run) for run in each] for contestant, each in runs.items()
             },
@@ -80,7 +84,7 @@ def machine() -> str:
 
 
 def section(kept: dict[str, Any]) -> str:
-    """Date, machine and table."""
+    """Date, machine, table, and how long each scenario took."""
     where = sorted({f"{result['date']}, {result['machine']}" for result in kept.values()})
     runs = {
         name: {
@@ -88,7 +92,12 @@ def section(kept: dict[str, Any]) -> str:
         }
         for name, result in kept.items()
     }
-    return f"Measured on {'; '.join(where)}.\n\n{table(runs)}\n{notes(runs)}"
+    minutes = {name: result["minutes"] for name, result in kept.items()}
+    took = ", ".join(f"`{name}` {each}" for name, each in minutes.items())
+    return (
+        f"Measured on {'; '.join(where)}.\n\n{table(runs)}\n{notes(runs)}"
+        f"Minutes by scenario: {took}; {sum(minutes.values()):.0f} together.\n"
+    )
 
 
 def write(page: Path, text: str) -> None:
@@ -106,7 +115,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(FIGURES))
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each; some run less often")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; some run less often")
     parser.add_argument("--quick", action="store_true", help="few rows, to see that all works")
     parser.add_argument("--missing", action="store_true", help="only those without results")
     parser.add_argument("--results", type=Path, help="where results are kept")

@@ -133,6 +133,9 @@ def _one(runs: Runs) -> Iterator[Figure]:
     ours, empty = runs["ours"], runs["empty flow"]
     what = "One row: seconds by the clock on the wall"
     yield Figure(what, _wall(ours), "empty Prefect flow", _wall(empty), most=1.15, runs=len(ours))
+    ours, empty = runs["first"], runs["first empty flow"]
+    what = "The same, first run on a machine: Prefect creates its database"
+    yield Figure(what, _wall(ours), "empty Prefect flow", _wall(empty), runs=len(ours))
 
 
 def _memory(runs: Runs) -> Iterator[Figure]:
@@ -153,7 +156,8 @@ def _servers(runs: Runs) -> Iterator[Figure]:
     for name in ("2", "4", "8"):
         what = f"{name} such stubs, {name} times the rows: rows/s of the job"
         least = 1.9 if name == "2" else None
-        yield Figure(what, _rate(runs[name]), "1 stub", _rate(alone), least=least, runs=len(alone))
+        ours = runs[name]
+        yield Figure(what, _rate(ours), "1 stub", _rate(alone), least=least, runs=len(ours))
 
 
 def _unequal(runs: Runs) -> Iterator[Figure]:

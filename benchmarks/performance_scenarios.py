@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from auto_limit import CHANGING as CHANGING_PROFILE
 from auto_limit import FAST as FAST_PROFILE
@@ -91,10 +92,14 @@ def slope(bench: Bench) -> Runs:
 
 
 def one(bench: Bench) -> Runs:
-    """One row, and a flow that does nothing."""
+    """One row, and a flow that does nothing; both also as the first run on a machine."""
     with StubServer(*STUB_FLAGS) as server:
-        return bench.rounds(
-            {"empty flow": bench.empty_flow, "ours": partial(_ours_on_new, bench, 1, server)}
+        ours = partial(_ours_on_new, bench, 1, server)
+        return bench.rounds({"empty flow": bench.empty_flow, "ours": ours}) | bench.rounds(
+            {
+                "first empty flow": partial(bench.empty_flow, is_first=True),
+                "first": partial(ours, is_first=True),
+            }
         )
 
 
@@ -122,11 +127,16 @@ def servers(bench: Bench) -> Runs:
     with ExitStack() as stack:
         urls = [stack.enter_context(StubServer(*FAST)).url for _ in range(8)]
         images = _drawn(bench)
-        contestants: dict[str, Callable[[], Run]] = {}
-        for number in (1, 2, 4, 8):
-            dataset = _dataset(bench, images, number * each)
-            contestants[f"{number}"] = partial(bench.ours, dataset, urls[:number])
-        return bench.rounds(contestants, most=3)
+
+        def contestants(*numbers: int) -> dict[str, Callable[[], Run]]:
+            return {
+                f"{number}": partial(
+                    bench.ours, _dataset(bench, images, number * each), urls[:number]
+                )
+                for number in numbers
+            }
+
+        return bench.rounds(contestants(1, 2)) | bench.rounds(contestants(4, 8), most=1)
 
 
 def unequal(bench: Bench) -> Runs:
@@ -158,7 +168,7 @@ def uneven(bench: Bench) -> Runs:
             name: partial(bench.ours, _dataset(bench, images, rows, late), [server.url])
             for name, late in cases.items()
         }
-        return bench.rounds(contestants, most=3)
+        return bench.rounds(contestants, most=1)
 
 
 def auto(bench: Bench) -> Runs:
@@ -185,7 +195,7 @@ def vllm(bench: Bench) -> Runs:
 
 def vllm_large(bench: Bench) -> Runs:
     """A client that sends 12-megapixel files as they are, and ours, on vLLM."""
-    rows = bench.rows(96, 4)
+    rows = bench.rows(64, 4)
     return _on_vllm(bench, partial(draw_large, count=rows))
 
 
@@ -232,9 +242,9 @@ def _on_vllm(bench: Bench, draw: Callable[..., object]) -> Runs:
         return bench.rounds({"raw": partial(on_new, raw), "ours": partial(on_new, ours)}, most=3)
 
 
-def _ours_on_new(bench: Bench, rows: int, server: StubServer) -> Run:
+def _ours_on_new(bench: Bench, rows: int, server: StubServer, **options: Any) -> Run:
     with bench.new_images(rows) as images:
-        return bench.ours(images, [server.url])
+        return bench.ours(images, [server.url], **options)
 
 
 def _drawn(bench: Bench) -> list[Path]:

@@ -41,12 +41,8 @@ def check_can_ask(progress: RunProgress) -> None:
 def wait_for_approval(progress: RunProgress, statement: Sequence[str], seconds: int) -> None:
     """Return when somebody lets the run go on.
 
-    Meanwhile the run keeps its output and its server, and sends no requests.
-
-    Args:
-        progress: shows what is waited for.
-        statement: what the pilot has shown, a clause each.
-        seconds: how long to wait at most.
+    Meanwhile the run keeps its output and its server, and sends no requests. `statement` is what
+    the pilot has shown, a clause each.
 
     Raises:
         PilotError: nobody did in that time, the answer was no, or Prefect's server was lost.

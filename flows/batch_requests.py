@@ -9,7 +9,6 @@ from ..serving.client.batch_lines import request_line
 from ..tasks.concurrency import STORE_THREADS, chunks, memory_of, prefetch
 from ..tasks.generating.cache import read_completions
 from ..tasks.generating.chat_requests import build_request
-from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.loading.dataset import Dataset, load_dataset
 from ..tasks.object_store.patience import Patience
@@ -25,7 +24,7 @@ from ..tasks.storing.layout import PassFolder, read_manifest
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.questions import question_rows
 from .open_store import open_store
-from .pass_settings import generation_settings, prompt_settings, request_spec
+from .pass_settings import generation_settings, image_reader, prompt_settings, request_spec
 
 _LOGGER = getLogger(__name__)
 
@@ -138,11 +137,11 @@ class PendingRequests:
         ledger, counts = self._ledger(definition), self.counts
         unparsed = self._unparsed(definition, ledger)
         for prompt in prompts:
-            match ledger.status(prompt.key):
+            match ledger.statuses([prompt.key])[0]:
                 case RowStatus.PENDING if prompt.problem:
                     counts.problems += 1
                 case RowStatus.PENDING if prompt.key not in unparsed:
-                    yield prompt, ledger.attempt(prompt.key)
+                    yield prompt, ledger.attempts([prompt.key])[0]
                 case RowStatus.DUPLICATE:
                     counts.duplicates += 1
                 case RowStatus.SUSPECT:
@@ -192,30 +191,22 @@ def open_pending(parameters: RunParameters) -> Iterator[PendingRequests]:
         ImageQAError: one of them cannot be used; or there is no such style, or it does not go with
             the other parameters.
     """
-    asking, images = parameters.asking, parameters.images
     patience = Patience(parameters.limits.store_wait)
     with ExitStack() as stack:
         stack.callback(patience.stop)
         output = open_store(parameters.output, parameters.store).with_patience(patience)
         if read_manifest(output) is not None:  # fail early if it has another layout
             last_completed(output)
-        reader = ImageReader(
-            images.max_file_bytes,
-            credentials=output.s3_credentials,
-            allow_private_hosts=images.allow_private_hosts,
-            digests=FileDigests(),
-            root=images.root or None,
-        )
-        stack.enter_context(reader)
+        reader = stack.enter_context(image_reader(parameters, output.s3_credentials))
         style = run_style(parameters, output.s3_credentials)
         table = load_dataset.fn(
             parameters.dataset,
             parameters.columns,
             parameters.output,
-            images.root,
+            parameters.images.root,
             parameters.max_rows,
             output.s3_credentials,
-            samples=asking.samples,
+            samples=parameters.asking.samples,
             used=style.used_columns,
         )
         yield PendingRequests(parameters, output, reader, style, table)

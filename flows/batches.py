@@ -12,18 +12,21 @@ from ..serving.client.client import ChatClient
 from ..tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of
 from ..tasks.records import Batch, Row
 from ..tasks.storing.store import StoredBatch
-from .open_pass import OpenPass
+from .open_pass import FIRST_ROWS, OpenPass
 from .run import Run
 
 MAX_BATCHES = 64
-"""A batch in flight holds its rows in memory, even if it only waits for one slow row."""
+"""A batch in flight takes a thread, even if it only waits for one slow row."""
+
+MAX_ROWS = 32_768
+"""No batch is started while so many rows are in flight: their prompts and replies are in memory."""
 
 MAX_EMBEDDED_BYTES = 512 << 20
 """No batch is started while rows in flight hold more than this in embedded images."""
 
 MAX_CHUNK_ROWS = 2048
-"""Rows that one task turns into prompts: each run of a task costs Prefect's server 25 ms. The first
-chunks have as few rows as a batch, so that the servers start early."""
+"""Rows that one task turns into prompts: each run of a task costs Prefect's server up to 30 ms. The
+first chunks have as few rows as the first batches, so that the servers start early."""
 
 PREFETCHED_CHUNKS = 2
 """Chunks of rows that are turned into prompts ahead of the batches in flight."""
@@ -42,7 +45,7 @@ def row_chunks(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
     """The rows in lists, each for one task that turns them into prompts."""
     return chunks(
         rows,
-        batch_size,
+        min(FIRST_ROWS, batch_size),
         lambda row: memory_of(row.record),
         max_bytes=MAX_CHUNK_BYTES // 4,
         grows_to=MAX_CHUNK_ROWS,
@@ -66,7 +69,7 @@ def run_batches(
     Args:
         batches: consumed one by one, as there is room for another.
         generate: submits the task that sends a batch to the model; does not wait for it.
-        store: submits the tasks that parse and store its replies; does not wait for them.
+        store: submits the task that parses and stores its replies; does not wait for it.
         current: the pass they belong to.
         run: the run; its circuit breaker stops it if too many rows fail.
         max_batches: limit of batches in flight.
@@ -140,7 +143,8 @@ def _has_room(
     # One batch is prepared ahead of the slots that become free.
     limit = client.max_in_flight + current.batch_size
     embedded = sum(batch.embedded_bytes for batch in in_flight)
-    room = len(in_flight) < max_batches and embedded < MAX_EMBEDDED_BYTES
+    rows = sum(len(batch.prompts) for batch in in_flight)
+    room = len(in_flight) < max_batches and rows < MAX_ROWS and embedded < MAX_EMBEDDED_BYTES
     return room and busy + unsent < limit and unstored < limit
 
 

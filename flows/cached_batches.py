@@ -20,15 +20,7 @@ def parse_cached(
 ) -> None:
     """Parse them, and enter their rows in the ledger.
 
-    Args:
-        output: the store of all results.
-        completions: the cache.
-        ledger: of the pass.
-        parsing: how replies are parsed.
-        shared_by: the folder of the pass, if the cache also has batches of other outputs.
-
-    Raises:
-        StoreError: the output or the cache cannot be read or written.
+    `shared_by` is the folder of the pass, if the cache also has batches of other outputs.
     """
     if shared_by is None:
         batches = set(completions.list())

@@ -59,13 +59,10 @@ def _counts(row: FinishedRow) -> bool:
 def check_answered(summary: RunSummary, passes: Sequence[OpenPass]) -> None:
     """Do not let a completed run without a single answer pass for a success, whatever the reasons.
 
-    Args:
-        summary: of the run.
-        passes: its passes; of these, the last one in which the last row failed gives the example.
+    The last of the passes in which the last row failed gives the example.
 
     Raises:
         ErrorRateError: no row is answered.
-        StoreError: the output cannot be read.
     """
     if summary.quarantined < summary.rows:
         return

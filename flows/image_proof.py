@@ -24,10 +24,7 @@ def prove_images(
 ) -> tuple[Iterator[Batch], float | None]:
     """Ask a few rows with and without their images if there is a pilot, or many rows are pending.
 
-    Args:
-        run: the run.
-        current: the pass.
-        batches: those of the pass; none is in flight.
+    None of the batches is in flight.
 
     Returns:
         The same batches, and the prompt tokens that an image adds, if that is known.

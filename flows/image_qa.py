@@ -12,7 +12,7 @@
 6. `export_rows` reads the table again and joins it with the stored rows.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
-images, `generate_batch` broken ones and rejected requests, `parse_batch` truncated replies.
+images, `generate_batch` broken ones and rejected requests, `parse_and_store` truncated replies.
 
 Who waits and who retries (`docs/waiting.md` has the limits):
 
@@ -41,7 +41,6 @@ from ..tasks.concurrency import (
 from ..tasks.exporting import export_rows
 from ..tasks.exporting.trainers import export_for_training
 from ..tasks.loading import Columns, load_dataset
-from ..tasks.parsing import parse_batch
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
 from ..tasks.runs.exports import Exports
@@ -64,7 +63,7 @@ from ..tasks.runs.parameters import (
     Sampling,
 )
 from ..tasks.runs.pilot import Pilot
-from ..tasks.storing import StoredBatch, store_batch
+from ..tasks.storing import StoredBatch, parse_and_store
 from ..tasks.storing.questions import question_rows, with_answers
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
 from .circuit_breaker import check_answered
@@ -81,9 +80,8 @@ from .summary import RunSummary
     name="image-qa",
     flow_run_name=run_name,
     description="Question-answer pairs about the images in a table, from a running vLLM server.",
-    # Up to three threads per batch in flight (the parse and store tasks each block on their input),
-    # one per chunk being prompted, one for the export.
-    task_runner=ThreadPoolTaskRunner(max_workers=3 * MAX_BATCHES + PREFETCHED_CHUNKS + 1),
+    # A thread for each batch in flight, and for each chunk of rows that is turned into prompts.
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES + PREFETCHED_CHUNKS + 1),
     persist_result=False,  # Prefect would pickle it, and reading a pickle runs code
 )
 def image_qa(
@@ -218,10 +216,9 @@ def answer_rows(
 
     def store(batch: Batch, completions: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
         settings, folder = open_pass.parse_settings, open_pass.parts_folder
-        parsed = freed_when_done(
-            parse_batch.submit(quote(batch), opaque(completions), quote(settings))
+        stored = parse_and_store.submit(
+            quote(batch), opaque(completions), quote(run.output), quote(settings), folder
         )
-        stored = store_batch.submit(quote(batch), opaque(parsed), quote(run.output), folder)
         return freed_when_done(stored)
 
     def answer(batches: Iterator[Batch]) -> None:
@@ -230,12 +227,13 @@ def answer_rows(
         run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)
 
     prompting = quote(open_pass.prompt_settings)
-    prompts = (
+    prompted = (
         freed_when_done(prompt_rows.submit(quote(chunk), prompting))
         for chunk in row_chunks(rows, open_pass.batch_size)
     )
     pilot = run.parameters.pilot.rows if with_pilot else 0
-    batches = open_pass.batches(prefetch_results(prompts, PREFETCHED_CHUNKS), pilot)
+    prompts = prefetch_results(prompted, PREFETCHED_CHUNKS)
+    batches = open_pass.batches(prompts, pilot)
     if with_pilot:
         batches = run_pilot(run, open_pass, batches, answer)
     answer(batches)

@@ -12,12 +12,7 @@ def confine_images(table: Dataset, reader: ImageReader, root: str | None) -> Dat
     """In a run of a deployment, keep images inside the dataset's folder, or on S3 its bucket.
 
     There the dataset is often not that of the account that the worker runs as: a path in it could
-    name any picture that the account can read.
-
-    Args:
-        table: the dataset.
-        reader: reads its images.
-        root: the image root that was given, which decides then.
+    name any picture that the account can read. If an image root was given, that decides.
     """
     if root or not deployment.id:
         return table

@@ -34,7 +34,6 @@ class RunModel:
     """The model of a run.
 
     Attributes:
-        client: sends it requests.
         revision: identifies its weights; empty where unknown.
         results: what it has replied already, in batch files; None where it is asked.
     """

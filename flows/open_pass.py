@@ -22,6 +22,10 @@ from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.store import StoredBatch
 from .progress import RunProgress
 
+FIRST_ROWS = 128
+"""Rows of the first batch at most; each further one has twice as many, up to the batch size. So the
+servers start at once, and the batches of a short run are spread over the cores."""
+
 
 @dataclass
 class OpenPass:
@@ -35,7 +39,7 @@ class OpenPass:
         parse_settings: how replies are parsed.
         ledger: which rows are finished.
         progress: counts of the pass.
-        batch_size: rows per batch.
+        batch_size: rows per batch at most; the first ones have fewer, see `FIRST_ROWS`.
         cache_buster: goes into all batch keys; if empty, stored completions are reused.
         row_keys: keys of the rows read so far, in the order of the table.
         suspects: rows that may have crashed the server.
@@ -58,11 +62,11 @@ class OpenPass:
         """Folder of the stored batches."""
         return self.ledger.folder
 
-    def batches(self, prompts: Iterable[Prompt], first: int = 0) -> Iterator[Batch]:
+    def batches(self, prompts: Iterable[Iterable[Prompt]], first: int = 0) -> Iterator[Batch]:
         """Batches of the rows that are not finished yet, in the order of the table.
 
         Args:
-            prompts: the rows.
+            prompts: the rows, in pieces that are each in memory at once.
             first: no batch has both rows before and after this many.
         """
         pending = self._pending(prompts)
@@ -98,8 +102,8 @@ class OpenPass:
         Deferred are rows that the server was lost with: one of them may have crashed it, so they
         are sent again in isolation.
         """
-        rows = stored.parsed.rows
-        self.ledger.add(stored.part, rows, stored.parsed.time)
+        rows = stored.rows
+        self.ledger.add(stored.part, rows, stored.time)
         crashed = {row.key for row in rows if _is_crash(row)} if not batch.isolated else set()
         self.suspects += [prompt for prompt in batch.prompts if prompt.key in crashed]
         finished = [row for row in rows if row.key not in crashed]
@@ -140,20 +144,23 @@ class OpenPass:
         }
         return RunCounts(**{**self.progress.counts().model_dump(), **results})
 
-    def _pending(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    def _pending(self, prompts: Iterable[Iterable[Prompt]]) -> Iterator[Prompt]:
         """The rows that are not finished yet; a duplicate of a row is skipped."""
-        for prompt in prompts:
-            self.row_keys.append(prompt.key)
-            match status := self.ledger.status(prompt.key):
-                case RowStatus.PENDING:
-                    yield prompt
-                case RowStatus.SUSPECT:
-                    self.suspects.append(prompt)
-                case _:
-                    self.progress.add_skipped(status)
+        for piece in map(list, prompts):
+            statuses = self.ledger.statuses([prompt.key for prompt in piece])
+            for prompt, status in zip(piece, statuses, strict=True):
+                self.row_keys.append(prompt.key)
+                match status:
+                    case RowStatus.PENDING:
+                        yield prompt
+                    case RowStatus.SUSPECT:
+                        self.suspects.append(prompt)
+                    case _:
+                        self.progress.add_skipped(status)
 
     def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
-        for some in chunks(prompts, self.batch_size, _memory_of_prompt):
+        first, most = min(FIRST_ROWS, self.batch_size), self.batch_size
+        for some in chunks(prompts, first, _memory_of_prompt, grows_to=most):
             batch = self._batch(some, isolated)
             self.progress.attempted += len(some)
             self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
@@ -164,7 +171,7 @@ class OpenPass:
         return make_batch(
             self.progress.batches,
             prompts,
-            [self.ledger.attempt(prompt.key) for prompt in prompts],
+            self.ledger.attempts([prompt.key for prompt in prompts]),
             cache_buster=self.cache_buster,
             isolated=isolated,
         )

@@ -1,6 +1,5 @@
 """Opens the store at a URI that a user has given."""
 
-from ..serving.temporary_server import wait_until_up
 from ..tasks.object_store.store import ObjectStore, load_store
 from .prefect_server import check_server
 
@@ -15,6 +14,5 @@ def open_store(uri: str, block: str | ObjectStore | None) -> ObjectStore:
     """
     if isinstance(block, str) and block:
         check_server()
-        wait_until_up()
         block = load_store(block)
     return block.with_uri(uri) if isinstance(block, ObjectStore) else ObjectStore(uri=uri)

@@ -93,7 +93,6 @@ class OutputLease:
 
         Raises:
             OutputBusyError: another run is writing, and `wait` is false.
-            StoreError: the output cannot be read or written.
         """
         open_output(self._store)
         self._wait_for(self._duplicate, wait)
@@ -124,11 +123,7 @@ class OutputLease:
                 self._write(self._hasty, state=state, error=reason, progress="", notes=())
 
     def complete(self, summary: RunSummary) -> None:
-        """Record that the run is complete, in its record and in the manifest of the output.
-
-        Raises:
-            StoreError: the output cannot be written.
-        """
+        """Record that the run is complete, in its record and in the manifest of the output."""
         self._stop_heartbeat()
         before = last_completed(self._store)
         if (
@@ -149,9 +144,6 @@ class OutputLease:
 
         Returns:
             The name under which the row keys of this dataset and configuration are stored.
-
-        Raises:
-            StoreError: the output cannot be written.
         """
         determining = {
             "model": spec.model,

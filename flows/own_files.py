@@ -25,11 +25,6 @@ def check_own_files(output: ObjectStore, table: Dataset, exports: Exports) -> No
     The manifest is the first object of a run: without one, all that is there is somebody else's.
     The dataset card is checked again when it is written, see `reporting/own_card.py`.
 
-    Args:
-        output: the output.
-        table: the dataset.
-        exports: what the run writes that few do.
-
     Raises:
         StoreError: there is such a file; or the output cannot be read.
     """

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+from ..serving.background_loop import BackgroundLoop
 from ..serving.types import Outcome
 from ..tasks.generating.chat_requests import GenerationSettings
+from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
+from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.prompts import PromptSettings
@@ -30,6 +33,23 @@ def request_spec(
         model_revision=parameters.model_revision or revision,
         sampling=definition.sampling,
         images=parameters.images.settings.model_dump(mode="json"),
+    )
+
+
+def image_reader(
+    parameters: RunParameters,
+    credentials: S3Credentials | None,
+    loop: BackgroundLoop | None = None,
+) -> ImageReader:
+    """The reader of a run's images; to be closed."""
+    images = parameters.images
+    return ImageReader(
+        images.max_file_bytes,
+        credentials=credentials,
+        allow_private_hosts=images.allow_private_hosts,
+        digests=FileDigests(),
+        root=images.root or None,
+        loop=loop,
     )
 
 

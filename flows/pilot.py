@@ -75,6 +75,7 @@ def run_pilot(
     batches, tokens = prove_images(run, current, batches)
     if not settings.rows:
         return batches
+    run.progress.needs_total.set()  # for the estimate
     pilot = PilotRows(settings.rows)
     began = time.monotonic()
     answer(pilot.taken_from(batches))

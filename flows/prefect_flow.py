@@ -19,7 +19,6 @@ from pydantic import BaseModel, ValidationError
 from ..serving.endpoint import safe_url
 from ..serving.ephemeral_server import ephemeral_settings
 from ..serving.printable import printable
-from ..serving.temporary_server import wait_until_up
 from ..tasks.run_names import short_name
 from .prefect_outage import (
     UnreportedError,
@@ -117,7 +116,6 @@ class DeployableFlow(Flow[P, R]):
         is_subflow = FlowRunContext.get() is not None
         if not is_subflow:
             check_server()
-            wait_until_up()
         with ephemeral_settings(), has_caller(not is_subflow), quiet_outages():
             try:
                 return super().__call__(*args, **kwargs)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Protocol
 
 from ..serving.client.stats import ClientStats
@@ -16,6 +17,10 @@ from ..tasks.runs.run_record import LINE_LENGTH, MAX_NOTES, RunCounts
 from ..tasks.storing.ledger import RowStatus
 from .recent_rate import Pace, RecentRate
 from .wording import duration, rate
+
+COUNTING_AFTER = 5.0
+"""Seconds of a run before its rows are counted: a shorter one is over before it needs an ETA,
+unless it has a pilot."""
 
 COUNTING_SECONDS = 60
 """A million lines take about 20 seconds; a dataset that takes longer gets no ETA."""
@@ -59,6 +64,7 @@ class RunProgress:
         ended: `time.monotonic()` when the pass ended; 0 before.
         ask: asks the person who watches the progress a question, for so many seconds; None if
             nobody does.
+        needs_total: set if the rows are to be counted at once.
     """
 
     stats: ClientStats = field(default_factory=ClientStats)
@@ -78,6 +84,7 @@ class RunProgress:
     unit: str = "rows"
     ended: float = 0.0
     ask: Callable[[str, float], bool] | None = None
+    needs_total: Event = field(default_factory=Event)
     _counting: bool = False
     _live: ClientStats = field(default_factory=ClientStats)
     _recent: RecentRate = field(default_factory=lambda: RecentRate(time.monotonic()))
@@ -133,6 +140,7 @@ class RunProgress:
         if self._counting or self.total is not None:
             return
         self._counting = True
+        self.needs_total.wait(COUNTING_AFTER)
         deadline = time.monotonic() + COUNTING_SECONDS
         total = 0
         with suppress(DatasetError):  # the flow reads the same rows, and raises it

@@ -37,11 +37,7 @@ class Pace:
 
 
 class RecentRate:
-    """Measures the pace from counts that are reported now and then, by any thread.
-
-    Args:
-        now: `time.monotonic()` at the start.
-    """
+    """Measures the pace from counts that are reported now and then, by any thread."""
 
     def __init__(self, now: float) -> None:
         self._lock = threading.Lock()

@@ -15,7 +15,7 @@ from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.cache import batch_cache
 from ..tasks.generating.generate import generate_batch
-from ..tasks.images.file_digests import FileDigests
+from ..tasks.generating.probe import server_guides
 from ..tasks.images.reader import ImageReader
 from ..tasks.loading.dataset import Dataset
 from ..tasks.loading.recorded_rows import RecordedRows
@@ -36,14 +36,13 @@ from .batch_results import BatchResults
 from .cached_batches import parse_cached
 from .circuit_breaker import CircuitBreaker
 from .dataset_notes import note_columns, note_rows
-from .guided import server_guides
 from .new_record import new_record
 from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
 from .open_pass import OpenPass
 from .open_store import open_store
 from .output_lease import OutputLease
 from .own_files import check_own_files
-from .pass_settings import generation_settings, prompt_settings, request_spec
+from .pass_settings import generation_settings, image_reader, prompt_settings, request_spec
 from .process_memory import rare_collections
 from .progress import RunProgress, current_progress
 from .publish.artifacts import show_progress
@@ -73,15 +72,7 @@ def open_run(parameters: RunParameters) -> Iterator["Run"]:
             last_completed(output)
         loop = BackgroundLoop()
         stack.callback(loop.close)
-        reader = ImageReader(
-            parameters.images.max_file_bytes,
-            credentials=output.s3_credentials,
-            allow_private_hosts=parameters.images.allow_private_hosts,
-            digests=FileDigests(),
-            root=parameters.images.root or None,
-            loop=loop,
-        )
-        stack.enter_context(reader)
+        reader = stack.enter_context(image_reader(parameters, output.s3_credentials, loop))
         try:
             style = run_style(parameters, output.s3_credentials)
             yield Run(parameters, style, output, reader, progress, patience, loop, stack)

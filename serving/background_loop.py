@@ -4,13 +4,17 @@ A run has one such loop, shared by the model client and the client that download
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_LOGGER = logging.getLogger("prefect_imageqa.serving")
 
 
 class GroupEndedError(RuntimeError):
@@ -55,7 +59,6 @@ class CoroutineGroup:
         self._loop = loop
         self._gate = threading.Lock()
         self._ended = False
-        self._submitted: list[Coroutine[Any, Any, object]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -71,40 +74,20 @@ class CoroutineGroup:
         coroutine.close()
         raise GroupEndedError
 
-    def submit(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Start a coroutine whose end nobody waits for here; it must handle its own errors.
-
-        Waking up the loop costs more than starting a coroutine, so all that are submitted until it
-        is awake are started together.
-
-        Raises:
-            GroupEndedError: the group has ended.
-        """
-        with self._gate:
-            if not self._ended:
-                self._submitted.append(coroutine)
-                if len(self._submitted) == 1:
-                    self._loop.call(self._start_submitted)
-                return
-        coroutine.close()
-        raise GroupEndedError
-
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start a coroutine from the loop itself."""
         return asyncio.get_running_loop().create_task(self._tracked(coroutine))
 
-    def end(self) -> None:
-        """Cancel all running coroutines, wait until they have ended, and start no more."""
+    def end(self, first: Callable[[], object] = lambda: None) -> None:
+        """Cancel all running coroutines, wait until they have ended, and start no more.
+
+        Args:
+            first: called on the loop's thread before.
+        """
         with self._gate:
             self._ended = True
-            ending = self._loop.start(self._cancel_all())
+            ending = self._loop.start(self._cancel_all(first))
         ending.result()
-
-    def _start_submitted(self) -> None:
-        with self._gate:
-            submitted, self._submitted = self._submitted, []
-        for coroutine in submitted:
-            self.spawn(coroutine)
 
     async def _tracked(self, coroutine: Coroutine[Any, Any, T]) -> T:
         task = asyncio.current_task()
@@ -115,7 +98,8 @@ class CoroutineGroup:
         finally:
             self._tasks.discard(task)
 
-    async def _cancel_all(self) -> None:
+    async def _cancel_all(self, first: Callable[[], object]) -> None:
+        first()
         # The loop runs callbacks in order, so every coroutine started before this one is tracked,
         # and after one more round, so is each that these have spawned.
         await asyncio.sleep(0)
@@ -123,3 +107,70 @@ class CoroutineGroup:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+
+class Mailbox(Generic[T]):
+    """Takes items from any thread for a function on the loop's thread.
+
+    Waking up the loop costs more than handing over an item, so all that are put in until it is
+    awake are handed over together.
+
+    Args:
+        loop: the loop.
+        receive: called with the items, in the order in which they came.
+    """
+
+    def __init__(self, loop: BackgroundLoop, receive: Callable[[list[T]], object]) -> None:
+        self._loop = loop
+        self._receive = receive
+        self._gate = threading.Lock()
+        self._closed = False
+        self._items: list[T] = []
+
+    def put(self, item: T) -> bool:
+        """Hand over an item; False if the mailbox is closed."""
+        with self._gate:
+            if self._closed:
+                return False
+            self._items.append(item)
+            if len(self._items) == 1:
+                self._loop.call(self._hand_over)
+            return True
+
+    def close(self) -> None:
+        """Take no more items; those from before reach the function before a later call does."""
+        with self._gate:
+            self._closed = True
+
+    def _hand_over(self) -> None:
+        with self._gate:
+            items, self._items = self._items, []
+        self._receive(items)
+
+
+class Tolerated:
+    """Context manager for a step of work that must go on: its errors are logged, not raised.
+
+    One that comes again and again is logged once.
+
+    Args:
+        what: the work, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        message = f"{type(error).__name__}: {error}"
+        if message != self._last:
+            _LOGGER.warning("%s failed: %s", self._what, message)
+        self._last = message
+        return True

@@ -29,11 +29,9 @@ def main(listener: int, parent: int, stderr: int) -> None:
     gc.disable()  # the modules stay: looking for garbage among them is an eighth of the start
     import uvicorn
     from prefect.server.api.server import create_app
-    from prefect.settings import (
-        PREFECT_HOME,
-        PREFECT_SERVER_ANALYTICS_ENABLED,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    from .ephemeral_server import SERVER_DEFAULTS
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -47,8 +45,8 @@ def main(listener: int, parent: int, stderr: int) -> None:
             gc.freeze()
             gc.enable()
 
-    # As in `ephemeral_settings`.
-    with temporary_settings(set_defaults={PREFECT_SERVER_ANALYTICS_ENABLED: False}):
+    gc.freeze()  # `create_app` looks for garbage, too
+    with temporary_settings(set_defaults=SERVER_DEFAULTS):
         config = uvicorn.Config(create_app(final=True), log_level="error", lifespan="on")
         Server(config).run([socket.socket(fileno=listener)])
 

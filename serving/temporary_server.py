@@ -35,7 +35,8 @@ _HOST = "127.0.0.1"
 _PROGRAM = "prefect_imageqa.serving.serve_prefect"
 
 _CHOICE = re.compile(
-    r"PREFECT_(API|CLOUD|PROFILE|TEST|UNIT_TEST|SERVER_(API|ALLOW|EPHEMERAL))", re.IGNORECASE
+    r"PREFECT_(API|CLOUD|PROFILE|TEST|UNIT_TEST|SERVER_(API|ALLOW|EPHEMERAL_ENABLED))",
+    re.IGNORECASE,
 )
 """Settings that may say which server is used, or how it is reached."""
 
@@ -83,8 +84,8 @@ class TemporaryServer:
                 os.close(int(arguments[2]))
         atexit.register(self.stop)
 
-    def wait(self) -> None:
-        """Wait until the server answers.
+    def wait(self, seconds: int = STARTUP_SECONDS) -> None:
+        """Wait until the server answers, for so many seconds.
 
         Raises:
             ImageQAError: it does not start.
@@ -93,12 +94,10 @@ class TemporaryServer:
             return
         problem = self._health(QUIET_SECONDS)
         if problem is None:
-            _LOGGER.warning(
-                "Prefect's temporary server is starting: waiting, up to %d s", STARTUP_SECONDS
-            )
-            problem = self._health(STARTUP_SECONDS)
+            _LOGGER.warning("Prefect's temporary server is starting: waiting, up to %d s", seconds)
+            problem = self._health(seconds)
         if problem is None:
-            problem = f"no answer for {STARTUP_SECONDS} s"
+            problem = f"no answer for {seconds} s"
         if problem:
             self._log.seek(0)
             said = last_error(self._log.read().decode(errors="replace"))
@@ -178,14 +177,14 @@ def is_temporary(url: str | None) -> bool:
     return not url or (_started is not None and url == _started.url)
 
 
-def wait_until_up() -> None:
+def wait_until_up(seconds: int = STARTUP_SECONDS) -> None:
     """Wait until the server that was started early answers; without one, do nothing.
 
     Raises:
         ImageQAError: it does not start.
     """
     if _started is not None:
-        _started.wait()
+        _started.wait(seconds)
 
 
 def may_be_configured() -> bool:

@@ -5,8 +5,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+import orjson
+import pybase64
+
 Message = dict[str, Any]
 """One chat message in the OpenAI form: `role` and `content` (text, or a list of parts)."""
+
+
+class DataURI:
+    """An image in a message, where its URL belongs.
+
+    Args:
+        mime: its type.
+        data: its bytes.
+    """
+
+    __slots__ = ("data", "mime")
+
+    def __init__(self, mime: str, data: bytes) -> None:
+        self.mime = mime
+        self.data = data
+
+
+_GAP = orjson.Fragment(b"\0")
+"""Stands for an image until the rest is JSON, in which this byte does not occur otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +36,38 @@ class ChatRequest:
     """One request to the model.
 
     Attributes:
-        messages: the conversation, images as `image_url` parts with data URIs; these may be JSON
-            already, as an `orjson.Fragment`.
+        messages: the conversation, images as `image_url` parts whose URL is a string or `DataURI`.
         options: everything else of the request body (temperature, max_tokens, ...).
     """
 
     messages: list[Message]
     options: Mapping[str, Any]
+
+    def body(self, model: str) -> bytes:
+        """The request as JSON, into which the data of images is copied only once.
+
+        Args:
+            model: the name it is served under.
+
+        Raises:
+            TypeError: it is not JSON.
+        """
+        images: list[DataURI] = []
+
+        def gap(value: object) -> orjson.Fragment:
+            if not isinstance(value, DataURI):
+                raise TypeError
+            images.append(value)
+            return _GAP
+
+        body = {"model": model, "messages": self.messages, **self.options}
+        first, *others = orjson.dumps(body, default=gap).split(b"\0")
+        pieces = [first]
+        for image, text in zip(images, others, strict=True):
+            # Neither base64 nor the type has a character that JSON would escape.
+            head = f'"data:{image.mime};base64,'.encode()
+            pieces += head, pybase64.b64encode(image.data), b'"', text
+        return b"".join(pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from .generating import make_batches as make_batches
     from .images import ImageReader as ImageReader
     from .loading import load_dataset as load_dataset
-    from .parsing import parse_batch as parse_batch
     from .prompting import PromptSettings as PromptSettings
     from .prompting import RequestSpec as RequestSpec
     from .prompting import prompt_rows as prompt_rows
-    from .storing import store_batch as store_batch
+    from .storing import parse_and_store as parse_and_store
 
 _PACKAGES = {
     "GenerationSettings": ".generating",
@@ -26,11 +25,10 @@ _PACKAGES = {
     "make_batches": ".generating",
     "ImageReader": ".images",
     "load_dataset": ".loading",
-    "parse_batch": ".parsing",
     "PromptSettings": ".prompting",
     "RequestSpec": ".prompting",
     "prompt_rows": ".prompting",
-    "store_batch": ".storing",
+    "parse_and_store": ".storing",
 }
 
 __all__ = sorted(_PACKAGES)

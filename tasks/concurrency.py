@@ -59,12 +59,12 @@ def _drop_callbacks(future: Future[Any]) -> None:
     future._done_callbacks = []  # type: ignore[attr-defined] # private
 
 
-def prefetch_results(futures: Iterable[PrefectFuture[Iterator[T]]], count: int) -> Iterator[T]:
-    """Yield the items of each task run's result, with up to `count` further runs submitted.
+def prefetch_results(futures: Iterable[PrefectFuture[T]], count: int) -> Iterator[T]:
+    """Yield each task run's result, with up to `count` further runs submitted.
 
     If submitting fails, the results of the runs before are yielded first, then the error is raised.
     """
-    window: deque[PrefectFuture[Iterator[T]]] = deque()
+    window: deque[PrefectFuture[T]] = deque()
     upcoming = iter(futures)
     error: ImageQAError | None = None
     more = True
@@ -77,7 +77,7 @@ def prefetch_results(futures: Iterable[PrefectFuture[Iterator[T]]], count: int) 
             except ImageQAError as failed:
                 error, more = failed, False
         else:
-            yield from window.popleft().result()
+            yield window.popleft().result()
     if error is not None:
         raise error
 

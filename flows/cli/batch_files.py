@@ -7,14 +7,13 @@ import inspect
 import json as json_
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from pydantic import ValidationError
 from rich.console import Console
 
 from ...tasks.errors import EndpointError, StoreError
@@ -29,8 +28,7 @@ from ...tasks.runs.parameters import RunParameters
 from ..batch_requests import PendingRequests, RequestCounts, open_pending
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
-from .options import Flag
-from .run import as_option, extra_body_problem, flow_parameters, validation_message, with_code
+from .run import Json, flow_command, with_code
 from .terminal import run_in_terminal
 
 RowsPerFile = Annotated[
@@ -59,9 +57,11 @@ Model = Annotated[str, Parameter(help="Name that the model is served under, part
 _SAY_SECONDS = 30.0
 """How often to say how far an export is, where no terminal shows it."""
 
-Json = Annotated[Flag, Parameter(help="Print one line of JSON last on stdout.")]
+_REPLACED = ("endpoint", "pilot")
+"""Parameters of a run without a meaning where no server is asked."""
 
 
+@flow_command(_REPLACED)
 def batch_export(
     dataset: str,
     /,
@@ -85,23 +85,21 @@ def batch_export(
 
     Example: prefect-imageqa batch-export qas.json --output qa --to requests --model qwen3-vl
     """
-
-    def export(requested: RunParameters) -> int:
-        folder = _local_folder(to)
-        check_request_folder(folder)
-        with open_pending(requested) as pending:
-            _check_outside(folder, pending.table)
-            files = write_request_files(folder, _shown(pending), rows_per_file)
-            counts = pending.counts
-        if json:
-            print(json_.dumps({**asdict(counts), "folder": to, "files": files}))
-        else:
-            print("\n".join(_export_lines(counts, files, folder)))
-        return 0
-
-    return _with_parameters(export, dataset, parameters | {"model": model})
+    folder = _local_folder(to)
+    requested = _requested(dataset, parameters | {"model": model})
+    check_request_folder(folder)
+    with open_pending(requested) as pending:
+        _check_outside(folder, pending.table)
+        files = write_request_files(folder, _shown(pending), rows_per_file)
+        counts = pending.counts
+    if json:
+        print(json_.dumps({**asdict(counts), "folder": to, "files": files}))
+    else:
+        print("\n".join(_export_lines(counts, files, folder)))
+    return 0
 
 
+@flow_command(_REPLACED)
 def batch_import(
     dataset: str,
     /,
@@ -122,39 +120,27 @@ def batch_import(
 
     Example: prefect-imageqa batch-import qas.json --output qa --results results --model qwen3-vl
     """
-
-    def store(requested: RunParameters) -> int:
-        replies = BatchResults(results, requested.sampling.max_tokens)
-        with open_pending(requested) as pending:
-            if not any(key in replies for key in pending.keys()):  # noqa: SIM118 - not a dict
-                raise EndpointError(
-                    f"none of the {len(replies):,} results is about a row of this run: give the "
-                    "dataset, --model and the other flags that batch-export was given"
-                )
-        # Rows without a result cost no request, so there is no reason to stop.
-        limits = requested.limits.model_copy(update={"max_error_rate": 1.0})
-        given = with_code(parameters) | {"model": model, "endpoint": replies, "limits": limits}
-        summary = run_in_terminal(dataset, given)
-        print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
-        return 0
-
-    return _with_parameters(store, dataset, parameters | {"model": model})
+    requested = _requested(dataset, parameters | {"model": model})
+    replies = BatchResults(results, requested.sampling.max_tokens)
+    with open_pending(requested) as pending:
+        if not any(key in replies for key in pending.keys()):  # noqa: SIM118 - not a dict
+            raise EndpointError(
+                f"none of the {len(replies):,} results is about a row of this run: give the "
+                "dataset, --model and the other flags that batch-export was given"
+            )
+    # Rows without a result cost no request, so there is no reason to stop.
+    limits = requested.limits.model_copy(update={"max_error_rate": 1.0})
+    given = with_code(parameters) | {"model": model, "endpoint": replies, "limits": limits}
+    summary = run_in_terminal(dataset, given)
+    print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
+    return 0
 
 
-def _with_parameters(
-    command: Callable[[RunParameters], int], dataset: str, parameters: dict[str, Any]
-) -> int:
-    """Call a command with the parameters of the run that its flags describe."""
-    if problem := extra_body_problem():
-        print(f"prefect-imageqa: {problem}", file=sys.stderr)
-        return 2
-    try:
-        bound = inspect.signature(image_qa.fn).bind(dataset, **with_code(parameters))
-        bound.apply_defaults()
-        return command(RunParameters(**bound.arguments))
-    except ValidationError as error:
-        print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
-        return 2
+def _requested(dataset: str, parameters: dict[str, Any]) -> RunParameters:
+    """The parameters of the run that the flags describe."""
+    bound = inspect.signature(image_qa.fn).bind(dataset, **with_code(parameters))
+    bound.apply_defaults()
+    return RunParameters(**bound.arguments)
 
 
 def _local_folder(to: str) -> Path:
@@ -202,25 +188,3 @@ def _export_lines(counts: RequestCounts, files: dict[str, int], folder: Path) ->
             "When they are answered, use the same command with batch-import, and --results in "
             "place of --to"
         )
-
-
-_REPLACED = {"endpoint", "model", "pilot"}
-
-
-def _options(command: Callable[..., int]) -> list[inspect.Parameter]:
-    """The command's own options, then those of the flow, which has no endpoint."""
-    own = [
-        option
-        for option in inspect.signature(command).parameters.values()
-        if option.kind is not option.VAR_KEYWORD and option.name != "dataset"
-    ]
-    flow = [as_option(of) for name, of in flow_parameters().items() if name not in _REPLACED]
-    return [*flow, *own]
-
-
-_, _, _DESCRIPTIONS = str(image_qa.fn.__doc__).partition("\n    Args:\n")
-_COMMANDS: tuple[Any, ...] = (batch_export, batch_import)
-for _command in _COMMANDS:
-    _command.__doc__ = f"{_command.__doc__}\n    Args:\n{_DESCRIPTIONS}"
-    _command.__signature__ = inspect.Signature(_options(_command))
-    _command.__annotations__ = {option.name: option.annotation for option in _options(_command)}

@@ -2,18 +2,28 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
+from pydantic import ValidationError
 
-from ...tasks.runs.exports import ExportFormat, ExportImages
+from ...tasks.errors import DatasetError
+from ...tasks.exporting.trainers import FORMATS, ExportSource, write_export
+from ...tasks.exporting.trainers.export_record import export_folder, split_lines
+from ...tasks.exporting.trainers.write import warning_lines
+from ...tasks.images.reader import ImageReader
+from ...tasks.images.references import ImageBase
+from ...tasks.loading.dataset import open_dataset
+from ...tasks.object_store.store import ObjectStore
+from ...tasks.reporting.report import make_report
+from ...tasks.reporting.row_images import ImageSource, RowImages
+from ...tasks.runs.exports import ExportFormat, ExportImages, Exports
+from ...tasks.runs.run_record import completed_run
+from ..open_store import open_store
 from .options import Count, Flag, Output, Store
-
-if TYPE_CHECKING:
-    from ...tasks.exporting.trainers import ExportSource
-    from ...tasks.images.reader import ImageReader
-    from ...tasks.object_store.store import ObjectStore
 
 
 def export(
@@ -64,15 +74,6 @@ def export(
     allow_private_hosts:
         Also fetch web images from private and loopback addresses.
     """
-    from pydantic import ValidationError
-
-    from ...tasks.exporting.trainers import FORMATS, write_export
-    from ...tasks.exporting.trainers.export_record import export_folder, split_lines
-    from ...tasks.exporting.trainers.write import warning_lines
-    from ...tasks.images.reader import ImageReader
-    from ...tasks.runs.exports import Exports
-    from ..open_store import open_store
-
     if format is None:
         print(f"prefect-imageqa: give --format: {', '.join(FORMATS)}", file=sys.stderr)
         return 2
@@ -93,15 +94,12 @@ def export(
     output_store = open_store(output, store)
     target = open_store(to, store) if to else export_folder(output_store, format)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    with ImageReader(
-        credentials=output_store.s3_credentials,
-        allow_private_hosts=allow_private_hosts,
-        root=image_root,
-    ) as reader:
-        source = _source(output_store, dataset, image_root, reader)
+    with open_source(output_store, dataset, image_root, allow_private_hosts) as source:
+        if dataset is None and (source.columns.image or source.columns.conversation):
+            raise DatasetError("give the run's dataset as --dataset: the images are read from it")
         record = write_export(source, format, settings, target)
         if not to:
-            _update_report(source)
+            write_report(source)  # it lists the exports
     for line in warning_lines(record):
         print(line, file=sys.stderr)
     for line in split_lines(record):
@@ -110,34 +108,32 @@ def export(
     return 0
 
 
-def _update_report(source: "ExportSource") -> None:
-    """Write the report and the dataset card of the output again: they list its exports."""
-    from ...tasks.reporting.report import make_report
-    from ...tasks.reporting.row_images import ImageSource, RowImages
+@contextmanager
+def open_source(
+    output: ObjectStore, dataset: str | None, image_root: str | None, allow_private_hosts: bool
+) -> Iterator[ExportSource]:
+    """The last completed run of an output, with the images of the dataset that the caller names."""
+    parameters = completed_run(output).parameters
+    columns, limits = parameters.columns, parameters.images.settings
+    with ImageReader(
+        credentials=output.s3_credentials,
+        allow_private_hosts=allow_private_hosts,
+        root=image_root,
+    ) as reader:
+        if dataset is None:
+            yield ExportSource(output, None, columns, ImageBase(), reader, limits)
+            return
+        table = open_dataset(
+            dataset, columns, image_root=image_root, credentials=output.s3_credentials
+        )
+        table = replace(table, max_rows=parameters.max_rows, samples=parameters.asking.samples)
+        yield ExportSource(output, table.rows, table.columns, table.base, reader, limits)
 
+
+def write_report(source: ExportSource) -> None:
+    """Write the report and the dataset card of an output."""
     images = None
     if source.rows is not None:
         found = ImageSource(source.rows, source.columns, source.base)
         images = RowImages(found, source.reader, source.limits)
     make_report(source.output, images)
-
-
-def _source(
-    output: "ObjectStore", dataset: str | None, image_root: str | None, reader: "ImageReader"
-) -> "ExportSource":
-    """What is exported, with the images of the dataset that the caller names."""
-    from ...tasks.errors import DatasetError
-    from ...tasks.exporting.trainers import ExportSource
-    from ...tasks.images.references import ImageBase
-    from ...tasks.loading.dataset import open_dataset
-    from ...tasks.runs.run_record import completed_run
-
-    parameters = completed_run(output).parameters
-    columns, limits = parameters.columns, parameters.images.settings
-    if dataset is None and columns.image is None and columns.conversation is None:
-        return ExportSource(output, None, columns, ImageBase(), reader, limits)
-    if dataset is None:
-        raise DatasetError("give the run's dataset as --dataset: the images are read from it")
-    table = open_dataset(dataset, columns, image_root=image_root, credentials=output.s3_credentials)
-    table = replace(table, max_rows=parameters.max_rows, samples=parameters.asking.samples)
-    return ExportSource(output, table.rows, table.columns, table.base, reader, limits)

@@ -3,7 +3,7 @@
 import json as json_
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...tasks.exporting.output_status import OutputStatus
     from ...tasks.object_store.store import ObjectStore
     from ...tasks.runs.run_record import RunRecord
+    from ...tasks.storing.ledger import LedgerCounts
 
 outputs = App()
 """Commands that `main` adds to its own."""
@@ -125,17 +126,11 @@ def _open(output: str, store: str | None) -> "ObjectStore":
     return open_store(output, store)
 
 
-@contextmanager
-def _busy(what: str) -> Iterator[None]:
-    """Show a spinner on a terminal."""
+def _busy(what: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal; nothing elsewhere."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(_printable(what).replace("[", r"\[")):
-        yield
+    return Console(stderr=True).status(_printable(what).replace("[", r"\["))
 
 
 def _status_lines(uri: str, state: "OutputStatus") -> Iterator[str]:
@@ -233,19 +228,20 @@ def _status_json(state: "OutputStatus") -> dict[str, Any]:
     return {
         "last": _run_json(state.last) if state.last else None,
         "unfinished": [_run_json(run) for run in state.unfinished],
-        "stored": {
-            label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
-            for label, counts in state.stored.items()
-        },
-        "others": {
-            label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
-            for label, counts in state.others.items()
-        },
+        "stored": _by_parser(state.stored),
+        "others": _by_parser(state.others),
         "unparsed": state.unparsed,
         "objects": {
             kind: {"count": objects.count, "bytes": objects.bytes}
             for kind, objects in state.objects.items()
         },
+    }
+
+
+def _by_parser(stored: Mapping[str, "LedgerCounts"]) -> dict[str, Any]:
+    return {
+        label: {"answered": counts.answered, "quarantined": dict(counts.reasons)}
+        for label, counts in stored.items()
     }
 
 

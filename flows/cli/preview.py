@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from pydantic import ValidationError
 from rich.console import Console
 
 from ...tasks.runs.parameters import Limits, RunParameters
@@ -17,14 +16,14 @@ from ..image_qa import image_qa
 from ..preview.model import NO_ENDPOINT, UNNAMED
 from ..preview.page import check_page
 from ..preview.session import open_session
-from ..preview.show import Views, print_requests, show_changes, show_once
+from ..preview.show import print_requests, show_changes, show_once
 from .options import Count, Flag
-from .run import as_option, extra_body_problem, flow_parameters, validation_message, with_code
+from .run import UsageError, flow_command, with_code
 
 _LIMITS = Limits(server_wait=60, store_wait=60)
 """Somebody sits in front of a preview and waits."""
 
-_LEFT_OUT = {"dataset", "output", "style", "max_rows", "limits", "caching", "exports", "pilot"}
+_LEFT_OUT = ("output", "max_rows", "limits", "caching", "exports", "pilot")
 """Parameters of a run that decide nothing that is asked, or that a preview has in another form."""
 
 Styles = Annotated[
@@ -56,6 +55,7 @@ Watch = Annotated[
 ]
 
 
+@flow_command(_LEFT_OUT)
 def preview(
     dataset: str,
     /,
@@ -77,17 +77,14 @@ def preview(
 
     Example: prefect-imageqa preview qas.json --style short --style my.md --endpoint http://gpu-1:8000
     """
-    if problem := _usage_problem(parameters, dry_run=dry_run, watch=watch):
-        print(f"prefect-imageqa: {problem}", file=sys.stderr)
-        return 2
-    try:
-        requested = _requested(dataset, style or ["chat"], with_code(parameters))
-    except ValidationError as error:
-        print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
-        return 2
+    if dry_run and watch:
+        raise UsageError("give --dry-run or --watch, not both")
+    if not dry_run and not parameters.get("endpoint"):
+        raise UsageError(NO_ENDPOINT)
+    requested = _requested(dataset, style or ["chat"], with_code(parameters))
     if not dry_run:
         check_page(html)
-    views = Views(Console(markup=False, highlight=False), html)
+    console = Console(markup=False, highlight=False)
     with open_session(requested, rows, dry_run=dry_run) as session:
         if dry_run:
             print_requests(session)
@@ -95,18 +92,10 @@ def preview(
                 note = f"keys and seeds are those of a model named {UNNAMED}: give --model"
                 print(f"prefect-imageqa: {note}", file=sys.stderr)
         elif watch:
-            show_changes(session, views)
+            show_changes(session, console, html)
         else:
-            show_once(session, views)
+            show_once(session, console, html)
     return 0
-
-
-def _usage_problem(parameters: dict[str, Any], *, dry_run: bool, watch: bool) -> str:
-    if dry_run and watch:
-        return "give --dry-run or --watch, not both"
-    if not dry_run and not parameters.get("endpoint"):
-        return NO_ENDPOINT
-    return extra_body_problem()
 
 
 def _requested(dataset: str, styles: list[str], parameters: dict[str, Any]) -> list[RunParameters]:
@@ -117,21 +106,3 @@ def _requested(dataset: str, styles: list[str], parameters: dict[str, Any]) -> l
     bound = inspect.signature(image_qa.fn).bind(dataset, output="", limits=_LIMITS, **parameters)
     bound.apply_defaults()
     return [RunParameters(**{**bound.arguments, "style": style}) for style in dict.fromkeys(styles)]
-
-
-def _options() -> list[inspect.Parameter]:
-    """The command's own options, then those of the flow."""
-    own = [
-        option
-        for option in inspect.signature(preview).parameters.values()
-        if option.kind is not option.VAR_KEYWORD
-    ]
-    shared = {name: of for name, of in flow_parameters().items() if name not in _LEFT_OUT}
-    return [*own, *map(as_option, shared.values())]
-
-
-_, _, _DESCRIPTIONS = str(image_qa.fn.__doc__).partition("\n    Args:\n")
-preview.__doc__ = f"{preview.__doc__}\n    Args:\n{_DESCRIPTIONS}"
-_OPTIONS = _options()
-preview.__signature__ = inspect.Signature(_OPTIONS)  # type: ignore[attr-defined]
-preview.__annotations__ = {option.name: option.annotation for option in _OPTIONS}

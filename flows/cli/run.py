@@ -5,7 +5,8 @@ The flags are derived from the flow's signature and models, as is the form in Pr
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import wraps
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...tasks.runs.plugins import import_parser
 from ..image_qa import image_qa
+from .options import Flag
 from .terminal import run_in_terminal
 
 _TYPES: dict[str, Any] = {
@@ -36,14 +38,11 @@ _FLAGS = {
 }
 """Flags whose name differs from the field of their group."""
 
-_USAGE = """
-    Exit code 0: the run completed, even with quarantined rows; 1: it failed, or no row is answered;
-    2: usage error.
+Json = Annotated[Flag, Parameter(help="Print one line of JSON last on stdout.")]
 
-    If PREFECT_IMAGEQA_API_KEY is set, it is sent to endpoints that are given by URL.
 
-    Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
-"""
+class UsageError(Exception):
+    """The options of a command do not go together; the message says what to give."""
 
 
 def flag_of(group: str, field: str) -> str:
@@ -51,24 +50,7 @@ def flag_of(group: str, field: str) -> str:
     return _FLAGS.get((group, field), field.replace("_", "-"))
 
 
-def run(dataset: str, /, *, json: bool = False, **parameters: Any) -> int:
-    """Run the flow in a terminal; the command gets the flow's signature and docstring below."""
-    if not parameters.get("endpoint") and not parameters.get("model"):
-        print("prefect-imageqa: give --endpoint, or --model to start a server", file=sys.stderr)
-        return 2
-    if problem := extra_body_problem():
-        print(f"prefect-imageqa: {problem}", file=sys.stderr)
-        return 2
-    try:
-        summary = run_in_terminal(dataset, with_code(parameters))
-    except ValidationError as error:
-        print(f"prefect-imageqa: {validation_message(error)}", file=sys.stderr)
-        return 2
-    print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
-    return 0
-
-
-def extra_body_problem() -> str:
+def _extra_body_problem() -> str:
     """What is wrong with --extra-body on the command line; empty if nothing is."""
     # cyclopts would read the value of a single key as a string even if it is a number.
     keys = (word for word in sys.argv if word.startswith("--extra-body."))
@@ -86,7 +68,7 @@ def validation_message(error: ValidationError, flag: str = "") -> str:
     path = [str(step) for step in first["loc"]]
     groups = {
         parameter.annotation.__name__: name
-        for name, parameter in flow_parameters().items()
+        for name, parameter in _flow_parameters().items()
         if isinstance(parameter.annotation, type)
     }
     # An error raised for a single group names the group only in its title, such as "Sampling".
@@ -114,19 +96,12 @@ def with_code(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters | code
 
 
-def flow_parameters() -> dict[str, inspect.Parameter]:
+def _flow_parameters() -> dict[str, inspect.Parameter]:
     """The parameters of the flow by name."""
     return dict(inspect.signature(image_qa.fn).parameters)
 
 
-def _options() -> list[inspect.Parameter]:
-    """The flow's parameters as options of a command, and `--json`."""
-    flag = Annotated[bool, Parameter(negative=(), help="Print one line of JSON last on stdout.")]
-    json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
-    return [*map(as_option, flow_parameters().values()), json]
-
-
-def as_option(parameter: inspect.Parameter) -> inspect.Parameter:
+def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
     """A parameter of the flow as an option of a command; those of a group become flags."""
     name, hint = parameter.name, _TYPES.get(parameter.name, parameter.annotation)
     if isinstance(hint, type) and issubclass(hint, BaseModel):
@@ -141,6 +116,54 @@ def _flags_of(group: str) -> Callable[[str], str]:
     return lambda field: flag_of(group, field)
 
 
-run.__signature__ = inspect.Signature(_options())  # type: ignore[attr-defined]
-run.__annotations__ = {option.name: option.annotation for option in _options()}
-run.__doc__ = str(image_qa.fn.__doc__).replace("\n    Args:\n", f"{_USAGE}\n    Args:\n", 1)
+def flow_command(without: Collection[str] = ()) -> Callable[[Callable[..., int]], Any]:
+    """Give a command the flow's parameters as options after its own, with their descriptions.
+
+    What is wrong with their values is printed in one line, and the exit code is 2.
+
+    Args:
+        without: names of parameters that the command does not have.
+    """
+
+    def with_options(command: Callable[..., int]) -> Any:
+        @wraps(command)
+        def checked(*args: Any, **options: Any) -> int:
+            try:
+                if problem := _extra_body_problem():
+                    raise UsageError(problem)
+                return command(*args, **options)
+            except (UsageError, ValidationError) as error:
+                text = error if isinstance(error, UsageError) else validation_message(error)
+                print(f"prefect-imageqa: {text}", file=sys.stderr)
+                return 2
+
+        own = inspect.signature(command).parameters
+        flow = _flow_parameters()
+        options = [option for option in own.values() if option.kind is not option.VAR_KEYWORD]
+        left_out = own.keys() | set(without)
+        options += [_as_option(flow[name]) for name in flow if name not in left_out]
+        _, _, descriptions = str(image_qa.fn.__doc__).partition("\n    Args:\n")
+        checked.__doc__ = f"{command.__doc__}\n    Args:\n{descriptions}"
+        checked.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        checked.__annotations__ = {option.name: option.annotation for option in options}
+        return checked
+
+    return with_options
+
+
+@flow_command()
+def run(dataset: str, /, *, json: Json = False, **parameters: Any) -> int:
+    """Ask a vLLM server for question-answer pairs about the images in every row.
+
+    Exit code 0: the run completed, even with quarantined rows; 1: it failed, or no row is answered;
+    2: usage error.
+
+    If PREFECT_IMAGEQA_API_KEY is set, it is sent to endpoints that are given by URL.
+
+    Example: prefect-imageqa run qas.json --output s3://bucket/qa --endpoint http://gpu-1:8000
+    """
+    if not parameters.get("endpoint") and not parameters.get("model"):
+        raise UsageError("give --endpoint, or --model to start a server")
+    summary = run_in_terminal(dataset, with_code(parameters))
+    print(summary.to_json_line() if json else f"{summary}\n{summary.output}")
+    return 0

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.text import Text
 
 from ...tasks.errors import ImageQAError
-from ...tasks.object_store.credentials import S3Credentials
 from ...tasks.prompting.catalogue import built_in_styles
 from ...tasks.prompting.chat import CHAT
 from ...tasks.prompting.open_style import (
@@ -16,6 +15,7 @@ from ...tasks.prompting.open_style import (
     open_style,
     style_names,
 )
+from ..open_store import open_store
 from .options import Store
 
 
@@ -44,7 +44,8 @@ def styles(style: str = "", /, *, store: Store = None) -> int:
         file, _ = find_style_file(style)
         print(file.text, end="")
     else:
-        _describe(open_style(style, StyleSettings(), _credentials(store)))
+        credentials = open_store(".", store).s3_credentials
+        _describe(open_style(style, StyleSettings(), credentials))
     return 0
 
 
@@ -64,13 +65,3 @@ def _describe(style: OpenStyle) -> None:
     print(f"{style.name}: can be used")
     if style.columns:
         print(f"needs the columns {', '.join(sorted(style.columns))}")
-
-
-def _credentials(store: str | None) -> S3Credentials | None:
-    if store is None:
-        return None
-    from ...tasks.object_store.store import load_store
-    from ..prefect_server import check_server
-
-    check_server()
-    return load_store(store).s3_credentials

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+# Prefect imports these three when a run starts; here, its server is starting meanwhile.
+import fastapi.encoders  # noqa: F401
+import prefect.flow_engine
+import prefect.task_engine  # noqa: F401
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console, Group
 from rich.live import Live

@@ -13,7 +13,6 @@ class Said:
     """A message of a prompt, as text.
 
     Attributes:
-        role: system, user or assistant.
         text: its text, with `[image 1]` where it has an image.
     """
 
@@ -27,15 +26,12 @@ class PreviewReply:
 
     Attributes:
         label: name and version of the style that asked, which a mix has drawn.
-        key: the row key.
         prompt: what was asked; empty for a row that cannot be.
         pairs: what the reply was parsed into.
         text: the raw reply; empty if there is none.
         kind: why a run would quarantine the row; empty for an answered one.
-        reason: the same as a sentence.
         corrected: the first reply, if that was unusable and the model has corrected it.
         unanswered: questions that were asked separately in vain, and why.
-        tokens: of the reply.
         latency: in seconds.
     """
 
@@ -64,7 +60,6 @@ class PreviewRow:
 
     Attributes:
         where: its location in the dataset, for people.
-        images: its first images.
         cells: of each style the replies: several, if it asks several questions or samples.
     """
 
@@ -78,9 +73,7 @@ class Preview:
     """Styles side by side.
 
     Attributes:
-        dataset: its short name.
         model: the name the model is served under.
-        styles: as they were given.
         rows: in the order of the dataset.
     """
 
@@ -95,13 +88,10 @@ class Totals:
     """A style's results over all rows.
 
     Attributes:
-        style: as it was given.
         rows: how many were asked or could not be.
         answered: how many have a reply that can be used.
-        pairs: in these replies.
         distinct: different questions among them, whatever their case and spacing.
-        tokens: of a reply, on average.
-        seconds: until a reply, on average.
+        tokens: of a reply, on average, as are the seconds.
     """
 
     style: str
@@ -116,10 +106,7 @@ class Totals:
 def preview_reply(prompt: Prompt, row: FinishedRow, corrected: str = "") -> PreviewReply:
     """What is shown of a row that is answered or quarantined.
 
-    Args:
-        prompt: what was asked.
-        row: the outcome.
-        corrected: the first reply, if that was unusable and the second is not.
+    `corrected` is the first reply, if that was unusable and the second is not.
     """
     label, said = prompt.asked.style, messages_as_text(prompt.messages)
     if not isinstance(row, Answered):

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from ...serving.types import ChatRequest
+from ...serving.types import ChatRequest, DataURI
 from ...tasks.generating.chat_requests import GenerationSettings, build_request
 from ...tasks.images.formats import sniff
 from ...tasks.records import Prompt, RowError
@@ -29,15 +27,12 @@ def request_of(prompt: Prompt, model: str, settings: GenerationSettings) -> dict
 
 def without_images(request: ChatRequest, model: str) -> dict[str, Any]:
     """The body of a request, with a description in the place of each image's data."""
-    messages = [_message(message) for message in request.messages]
+    messages = [
+        {**message, "content": [*map(_part, content)] if isinstance(content, list) else content}
+        for message in request.messages
+        for content in [message["content"]]
+    ]
     return {"model": model, "messages": messages, **request.options}
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, list):
-        content = [_part(part) for part in content]
-    return {**message, "content": content}
 
 
 def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -47,13 +42,14 @@ def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**part, "image_url": {**image, "url": _described(image["url"])}}
 
 
-def _described(url: str | orjson.Fragment) -> str:
+def _described(url: str | DataURI) -> str:
     """The beginning of a data URI, and what its image is."""
-    uri: str = orjson.loads(orjson.dumps(url)) if isinstance(url, orjson.Fragment) else url
-    found = _DATA_URI.match(uri)
-    if not found:
-        return uri
-    data = base64.b64decode(uri[found.end() :])
-    width, height = sniff(data).read(data).size
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    return f"{found[0]}... ({len(data) / 1e3:,.1f} kB, {width}x{height}, sha256 {digest})"
+    if not isinstance(url, DataURI):
+        found = _DATA_URI.match(url)
+        if not found:
+            return url
+        url = DataURI(found[1], base64.b64decode(url[found.end() :]))
+    width, height = sniff(url.data).read(url.data).size
+    digest = hashlib.sha256(url.data).hexdigest()[:12]
+    size = f"{len(url.data) / 1e3:,.1f} kB, {width}x{height}"
+    return f"data:{url.mime};base64,... ({size}, sha256 {digest})"

@@ -14,7 +14,6 @@ from ..open_model import open_model
 UNNAMED = "MODEL"
 """The name of the model in requests that are only shown, where none is given."""
 
-
 NO_ENDPOINT = (
     "no server to ask: give the --endpoint of a running one, or --dry-run to see the requests only"
 )
@@ -45,17 +44,14 @@ def open_preview_model(parameters: RunParameters, *, dry_run: bool) -> Iterator[
         EndpointError: the endpoint cannot be used.
     """
     name = parameters.model or ""
-    if not parameters.endpoint or (dry_run and name):
-        yield _named(name, has_endpoint=bool(parameters.endpoint))
+    if parameters.endpoint and not (dry_run and name):
+        with open_model(parameters.endpoint, name or None, parameters.limits) as model:
+            yield PreviewModel(model.client.model, model.revision, model.client)
         return
-    with open_model(parameters.endpoint, name or None, parameters.limits) as model:
-        yield PreviewModel(model.client.model, model.revision, model.client)
-
-
-def _named(name: str, *, has_endpoint: bool) -> PreviewModel:
-    """The model as a run would find it: without an endpoint, that serves a checkpoint on disk."""
-    if name and not has_endpoint and Path(name).expanduser().is_dir():
-        checkpoint = local_checkpoint(name)
-        if checkpoint is not None:
-            return PreviewModel(checkpoint.name, checkpoint_digest(checkpoint))
-    return PreviewModel(name or UNNAMED)
+    # Without an endpoint, a run would serve a checkpoint on disk.
+    is_folder = name and not parameters.endpoint and Path(name).expanduser().is_dir()
+    checkpoint = local_checkpoint(name) if is_folder else None
+    if checkpoint is not None:
+        yield PreviewModel(checkpoint.name, checkpoint_digest(checkpoint))
+    else:
+        yield PreviewModel(name or UNNAMED)

@@ -13,7 +13,7 @@ from ...tasks.generating.batching import make_batch
 from ...tasks.generating.chat_requests import GenerationSettings
 from ...tasks.generating.completions import StoredReply
 from ...tasks.generating.generate import generate_batch
-from ...tasks.images.file_digests import FileDigests
+from ...tasks.generating.probe import server_guides
 from ...tasks.images.reader import ImageReader
 from ...tasks.loading.columns import image_value
 from ...tasks.loading.dataset import Dataset, load_dataset
@@ -27,9 +27,8 @@ from ...tasks.reporting.row_images import SampledImage, sampled_images
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ...tasks.storing.questions import question_rows, with_answers
-from ..guided import server_guides
 from ..open_store import open_store
-from ..pass_settings import generation_settings, prompt_settings, request_spec
+from ..pass_settings import generation_settings, image_reader, prompt_settings, request_spec
 from .cells import Preview, PreviewReply, PreviewRow, preview_reply
 from .model import NO_ENDPOINT, PreviewModel, open_preview_model
 
@@ -47,10 +46,6 @@ class AskedStyle:
     """A style with the prompts of the rows.
 
     Attributes:
-        name: as it was given.
-        style: the style.
-        records: the rows, by record.
-        main: the pass that asks them.
         prompts: of all rows, in order; empty before there is a model.
     """
 
@@ -73,7 +68,6 @@ class Session:
     Attributes:
         requested: the parameters of a run, once for each style; nothing else differs.
         count: records of the dataset that are shown.
-        reader: reads the images.
         credentials: of S3; None for those of the environment.
         model: the model; for rendering prompts only its name counts.
         guided: whether its server makes replies follow a JSON schema.
@@ -99,11 +93,7 @@ class Session:
         return [self._opened(parameters) for parameters in self.requested]
 
     def rendered(self) -> list[AskedStyle]:
-        """Open the styles as they are now, and render the prompts of all rows.
-
-        Raises:
-            ImageQAError: as for `styles`.
-        """
+        """Open the styles as they are now, and render the prompts of all rows."""
         styles = zip(self.requested, self.styles(), strict=True)
         return [
             replace(each, prompts=self._prompts(parameters, each.main, each.rows, each.records))
@@ -234,10 +224,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Check styles and dataset, then connect to the model.
 
-    Args:
-        requested: the parameters of a run, once for each style.
-        count: records of the dataset that are shown.
-        dry_run: whether no reply is asked for.
+    `requested` has the parameters of a run for each style; of the dataset, `count` records are
+    shown.
 
     Raises:
         ImageQAError: styles, dataset or endpoint cannot be used.
@@ -246,14 +234,8 @@ def open_session(
     credentials = open_store(".", first.store).with_patience(patience).s3_credentials
     with ExitStack() as stack:
         stack.callback(patience.stop)
-        reader = ImageReader(
-            first.images.max_file_bytes,
-            credentials=credentials,
-            allow_private_hosts=first.images.allow_private_hosts,
-            digests=FileDigests(),
-            root=first.images.root or None,
-        )
-        session = Session(requested, count, stack.enter_context(reader), credentials)
+        reader = stack.enter_context(image_reader(first, credentials))
+        session = Session(requested, count, reader, credentials)
         session.styles()  # before any server is asked
         session.model = stack.enter_context(open_preview_model(first, dry_run=dry_run))
         client = session.model.client

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
@@ -25,19 +24,6 @@ _REMOTE_POLL_SECONDS = 5.0
 """The same where a style is on S3: every look is a request."""
 
 
-@dataclass(frozen=True)
-class Views:
-    """Where previews are shown.
-
-    Attributes:
-        console: the terminal.
-        page: path of the HTML page.
-    """
-
-    console: Console
-    page: Path
-
-
 def print_requests(session: Session) -> None:
     """Print the request of every row in every style, as JSON, without asking for replies."""
     for style in session.rendered():
@@ -47,14 +33,12 @@ def print_requests(session: Session) -> None:
             print(json.dumps(request, indent=2, ensure_ascii=False))
 
 
-def show_once(session: Session, views: Views) -> Preview:
-    """Ask the model, and show its replies."""
-    preview = _asked(session, session.rendered())
-    _show(preview, views)
-    return preview
+def show_once(session: Session, console: Console, page: Path) -> None:
+    """Ask the model, and show its replies in the terminal and on the page."""
+    _show(_asked(session, session.rendered()), console, page)
 
 
-def show_changes(session: Session, views: Views) -> None:
+def show_changes(session: Session, console: Console, page: Path) -> None:
     """Show a preview now, and again whenever its prompts have changed, until Ctrl-C.
 
     A style that is broken for the moment is reported, and looked at again.
@@ -68,11 +52,11 @@ def show_changes(session: Session, views: Views) -> None:
                 print(f"prefect-imageqa: {styles}", file=sys.stderr)
                 continue
             shown = _asked(session, styles)
-            _show(shown, views, reloads=True)
+            _show(shown, console, page, reloads=True)
             print("watching the styles; Ctrl-C ends", file=sys.stderr)
     except KeyboardInterrupt:
         if shown is not None:
-            write_page(views.page, render_page(shown))
+            write_page(page, render_page(shown))
 
 
 def _changes(session: Session, interval: float) -> Iterator[Sequence[AskedStyle] | ImageQAError]:
@@ -98,12 +82,12 @@ def _asked(session: Session, styles: Sequence[AskedStyle]) -> Preview:
         return session.preview(styles)
 
 
-def _show(preview: Preview, views: Views, *, reloads: bool = False) -> None:
-    if views.console.is_terminal and reloads:
-        views.console.clear()
-    print_preview(preview, views.console)
-    write_page(views.page, render_page(preview, reloads=reloads))
-    print(f"page: {views.page}", file=sys.stderr)
+def _show(preview: Preview, console: Console, page: Path, *, reloads: bool = False) -> None:
+    if console.is_terminal and reloads:
+        console.clear()
+    print_preview(preview, console)
+    write_page(page, render_page(preview, reloads=reloads))
+    print(f"page: {page}", file=sys.stderr)
 
 
 @contextmanager

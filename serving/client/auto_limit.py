@@ -4,8 +4,7 @@ from collections import deque
 from typing import Literal
 
 from ..metrics import Counters
-from .observation import Observation
-from .throughput import MAX_STEP, ThroughputSearch
+from .throughput import MAX_STEP, Observation, ThroughputSearch
 
 MaxInFlight = int | Literal["auto"]
 """Limit of the requests in flight over all servers; "auto" finds a limit for each of them."""

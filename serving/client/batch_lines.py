@@ -22,24 +22,15 @@ class NotAResultError(ValueError):
 def request_line(custom_id: str, model: str, request: ChatRequest) -> bytes:
     """One line of a batch file, without its line end.
 
-    Args:
-        custom_id: which the line of the result will have too.
-        model: the name it is served under.
-        request: the request.
-
     Raises:
         TypeError: the request is not JSON.
     """
-    body = {"model": model, "messages": request.messages, **request.options}
+    body = orjson.Fragment(request.body(model))
     return orjson.dumps({"custom_id": custom_id, "method": "POST", "url": _URL, "body": body})
 
 
 def read_result(line: bytes, max_tokens: int | None = None) -> tuple[str, Outcome]:
     """The `custom_id` of a line of results, and the outcome that a server would have given.
-
-    Args:
-        line: the line.
-        max_tokens: the limit of the request, if it has one.
 
     Raises:
         NotAResultError: it is something else.

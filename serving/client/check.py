@@ -14,11 +14,8 @@ _MAX_NAME = 100
 async def served_model(pool: ServerPool, model: str | None) -> str:
     """The name of the model to use.
 
-    A server that does not answer counts as down from now on, if another one answers.
-
-    Args:
-        pool: the servers.
-        model: the name it must have; None if any will do.
+    A server that does not answer counts as down from now on, if another one answers. With a
+    `model`, it must be that one.
 
     Raises:
         EndpointUnreachableError: no server answers.

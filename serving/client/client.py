@@ -4,34 +4,34 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any, Self, TypeVar
 
-import orjson
-
-from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
+from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError, Mailbox
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointError, EndpointUnreachableError
 from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
 from .auto_limit import FIRST_LIMIT, MaxInFlight
 from .check import served_model
 from .each_server import ask_each_server
-from .outcomes import Outcomes
+from .outcomes import CLOSED, Outcomes
 from .pool import ServerPool
-from .request_budget import Place, RequestBudget
+from .request_budget import RequestBudget
 from .retry_policy import MAX_CRASHES
-from .sender import Request, Sender
+from .sender import Sender
+from .servers import Request
 from .stats import ClientStats
 from .steering import Steering
 from .watchdog import Watchdog
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
 
 _CHECK_SECONDS = 2.0
 """Interval at which a server that is not up yet is asked again."""
+
+_NOT_OPEN = "the client is closed: use it inside its `with` block"
 
 
 class ChatClient:
@@ -73,15 +73,20 @@ class ChatClient:
         self._server_wait = server_wait
         self._recovery = recovery
         self._fixed_limit = None if max_in_flight == "auto" else max_in_flight
-        self._memory = RequestBudget(lambda: 2 * self.max_in_flight)
         self._model = endpoint.model
         self._shared_loop = loop
         self._group: CoroutineGroup | None = None
+        self._memory = RequestBudget(2 * self.max_in_flight)
 
     def __enter__(self) -> Self:
         self._loop = self._shared_loop or BackgroundLoop()
-        self._group = CoroutineGroup(self._loop)
-        self._await(self._open(self._group))
+        group = CoroutineGroup(self._loop)
+        self._pool = ServerPool(
+            self.endpoint, group, self.stats, self._fixed_limit, self._server_wait, self._recovery
+        )
+        self._mailbox = Mailbox(self._loop, Sender(self._pool, group).add)
+        self._group = group
+        self._await(self._open(group))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +98,8 @@ class ChatClient:
     def stop(self) -> None:
         """Cancel all requests and send no more; blocked callers get an `EndpointError`."""
         if self._group is not None:
-            self._group.end()
+            self._mailbox.close()
+            self._group.end(self._pool.close_line)
 
     @property
     def max_in_flight(self) -> int:
@@ -172,15 +178,15 @@ class ChatClient:
         iterator = iter(requests)
         try:
             while outcomes.error is None:
-                place = self._memory.acquire()
+                self._memory.acquire()
+                request = Request(outcomes, count, max_crashes, self._memory)
                 try:
-                    request = next(iterator, None)
-                    if request is None:
-                        place.free()
+                    if (chat := next(iterator, None)) is None:
+                        request.leave_memory()
                         break
-                    self._submit(request, count, outcomes, max_crashes, place)
+                    self._submit(request, chat)
                 except BaseException:
-                    place.free()
+                    request.leave_memory()
                     raise
                 count += 1
         except Exception:
@@ -200,81 +206,43 @@ class ChatClient:
         Returns:
             The outcomes of each server by its name, in the order of the requests.
         """
-        bodies = [
-            orjson.dumps({"model": self.model, "messages": request.messages, **request.options})
-            for request in requests
-        ]
+        bodies = [request.body(self.model) for request in requests]
         return self._await(ask_each_server(self._pool, bodies, seconds))
 
-    def _submit(
-        self,
-        request: ChatRequest,
-        position: int,
-        outcomes: Outcomes,
-        max_crashes: int,
-        place: Place,
-    ) -> None:
-        body: bytes | Failure
+    def _submit(self, request: Request, chat: ChatRequest) -> None:
         try:
-            dumped = orjson.dumps(
-                {"model": self.model, "messages": request.messages, **request.options}
-            )
-            body = bytes(memoryview(dumped))  # orjson's own may hold twice its length
+            body = chat.body(self.model)
         except TypeError as error:
-            body = Failure(FailureKind.BAD_REQUEST, f"not JSON: {error}", attempts=0)
+            message = f"not JSON: {error}"
+            request.unsendable = Failure(FailureKind.BAD_REQUEST, message, attempts=0)
         else:
-            place.add(len(body))
-        max_tokens = _max_tokens(request.options)  # so that the images are not held twice
-
-        async def complete() -> None:
-            self._pool.crash_expected = max_crashes < MAX_CRASHES
-            try:
-                try:
-                    outcome = (
-                        body
-                        if isinstance(body, Failure)
-                        else await self._sender.complete(
-                            Request(body, max_crashes, place.free, max_tokens)
-                        )
-                    )
-                finally:
-                    place.free()
-                outcomes.add(position, outcome)
-            except Exception as error:
-                outcomes.fail(error)
-            except BaseException as error:
-                outcomes.fail(error)
-                raise
-
-        self._hand_over(complete(), CoroutineGroup.submit)
-
-    def _hand_over(
-        self,
-        coroutine: Coroutine[Any, Any, T],
-        start: Callable[[CoroutineGroup, Coroutine[Any, Any, T]], R],
-    ) -> R:
-        try:
-            if self._group is not None:
-                return start(self._group, coroutine)
-        except GroupEndedError:
-            pass
-        coroutine.close()
-        raise EndpointError("the client is closed: use it inside its `with` block")
+            request.max_tokens = _max_tokens(chat.options)
+            request.hold(body)
+        if self._group is None or not self._mailbox.put(request):
+            raise EndpointError(_NOT_OPEN)
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return _result(self._hand_over(coroutine, CoroutineGroup.start))
+        try:
+            if self._group is not None:
+                return self._group.start(coroutine).result()
+        except GroupEndedError:
+            pass
+        except CancelledError:
+            raise EndpointError(CLOSED) from None
+        coroutine.close()
+        raise EndpointError(_NOT_OPEN)
 
     # Everything below runs on the background loop.
 
     async def _open(self, group: CoroutineGroup) -> None:
-        self._pool = ServerPool(
-            self.endpoint, group, self._fixed_limit, self._server_wait, self._recovery
-        )
-        self._sender = Sender(self._pool, self.stats)
         await self._pool.refresh()
-        group.spawn(Watchdog(self._pool, group, self.stats, self._request_timeout).run())
+        self._resize_memory()
+        group.spawn(Watchdog(self._pool, group, self._request_timeout).run())
         if self._fixed_limit is None:
-            group.spawn(Steering(self._pool, group, self._memory.wake).run())
+            group.spawn(Steering(self._pool, group, self._resize_memory).run())
+
+    def _resize_memory(self) -> None:
+        self._memory.resize(2 * self.max_in_flight)
 
     async def _check(self) -> str:
         self._pool.model = await served_model(self._pool, self._model)
@@ -283,12 +251,6 @@ class ChatClient:
 
 def _max_tokens(options: Mapping[str, Any]) -> int | None:
     """How many tokens a request asks for at most, under either name of that option."""
-    limits = (options.get("max_completion_tokens"), options.get("max_tokens"))
-    return next((limit for limit in limits if isinstance(limit, int)), None)
-
-
-def _result(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except CancelledError:
-        raise EndpointError("the client was closed before the server answered") from None
+    limit = options.get("max_completion_tokens")
+    limit = options.get("max_tokens") if limit is None else limit
+    return limit if isinstance(limit, int) else None

@@ -5,7 +5,6 @@ reasoning and errors, and in their words for how a reply ended. Everything else 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -68,20 +67,6 @@ class NoCompletionError(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """The parts of a message."""
-
-    text: str
-    reasoning: str
-    refusal: str
-
-    @property
-    def length(self) -> int:
-        """Characters of all parts."""
-        return len(self.text) + len(self.reasoning) + len(self.refusal)
-
-
 def read_completion(
     data: bytes, latency: float, attempt: int, max_tokens: int | None = None
 ) -> Completion:
@@ -106,31 +91,31 @@ def read_completion(
     if not isinstance(message, Mapping):
         kind = "a text completion" if isinstance(choice.get("text"), str) else "no message"
         raise NoCompletionError(f"the server's reply holds {kind}, not a chat completion")
-    content = _content(message)
-    if max_tokens is not None and content.length > _FREE_CHARACTERS + max_tokens * _PER_TOKEN:
+    text, reasoning, refusal = _texts(message)
+    length = len(text) + len(reasoning) + len(refusal)
+    if max_tokens is not None and length > _FREE_CHARACTERS + max_tokens * _PER_TOKEN:
         raise NoCompletionError(
-            f"the server's reply has {content.length:,} characters, more than {max_tokens} tokens "
-            "can have"
+            f"the server's reply has {length:,} characters, more than {max_tokens} tokens can have"
         )
     usage = reply.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     completion_tokens = _tokens(usage.get("completion_tokens"))
     is_short = max_tokens is not None and 0 < completion_tokens < max_tokens
     finish_reason = _finish_reason(choice.get("finish_reason"), is_short=is_short)
-    if content.refusal:
+    if refusal:
         finish_reason = "refusal"
-    elif message.get("tool_calls") and not content.text:
+    elif message.get("tool_calls") and not text:
         finish_reason = "tool_calls"
     model = reply.get("model")
     return Completion(
-        text=content.text or content.refusal,
+        text=text or refusal,
         finish_reason=finish_reason,
         prompt_tokens=_tokens(usage.get("prompt_tokens")),
         completion_tokens=completion_tokens,
         latency=latency,
         model=model[:_MAX_NAME] if isinstance(model, str) else "",
         attempts=attempt,
-        reasoning=content.reasoning,
+        reasoning=reasoning,
     )
 
 
@@ -200,23 +185,29 @@ def error_text(reply: object) -> str:
         return "an error that is nested too deeply"
 
 
-def _content(message: Mapping[str, Any]) -> _Content:
-    refusal, content = message.get("refusal"), message.get("content")
-    parts = {"text": "", "reasoning": "", "refusal": refusal if isinstance(refusal, str) else ""}
+def _texts(message: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a message answers, the reasoning before it, and a refusal to answer."""
+    content = message.get("content")
+    text, refusal = "", _first_text(message.get("refusal"))
     # vLLM and Ollama say `reasoning`; SGLang, DeepSeek and older versions of vLLM the other.
-    beside = filter(None, map(message.get, ("reasoning", "reasoning_content")))
-    parts["reasoning"] = next((text for text in beside if isinstance(text, str)), "")
+    reasoning = _first_text(message.get("reasoning"), message.get("reasoning_content"))
     if isinstance(content, str):
-        parts["text"] = content
+        text = content
     elif isinstance(content, list):
-        found = list(_parts(content))
-        for kind in parts:
-            parts[kind] += "".join(text for part_kind, text in found if part_kind == kind)
+        parts = [("reasoning", reasoning), ("refusal", refusal), *_parts(content)]
+        text, reasoning, refusal = (
+            "".join(part for part_kind, part in parts if part_kind == kind)
+            for kind in ("text", "reasoning", "refusal")
+        )
     elif content is not None:
         raise NoCompletionError("the server's reply has malformed text")
-    if "content" not in message and "tool_calls" not in message and not any(parts.values()):
+    if "content" not in message and "tool_calls" not in message and not reasoning + refusal:
         raise NoCompletionError("the server's reply has no text: it is not a chat completion")
-    return _Content(**parts)
+    return text, reasoning, refusal
+
+
+def _first_text(*values: object) -> str:
+    return next((value for value in values if value and isinstance(value, str)), "")
 
 
 _KINDS = {"thinking": "reasoning", "reasoning": "reasoning", "refusal": "refusal"}

@@ -12,13 +12,7 @@ _NOWHERE = "http://no-server.invalid"
 
 
 class NoServer(ChatClient):
-    """Fails every request, as if no server could be reached; never connects to anything.
-
-    Args:
-        model: the name the model is served under.
-        reason: message of the failures.
-        max_in_flight: as of other clients.
-    """
+    """Fails every request, as if no server could be reached; never connects to anything."""
 
     def __init__(self, model: str, reason: str, max_in_flight: MaxInFlight = "auto") -> None:
         super().__init__(VLLMEndpoint(urls=[_NOWHERE], model=model), max_in_flight)

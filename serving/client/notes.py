@@ -16,13 +16,7 @@ _QUIET_SECONDS = 15.0
 
 
 def notes_about(pool: ServerPool, now: float, request_timeout: float) -> list[str]:
-    """Sentences about waits, servers that are down, limits and slow requests; usually none.
-
-    Args:
-        pool: the servers.
-        now: `time.monotonic()`.
-        request_timeout: seconds after which a request is cancelled.
-    """
+    """Sentences about waits, servers that are down, limits and slow requests; usually none."""
     start = [pool.note] if pool.note else []
     return [
         *start,
@@ -70,9 +64,9 @@ def _slowness(pool: ServerPool, now: float, request_timeout: float) -> Iterator[
         if (quiet := server.silence(now)) > _QUIET_SECONDS:
             activity = f"; {server.activity}" if server.activity else ""
             yield f"{server.name} has completed nothing for {quiet:.0f} s{activity}"
-        slow = sum(now - attempt.sent > _SLOW_SECONDS for attempt in server.attempts)
+        slow = sum(now - request.sent > _SLOW_SECONDS for request in server.attempts)
         if slow and (slow < len(server.attempts) or server.activity or quiet <= _QUIET_SECONDS):
-            oldest = max(now - attempt.sent for attempt in server.attempts)
+            oldest = max(now - request.sent for request in server.attempts)
             limit = max(request_timeout, 10 * server.usual_latency())
             yield (
                 f"{slow:,} {'row has' if slow == 1 else 'rows have'} had no answer for over "

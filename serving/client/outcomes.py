@@ -1,11 +1,13 @@
 """`Outcomes`: the outcomes of one caller's requests, for which it waits once."""
 
+import asyncio
 import threading
-from asyncio import CancelledError
 from collections.abc import Callable
 
 from ..errors import EndpointError
 from ..types import Outcome
+
+CLOSED = "the client was closed before the server answered"
 
 
 class Outcomes:
@@ -27,20 +29,19 @@ class Outcomes:
         self._all_ended = threading.Event()
 
     def add(self, position: int, outcome: Outcome) -> None:
-        """A request has ended with an outcome.
-
-        Raises:
-            Exception: that of `on_outcome`; then the end of the request is still to be told.
-        """
-        if self._on_outcome:
-            self._on_outcome(position, outcome)
-        self._outcomes[position] = outcome
+        """A request has ended with an outcome; an error of `on_outcome` counts as its error."""
+        try:
+            if self._on_outcome:
+                self._on_outcome(position, outcome)
+            self._outcomes[position] = outcome
+        except BaseException as error:
+            self.error = self.error or error
         self._end()
 
     def fail(self, error: BaseException) -> None:
         """A request has ended with an error, or was cancelled."""
-        if isinstance(error, CancelledError):
-            error = EndpointError("the client was closed before the server answered")
+        if isinstance(error, asyncio.CancelledError):
+            error = EndpointError(CLOSED)
         self.error = self.error or error
         self._end()
 

@@ -13,6 +13,7 @@ from .auto_limit import AutoLimit
 from .proxies import proxy_of
 from .request_line import RequestLine
 from .servers import Health, Server
+from .stats import ClientStats
 from .transport import Transport, is_alive
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
@@ -37,6 +38,7 @@ class ServerPool(RequestLine):
     Args:
         endpoint: the servers.
         group: the client's coroutines.
+        stats: the client's counters.
         max_in_flight: limit of the requests in flight over all servers; None to find one for each.
         server_wait: seconds to wait while no server answers.
         recovery: restarts the only server.
@@ -50,11 +52,12 @@ class ServerPool(RequestLine):
         self,
         endpoint: VLLMEndpoint,
         group: CoroutineGroup,
+        stats: ClientStats,
         max_in_flight: int | None,
         server_wait: float,
         recovery: Recovery | None,
     ) -> None:
-        super().__init__(max_in_flight)
+        super().__init__(max_in_flight, stats)
         self.note = ""
         self.crash_expected = False
         self.server_wait = server_wait
@@ -65,7 +68,6 @@ class ServerPool(RequestLine):
 
     async def close(self) -> None:
         """Close all connections."""
-        self.close_line()
         for server in self.servers:
             await server.transport.close()
 

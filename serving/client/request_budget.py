@@ -1,7 +1,6 @@
 """Bounds the requests that are in memory: those in flight, and those next in line."""
 
 import threading
-from collections.abc import Callable
 
 MAX_BYTES = 1 << 30
 """Bytes of the bodies of all requests in memory, each of which holds its images."""
@@ -16,65 +15,47 @@ class RequestBudget:
     The size of a request is known only when it is built, so each thread may exceed the budget once.
 
     Args:
-        max_requests: limit of the requests in memory, as it is now.
+        limit: how many requests may be in memory.
     """
 
-    def __init__(self, max_requests: Callable[[], int]) -> None:
-        self._max_requests = max_requests
-        self._changed = threading.Condition(threading.Lock())
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._has_changed = threading.Condition(self._lock)
         self._requests = self._bytes = self._waiting = 0
 
-    def acquire(self) -> "Place":
-        """Wait until another request may be built."""
-        with self._changed:
-            while not self._has_room(self._max_requests()):
+    def acquire(self) -> None:
+        """Wait until another request may be built, and count it."""
+        with self._lock:
+            while not self._has_room(self._limit):
                 self._waiting += 1
-                self._changed.wait()
+                self._has_changed.wait()
                 self._waiting -= 1
             self._requests += 1
-        return Place(self)
 
-    def change(self, requests: int, size: int) -> None:
-        """Add to the number and the bytes of the requests in memory; both may be negative."""
-        with self._changed:
-            self._requests += requests
+    def grow(self, size: int) -> None:
+        """A request was built, which has that many bytes."""
+        with self._lock:
             self._bytes += size
+
+    def release(self, size: int) -> None:
+        """A request of that many bytes is no longer in memory."""
+        with self._lock:
+            self._requests -= 1
+            self._bytes -= size
             self._wake()
 
-    def wake(self) -> None:
-        """The limit may have grown."""
-        with self._changed:
+    def resize(self, limit: int) -> None:
+        """Change how many requests may be in memory."""
+        with self._lock:
+            self._limit = limit
             self._wake()
 
     def _wake(self) -> None:
         """Let the threads go on, if there is room for several requests: to change threads costs."""
-        if self._waiting:
-            limit = self._max_requests()
-            if self._has_room(limit - limit // 8):
-                self._changed.notify_all()
+        if self._waiting and self._has_room(self._limit - self._limit // 8):
+            self._has_changed.notify_all()
 
     def _has_room(self, limit: int) -> bool:
         fits = self._requests < _FEW or self._bytes < MAX_BYTES
         return fits and self._requests < limit
-
-
-class Place:
-    """A request's place in memory."""
-
-    __slots__ = ("_budget", "_size")
-
-    def __init__(self, budget: RequestBudget) -> None:
-        self._budget: RequestBudget | None = budget
-        self._size = 0
-
-    def add(self, size: int) -> None:
-        """Tell the size of the body when it is built."""
-        if self._budget is not None:
-            self._size += size
-            self._budget.change(0, size)
-
-    def free(self) -> None:
-        """The request is no longer in memory; from the second call on, this does nothing."""
-        budget, self._budget = self._budget, None
-        if budget is not None:
-            budget.change(-1, -self._size)

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ..errors import ImageQAError
+from ..errors import EndpointError, ImageQAError
 from .auto_limit import FIRST_LIMIT
 from .open_files import max_connections
-from .servers import Health, Server
+from .outcomes import CLOSED
+from .servers import Health, Request, Server
+from .stats import ClientStats
 
 
 class RequestLine:
@@ -16,22 +18,28 @@ class RequestLine:
 
     Attributes:
         servers: those of the endpoint.
-        in_use: requests that servers were acquired for, without those that are overtaken.
+        stats: the client's counters.
+        in_use: requests that have a server, without those that are overtaken.
         error: why all requests fail, once the servers were waited for in vain.
         is_auto: each server has a limit of its own.
+        send: sends a request to a server.
 
     Args:
         max_in_flight: limit of the requests in flight over all servers; None to find one for each.
+        stats: the client's counters.
     """
 
-    def __init__(self, max_in_flight: int | None) -> None:
+    send: Callable[[Request, Server], None]
+
+    def __init__(self, max_in_flight: int | None, stats: ClientStats) -> None:
         self.servers: list[Server] = []
+        self.stats = stats
         self.in_use = 0
         self.error: ImageQAError | None = None
         self.is_auto = max_in_flight is None
-        connections = max_connections()
-        self._most = connections if max_in_flight is None else max_in_flight
-        self._line: deque[asyncio.Future[Server]] = deque()
+        self._most = max_connections() if max_in_flight is None else max_in_flight
+        self._line: deque[Request] = deque()
+        self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -47,32 +55,36 @@ class RequestLine:
         """The servers that get requests."""
         return [server for server in self.servers if server.health is Health.UP]
 
-    async def acquire(self) -> Server:
-        """Wait in line for a server that may get a request.
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the line; `wake` sends it."""
+        self._line.append(request)
+        self.stats.queued += 1
 
-        Raises:
-            ImageQAError: the servers were waited for in vain.
-        """
-        self._check()
-        if not self._line and (server := self._next_server(time.monotonic())) is not None:
-            return server
-        turn: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        if len(self._line) == 1:
-            self.wake()
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.release(turn.result(), has_slot=True)
-            raise
+    def next(self) -> tuple[Request, Server] | None:
+        """The request that is first in line and the server that gets it, if one may get it now."""
+        if self._is_closed or self.error is not None:
+            self._fail_all(self.error or EndpointError(CLOSED))
+        if not self._line:
+            return None
+        now = time.monotonic()
+        if (server := self.acquire(now)) is None:
+            self._wake_later(now)
+            return None
+        self.stats.queued -= 1
+        return self._line.popleft(), server
 
-    def _check(self) -> None:
-        if self.error is not None:
-            raise type(self.error)(str(self.error))
+    def wake(self) -> None:
+        """Send the requests that are first in line, as far as servers may get them now."""
+        while (turn := self.next()) is not None:
+            self.send(*turn)
 
-    def _next_server(self, now: float) -> Server | None:
-        """The server that would answer another request first, if one may get it now."""
+    def _fail_all(self, error: ImageQAError) -> None:
+        while self._line:
+            self.stats.queued -= 1
+            self._line.popleft().fail(type(error)(str(error)))
+
+    def acquire(self, now: float) -> Server | None:
+        """Take the server that would answer another request first, if one may get it now."""
         if self.in_use >= self._most:
             return None
         ready = [server for server in self.servers if server.can_take(now)]
@@ -89,36 +101,15 @@ class RequestLine:
         return server
 
     def release(self, server: Server, *, has_slot: bool) -> None:
-        """A request that `acquire` gave the server to has ended."""
+        """A request that had the server has ended; `wake` or `next` give its place to another."""
         server.load -= 1
         if has_slot:
             self.free_slot(server)
-        else:
-            self.wake()
 
     def free_slot(self, server: Server) -> None:
         """A request no longer counts for the limits."""
         server.in_use -= 1
         self.in_use -= 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Give the requests that are first in line a server, as far as one may get them now."""
-        while self._line:
-            if self._line[0].done():  # cancelled
-                self._line.popleft()
-                continue
-            now = time.monotonic()
-            try:
-                self._check()
-                server = self._next_server(now)
-            except ImageQAError as error:
-                self._line.popleft().set_exception(error)
-                continue
-            if server is None:
-                self._wake_later(now)
-                return
-            self._line.popleft().set_result(server)
 
     def _wake_later(self, now: float) -> None:
         """Look again when a server may get a request because of its rate limit."""
@@ -131,6 +122,8 @@ class RequestLine:
         self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 
     def close_line(self) -> None:
-        """Wake up nobody any more."""
+        """Fail the requests in line, and send no more."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+        self.next()

@@ -79,8 +79,8 @@ def _kind_of_status(status: int) -> FailureKind:
 
 def retry_after_seconds(value: str) -> float:
     """Seconds requested by a `Retry-After` header, which holds a number or a date; 0 for none."""
-    if value.isdecimal():
-        return float(value[:9])
+    if not value or value.isdecimal():
+        return float(value[:9] or 0)
     try:
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
     except (ValueError, TypeError, OverflowError):

@@ -1,18 +1,17 @@
-"""`Sender`: sends one request until it is answered, or is to blame for its failure."""
+"""`Sender`: sends each request until it is answered, or is to blame for its failure."""
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
+from ..background_loop import CoroutineGroup
 from ..errors import EndpointError, EndpointUnreachableError
 from ..types import Completion, Failure, FailureKind, Outcome
 from .check import served_model
 from .pool import CRASH_CHECK_SECONDS, TEST_SECONDS, ServerPool
-from .retry_policy import MAX_ATTEMPTS, backoff
-from .servers import Attempt, Health, Server
-from .stats import ClientStats
+from .retry_policy import MAX_ATTEMPTS, MAX_CRASHES, backoff
+from .servers import Health, Request, Server
 from .transport import is_alive
 
 _CHECKED_AT_ONCE = {FailureKind.DISCONNECTED, FailureKind.UNAVAILABLE}
@@ -29,104 +28,96 @@ _CUT_CHECK_SECONDS = 0.3
 tested: a server that has crashed refuses connections at once."""
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request with its history.
-
-    Attributes:
-        body: the request as JSON.
-        max_crashes: losses of the server, while it works on the request, after which it fails.
-        free: called when the request no longer counts for the limit of requests in memory.
-        max_tokens: how many tokens it asks for at most, if it says so.
-        started: `time.monotonic()` when it was first sent.
-        attempts: how many times it was sent.
-        crashes: how many times its server was lost while it worked on it.
-        failures: how many times it failed while the server was alive, by kind.
-        error: the server and the time of its last 5xx, which may announce a crash.
-    """
-
-    body: bytes
-    max_crashes: int
-    free: Callable[[], None]
-    max_tokens: int | None = None
-    started: float = 0.0
-    attempts: int = 0
-    crashes: int = 0
-    failures: Counter[FailureKind] = field(default_factory=Counter)
-    error: tuple[Server, float] | None = None
-
-    def was_lost_after_error(self) -> bool:
-        """Whether the server that answered with a 5xx was lost within seconds; told only once."""
-        if self.error is None:
-            return False
-        server, time_of_error = self.error
-        lost = 0 <= server.since - time_of_error <= CRASH_CHECK_SECONDS
-        if lost:
-            self.error = None
-            self.failures[FailureKind.SERVER_ERROR] = 0
-        return lost
-
-
 class Sender:
     """Sends requests on the client's event loop.
 
     Args:
         pool: the servers.
-        stats: the client's counters.
+        group: the client's coroutines.
     """
 
-    def __init__(self, pool: ServerPool, stats: ClientStats) -> None:
+    def __init__(self, pool: ServerPool, group: CoroutineGroup) -> None:
         self._pool = pool
-        self._stats = stats
+        self._group = group
+        pool.send = self._start
 
-    async def complete(self, request: Request) -> Outcome:
-        """Send a request until it is answered, or fails for good.
+    def add(self, requests: Iterable[Request]) -> None:
+        """Send requests as soon as their turn comes."""
+        for request in requests:
+            if request.unsendable is not None:
+                request.end(request.unsendable)
+            else:
+                self._pool.crash_expected = request.max_crashes < MAX_CRASHES
+                self._pool.add(request)
+        self._pool.wake()
 
-        Raises:
-            EndpointError: the server rejects the key, or does not serve the model.
-            ImageQAError: the servers were waited for in vain.
-        """
-        while True:
-            self._stats.queued += 1
-            try:
-                server = await self._pool.acquire()
-            finally:
-                self._stats.queued -= 1
+    def _start(self, request: Request, server: Server) -> None:
+        self._group.spawn(self._work((request, server)))
+
+    async def _work(self, turn: tuple[Request, Server] | None) -> None:
+        """Send a request, and then others, as long as some wait and a server may get them."""
+        while turn is not None:
+            await self._send(*turn)
+            turn = self._pool.next()
+
+    async def _send(self, request: Request, server: Server) -> None:
+        """Send a request once; it ends, or gets in line once more."""
+        try:
             outcome = await self._attempt(request, server)
+            stats = self._pool.stats
             if isinstance(outcome, Completion):
-                self._stats.completions += 1
-                self._stats.prompt_tokens += outcome.prompt_tokens
-                self._stats.completion_tokens += outcome.completion_tokens
-                self._stats.last_completion = server.last_completion
-                return outcome
-            if (final := await self._final(request, server, outcome)) is not None:
-                self._stats.failures += 1
-                return final
+                stats.completions += 1
+                stats.prompt_tokens += outcome.prompt_tokens
+                stats.completion_tokens += outcome.completion_tokens
+                stats.last_completion = server.last_completion
+                request.end(outcome)
+                return
+            self._pool.wake()  # others need not wait for what follows
+            if (final := await self._final(request, server, outcome)) is None:
+                self._pool.add(request)
+            else:
+                stats.failures += 1
+                request.end(final)
+        except Exception as error:
+            request.fail(error)
+        except BaseException as error:
+            request.fail(error)
+            raise
 
     async def _attempt(self, request: Request, server: Server) -> Outcome:
         """Send a request once to a server that was acquired for it."""
-        attempt = Attempt(
-            sent=time.monotonic(),
-            overtaken_at=server.completed + server.load + self._pool.max_in_flight,
-            size=len(request.body),
-            scope=asyncio.timeout(None),
-            on_overtaken=request.free,
-        )
-        request.started = request.started or attempt.sent
+        stats, task = self._pool.stats, asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine on a loop always has a task
+        server.begin(request, task)
+        request.started = request.started or request.sent
         request.attempts += 1
-        self._stats.requests += 1
-        self._stats.in_flight += 1
+        stats.requests += 1
+        stats.in_flight += 1
+        outcome: Outcome
         try:
-            return await server.send(
-                request.body, attempt, request.started, request.attempts, request.max_tokens
+            outcome = await server.transport.send(
+                request.body, request.started, request.attempts, request.max_tokens
+            )
+        except asyncio.CancelledError:
+            if request.cancelled is None or task.cancelling() > 1:
+                raise  # the client is closed
+            outcome = Failure(
+                request.cancelled,
+                f"{server.name}: no reply for {time.monotonic() - request.sent:.0f} s",
+                attempts=request.attempts,
             )
         finally:
-            if attempt.has_slot:
-                self._stats.in_flight -= 1
+            if request.cancelled is not None:
+                task.uncancel()
+            server.attempts.discard(request)
+            if request.has_slot:
+                stats.in_flight -= 1
             else:
-                self._stats.overtaken -= 1
-                self._stats.overtaken_bytes -= attempt.size
-            self._pool.release(server, has_slot=attempt.has_slot)
+                stats.overtaken -= 1
+                stats.overtaken_bytes -= len(request.body)
+            self._pool.release(server, has_slot=request.has_slot)
+        server.end(request, outcome)
+        return outcome
 
     async def _final(self, request: Request, server: Server, failed: Failure) -> Failure | None:
         """What a failed attempt means for its request.
@@ -141,19 +132,18 @@ class Sender:
         if self._pool.error is not None:
             return None  # the pool raises it
         if failed.kind is FailureKind.RATE_LIMITED:
-            request.failures[failed.kind] += 1
+            failures = request.count_failure(failed.kind)
             if server.rate_limit.delay(time.monotonic()) <= 0:  # otherwise, all requests wait
                 wait = min(failed.retry_after, _MAX_OWN_WAIT)
-                await asyncio.sleep(max(wait, backoff(request.failures[failed.kind])))
+                await asyncio.sleep(max(wait, backoff(failures)))
             return None
         if failed.kind is FailureKind.CONNECTION:
             reason = failed.message.removeprefix(f"{server.name}: ")
             self._pool.lose(server, Health.DOWN, f"does not answer ({reason})")
-            return self._crash(request, failed) if request.was_lost_after_error() else None
+            return self._crash(request, failed) if _was_lost_after_error(request) else None
         if failed.kind not in MAX_ATTEMPTS:
             return await self._rejected(request, server, failed)
-        request.failures[failed.kind] += 1
-        count = request.failures[failed.kind]
+        count = request.count_failure(failed.kind)
         is_last = count >= MAX_ATTEMPTS[failed.kind]
         if is_last or failed.kind in _CHECKED_AT_ONCE:
             is_cut = failed.kind is FailureKind.DISCONNECTED
@@ -165,7 +155,7 @@ class Sender:
             return failed
         request.error = (server, time.monotonic()) if failed.kind in _CRASH_SYMPTOMS else None
         await asyncio.sleep(backoff(count))
-        return self._crash(request, failed) if request.was_lost_after_error() else None
+        return self._crash(request, failed) if _was_lost_after_error(request) else None
 
     def _crash(self, request: Request, failed: Failure) -> Failure | None:
         """Count that the server was lost with a request; the failure, if that was too often."""
@@ -186,3 +176,15 @@ class Sender:
         if is_alive(await server.transport.test_request(model, TEST_SECONDS)):
             return failed
         raise EndpointError(f"{server.name} refuses to answer: {failed.message}")
+
+
+def _was_lost_after_error(request: Request) -> bool:
+    """Whether the server that answered with a 5xx was lost within seconds; told only once."""
+    if request.error is None:
+        return False
+    server, time_of_error = request.error
+    lost = 0 <= server.since - time_of_error <= CRASH_CHECK_SECONDS
+    if lost:
+        request.error = None
+        request.failures[FailureKind.SERVER_ERROR] = 0
+    return lost

@@ -1,15 +1,17 @@
-"""`Server`: one server of an endpoint, what it is working on, and whether it is up."""
+"""`Server` and `Request`: a server of an endpoint, what it is working on, whether it is up."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ..types import Completion, Failure, FailureKind, Outcome
 from .auto_limit import AutoLimit
+from .outcomes import Outcomes
 from .rate_limit import RateLimit
+from .request_budget import RequestBudget
 from .transport import Transport
 
 _LATENCIES = 256
@@ -38,33 +40,81 @@ class Health(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
-    """A request that a server is working on.
+class Request:
+    """A request, its history, and its present attempt. Times are those of `time.monotonic`.
 
     Attributes:
-        sent: `time.monotonic()` when it was sent.
-        overtaken_at: once the server has completed this many requests, many that were sent later
-            have been answered before this one.
-        size: bytes of its body.
-        scope: the time limit of the HTTP call; see `cancel`.
-        on_overtaken: called when it no longer has a slot.
-        cancelled: why it was cancelled; None while it was not.
+        outcomes: where its outcome is reported.
+        position: under which.
+        max_crashes: losses of the server, while it works on the request, after which it fails.
+        memory: the budget in which it counts.
+        body: the request as JSON.
+        max_tokens: how many tokens it asks for at most, if it says so.
+        unsendable: why it cannot be sent at all.
+        is_held: whether it counts in the budget.
+        started: when it was first sent.
+        attempts: how many times it was sent.
+        crashes: how many times its server was lost while it worked on it.
+        failures: how many times it failed while the server was alive, by kind.
+        error: the server and the time of its last 5xx, which may announce a crash.
+        sent: when it was sent last.
+        rank: how many requests its server will have completed when it has completed all those
+            that it had at that time.
         has_slot: whether it counts for the limit of requests in flight.
+        cancelled: why the attempt was cancelled; None while it was not.
+        task: waits for the reply.
     """
 
-    sent: float
-    overtaken_at: int
-    size: int
-    scope: asyncio.Timeout
-    on_overtaken: Callable[[], None]
+    outcomes: Outcomes
+    position: int
+    max_crashes: int
+    memory: RequestBudget
+    body: bytes = b""
+    max_tokens: int | None = None
+    unsendable: Failure | None = None
+    is_held: bool = True
+    started: float = 0.0
+    attempts: int = 0
+    crashes: int = 0
+    failures: dict[FailureKind, int] = field(default_factory=dict)
+    error: "tuple[Server, float] | None" = None
+    sent: float = 0.0
+    rank: int = 0
+    has_slot: bool = False
     cancelled: FailureKind | None = None
-    has_slot: bool = True
+    task: "asyncio.Task[Any] | None" = None
+
+    def hold(self, body: bytes) -> None:
+        """Take the body, which counts in the budget."""
+        self.body = body
+        self.memory.grow(len(body))
+
+    def leave_memory(self) -> None:
+        """No longer count in the budget; from the second call on, this does nothing."""
+        if self.is_held:
+            self.is_held = False
+            self.memory.release(len(self.body))
+
+    def end(self, outcome: Outcome) -> None:
+        """Report the outcome."""
+        self.leave_memory()
+        self.outcomes.add(self.position, outcome)
+
+    def fail(self, error: BaseException) -> None:
+        """Report an error, for which the caller's other requests are not sent any more."""
+        self.leave_memory()
+        self.outcomes.fail(error)
 
     def cancel(self, kind: FailureKind) -> None:
-        """End the HTTP call; its outcome is a failure of that kind."""
-        if self.cancelled is None:
+        """End the attempt; its outcome is a failure of that kind."""
+        if self.cancelled is None and self.task is not None:
             self.cancelled = kind
-            self.scope.reschedule(asyncio.get_running_loop().time())
+            self.task.cancel()
+
+    def count_failure(self, kind: FailureKind) -> int:
+        """Count a failure; returns how many of that kind there are now."""
+        self.failures[kind] = count = self.failures.get(kind, 0) + 1
+        return count
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +151,7 @@ class Server:
     reason: str = ""
     since: float = 0.0
     leaving: bool = False
-    attempts: set[Attempt] = field(default_factory=set)
+    attempts: set[Request] = field(default_factory=set)
     load: int = 0
     in_use: int = 0
     auto_limit: AutoLimit | None = None
@@ -143,55 +193,40 @@ class Server:
         """
         return (self.load + 1) * (self.latency or usual)
 
-    async def send(
-        self,
-        body: bytes,
-        attempt: Attempt,
-        started: float,
-        number: int,
-        max_tokens: int | None = None,
-    ) -> Outcome:
-        """Send a request once, and note what the outcome tells about the server."""
+    def begin(self, request: Request, task: "asyncio.Task[Any]") -> None:
+        """A request for which the server was acquired is sent by a task."""
+        request.sent, request.task = time.monotonic(), task
+        request.rank = self.completed + self.load
+        request.has_slot, request.cancelled = True, None
         if not self.attempts and not self.is_late:
-            self.last_alive = max(self.last_alive, attempt.sent)  # it was idle until now
-        self.attempts.add(attempt)
-        try:
-            async with attempt.scope:
-                outcome = await self.transport.send(body, started, number, max_tokens)
-        except TimeoutError:
-            outcome = Failure(
-                attempt.cancelled or FailureKind.TIMEOUT,
-                f"{self.name}: no reply for {time.monotonic() - attempt.sent:.0f} s",
-                attempts=number,
-            )
-        finally:
-            self.attempts.discard(attempt)
-        self._note(outcome, attempt)
-        return outcome
+            self.last_alive = max(self.last_alive, request.sent)  # it was idle until now
+        self.attempts.add(request)
 
-    def _note(self, outcome: Outcome, attempt: Attempt) -> None:
+    def end(self, request: Request, outcome: Outcome) -> None:
+        """Note what the outcome of a request tells about the server."""
         now = time.monotonic()
+        latency = now - request.sent
         if isinstance(outcome, Completion):
             self.completed += 1
             self.last_alive = self.last_completion = now
-            self.activity, self.stalls = "", 0
-            latency = now - attempt.sent
+            self.activity, self.stalls, self.is_late = "", 0, False
             self.latency_sum += latency
             self._latencies.append(latency)
             self.latency += (latency - self.latency) * (_SMOOTHING if self.latency else 1)
-        self.is_late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED:
-            self.rate_limit.rejected(now, attempt.sent, outcome.retry_after)
+            self.rate_limit.accepted()
+            return
+        self.is_late = outcome.kind is FailureKind.TIMEOUT
+        if outcome.kind is FailureKind.RATE_LIMITED:
+            self.rate_limit.rejected(now, request.sent, outcome.retry_after)
         else:
             self.rate_limit.accepted()
-            if self._is_overloaded(outcome, now - attempt.sent) and self.auto_limit:
-                self.auto_limit.timed_out(now, attempt.sent)
+            if self.auto_limit and self._is_overloaded(outcome, latency):
+                self.auto_limit.timed_out(now, request.sent)
 
-    def _is_overloaded(self, outcome: Outcome, seconds: float) -> bool:
+    def _is_overloaded(self, failure: Failure, seconds: float) -> bool:
         """Whether a gateway gave up a request that has not taken much longer than others do."""
-        if not isinstance(outcome, Failure) or outcome.kind is not FailureKind.TIMEOUT:
-            return False
-        return bool(outcome.status) and seconds < _SLOW * (self.latency or seconds)
+        given_up = self.is_late and bool(failure.status)
+        return given_up and seconds < _SLOW * (self.latency or seconds)
 
     def was_up_since(self, then: float) -> bool:
         """Whether it has been up since that time, without a break."""
@@ -207,9 +242,9 @@ class Server:
         """Seconds since it last completed a request, or got one while it was idle."""
         if not self.attempts:
             return 0.0
-        return now - max(self.last_completion, min(attempt.sent for attempt in self.attempts))
+        return now - max(self.last_completion, min(request.sent for request in self.attempts))
 
     def cancel_all(self, kind: FailureKind) -> None:
         """Cancel all requests it is working on."""
-        for attempt in self.attempts:
-            attempt.cancel(kind)
+        for request in self.attempts:
+            request.cancel(kind)

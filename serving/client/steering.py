@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from ..background_loop import CoroutineGroup
+from ..background_loop import CoroutineGroup, Tolerated
 from ..metrics import Counters
-from .observation import Observation
 from .pool import ServerPool
 from .servers import Server
+from .throughput import Observation
 
 _TICK_SECONDS = 0.25
 """A server's page of metrics is read at every tick until its limit is found."""
@@ -38,18 +38,23 @@ class Steering:
         self._next_page: dict[Server, float] = {}
         self._reading: set[Server] = set()
         self._pageless: set[Server] = set()
+        self._tolerated = Tolerated("adapting the limit of requests in flight")
 
     async def run(self) -> None:
         """Adapt the limits until cancelled."""
         while True:
-            now = time.monotonic()
-            for server in self._next_page.keys() - set(self._pool.servers):  # it has left
-                del self._next_page[server]
-                self._pageless.discard(server)
-            for server in self._pool.up:
-                if server.attempts and server not in self._reading:
-                    self._look(server, now)
+            with self._tolerated:
+                self._tick(time.monotonic())
             await asyncio.sleep(_TICK_SECONDS)
+
+    def _tick(self, now: float) -> None:
+        for server in self._next_page.keys() - set(self._pool.servers):  # it has left
+            del self._next_page[server]
+            self._pageless.discard(server)
+        for server in self._pool.up:
+            if server.attempts and server not in self._reading:
+                self._look(server, now)
+        self._on_change()  # servers may have been lost
 
     def _look(self, server: Server, now: float) -> None:
         if now >= self._next_page.get(server, 0.0):
@@ -60,9 +65,10 @@ class Steering:
 
     async def _read(self, server: Server) -> None:
         """Read a server's page of metrics, and adapt its limit to it."""
-        began = time.monotonic()
+        began, page = time.monotonic(), None
         try:
-            page = await server.transport.counters()
+            with self._tolerated:  # one that cannot be read is none
+                page = await server.transport.counters()
         finally:
             self._reading.discard(server)
         now = time.monotonic()
@@ -84,17 +90,17 @@ class Steering:
         limit = server.auto_limit
         if limit is None:
             return
-        limit.observe(
-            Observation(
-                now,
-                server.in_use,
-                server.completed,
-                server.latency_sum,
-                server.was_full,
-                server.latency,
-                page,
-            )
+        seen = Observation(
+            now,
+            server.in_use,
+            server.completed,
+            server.latency_sum,
+            server.was_full,
+            server.latency,
+            page,
         )
         server.was_full = False
+        with self._tolerated:  # the limit stays as it is
+            limit.observe(seen)
         self._pool.wake()
         self._on_change()

@@ -1,8 +1,9 @@
 """Looks for the number of requests in flight with which a server completes the most per second."""
 
 import math
+from dataclasses import dataclass
 
-from .observation import Observation
+from ..metrics import Counters
 
 _MIN_SECONDS = 0.5
 _MIN_COMPLETIONS = 16
@@ -34,6 +35,28 @@ _REST = 6
 
 _CHANGED = 0.3
 """The next step is tried at once if the rate has changed by more than this share by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is known of a server at some time.
+
+    Attributes:
+        in_flight: requests it was sent and has not answered, without those that are overtaken.
+        completed: requests it has completed since the start.
+        latency_sum: seconds that these have taken together.
+        was_full: a request has waited because of the limit since the last observation.
+        latency: seconds that requests take of late; 0 if that is not known yet.
+        counters: its page of metrics; None if it has none.
+    """
+
+    now: float
+    in_flight: int
+    completed: int
+    latency_sum: float
+    was_full: bool
+    latency: float
+    counters: Counters | None = None
 
 
 class ThroughputSearch:

@@ -4,12 +4,11 @@ import asyncio
 import logging
 import time
 
-from ..background_loop import CoroutineGroup
+from ..background_loop import CoroutineGroup, Tolerated
 from ..types import Completion, FailureKind
 from .notes import notes_about
 from .pool import TEST_SECONDS, ServerPool
 from .servers import Health, Server
-from .stats import ClientStats
 from .transport import is_alive
 
 _LOGGER = logging.getLogger("prefect_imageqa.serving")
@@ -46,7 +45,6 @@ class Watchdog:
     Args:
         pool: the servers.
         group: the client's coroutines.
-        stats: the client's counters and notes.
         request_timeout: seconds after which a request is cancelled.
     """
 
@@ -54,26 +52,23 @@ class Watchdog:
         self,
         pool: ServerPool,
         group: CoroutineGroup,
-        stats: ClientStats,
         request_timeout: float,
     ) -> None:
         self._pool = pool
         self._group = group
-        self._stats = stats
+        self._stats = pool.stats
         self._request_timeout = request_timeout
         self._described = self._refreshed = time.monotonic()
         self._next_log = self._described + _FIRST_LOG_SECONDS
         self._refreshing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refreshing.set_result(None)
-        self._failure = ""
+        self._tolerated = Tolerated("the watchdog")
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            try:
+            with self._tolerated:  # a run without its watchdog could fall silent
                 self._tick(time.monotonic())
-            except Exception as error:  # a run without its watchdog could fall silent
-                self._log_failure(error)
             await asyncio.sleep(_TICK_SECONDS)
 
     def _tick(self, now: float) -> None:
@@ -90,18 +85,9 @@ class Watchdog:
 
     async def _refresh(self) -> None:
         """What may take long, above all where name servers do not answer."""
-        try:
+        with self._tolerated:
             await self._pool.refresh()
             await self._check_memory()
-        except Exception as error:
-            self._log_failure(error)
-
-    def _log_failure(self, error: Exception) -> None:
-        """Log an error of the watchdog itself, but not again and again."""
-        message = f"{type(error).__name__}: {error}"
-        if message != self._failure:
-            _LOGGER.warning("the watchdog failed: %s", message)
-        self._failure = message
 
     def _log_notes(self, now: float) -> None:
         """Log the notes that last, soon and then once a minute."""
@@ -133,25 +119,27 @@ class Watchdog:
 
         They may be the ones that are never answered, and must not keep the others from being sent.
         """
-        for attempt in server.attempts:
-            if attempt.has_slot and server.completed >= attempt.overtaken_at:
-                number, size = self._stats.overtaken + 1, self._stats.overtaken_bytes + attempt.size
-                most = _MAX_OVERTAKEN * self._pool.max_in_flight
-                if number > most or size > _MAX_OVERTAKEN_BYTES:
-                    return
-                attempt.has_slot = False
+        limit = self._pool.max_in_flight
+        for request in server.attempts:
+            if request.has_slot and server.completed >= request.rank + limit:
+                number = self._stats.overtaken + 1
+                size = self._stats.overtaken_bytes + len(request.body)
+                if number > _MAX_OVERTAKEN * limit or size > _MAX_OVERTAKEN_BYTES:
+                    break
+                request.has_slot = False
                 self._stats.overtaken, self._stats.overtaken_bytes = number, size
                 self._stats.in_flight -= 1
                 self._pool.free_slot(server)
-                attempt.on_overtaken()
+                request.leave_memory()
+        self._pool.wake()
 
     def _cancel_overdue(self, server: Server, now: float) -> None:
         """Cancel requests that take far too long, as long as the server answers others."""
         limit = max(self._request_timeout, 10 * server.usual_latency())
         alive = now - server.last_alive <= _patience(server)
-        for attempt in server.attempts if alive else ():
-            if now - attempt.sent > limit and server.last_alive > attempt.sent:
-                attempt.cancel(FailureKind.TIMEOUT)
+        for request in server.attempts if alive else ():
+            if now - request.sent > limit and server.last_alive > request.sent:
+                request.cancel(FailureKind.TIMEOUT)
 
     async def _look(self, server: Server) -> bool:
         """Look at a server that has completed nothing for long: is it busy, or stalled?"""

@@ -48,11 +48,7 @@ def judge_pair(scene: Scene, question: str, answer: str) -> Verdict:
 def judge_choice(scene: Scene, question: str, options: Sequence[str], answer: str) -> Verdict:
     """Compare a multiple-choice question with the scene.
 
-    Args:
-        scene: what the image shows.
-        question: without its options.
-        options: their texts.
-        answer: the text of the option that is said to be right.
+    The answer is the text of the option that is said to be right; the question is without options.
     """
     known = parse_question(question)
     if known is None:
@@ -70,10 +66,6 @@ def judge_dialogue(scene: Scene, turns: Sequence[tuple[str, str]]) -> list[Verdi
 
     "It" is the shape that was named last; a turn that asks about it before any was named is an
     unknown question.
-
-    Args:
-        scene: what the image shows.
-        turns: questions and answers, in order.
     """
     verdicts: list[Verdict] = []
     it = ""

@@ -8,7 +8,6 @@ from .questions import (
     UNSHOWN_FACTS,
     Question,
     QuestionKind,
-    parse_question,
     questions_of,
 )
 from .scenes import KINDS, Scene, Shape
@@ -27,12 +26,6 @@ _SAYS = {
     QuestionKind.PRESENCE: "",
 }
 """Questions about one shape: which fact the answer states."""
-
-
-def answer(scene: Scene, question: str) -> str | None:
-    """The correct answer, or None if the question is unknown or has no single answer."""
-    known = parse_question(question)
-    return answer_to(scene, known) if known else None
 
 
 def answer_to(scene: Scene, question: Question) -> str | None:

@@ -37,11 +37,7 @@ def build_cpu_env(folder: Path, lock: Path | None = None) -> bool:
 
     An environment built by this function is replaced if the lock has changed or the build was
     interrupted. Any other folder is left unchanged; if it is an environment that has all packages
-    of the lock, it is used.
-
-    Args:
-        folder: the environment.
-        lock: the pinned requirements; by default those shipped with the package.
+    of the lock, it is used. The lock is by default the one shipped with the package.
 
     Returns:
         False if the environment was up to date.

@@ -18,11 +18,7 @@ _MAX_PAGE_BYTES = 8 * 1024 * 1024
 class Probe:
     """Asks one server.
 
-    Args:
-        address: where it listens; not a wildcard.
-        port: its port.
-        model: the model name in requests.
-        api_key: the key it was started with.
+    The address must not be a wildcard.
     """
 
     def __init__(self, address: str, port: int, model: str, api_key: str | None) -> None:

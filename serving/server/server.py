@@ -36,7 +36,6 @@ class VLLMServer:
     Attributes:
         url: its base URL, such as http://127.0.0.1:8000.
         model_name: the model name in requests; never a path.
-        log_file: the server's output.
         probe: asks it whether it works.
         startup_seconds: how long its last start took.
 

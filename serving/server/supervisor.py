@@ -27,10 +27,7 @@ _LEFTOVER_SECONDS = 2.0  # until SIGKILL of leftover processes: they release sha
 def main(parent: int, grace: float, command: list[str]) -> int:
     """Run `command` until it ends, a stop signal arrives or the process `parent` has ended.
 
-    Args:
-        parent: process id of our parent.
-        grace: seconds between SIGTERM and SIGKILL.
-        command: program and arguments.
+    There are `grace` seconds between SIGTERM and SIGKILL.
 
     Returns:
         The command's exit code as in a shell: 128 + signal number if a signal ended it.

@@ -1,7 +1,7 @@
 """Generate: a batch -> completions.
 
-In: a batch of prompts, and a client for the endpoint. Out: one raw reply per row as plain JSON,
-which Prefect caches under the batch key; a row that cannot be answered has a problem instead.
+In: a batch of prompts, and a client for the endpoint. Out: one raw reply per row, which Prefect
+caches as plain JSON under the batch key; a row that cannot be answered has a problem instead.
 """
 
 from .batching import make_batches

@@ -4,7 +4,6 @@ Prefect treats every error of a cache look-up as a miss, and only logs a failed 
 checks the cache again before it sends requests, and writes its result itself.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
 from typing import Any, cast
@@ -12,6 +11,7 @@ from typing import Any, cast
 from prefect import get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
+from prefect.exceptions import SerializationError
 from prefect.transactions import get_transaction
 
 from ..errors import ObjectMissingError, RecordCorruptedError, RecordRefusedError
@@ -45,7 +45,7 @@ class BatchKeyPolicy(CachePolicy):
 def batch_cache(completions: ObjectStore) -> dict[str, Any]:
     """Options of a task that caches its results in a store, one object per batch key.
 
-    The task takes a `batch` and returns plain JSON.
+    The task takes a `batch` and returns its `Completions`; those found in the cache are plain JSON.
     """
     results, folder = completions.result_storage()
     return {
@@ -83,21 +83,22 @@ def read_completions(
         return None
 
 
-def load_cached() -> Mapping[str, Any] | None:
+def load_cached() -> Completions | None:
     """The cached result of the current task run, which Prefect's look-up may have missed."""
-    if (entry := _cache_entry()) is None:
-        return None
-    stored = read_completions(*entry, get_run_logger())
-    return None if stored is None else stored.dump()
+    entry = _cache_entry()
+    return None if entry is None else read_completions(*entry, get_run_logger())
 
 
-def store_in_cache(result: Mapping[str, Any]) -> None:
+def store_in_cache(completions: Completions) -> None:
     """Write the result of the current task run to its cache, if it has one."""
     context, transaction = TaskRunContext.get(), get_transaction()
     if (entry := _cache_entry()) is None or context is None or transaction is None:
         return
     _, name = entry
-    context.result_store.write(dict(result), key=name)
+    try:
+        context.result_store.write(completions, key=name)
+    except SerializationError:
+        context.result_store.write(completions.encodable(), key=name)
     transaction.write_on_commit = False  # it has been written already
 
 

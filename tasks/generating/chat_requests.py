@@ -4,10 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-import pybase64
-
-from ...serving.types import ChatRequest, Completion, Message, Outcome
+from ...serving.types import ChatRequest, Completion, DataURI, Message, Outcome
 from ..images.prepare import ImageSettings, PreparedImage
 from ..images.reader import ImageReader
 from ..prompting.correction import Correction, corrective_messages
@@ -62,7 +59,7 @@ def build_request(
         raise RowError(prompt.problem.kind, prompt.problem.message)
     if images is None:
         images = [settings.reader.prepare(ref, settings.images) for ref in prompt.images]
-    uris = [_data_uri(image) for image in images]
+    uris = [DataURI(image.mime, image.data) for image in images]
     messages: Sequence[Message] = prompt.messages
     options = {**settings.options, **prompt.options}
     if unguided:
@@ -124,16 +121,7 @@ def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mappin
     return {**options, "seed": (int(options["seed"]) + int(key[:8], 16) + attempt) % 2**31}
 
 
-def _data_uri(image: PreparedImage) -> orjson.Fragment:
-    """An image as a `data:` URI in JSON, which becomes part of the body without another look at it.
-
-    Neither base64 nor the type has a character that JSON would escape.
-    """
-    head = f'"data:{image.mime};base64,'.encode()
-    return orjson.Fragment(b"".join((head, pybase64.b64encode(image.data), b'"')))
-
-
-def _with_images(message: Message, uris: Sequence[orjson.Fragment]) -> Message:
+def _with_images(message: Message, uris: Sequence[DataURI]) -> Message:
     content = message["content"]
     if isinstance(content, str):
         return message

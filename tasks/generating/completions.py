@@ -1,18 +1,16 @@
 """The replies to a batch as plain JSON: cached, and parsed again whenever the parser changes."""
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
 from ..errors import RecordCorruptedError
 from ..prompting.keys import KEY_LENGTH, batch_key
 from ..records import Asked, Batch, Reply
-
-FORMAT_VERSION = 3
-"""Bumped when the format of stored replies changes: replies of other versions are regenerated."""
 
 _LIMITS = {"attempt": 1 << 30, "attempts": 1 << 30, "status": 1 << 30, "time": 1 << 38}
 _LIMIT = 1 << 48
@@ -45,17 +43,19 @@ class StoredReply:
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """The replies to a batch, in the order of its rows.
+    """The replies to a batch, in the order of its rows; stored as JSON with these fields.
 
     Attributes:
         replies: one per row.
         time: when the last one was received, in seconds since 1970 (UTC).
         cache_buster: part of the batch key in addition to the rows.
+        format: bumped when the stored fields change: replies of other versions are regenerated.
     """
 
-    replies: Sequence[StoredReply]
+    replies: list[StoredReply]
     time: float
     cache_buster: str = ""
+    format: Literal[4] = 4
 
     @classmethod
     def from_batch(cls, batch: Batch) -> Self:
@@ -74,34 +74,31 @@ class Completions:
         ]
         return cls(replies, time.time(), batch.cache_buster)
 
-    def dump(self) -> dict[str, Any]:
-        """Plain JSON values, as stored."""
-        return {
-            "format": FORMAT_VERSION,
-            "time": self.time,
-            "cache_buster": self.cache_buster,
-            "rows": _REPLIES.dump_python(list(self.replies)),
-        }
-
     @classmethod
-    def load(cls, stored: Mapping[str, Any]) -> Self:
-        """Restore the result of `dump`.
+    def load(cls, stored: "Completions | Mapping[str, Any]") -> "Completions":
+        """Restore what was stored; completions of this process need no check.
 
         Raises:
             RecordCorruptedError: it is something else.
         """
+        if isinstance(stored, Completions):
+            return stored
         try:
-            replies = _REPLIES.validate_python(stored["rows"])
-            loaded = cls(replies, float(stored["time"]), str(stored["cache_buster"]))
+            loaded = _STORED.validate_python(stored)
             # The round trip rejects unknown fields and values that validation merely coerced.
-            if loaded.dump() != stored or not _is_plausible(stored):
+            if _STORED.dump_python(loaded) != stored or not _is_plausible(stored):
                 raise ValueError
-            if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in replies):
+            if any(len(bytes.fromhex(reply.key)) * 2 != KEY_LENGTH for reply in loaded.replies):
                 raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             reason = f"stored replies are corrupted ({type(error).__name__})"
             raise RecordCorruptedError(reason) from None
         return loaded
+
+    def encodable(self) -> "Completions":
+        """The same with `?` for each lone surrogate, as a file name may have: UTF-8 has none."""
+        text = json.dumps(_STORED.dump_python(self), ensure_ascii=False)
+        return _STORED.validate_json(text.encode("utf-8", "replace"))
 
     @property
     def key(self) -> str:
@@ -110,14 +107,14 @@ class Completions:
         return batch_key(keys, [reply.attempt for reply in self.replies], self.cache_buster)
 
 
-_REPLIES = TypeAdapter(list[StoredReply])
+_STORED = TypeAdapter(Completions)
 
 
 def _is_plausible(stored: Mapping[str, Any]) -> bool:
     """Whether all numbers are within their limits."""
     numbers = {name: value for name, value in stored.items() if isinstance(value, int | float)}
     inner = [value for value in stored.values() if isinstance(value, Mapping)]
-    inner += stored.get("rows", [])
+    inner += stored.get("replies", [])
     return all(0 <= value < _LIMITS.get(name, _LIMIT) for name, value in numbers.items()) and all(
         map(_is_plausible, inner)
     )

@@ -1,6 +1,6 @@
 """A batch -> replies: sends each row, and finds those that crash the server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import task
@@ -35,10 +35,8 @@ def _is_unexpected(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") ->
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def generate_batch(
-    batch: Batch, client: ChatClient, settings: GenerationSettings
-) -> Mapping[str, Any]:
-    """Send every row of a batch to the model; returns `Completions` as plain JSON.
+def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSettings) -> Completions:
+    """Send every row of a batch to the model.
 
     The client retries requests, and waits while no server answers. A retry of the task sends only
     the rows that have no reply yet. With the options of `batch_cache`, the same batch is never sent
@@ -66,7 +64,7 @@ def generate_batch(
         complete_unguided(unsettled, batch, client, settings)
         complete_corrected(unsettled, batch, client, settings)
     batch.settled |= batch.replies.keys()
-    completions = Completions.from_batch(batch).dump()
+    completions = Completions.from_batch(batch)
     store_in_cache(completions)
     return completions
 

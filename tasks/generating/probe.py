@@ -1,14 +1,55 @@
 """Whether the server follows a JSON schema, asked with a tiny request before any row is sent."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ...serving.client.client import ChatClient
+from ...serving.printable import printable
 from ...serving.types import ChatRequest, Failure, FailureKind, Outcome
-from ..prompting.reply_forms import response_format
+from ..errors import EndpointError
+from ..prompting.reply_forms import reply_schema, response_format
+from ..records import ReplyForm
+
+_LOGGER = logging.getLogger("prefect_imageqa.generating")
 
 _PROBE = {"role": "user", "content": "Reply with JSON."}
 _PROBE_OPTIONS = {"max_tokens": 16, "temperature": 0.0}
+
+_MAX_REASON = 300
+
+_BUILT_IN = ((ReplyForm.PAIRS, 2), (ReplyForm.MULTIPLE_CHOICE, 1))
+"""Reply forms whose schemas have all keywords that any of them has."""
+
+
+def server_guides(client: ChatClient, schema: Mapping[str, Any] | None = None) -> bool:
+    """Whether the server accepts requests for replies that follow a JSON schema.
+
+    Without one of the user's, a run can do without: its prompts ask for JSON all the same.
+
+    Args:
+        client: sends a request of a few tokens, or a few of them.
+        schema: that of the user; None if those of the built-in styles are used.
+
+    Raises:
+        EndpointError: the server refuses the user's schema; or no server answers.
+    """
+    schemas = [reply_schema(*form) for form in _BUILT_IN] if schema is None else [schema]
+    refusals = (schema_refusal(client, each) for each in schemas)
+    reason = printable(next(filter(None, refusals), ""), _MAX_REASON)
+    if not reason:
+        return True
+    if schema is not None:
+        raise EndpointError(
+            f"the server refuses the JSON schema ({reason}): simplify it, or use the format json "
+            "or text"
+        )
+    _LOGGER.warning(
+        "the server does not make replies follow a JSON schema (%s): it is asked without one, and "
+        "the prompts ask for JSON",
+        reason,
+    )
+    return False
 
 
 def schema_refusal(client: ChatClient, schema: Mapping[str, Any]) -> str:

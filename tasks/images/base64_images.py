@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 from ..records import Kind, RowError
 from .formats import image_format
 
-_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*={0,2}\s*")
+_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*+={0,2}\s*")
 _CHECKED = 200
 """Characters: no path has so many without a dot by chance. Decoding checks the others."""
 
@@ -33,9 +33,9 @@ def base64_image(text: str) -> bytes | None:
     Raises:
         RowError: BAD_ROW: it starts like an image but cannot be decoded.
     """
-    if len(text) < _MIN_LENGTH or not _starts_like_image(text):
+    if len(text) < _MIN_LENGTH or not _ALPHABET.fullmatch(text[:_CHECKED]):
         return None
-    if not _ALPHABET.fullmatch(text[:_CHECKED]):
+    if not _starts_like_image(text):
         return None
     return _decoded(text, "an image in base64")
 

@@ -7,9 +7,9 @@ are converted to sRGB by the embedded profile, if there is one.
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,11 @@ from .decoding import decode, jpeg_scale, scaled
 from .decoding_budget import MAX_BYTES, MAX_SECONDS, MEMORY
 from .formats import Format, sniff
 from .structure import Structure, broken
+
+T = TypeVar("T")
+
+Size: TypeAlias = tuple[int, int]
+"""Width and height in pixels."""
 
 
 class ImageSettings(BaseModel):
@@ -97,11 +102,14 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
     Raises:
         RowError: NOT_AN_IMAGE, IMAGE_BROKEN, IMAGE_TOO_LARGE or IMAGE_TOO_SMALL.
     """
-    with _checked(data, settings) as (found, file, size):
+
+    def prepared(found: Format, file: Structure, size: Size) -> PreparedImage:
         if unchanged := _unchanged(data, file, size):
             return unchanged
         pixels, is_scaled = _decoded(found, file, size, settings)
         return _encode(pixels, found.is_lossless, settings, is_scaled)
+
+    return _checked(data, settings, prepared)
 
 
 def unchanged_image(data: bytes, settings: ImageSettings) -> PreparedImage | None:
@@ -110,8 +118,7 @@ def unchanged_image(data: bytes, settings: ImageSettings) -> PreparedImage | Non
     Raises:
         RowError: as for `prepare_image`.
     """
-    with _checked(data, settings) as (_, file, size):
-        return _unchanged(data, file, size)
+    return _checked(data, settings, lambda _, file, size: _unchanged(data, file, size))
 
 
 def decode_image(data: bytes, settings: ImageSettings) -> Image.Image:
@@ -120,16 +127,15 @@ def decode_image(data: bytes, settings: ImageSettings) -> Image.Image:
     Raises:
         RowError: as for `prepare_image`.
     """
-    with _checked(data, settings) as (found, file, size):
-        pixels, _ = _decoded(found, file, size, settings)
-        return pixels
+    return _checked(
+        data, settings, lambda found, file, size: _decoded(found, file, size, settings)[0]
+    )
 
 
-@contextmanager
 def _checked(
-    data: bytes, settings: ImageSettings
-) -> Iterator[tuple[Format, Structure, tuple[int, int]]]:
-    """The format of a file, its structure and the size to send; all errors become RowErrors."""
+    data: bytes, settings: ImageSettings, use: Callable[[Format, Structure, Size], T]
+) -> T:
+    """Use the format of a file, its structure and the size to send; errors become RowErrors."""
     if len(data) > settings.max_file_bytes:
         raise RowError(
             Kind.IMAGE_TOO_LARGE,
@@ -142,7 +148,7 @@ def _checked(
         size = _checked_size(file.size, settings)
         if found.name == "JPEG":
             size = _decoder_size(file.size, size, settings.min_side)
-        yield found, file, size
+        return use(found, file, size)
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -265,6 +271,8 @@ as long as decoding, for the 12 megapixels of most phones."""
 
 def _decoder_size(full: tuple[int, int], size: tuple[int, int], min_side: int) -> tuple[int, int]:
     """The size to send of a JPEG: one that its decoder gives, if that is near and not larger."""
+    if size == full:
+        return size
     for scale in (2, 4, 8):
         found = scaled(full, scale)
         if _NEAR * max(size) <= max(found) <= max(size) and min(found) >= min_side:

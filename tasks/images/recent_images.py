@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from ..records import ImageRef
 from .prepare import ImageSettings, PreparedImage
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
 """Encoded images that are kept: rows about the same image are prepared close together."""
 
 

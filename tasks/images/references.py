@@ -84,6 +84,8 @@ def image_refs(value: Any, base: ImageBase, max_images: int = 1000) -> tuple[Ima
             looked up (bad_row), the path does not exist
             (image_missing), or it must not be read (image_refused).
     """
+    if isinstance(value, str) and (text := value.strip()):
+        return (_text_ref(text, base),)
     images = list(held_images(value))
     if len(images) > max_images:
         raise RowError(
@@ -168,7 +170,7 @@ def _located(text: str, base: ImageBase, *, is_remote: bool) -> ImageRef:
 
 def _scheme(text: str) -> str:
     """The scheme in lower case; empty for a local path."""
-    match = _SCHEME.match(text)
+    match = _SCHEME.match(text) if ":" in text else None
     return (match[1] or match[2]).lower() if match else ""
 
 

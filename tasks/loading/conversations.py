@@ -219,4 +219,4 @@ def _reference(part: Mapping[str, Any]) -> Any:
 
 def _valid_text(text: str) -> str:
     """JSON can contain a lone surrogate, which no server accepts."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

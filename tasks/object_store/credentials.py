@@ -16,7 +16,6 @@ class S3Credentials:
         secret_access_key: the key's secret; never shown.
         session_token: for temporary credentials; never shown.
         endpoint_url: the server, if it is not AWS's own.
-        region: its region.
         patience: how long to wait if the server does not answer; not at all by default.
     """
 

@@ -23,6 +23,8 @@ SUPPORTED = "a local path or s3://bucket/prefix"
 
 def is_encodable(uri: str) -> bool:
     """Whether a local path or `s3://` URI can be encoded for the system that reads it."""
+    if uri.isascii():
+        return "\0" not in uri
     try:
         # Python uses surrogates for local file names that are not UTF-8; S3 has no such names.
         uri.encode("utf-8", "strict" if uri[:5].lower() == "s3://" else "surrogateescape")
@@ -129,6 +131,23 @@ def read_start(filesystem: fsspec.AbstractFileSystem, path: str, count: int | No
             return b""  # an empty object has no first byte to request
         raise
     return data
+
+
+def read_object(uri: str, count: int | None, credentials: S3Credentials | None = None) -> bytes:
+    """Read the first `count` bytes of a local file or of an object in S3, or all of it.
+
+    Raises:
+        ObjectMissingError: there is none; raised for no other failure.
+        StoreError: it cannot be read, or is no regular file.
+    """
+
+    def read(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+        if "s3" in filesystem.protocol:
+            return read_start(filesystem, path, count)
+        with open_regular(path) as file:
+            return file.read(-1 if count is None else count)
+
+    return call_store(uri, credentials, read)
 
 
 class GuardedFile(io.RawIOBase):

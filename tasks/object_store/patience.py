@@ -37,10 +37,7 @@ class _Server:
 
     Attributes:
         name: for people, such as "S3 at http://minio:9000".
-        answers: calls that it has answered.
-        answered: when it did so last.
         since: when the latest outage began; it has ended if the server has answered since.
-        waiting: calls that wait for it.
         reason: why the latest of them failed.
         logged: when the wait was logged last.
     """
@@ -59,11 +56,7 @@ class _Wait:
     """One call that waits for a server.
 
     Attributes:
-        server: the server.
-        began: when its first attempt began.
-        deadline: when it gives up.
         answers: answers to other calls during its latest pause.
-        attempts: how many have failed.
         blamed: how many have failed although the server had answered other calls since.
         is_over: whether it has given up.
     """

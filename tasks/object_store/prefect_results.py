@@ -9,7 +9,7 @@ from ..errors import RecordCorruptedError, RecordRefusedError
 
 RESULT_SERIALIZER: "JSONSerializer[Any]" = JSONSerializer(
     # Prefect's default encoder and decoder instantiate any class that a record names.
-    jsonlib="json",
+    jsonlib="orjson",
     object_encoder=None,
     object_decoder=None,
 )

@@ -15,10 +15,9 @@ import fsspec
 from ...serving.endpoint import load_block
 from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from .block import StoreBlock
-from .filesystems import GuardedFile, call_store, read_start
+from .filesystems import GuardedFile, call_store, read_object
 from .local_files import atomic_write, file_sizes
 from .prefect_results import parse_result_record
-from .regular_files import open_regular
 
 T = TypeVar("T")
 
@@ -67,24 +66,12 @@ class ObjectStore(StoreBlock):
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
         """Read an object.
 
-        Args:
-            path: its name.
-            max_bytes: how large it may be, if there is a limit.
-
         Raises:
             ObjectMissingError: there is none; raised for no other failure.
-            ObjectCorruptedError: it is larger.
-            StoreError: it cannot be read.
+            ObjectCorruptedError: it has more than `max_bytes`.
         """
         count = None if max_bytes is None else max_bytes + 1
-
-        def read(filesystem: fsspec.AbstractFileSystem, key: str) -> bytes:
-            if self.is_local:
-                with open_regular(key) as file:
-                    return file.read(-1 if count is None else count)
-            return read_start(filesystem, key, count)
-
-        data = self._call(path, read)
+        data = read_object(self.uri_of(path), count, self.s3_credentials)
         if max_bytes is not None and len(data) > max_bytes:
             raise ObjectCorruptedError(
                 f"{self.uri_of(path)} is larger than the {max_bytes >> 20} MiB that it may have: "
@@ -233,7 +220,6 @@ class ObjectStore(StoreBlock):
         Raises:
             RecordRefusedError: the record was written by another serializer.
             RecordCorruptedError: it is not a record.
-            StoreError: it cannot be read.
         """
         data = self.read(path)
         parse_result_record(data)

@@ -13,32 +13,15 @@ from botocore.parsers import ResponseParserError
 from ..errors import AccessDeniedError, ObjectMissingError, StoreError, StoreUnavailableError
 
 _CREDENTIALS_REJECTED = {
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
+    *("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"),
 }
-
-
 _CLOCK_SKEWED = {"RequestExpired", "RequestTimeTooSkewed"}
-
-
 _WRONG_REGION = {
-    "301",
-    "307",
-    "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-    "PermanentRedirect",
-    "TemporaryRedirect",
+    *("301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+    *("PermanentRedirect", "TemporaryRedirect"),
 }
-
-
 _STORE_FULL = {"InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull"}
-
-
 _UNKNOWN_NAME = "unknown host name"
-
-
 _ERRNO_REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",

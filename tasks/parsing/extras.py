@@ -30,7 +30,7 @@ _NEAR = 300
 """Characters before a label in which the line above it is looked for."""
 
 _LABEL = line_label(**{field: alternatives(words) for field, words in FIELDS.items()})
-LIST_MARK = re.compile(r"\s*+(?:>\s*+)*+[-+*•]\s")
+_LIST_MARK = re.compile(r"\s*+(?:>\s*+)*+[-+*•]\s")
 _LISTED = re.compile(r"[^\w\n]{0,6}+\w[\w \t]{0,30}[:：][^\S\n]*+\S")
 """A line like "Name: Anna": below it, a "Type: passport" belongs to the same list."""
 
@@ -58,9 +58,7 @@ class ExtraLabel:
     end: int
 
 
-def extra_labels(
-    text: str, start: int, end: int, *, is_marked: bool, is_listed: bool
-) -> list[ExtraLabel]:
+def extra_labels(text: str, start: int, end: int, own: re.Match[str]) -> list[ExtraLabel]:
     """The labels within a question or an answer that begin something about the pair.
 
     The first of them ends the question or answer. A label counts only if it cannot be a line of a
@@ -70,11 +68,15 @@ def extra_labels(
         text: the reply.
         start: where the question or answer starts in it.
         end: where it ends.
-        is_marked: whether its own label is emphasised or a heading, as those should be then.
-        is_listed: whether it has the mark of a list, as those should not have otherwise.
+        own: its own label. If that is emphasised or a heading, those should be, too; unless it has
+            the mark of a list, those should have none.
     """
     matches = list(_LABEL.finditer(text, start, end))
-    if matches and _are_lines_of_a_list(text, start, matches, is_listed=is_listed):
+    if not matches:
+        return []
+    is_marked = bool(own["emphasis"] or own["heading"])
+    is_listed = _LIST_MARK.match(own[0]) is not None
+    if _are_lines_of_a_list(text, start, matches, is_listed=is_listed):
         return []
     labels: list[ExtraLabel] = []
     for match, following in zip(matches, [*matches[1:], None], strict=False):
@@ -96,7 +98,7 @@ def _are_lines_of_a_list(
     return (
         above.endswith((":", "："))
         or len(set(words)) < len(words)
-        or (not is_listed and any(LIST_MARK.match(label[0]) for label in labels))
+        or (not is_listed and any(_LIST_MARK.match(label[0]) for label in labels))
     )
 
 

@@ -24,15 +24,16 @@ class FoundPairs:
 
 
 _PLACEHOLDER = re.compile(
-    r"[*_\"'`]*+(?:\.\.\.|…|<(?:question|answer|option|letter)>)[*_\"'`]*+", re.IGNORECASE
+    r"\s*+[*_\"'`]*+(?:\.\.\.|…|<(?:question|answer|option|letter)>)[*_\"'`]*+\s*+",
+    re.IGNORECASE,
 )
 
 
 def without_placeholders(found: FoundPairs) -> FoundPairs:
     """The pairs without those in which the reply repeats the example of its prompt."""
-    sound = [not _is_placeholder(pair) for pair in found.pairs]
-    if all(sound):
+    if not any(map(_is_placeholder, found.pairs)):
         return found
+    sound = [not _is_placeholder(pair) for pair in found.pairs]
     first = sound.index(False)
     return replace(
         found,
@@ -44,5 +45,4 @@ def without_placeholders(found: FoundPairs) -> FoundPairs:
 
 
 def _is_placeholder(pair: QAPair) -> bool:
-    texts = (pair.question, pair.answer, *pair.options)
-    return any(_PLACEHOLDER.fullmatch(text.strip()) for text in texts)
+    return any(map(_PLACEHOLDER.fullmatch, (pair.question, pair.answer, *pair.options)))

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..records import QAPair
 from .choices import LETTERS, choice_in
@@ -80,6 +81,7 @@ class _Key:
     rank: int
 
 
+@lru_cache(maxsize=256)
 def _key(name: str) -> _Key | None:
     match = _NAME.fullmatch(name.strip())
     known = None if match is None else _FIELDS.get(_bare(match["word"]))

@@ -3,11 +3,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from re import Match
+from typing import NamedTuple
 
 from ..records import QAPair
-from .extras import LIST_MARK, Extras, extra_labels, named
+from .extras import Extras, extra_labels, named
 from .found_pairs import FoundPairs
 from .labels import (
     ANSWER_LETTERS,
@@ -28,6 +28,7 @@ _INLINE_LABEL = re.compile(
     rf"""
     (?P<before>[?？؟.!。！…;；|]) ["'”’»)）*_]{{0,4}}+ \s*+    # the end of a sentence
     (?P<label>
+      (?P<heading>(?!))?                                         # as in `line_label`
       (?P<emphasis>\*{{1,3}}|_{{1,3}})?
       (?: (?P<question>{QUESTION_OR_LETTER}) | (?P<answer>{ANSWER_OR_LETTER}) )
       [^\S\n]*+ (?P<number>[(（\#]?{NUMBER}[)）]?)?
@@ -43,8 +44,10 @@ _CHOICES = re.compile(r"(?<!\w)[BbＢ][:：.)]")
 _CHOICE_BELOW = re.compile(r"[^\n]*+\s*+[-+*•>_(（【\[ \t]*+[BbＢ][*_]*+[:：.)）\]】]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Label:
+_LETTERS = {*QUESTION_LETTERS, *ANSWER_LETTERS}
+
+
+class _Label(NamedTuple):
     """A label in a text.
 
     Attributes:
@@ -53,9 +56,7 @@ class _Label:
         is_question: whether it is one of a question.
         is_letter: whether its word is a single letter, such as "Q".
         has_number: whether it has a number.
-        is_marked: whether it is emphasised or a heading.
-        is_listed: whether it has the mark of a list.
-        emphasis: Markdown that opens before the label and is not closed within it.
+        match: of the regular expression that found it.
     """
 
     start: int
@@ -63,9 +64,7 @@ class _Label:
     is_question: bool
     is_letter: bool
     has_number: bool
-    is_marked: bool
-    is_listed: bool
-    emphasis: str
+    match: Match[str]
 
 
 def labelled_pairs(text: str) -> FoundPairs:
@@ -74,25 +73,17 @@ def labelled_pairs(text: str) -> FoundPairs:
     Labels count at the start of a line. If an answer has none there, they also count in the line
     of its question, at the end of a sentence. An answer extends to the next question's label.
     """
-    lines = [_label(match, match.start()) for match in _LINE_LABEL.finditer(text)]
-    lines = list(_without_choices(text, lines))
+    labels = [_label(match, match.start()) for match in _LINE_LABEL.finditer(text)]
+    if not any(label.is_question for label in labels):
+        return FoundPairs([])
+    lines = list(_without_choices(text, labels))
     return _pairs(text, list(_without_quarters(list(_with_inline_labels(text, lines)))))
 
 
 def _label(match: Match[str], start: int) -> _Label:
-    word = (match["question"] or match["answer"]).casefold()
-    emphasis = match["emphasis"] or ""
-    closed = emphasis in match.string[match.end("emphasis") : match.end()] if emphasis else True
-    return _Label(
-        start=start,
-        end=match.end(),
-        is_question=match["question"] is not None,
-        is_letter=word in {*QUESTION_LETTERS, *ANSWER_LETTERS},
-        has_number=match["number"] is not None,
-        is_marked=bool(emphasis or match.groupdict().get("heading")),
-        is_listed=LIST_MARK.match(match[0]) is not None,
-        emphasis="" if closed else emphasis,
-    )
+    question, answer, number = match.group("question", "answer", "number")
+    is_letter = (question or answer).casefold() in _LETTERS
+    return _Label(start, match.end(), question is not None, is_letter, number is not None, match)
 
 
 def _without_choices(text: str, labels: Sequence[_Label]) -> Iterator[_Label]:
@@ -168,7 +159,8 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
     if first is None:
         return FoundPairs([])
     # Where a type stands above the first question, each belongs to the question below it.
-    _, above = _value(text, replace(first, start=0, end=0), first.start, before_question=False)
+    top = first._replace(start=0, end=0)
+    above = _value(text, top, first.start, before_question=False)[1] if first.start else Extras()
     comes_first = "type" in above or "language" in above
     before_gap: int | None = None
     question: _Label | None = None
@@ -204,19 +196,21 @@ def _pairs(text: str, labels: Sequence[_Label]) -> FoundPairs:
 
 def _value(text: str, label: _Label, end: int, *, before_question: bool) -> tuple[str, Extras]:
     """The text after a label, without the decoration around it, and what follows about the pair."""
-    extras = extra_labels(
-        text, label.end, end, is_marked=label.is_marked, is_listed=label.is_listed
-    )
-    ends = [extra.start for extra in extras] + [end]
-    values = [
-        (extra.field, _tidied(text[extra.end : until], before_question=before_question))
-        for extra, until in zip(extras, ends[1:], strict=True)
-    ]
-    value = _tidied(text[label.end : ends[0]], before_question=before_question)
-    if label.emphasis:
-        value = value.removesuffix(label.emphasis)  # **Question: all of it in bold**
+    extras = extra_labels(text, label.end, end, label.match)
+    first_end = extras[0].start if extras else end
+    value = _tidied(text[label.end : first_end], before_question=before_question)
+    emphasis = label.match["emphasis"]
+    if emphasis and emphasis not in text[label.match.end("emphasis") : label.match.end()]:
+        value = value.removesuffix(emphasis)  # **Question: all of it in bold**
     if value.count("|") == 1:
         value = value.removesuffix("|")  # Question: ... | Answer: ...
+    if not extras:
+        return trim(value), Extras()
+    ends = [*(extra.start for extra in extras[1:]), end]
+    values = [
+        (extra.field, _tidied(text[extra.end : until], before_question=before_question))
+        for extra, until in zip(extras, ends, strict=True)
+    ]
     return trim(value), named(values)
 
 
@@ -225,7 +219,8 @@ def _tidied(value: str, *, before_question: bool) -> str:
     lines = value.strip().split("\n")
     if lines[-1].endswith("**") and value.count("**") == 1:
         lines[-1] = lines[-1].removesuffix("**")  # **Reasoning: all of it in bold**
-    open_fence = sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
+    fences = "```" in value and sum(line.lstrip().startswith("```") for line in lines)
+    open_fence = fences % 2 == 1
     while lines:
         last = lines[-1].strip()
         if open_fence and last and not last.strip("`"):

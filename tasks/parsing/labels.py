@@ -123,7 +123,7 @@ def line_label(**groups: str) -> re.Pattern[str]:
         (?P<emphasis>\*{{1,3}}|_{{1,3}})?
         (?:\d{{1,3}}[.)、][^\S\n]*+)?+                            # **1. Question:**
         (?P<bracket>[\[【](?!{LETTER}{NUMBER}?[\]】]))?           # but not [A], a choice
-        (?:{words})
+        (?=\w)(?:{words})                                        # (?=) saves trying all words
         [^\S\n]*+
         (?P<number>[(（\#.-]?{NUMBER}[)）]?)?
         (?:[^\S\n]*[(（][^()（）\n]{{1,40}}+[)）])?               # Question 1 (colour):

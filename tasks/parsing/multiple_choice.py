@@ -24,6 +24,9 @@ _LINE = re.compile(
 _INLINE = re.compile(
     r"(?:[(\[（]|(?<![A-Za-z0-9.]))(?:(?P<upper>[A-J])[)\]）.．:：、]|(?P<lower>[a-j])[)）])\s*+"
 )
+_SECOND = re.compile(r"[Bb][)\]）.．:：、]")
+"""What a line of options has at least, and few questions without options do."""
+
 _HEADER = re.compile(
     rf"[\s>#*_-]*+(?:{alternatives(OPTIONS_WORDS)})[*_]*+[^\S\n]*+(?:[:：][*_]*+(?P<list>.*))?",
     re.IGNORECASE,
@@ -196,6 +199,8 @@ def _listed_lines(lines: Sequence[str]) -> tuple[int, Sequence[str], list[str]] 
 
 def _inline_options(text: str) -> tuple[str, list[str]] | None:
     """Question and options of "Which? A. red B. blue"."""
+    if not _SECOND.search(text):
+        return None
     marks = list(_INLINE.finditer(text))
     for first in range(len(marks) - 2, -1, -1):
         kind = "upper" if marks[first]["upper"] else "lower"

@@ -3,21 +3,17 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from prefect import task
-
 from ...serving.printable import printable
 from ...serving.types import Completion
-from ..concurrency import TASK_OPTIONS
 from ..generating.completions import Completions, StoredReply
 from ..records import (
     Answered,
     Asked,
-    Batch,
     FinishedRow,
     Kind,
     Problem,
@@ -108,30 +104,29 @@ _BUILT_IN: Mapping[PairParser, Parser] = {
 
 def _plain(pairs: Iterable[QAPair], *, need_answers: bool = True) -> list[dict[str, Any]]:
     """The pairs as plain JSON, tidied: complete ones, with the fields that are set."""
-    tidy = [
-        {name: value for name, value in _fields(pair) if value or name in {"question", "answer"}}
-        for pair in pairs
-    ]
     return [
-        pair
-        for pair in tidy
-        if pair["question"]
-        and (pair["answer"] or not need_answers)
-        and all(pair.get("options", ()))
+        plain
+        for plain in map(_plain_pair, pairs)
+        if plain["question"]
+        and (plain["answer"] or not need_answers)
+        and all(plain.get("options", ()))
     ]
 
 
-def _fields(pair: QAPair) -> Iterator[tuple[str, Any]]:
-    for name in _FIELDS:
-        value = getattr(pair, name)
-        if isinstance(value, str):
-            value = _tidy(value)
-        elif not isinstance(value, int):
-            value = [_tidy(text) for text in value]
-        yield name, value
+def _plain_pair(pair: QAPair) -> dict[str, Any]:
+    plain: dict[str, Any] = {"question": _tidy(pair.question), "answer": _tidy(pair.answer)}
+    for name in _OPTIONAL:
+        if value := getattr(pair, name):
+            if isinstance(value, str):
+                value = _tidy(value)
+            elif not isinstance(value, int):
+                value = [_tidy(text) for text in value]
+            if value:
+                plain[name] = value
+    return plain
 
 
-_FIELDS = tuple(field.name for field in fields(QAPair))
+_OPTIONAL = tuple(field.name for field in fields(QAPair))[2:]
 
 
 _CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"}
@@ -139,6 +134,8 @@ _CONTROLS = {number: None for number in (*range(32), *range(127, 160)) if chr(nu
 
 def _tidy(text: str) -> str:
     """The text without control characters but tabs and line breaks, and stripped."""
+    if text.isprintable():
+        return text.strip()
     text = text.replace("\r\n", "\n").translate(_CONTROLS).strip()
     # JSON allows half a surrogate pair, which no file can hold.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -151,38 +148,9 @@ ANSWER = pair_parse_settings("answer", parse_answer)
 """The parser of the pass that answers the questions of another one."""
 
 
-@dataclass(frozen=True)
-class ParsedBatch:
-    """The rows of a batch, answered or quarantined.
-
-    Attributes:
-        rows: in the order of the batch.
-        time: when the last of their replies was received, in seconds since 1970 (UTC).
-    """
-
-    rows: Sequence[FinishedRow]
-    time: float
-
-    @property
-    def answered(self) -> list[Answered]:
-        """The answered rows."""
-        return [row for row in self.rows if isinstance(row, Answered)]
-
-
-@task(name="parse", task_run_name="parse-{batch}", **TASK_OPTIONS)
-def parse_batch(
-    batch: Batch,  # noqa: ARG001 - names the task run
-    result: Mapping[str, Any],
-    settings: ParseSettings = QA_PAIRS,
-) -> ParsedBatch:
-    """Parse the result of `generate_batch` into answered and quarantined rows, in order."""
-    return parse_completions(Completions.load(result), settings)
-
-
-def parse_completions(completions: Completions, settings: ParseSettings) -> ParsedBatch:
+def parse_completions(completions: Completions, settings: ParseSettings) -> list[FinishedRow]:
     """Parse the replies to a batch into answered and quarantined rows, in order."""
-    rows = [parse_reply(reply, settings) for reply in completions.replies]
-    return ParsedBatch(rows, completions.time)
+    return [parse_reply(reply, settings) for reply in completions.replies]
 
 
 def parse_reply(stored: StoredReply, settings: ParseSettings) -> FinishedRow:
@@ -238,7 +206,8 @@ def parse_completion(
         return problem
     try:
         parsed = settings.parse(completion.text, asked)
-        json.dumps(parsed.value)
+        if settings.parser not in _BUILT_IN.values():
+            json.dumps(parsed.value)
     except Exception as error:
         # A custom parser may fail in any way on unexpected text: that is this row's problem.
         reason = printable(f"{type(error).__name__}: {error}", 200)

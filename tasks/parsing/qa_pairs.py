@@ -47,6 +47,8 @@ def find_pairs(text: str, asked: Asked = Asked()) -> FoundPairs:  # noqa: B008 -
     """
     text = unwrap(text).replace("\r\n", "\n")
     found = without_placeholders(_FORMS[asked.form](text, asked))
+    if not (asked.type or asked.language):
+        return found
     pairs = [
         replace(pair, type=pair.type or asked.type, language=pair.language or asked.language)
         for pair in found.pairs

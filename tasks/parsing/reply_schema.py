@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from ...serving.printable import printable
 from ..errors import ImageQAError, ObjectMissingError
 from ..object_store.credentials import S3Credentials
-from ..object_store.small_files import read_small_file
+from ..object_store.filesystems import read_object
 from .answers import is_caption
 from .json_fields import is_answer, is_choice, is_question
 
@@ -31,7 +31,7 @@ def read_reply_schema(
     """
     where = printable(uri, 200)
     try:
-        data = read_small_file(uri, MAX_SCHEMA_BYTES, credentials)
+        data = read_object(uri, MAX_SCHEMA_BYTES + 1, credentials)
     except ObjectMissingError:
         raise ImageQAError(
             f"there is no format {where!r}, nor such a file: give text, json, or the path or "

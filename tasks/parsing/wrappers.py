@@ -54,6 +54,9 @@ _TOKENS = (
 )
 """Special tokens that start or end a turn."""
 
+_BRACKETED = re.compile(r"\[/?[A-Za-z]")
+"""How those of all these begin that do not begin with `<` or `◁`; lists in JSON do not."""
+
 _ROLES = ("assistant\n", "model\n")
 _WRAPPING_TAGS = ("answer", "response")
 
@@ -65,6 +68,8 @@ def unwrap(text: str) -> str:
     the text is about them: as words in the sentences of question-answer pairs, and within a line
     without an end.
     """
+    if not ("<" in text or "◁" in text or ("[" in text and _BRACKETED.search(text))):
+        return _without_bare_channels(text).strip()  # as most are
     return trim(_MARKERS.sub("", _outside_reasoning(_final_channel(text))))
 
 
@@ -86,14 +91,18 @@ def _final_channel(text: str) -> str:
     """What gpt-oss writes into its final channel; a text without channels as it is."""
     channels = list(_CHANNEL.finditer(text))
     if not channels:
-        bare = _BARE_CHANNELS.match(text)
-        return text[bare.end() :] if bare else text
+        return _without_bare_channels(text)
     final = []
     for channel in channels:
         if channel[1].strip() == "final":
             end = _CHANNEL_END.search(text, channel.end())
             final.append(text[channel.end() : end.start() if end else len(text)])
     return "\n".join(final)
+
+
+def _without_bare_channels(text: str) -> str:
+    bare = _BARE_CHANNELS.match(text)
+    return text[bare.end() :] if bare else text
 
 
 def _outside_reasoning(text: str) -> str:

@@ -1,6 +1,7 @@
 """The style `chat`: a row's own conversation, or a request for QA pairs where it has none."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from ...serving.types import Message
@@ -67,30 +68,32 @@ def _place_images(turns: Sequence[Turn], image_count: int) -> list[Message]:
     unplaced = image_count - placed
     messages: list[Message] = []
     for turn in turns:
-        parts: list[dict[str, Any]] = []
+        texts, parts = turn.text.split(IMAGE_PLACEHOLDER), list[dict[str, Any]]()
         if turn.role == "user" and unplaced:
             parts = [{"type": "image", "image": next(upcoming)} for _ in range(unplaced)]
             unplaced = 0
-        for number, text in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
+        if not parts and len(texts) == 1:
+            messages.append({"role": turn.role, "content": turn.text.strip()})
+            continue
+        for number, text in enumerate(texts):
             if number:
                 parts.append({"type": "image", "image": next(upcoming)})
-            if text.strip():
-                parts.append({"type": "text", "text": text.strip()})
-        if any(part["type"] == "image" for part in parts):
-            messages.append({"role": turn.role, "content": parts})
-        else:
-            messages.append({"role": turn.role, "content": turn.text.strip()})
+            if stripped := text.strip():
+                parts.append({"type": "text", "text": stripped})
+        messages.append({"role": turn.role, "content": parts})
     return messages
 
 
 def last_question(messages: Sequence[Message]) -> str:
     """The text of the user's last message, without its images; empty if there is none."""
-    contents = [message.get("content") for message in messages if message.get("role") == "user"]
-    last = contents[-1] if contents else ""
+    last: Any = ""
+    for message in messages:
+        if message.get("role") == "user":
+            last = message.get("content")
     if isinstance(last, str):
         return last.strip()
     parts = [part.get("text") for part in last or () if isinstance(part, dict)]
-    return "\n".join(text for text in parts if isinstance(text, str)).strip()
+    return "\n".join([text for text in parts if isinstance(text, str)]).strip()
 
 
 def style_of(messages_of: MessagesOf, label: str) -> Style:
@@ -110,5 +113,19 @@ def style_of(messages_of: MessagesOf, label: str) -> Style:
 
 CHAT = "chat"
 
-chat_style = style_of(chat_prompt, CHAT)
-"""The default style."""
+_chat = style_of(chat_prompt, CHAT)
+
+
+def chat_style(prompt_input: PromptInput) -> Rendered:
+    """The default style."""
+    if prompt_input.turns:
+        return _chat(prompt_input)
+    return _without_turns(
+        prompt_input.image_count, prompt_input.system_prompt, prompt_input.user_prompt
+    )
+
+
+@lru_cache(maxsize=64)
+def _without_turns(image_count: int, system_prompt: str, user_prompt: str) -> Rendered:
+    """The prompt of all rows without a conversation."""
+    return _chat(PromptInput((), image_count, system_prompt, user_prompt, record={}))

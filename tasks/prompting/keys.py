@@ -137,10 +137,10 @@ class KeyList(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        start = range(len(self))[index] * _KEY_BYTES
-        return self._packed[start : start + _KEY_BYTES].hex()
+        found, packed = range(len(self))[index], self._packed
+        if isinstance(found, int):
+            return packed[found * _KEY_BYTES : (found + 1) * _KEY_BYTES].hex()
+        return [packed[number * _KEY_BYTES : (number + 1) * _KEY_BYTES].hex() for number in found]
 
 
 def canonical_digest(value: Any) -> bytes:

@@ -4,6 +4,8 @@ Images are neither decoded nor downloaded here; local ones are read once, to ide
 content.
 """
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,12 +50,8 @@ class PromptSettings:
     limits: ImageSettings = field(default_factory=ImageSettings)
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadRow:
-    """A row's conversation and images."""
-
-    turns: tuple[Turn, ...]
-    images: tuple[ImageRef, ...]
+_ReadRow = tuple[tuple[Turn, ...], tuple[ImageRef, ...]]
+"""A row's conversation and images."""
 
 
 def _read_row(row: Row, settings: PromptSettings) -> _ReadRow | Problem:
@@ -65,17 +63,18 @@ def _read_row(row: Row, settings: PromptSettings) -> _ReadRow | Problem:
         images = row_images(row.record, turns, columns, settings.base, limit)
     except RowError as error:
         return error.problem
-    return _ReadRow((Turn("user", row.question),) if row.question else turns, images)
+    return (Turn("user", row.question),) if row.question else turns, images
 
 
 def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Prompt:
     """The prompt of a row, with its key, which requires identifying its images."""
     if isinstance(read, Problem):
         return _unusable(row, read)
+    turns, images = read
     identify = settings.reader.identify
     try:
-        ids = [identify(image) for image in read.images]
-        rendered = _render(row, read.turns, tuple(ids), settings)
+        ids = [identify(image) for image in images]
+        rendered = _render(row, turns, tuple(ids), settings)
         ids += [identify(image) for image in rendered.images]
     except RowError as error:
         return _unusable(row, error.problem)
@@ -86,7 +85,7 @@ def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Pro
         row_key(ids, rendered, sample, settings.spec),
         row.where,
         rendered.messages,
-        (*read.images, *rendered.images),
+        images + rendered.images,
         asked=rendered.asked,
         options=rendered.options,
     )
@@ -110,16 +109,20 @@ def _render(
     )
     try:
         rendered = settings.style(prompt_input)
-        contents = [message["content"] for message in rendered.messages]
-        parts = [part for content in contents if not isinstance(content, str) for part in content]
-        referenced = {part["image"] for part in parts if part["type"] == "image"}
+        referenced = {
+            part["image"]
+            for message in rendered.messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "image"
+        }
     except RowError:
         raise
     except Exception as error:
         # A style that is a function may fail in any way on unexpected rows.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RowError(Kind.BAD_ROW, f"the style failed on this row ({reason})") from error
-    if missing := referenced - set(range(len(image_ids) + len(rendered.images))):
+    if missing := referenced.difference(range(len(image_ids) + len(rendered.images))):
         raise RowError(
             Kind.BAD_ROW,
             f"the style refers to image {missing.pop()} (from 0), but the row has {len(image_ids)}",
@@ -133,22 +136,52 @@ def prompt_run_name(parameters: dict[str, Any]) -> str:
     return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"
 
 
+_PIECE = 32
+"""Rows after which a task looks whether it is slow."""
+
+_SLOW_SECONDS = 1e-3
+"""For a row: several times what new images on a local disk take, since other threads may hold the
+interpreter for a while."""
+
+_one_at_a_time = threading.Lock()
+
+
 @task(name="prompt", task_run_name=prompt_run_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
 def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> Iterator[Prompt]:
     """Render rows and compute their keys; a row that cannot be used has a problem instead.
 
     It returns no list, because Prefect remembers every item of one until the end of the flow.
     """
+    # Known images, and new ones on a local disk, take less time than handing them to threads, which
+    # would take the interpreter from each other.
+    prompts, is_quick = list[Prompt](), True
+    while is_quick and len(prompts) < len(rows):
+        piece = rows[len(prompts) : len(prompts) + _PIECE]
+        with _one_at_a_time:
+            began = time.perf_counter()
+            read = [_read_row(row, settings) for row in piece]
+            if is_quick := all(map(settings.reader.is_quick, _images(read))):
+                prompts += _prompts(piece, read, settings)
+                is_quick = time.perf_counter() - began < _PIECE * _SLOW_SECONDS
 
     def prompt_chunk(chunk: Sequence[Row]) -> list[Prompt]:
-        read = [_read_row(row, settings) for row in chunk]
-        images = [ref for found in read if isinstance(found, _ReadRow) for ref in found.images]
-        settings.reader.preload_digests(images)
-        return [_prompt(row, found, settings) for row, found in zip(chunk, read, strict=True)]
+        return _prompts(chunk, [_read_row(row, settings) for row in chunk], settings)
 
-    # Threads, because identifying an image waits for S3 or the disk. One chunk per thread, because
-    # a row whose images are known already takes less time than handing it to a thread.
-    size = -(-len(rows) // STORE_THREADS) or 1
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    results = settings.reader.executor.map(prompt_chunk, chunks)
-    return iter([prompt for prompts in results for prompt in prompts])
+    # Others wait for S3, the web or a slow disk, or are large.
+    others = rows[len(prompts) :]
+    size = -(-len(others) // STORE_THREADS) or 1
+    chunks = [others[start : start + size] for start in range(0, len(others), size)]
+    for found in settings.reader.executor.map(prompt_chunk, chunks):
+        prompts += found
+    return iter(prompts)
+
+
+def _prompts(
+    rows: Sequence[Row], read: Sequence[_ReadRow | Problem], settings: PromptSettings
+) -> list[Prompt]:
+    settings.reader.preload_digests(_images(read))
+    return [_prompt(row, found, settings) for row, found in zip(rows, read, strict=True)]
+
+
+def _images(read: Sequence[_ReadRow | Problem]) -> list[ImageRef]:
+    return [image for found in read if isinstance(found, tuple) for image in found[1]]

@@ -34,33 +34,36 @@ def row_images(
     Raises:
         RowError: it has none, too many, or one that cannot be an image.
     """
-    column, refs = columns.image, list[ImageRef]()
-    places = [image for turn in turns if turn.role != "system" for image in turn_images(turn)]
-    if turns and len(places) < sum(map(len, map(turn_images, turns))):
-        raise RowError(Kind.BAD_ROW, "an image in a system turn; move it to a turn of the user")
+    column, refs, places = columns.image, tuple[ImageRef, ...](), list[Any]()
+    for turn in turns:
+        images = turn_images(turn)
+        if images and turn.role == "system":
+            raise RowError(Kind.BAD_ROW, "an image in a system turn; move it to a turn of the user")
+        places += images
     _check_count(len(places), max_images)
     if column is not None and not columns.has_embedded_images:
-        refs = list(image_refs(read_value(record, column), base, max_images))
-    found = _placed(refs, places, turns, base) if places else refs
+        refs = image_refs(read_value(record, column), base, max_images)
+    is_plain = not places or (len(places) == len(refs) == 1 and places[0] is None)
+    found = refs if is_plain else _placed(refs, places, turns, base)
     if column is not None and not found:
         raise RowError(Kind.NO_IMAGE, f"the row has no image in column {printable(column, 60)!r}")
     _check_count(len(found), max_images)
-    return tuple(found)
+    return found
 
 
 def _placed(
-    refs: Sequence[ImageRef], places: Sequence[Any], turns: Sequence[Turn], base: ImageBase
-) -> Sequence[ImageRef]:
+    refs: tuple[ImageRef, ...], places: Sequence[Any], turns: Sequence[Turn], base: ImageBase
+) -> tuple[ImageRef, ...]:
     """The images of the column and those of the conversation's places, in order."""
     own = [_own_image(image, refs, base) for image in places]
     free = own.count(None)
     if len(refs) > free:
-        refs = [ref for ref in refs if ref not in own]
+        refs = tuple(ref for ref in refs if ref not in own)
     unplaced = max(len(refs) - free, 0)
     upcoming = iter(refs[unplaced:])
     placed = [next(upcoming, None) if ref is None else ref for ref in own]
     asked = sum(map(len, map(turn_images, asked_turns(turns))))
-    found = [*refs[:unplaced], *(ref for ref in placed[:asked] if ref is not None)]
+    found = (*refs[:unplaced], *(ref for ref in placed[:asked] if ref is not None))
     return found or refs  # then the image of an answer is that of the question
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...serving.printable import printable
 from ..errors import ImageQAError
 from ..object_store.credentials import S3Credentials
-from ..object_store.small_files import read_small_file
+from ..object_store.filesystems import read_object
 from ..records import ImageRef
 from .style_examples import (
     MAX_IMAGE_BYTES,
@@ -105,7 +105,7 @@ def read_style(path: str, credentials: S3Credentials | None = None) -> StyleFile
         ImageQAError: it cannot be read, or is no valid style; in one line.
     """
     where = printable(path, 200)
-    data = read_small_file(path, MAX_FILE_BYTES, credentials)
+    data = read_object(path, MAX_FILE_BYTES + 1, credentials)
     if len(data) > MAX_FILE_BYTES:
         raise ImageQAError(f"{where} is no style: it is larger than {MAX_FILE_BYTES >> 10} KiB")
     try:
@@ -169,7 +169,8 @@ def _read_beside(style: str, credentials: S3Credentials | None, name: str) -> by
     if "://" in name or name.startswith(("/", "data:")) or ".." in name.split("/"):
         raise ImageQAError("give a path relative to the style file, in its folder or below")
     if "://" in style:
-        return read_small_file(f"{style.rpartition('/')[0]}/{name}", MAX_IMAGE_BYTES, credentials)
+        uri = f"{style.rpartition('/')[0]}/{name}"
+        return read_object(uri, MAX_IMAGE_BYTES + 1, credentials)
     folder = Path(style).expanduser().resolve().parent
     try:
         path = (folder / name).resolve()
@@ -177,4 +178,4 @@ def _read_beside(style: str, credentials: S3Credentials | None, name: str) -> by
         raise ImageQAError("it is no path that can be followed") from None
     if not path.is_relative_to(folder):
         raise ImageQAError("it is a link that leaves the folder of the style file")
-    return read_small_file(str(path), MAX_IMAGE_BYTES, None)
+    return read_object(str(path), MAX_IMAGE_BYTES + 1)

@@ -41,7 +41,6 @@ _STYLE = (
     'a mix of several with weights, such as "single=2, yes-no=1".'
 )
 
-
 if TYPE_CHECKING:
     import pandas as pd
 

@@ -31,7 +31,7 @@ from .form_types import (
 from .pilot import Pilot
 from .plugins import parser_name
 
-MAX_BATCH_SIZE = 512
+MAX_BATCH_SIZE = 4096
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "stream", "n"})
 """Request fields that `extra_body` may not set, nor any that is a field of `Sampling`.
@@ -178,10 +178,11 @@ class Limits(Group):
     """How much runs concurrently, and when to stop."""
 
     batch_size: int = Field(
-        default=512,
+        default=1024,
         ge=1,
         le=MAX_BATCH_SIZE,
-        description="Rows that are generated, stored and retried together.",
+        description="Rows that are generated, stored and retried together; the first batches are "
+        "smaller.",
     )
     max_in_flight: RequestsInFlight = Field(
         default="auto",

@@ -30,8 +30,6 @@ class Pass:
     Attributes:
         name: name of the pass, which is the first folder of all its objects.
         style: builds the messages of a row.
-        parsing: how replies are parsed.
-        system_prompt: system message of every conversation.
         user_prompt: user message if a row's conversation leaves nothing to answer.
         columns: where a row's images and conversation are.
         sampling: request options: temperature, max_tokens, ...
@@ -53,10 +51,7 @@ def run_style(
 ) -> OpenStyle:
     """The style of a run.
 
-    Args:
-        parameters: those of the run.
-        credentials: of S3; None for those of the environment.
-        guided: whether the server can be made to follow a JSON schema.
+    `guided` is whether the server can be made to follow a JSON schema.
 
     Raises:
         ImageQAError: there is no such style, or it does not go with the other parameters.
@@ -115,11 +110,6 @@ _NO_SYSTEM_PROMPT = ("", DEFAULT_SYSTEM_PROMPT)
 
 def main_pass(parameters: RunParameters, style: OpenStyle, columns: Columns) -> Pass:
     """The pass over the dataset's own rows, which generates QA pairs, or questions only.
-
-    Args:
-        parameters: those of the run.
-        style: its style.
-        columns: the columns that are read.
 
     Raises:
         ImageQAError: there is no such parser, or it does not go with the other parameters.

@@ -91,7 +91,6 @@ class RunCounts(BaseModel):
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=255)]
 """A value that messages contain unescaped: a forged record must not inject control characters."""
 
-
 MAX_NOTES = 5
 """Number of notes in a record: they have to fit a screen."""
 
@@ -238,10 +237,7 @@ def read_runs(
 ) -> list[RunRecord]:
     """Read the records of all runs of an output, oldest first.
 
-    Args:
-        store: the output.
-        on_corrupted: called for each corrupted record, which is skipped; by default it is an error.
-        exclude: names of records not to read.
+    `on_corrupted` is called for each corrupted record, which is skipped; by default it is an error.
 
     Raises:
         ObjectCorruptedError: a record is corrupted, and there is no `on_corrupted`.

@@ -112,12 +112,7 @@ def _replace(
 
 
 class _MergedPart:
-    """A merged part that is being written to local disk.
-
-    Attributes:
-        path: the file.
-        files: numbers of its source parts.
-    """
+    """A merged part that is being written to local disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

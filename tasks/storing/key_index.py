@@ -1,6 +1,6 @@
 """An index of millions of row keys: where each row is stored, in sorted arrays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -75,8 +75,19 @@ class KeyIndex:
         if len(self._recent) >= _MAX_RECENT:
             self._merge_recent()
 
+    def update(self, entries: Mapping[bytes, Location]) -> None:
+        """Set the locations of some keys as `put` does, with one look-up for all of them."""
+        found = self.find(np.frombuffer(b"".join(entries), KEY))
+        known, ranks = found.known.tolist(), found.locations["rank"].tolist()
+        for (key, location), is_known, rank in zip(entries.items(), known, ranks, strict=True):
+            if not is_known or rank <= location.rank:
+                self._recent[key] = location
+        if len(self._recent) >= _MAX_RECENT:
+            self._merge_recent()
+
     def extend(self, entries: Iterable[tuple[Array, Array]]) -> None:
         """Put many keys at once, as arrays of `KEY` and `LOCATION`."""
+        self._merge_recent()
         parts = [(self._keys, self._locations), *entries]
         if len(parts) == 1:
             return
@@ -93,12 +104,19 @@ class KeyIndex:
 
     def find(self, keys: Array) -> Lookup:
         """Look up many keys at once."""
-        self._merge_recent()
-        if not len(self._keys):
-            return Lookup(np.zeros(len(keys), bool), np.zeros(len(keys), LOCATION))
-        positions = np.searchsorted(self._keys, keys)
-        positions[positions == len(self._keys)] = 0
-        return Lookup(self._keys[positions] == keys, self._locations[positions])
+        if len(self._keys):
+            positions = np.searchsorted(self._keys, keys)
+            positions[positions == len(self._keys)] = 0
+            known, locations = self._keys[positions] == keys, self._locations[positions]
+        else:
+            known, locations = np.zeros(len(keys), bool), np.zeros(len(keys), LOCATION)
+        if self._recent:
+            packed = keys.tobytes()
+            for number in range(len(keys)):
+                recent = self._recent.get(packed[16 * number : 16 * number + 16])
+                if recent is not None:
+                    known[number], locations[number] = True, recent
+        return Lookup(known, locations)
 
     def forget(self, files: Iterable[int]) -> None:
         """Remove all keys whose row is in one of these parts."""

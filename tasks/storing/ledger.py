@@ -92,20 +92,25 @@ class Ledger:
         """Keys of the batches that have a part; a new set on every access."""
         return frozenset(self.rows.batches)
 
-    def status(self, key: str) -> RowStatus:
-        """The status of a row; if it is pending, the next row with its key is a duplicate."""
-        packed = bytes.fromhex(key)
-        if packed in self._claimed:
-            return RowStatus.DUPLICATE
-        status = self._stored_status(packed)
-        if status in (RowStatus.PENDING, RowStatus.SUSPECT):
-            self._claimed.put(packed, Location(0, 0, 0))
-        return status
+    def statuses(self, keys: Sequence[str]) -> list[RowStatus]:
+        """The status of each row; once it is pending, further rows with its key are duplicates."""
+        packed = pack_keys(keys)
+        statuses = self._stored_statuses(packed)
+        sent = self._claimed.find(packed).known.tolist()
+        claimed: dict[bytes, Location] = {}
+        for number, key in enumerate(map(bytes.fromhex, keys)):
+            if sent[number] or key in claimed:
+                statuses[number] = RowStatus.DUPLICATE
+            elif statuses[number] in (RowStatus.PENDING, RowStatus.SUSPECT):
+                claimed[key] = _NOWHERE
+        self._claimed.update(claimed)
+        return statuses
 
-    def attempt(self, key: str) -> int:
-        """How many times the row was quarantined so far; 0 for an answered one."""
-        location = self.rows.index.get(bytes.fromhex(key))
-        return 0 if location is None or location.kind == ANSWERED_NUMBER else location.rank + 1
+    def attempts(self, keys: Sequence[str]) -> list[int]:
+        """How many times each row was quarantined so far; 0 for an answered one."""
+        found = self.rows.index.find(pack_keys(keys))
+        failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)
+        return list(np.where(failed, found.locations["rank"] + 1, 0).tolist())
 
     def outcome(self, key: str) -> FinishedRow | None:
         """The stored answer or failure of a row; None if it is not finished."""
@@ -125,10 +130,10 @@ class Ledger:
             written: as given to `write_part`.
         """
         time = milliseconds(written)
-        locations = (
-            (row.key, Location(0, number, rank_of(row, time), kind_number(row)))
+        locations = {
+            bytes.fromhex(row.key): (number, rank_of(row, time), kind_number(row))
             for number, row in enumerate(rows)
-        )
+        }
         self.rows.add(name, locations)
 
     def counts(self, keys: Sequence[str] | None = None) -> LedgerCounts:
@@ -156,17 +161,30 @@ class Ledger:
         known = found.locations["kind"][found.known]
         return _counts(numbers - np.bincount(known, minlength=len(KINDS)), 0)
 
-    def _stored_status(self, key: bytes) -> RowStatus:
-        location = self.rows.index.get(key)
-        kind = KINDS[location.kind] if location else None
-        if location is None or (self.refresh and kind is not Kind.CRASH):
+    def _stored_statuses(self, keys: Array) -> list[RowStatus]:
+        """The status of each row by its stored copy."""
+        by_kind = [self._status_of(kind) for kind in KINDS]
+        found = self.rows.index.find(keys)
+        return [
+            by_kind[kind] if known else RowStatus.PENDING
+            for known, kind in zip(
+                found.known.tolist(), found.locations["kind"].tolist(), strict=True
+            )
+        ]
+
+    def _status_of(self, kind: Kind | None) -> RowStatus:
+        """The status of a row that was quarantined for a reason; None for an answered one."""
+        if kind is Kind.CRASH:
+            return RowStatus.SUSPECT
+        if self.refresh:
             return RowStatus.PENDING
         if kind is None:
             return RowStatus.ANSWERED
-        if kind is Kind.CRASH:
-            return RowStatus.SUSPECT
         retried = kind in TRANSIENT or self.retry_quarantined
         return RowStatus.PENDING if retried else RowStatus.FAILED
+
+
+_NOWHERE = Location(0, 0, 0)
 
 
 def _counts(numbers: Array, missing: int) -> LedgerCounts:

@@ -12,9 +12,7 @@ from ..records import Answered, FinishedRow, Quarantined, Row
 def question_rows(rows: Iterable[Row], outcomes: Iterable[FinishedRow | None]) -> Iterator[Row]:
     """A row for each question that was asked about the rows of a dataset.
 
-    Args:
-        rows: the dataset.
-        outcomes: of each of its rows, those with an answer have questions.
+    The outcomes are those of the rows; answered ones have questions.
     """
     for row, outcome in zip(rows, outcomes, strict=False):
         if isinstance(outcome, Answered):
@@ -29,11 +27,8 @@ def with_answers(
     """The outcomes of a pass that asked for questions, with their answers.
 
     A row is answered if one of its questions is. Those that could not be answered are in
-    `unanswered`; a row without any answer is quarantined for the reason of its first question.
-
-    Args:
-        outcomes: of the rows.
-        answers: of each question of the rows, as `question_rows` gives them.
+    `unanswered`; a row without any answer is quarantined for the reason of its first question. The
+    answers are to the questions in the order of `question_rows`.
 
     Raises:
         StoreError: a question is neither answered nor quarantined.

@@ -8,9 +8,9 @@ from prefect import get_run_logger, task
 from ..concurrency import TASK_OPTIONS, prefetch
 from ..generating.cache import read_completions
 from ..object_store.store import ObjectStore
-from ..parsing.parse import ParsedBatch, ParseSettings, parse_completions
+from ..parsing.parse import ParseSettings
 from .ledger import Ledger
-from .store import write_part
+from .store import StoredBatch, store_completions
 
 _READERS = 8
 
@@ -30,17 +30,15 @@ def reparse_completions(
     """
     logger = get_run_logger()  # not available in the threads below
 
-    def reparse(batch: str) -> tuple[str, ParsedBatch] | None:
+    def reparse(batch: str) -> StoredBatch | None:
         if (found := read_completions(completions, batch, logger)) is None:
             return None
-        parsed = parse_completions(found, parsing)
-        return write_part(output, ledger.folder, batch, parsed.rows, parsed.time), parsed
+        return store_completions(found, batch, parsing, output, ledger.folder)
 
-    stored = 0
+    count = 0
     with ThreadPoolExecutor(_READERS) as pool:
         for _, done in prefetch(pool, reparse, batches, _READERS):
-            if (result := done.result()) is not None:
-                name, parsed = result
-                ledger.add(name, parsed.rows, parsed.time)
-                stored += 1
-    return stored
+            if (stored := done.result()) is not None:
+                ledger.add(stored.part, stored.rows, stored.time)
+                count += 1
+    return count

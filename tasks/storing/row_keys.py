@@ -15,11 +15,6 @@ def write_keys(store: ObjectStore, name: str, keys: Sequence[str]) -> None:
 
     Keys that are no longer in the dataset are stored in a second object: their answers are paid
     for, and may be needed again.
-
-    Args:
-        store: the output.
-        name: `<folder of keys>/<configuration>/<dataset>`.
-        keys: the row keys in dataset order.
     """
     packed = pack_keys(keys)
     last, older = (_stored_keys(store, old) for old in (name, earlier_keys(name)))

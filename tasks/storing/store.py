@@ -1,15 +1,17 @@
-"""Stores a parsed batch as one part of the output."""
+"""Stores the rows of a batch, parsed from its completions, as one part of the output."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 from prefect import task
 
 from ..concurrency import TASK_OPTIONS
+from ..generating.completions import Completions
 from ..object_store.store import ObjectStore
-from ..parsing.parse import QA_PAIRS, ParsedBatch
-from ..records import Batch, FinishedRow
+from ..parsing.parse import QA_PAIRS, ParseSettings, parse_completions
+from ..records import Answered, Batch, FinishedRow
 from .layout import PassFolder, part_name
 from .parts import milliseconds, part_writer, rows_table
 
@@ -49,20 +51,53 @@ class StoredBatch:
 
     Attributes:
         part: name of its part.
-        parsed: its rows.
+        rows: its rows in order, answered or quarantined.
+        time: when the last of their replies was received, in seconds since 1970 (UTC).
     """
 
     part: str
-    parsed: ParsedBatch
+    rows: Sequence[FinishedRow]
+    time: float
+
+    @property
+    def answered(self) -> list[Answered]:
+        """The answered rows."""
+        return [row for row in self.rows if isinstance(row, Answered)]
 
 
-_DEFAULT_FOLDER = PassFolder().parts(QA_PAIRS.label)
-
-
-@task(name="store", task_run_name="store-{batch}", **TASK_OPTIONS)
-def store_batch(
-    batch: Batch, parsed: ParsedBatch, store: ObjectStore, folder: str = _DEFAULT_FOLDER
+def store_completions(
+    completions: Completions,
+    batch_key: str,
+    parsing: ParseSettings,
+    store: ObjectStore,
+    folder: str,
 ) -> StoredBatch:
-    """Store a parsed batch; see `write_part`."""
-    part = write_part(store, folder, batch.key, parsed.rows, parsed.time)
-    return StoredBatch(part, parsed)
+    """Parse the replies to a batch, and store its rows as one part in a folder of the output."""
+    rows = parse_completions(completions, parsing)
+    part = write_part(store, folder, batch_key, rows, completions.time)
+    return StoredBatch(part, rows, completions.time)
+
+
+@task(name="parse-and-store", task_run_name="parse-and-store-{batch}", **TASK_OPTIONS)
+def parse_and_store(
+    batch: Batch,
+    completions: Completions | Mapping[str, Any],
+    store: ObjectStore,
+    parsing: ParseSettings = QA_PAIRS,
+    folder: str = "",
+) -> StoredBatch:
+    """Parse the result of `generate_batch`, and store the rows of the batch as one part.
+
+    Args:
+        batch: the batch.
+        completions: its completions, which are plain JSON if they were stored.
+        store: the output.
+        parsing: how they are parsed.
+        folder: folder of the parts; by default that of the main pass and this parser.
+
+    Raises:
+        RecordCorruptedError: `completions` is something else.
+        StoreError: the output cannot be written.
+    """
+    folder = folder or PassFolder().parts(parsing.label)
+    return store_completions(Completions.load(completions), batch.key, parsing, store, folder)

@@ -1,6 +1,6 @@
 """The finished rows in a folder of parts: an index of where each one is, and how to read it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -74,14 +74,16 @@ class StoredRows:
         if incomplete:
             raise self._unstable()
 
-    def add(self, name: str, locations: Iterable[tuple[str, Location]]) -> None:
-        """Add a part that was just written; `file` of the locations is filled in."""
-        if name in self._numbers:
-            return
-        entries = list(locations)
-        number = self._register(name, 0, len(entries), ())
-        for key, location in entries:
-            self.index.put(bytes.fromhex(key), location._replace(file=number))
+    def add(self, name: str, rows: Mapping[bytes, tuple[int, int, int]]) -> None:
+        """Add a part that was just written.
+
+        Args:
+            name: its name.
+            rows: row keys -> the row's number within the part, rank and kind, as in `Location`.
+        """
+        if name not in self._numbers:
+            file = self._register(name, 0, len(rows), ())
+            self.index.update({key: Location(file, *where) for key, where in rows.items()})
 
     def fetch(self, keys: Array) -> list[FinishedRow | None]:
         """Read the rows of these keys, in the same order; None for a key without a row.

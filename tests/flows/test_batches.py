@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
-from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room
+from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, MAX_ROWS, _has_room, row_chunks
 from prefect_imageqa.flows.open_pass import OpenPass
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.serving.types import Completion
@@ -23,7 +23,7 @@ from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH
-from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt
+from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Row
 from prefect_imageqa.tasks.storing.ledger import RowStatus
 
 WriteRows = Callable[[list[str]], str]
@@ -163,6 +163,54 @@ def test_embedded_images_limit_the_batches_in_flight() -> None:
     assert _has_room(full[:-1], current, client, 128)
 
 
+def test_rows_limit_the_batches_in_flight() -> None:
+    current: Any = SimpleNamespace(batch_size=8)
+    client: Any = SimpleNamespace(max_in_flight=16, stats=SimpleNamespace(in_flight=0, queued=0))
+    slow = [in_flight(0, ImageRef("a.png"))] * (MAX_ROWS // 8)
+    assert not _has_room(slow, current, client, len(slow) + 1)
+    assert _has_room(slow[1:], current, client, len(slow) + 1)
+
+
+def pending_pass(batch_size: int) -> OpenPass:
+    """A pass in which no row is finished."""
+    nothing: Any = None
+    ledger: Any = SimpleNamespace(
+        statuses=lambda keys: [RowStatus.PENDING for _ in keys],
+        attempts=lambda keys: [0 for _ in keys],
+    )
+    progress: Any = SimpleNamespace(batches=0, attempted=0, retried=0)
+    return OpenPass("", nothing, nothing, nothing, nothing, ledger, progress, batch_size)
+
+
+def batch_sizes(current: OpenPass, rows: int, pilot: int = 0) -> list[int]:
+    prompts = (Prompt(row, f"{row:0{KEY_LENGTH}x}", "d") for row in range(rows))
+    return [len(batch.prompts) for batch in current.batches([prompts], pilot)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rows", "expected"),
+    [
+        (1024, 3000, [128, 256, 512, 1024, 1024, 56]),
+        (300, 1000, [128, 256, 300, 300, 16]),
+        (100, 250, [100, 100, 50]),
+        (1024, 20, [20]),
+    ],
+)
+def test_batches_start_small(batch_size: int, rows: int, expected: list[int]) -> None:
+    assert batch_sizes(pending_pass(batch_size), rows) == expected
+
+
+def test_a_pilot_shares_no_batch_with_the_rows_after_it() -> None:
+    assert batch_sizes(pending_pass(1024), 1000, pilot=200) == [128, 72, 128, 256, 416]
+
+
+def test_how_many_task_runs_a_long_run_has() -> None:
+    """Each costs Prefect's server up to 30 ms: two for a batch, one for each chunk of prompts."""
+    rows, size = 20_000, Limits().batch_size
+    chunks = row_chunks((Row(row, {}, "d") for row in range(rows)), size)
+    assert sum(1 for _ in chunks) + 2 * len(batch_sizes(pending_pass(size), rows)) == 57
+
+
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_a_batch_is_bounded_by_its_memory(kind: str) -> None:
     def prompt(row: int) -> Prompt:
@@ -173,18 +221,15 @@ def test_a_batch_is_bounded_by_its_memory(kind: str) -> None:
 
     image = ImageRef(data=bytes(MAX_CHUNK_BYTES // 3 + 1))
     text = {"type": "text", "text": "x" * (MAX_CHUNK_BYTES // 3 + 1)}
-    nothing: Any = None
-    ledger: Any = SimpleNamespace(status=lambda _: RowStatus.PENDING, attempt=lambda _: 0)
-    progress: Any = SimpleNamespace(batches=0, attempted=0, retried=0)
-    current = OpenPass("", nothing, nothing, nothing, nothing, ledger, progress, batch_size=8)
-    batches_of = [len(batch.prompts) for batch in current.batches(map(prompt, range(7)))]
+    current = pending_pass(batch_size=8)
+    batches_of = [len(batch.prompts) for batch in current.batches([map(prompt, range(7))])]
     assert batches_of == [3, 3, 1]
-    assert (progress.batches, progress.attempted) == (3, 7)
+    assert (current.progress.batches, current.progress.attempted) == (3, 7)
 
 
 def test_the_answered_part_of_a_batch_knows_what_was_corrected() -> None:
     nothing: Any = None
-    ledger: Any = SimpleNamespace(attempt=lambda _: 0)
+    ledger: Any = SimpleNamespace(attempts=lambda keys: [0 for _ in keys])
     settings = GenerationSettings(
         nothing, fault_of=lambda reply, _: reply.text.partition("usable")[0]
     )

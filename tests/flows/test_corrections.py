@@ -32,7 +32,7 @@ def test_corrective_requests_are_counted_apart_and_not_repeated(
     assert first.reasons == {"unparsed": first.corrections - first.corrected}
     assert f"{first.corrected} of {first.corrections} unusable replies corrected" in str(first)
     stored = [json.loads(path.read_text()) for path in output.glob("*/completions/*")]
-    rows = [row for record in stored for row in json.loads(record["result"])["rows"]]
+    rows = [row for record in stored for row in json.loads(record["result"])["replies"]]
     replaced = [row for row in rows if row["unusable"] is not None]
     assert len(replaced) == first.corrected
     assert all("Answer" in row["reply"]["text"] for row in replaced)

@@ -89,7 +89,7 @@ INVALID = {
     "--temperature": "2.5",
     "--top-p": "0",
     "--max-tokens": "0",
-    "--batch-size": "513",
+    "--batch-size": "4097",
     "--max-in-flight": "0",
     "--max-error-rate": "1.5",
     "--max-side": "27",

@@ -15,6 +15,7 @@ import pytest
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_EPHEMERAL_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
 from prefect_imageqa import image_qa
@@ -195,14 +196,14 @@ def test_a_block_needs_a_server_that_answers(tmp_path: Path) -> None:
 def test_a_block_waits_for_the_temporary_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail() -> None:
-        raise ImageQAError("it does not start")
+    def fail(seconds: int) -> None:
+        raise ImageQAError(f"it does not start in {seconds} s")
 
-    url = "http://127.0.0.1:9/api"
+    url, patience = "http://127.0.0.1:9/api", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
     monkeypatch.setattr(temporary_server, "_started", SimpleNamespace(url=url, wait=fail))
     with (
-        temporary_settings({PREFECT_API_URL: url}),
-        pytest.raises(ImageQAError, match="it does not start"),
+        temporary_settings({PREFECT_API_URL: url, patience: 300}),
+        pytest.raises(ImageQAError, match="it does not start in 300 s"),
     ):
         open_store(str(tmp_path), "minio")
 

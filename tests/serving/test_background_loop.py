@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 
 import pytest
-from prefect_imageqa.serving.background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError
+from prefect_imageqa.serving.background_loop import BackgroundLoop, CoroutineGroup, Mailbox
 
 
 @pytest.fixture
@@ -19,71 +20,52 @@ def loop() -> Iterator[BackgroundLoop]:
     loop.close()
 
 
-def test_the_loop_is_woken_once_for_all_that_is_submitted_until_it_is_awake(
+def test_the_loop_is_woken_once_for_all_that_is_put_in_until_it_is_awake(
     loop: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[Callable[[], object]] = []
-    call, busy, started = loop.call, threading.Event(), threading.Semaphore(0)
+    call, busy, received = loop.call, threading.Event(), queue.Queue[list[int]]()
 
     def count(function: Callable[[], object]) -> None:
         woken.append(function)
         call(function)
 
-    async def run() -> None:
-        started.release()
-
     monkeypatch.setattr(loop, "call", count)
-    group = CoroutineGroup(loop)
+    mailbox = Mailbox(loop, received.put)
     call(lambda: busy.wait(30))
-    for _ in range(100):
-        group.submit(run())
+    for number in range(100):
+        assert mailbox.put(number)
     assert len(woken) == 1
     busy.set()
-    for _ in range(100):
-        assert started.acquire(timeout=30)
-    group.submit(run())
-    assert started.acquire(timeout=30)
+    assert received.get(timeout=30) == list(range(100))
+    mailbox.put(100)
+    assert received.get(timeout=30) == [100]
     assert len(woken) == 2
-    group.end()
 
 
-def test_a_group_that_ends_leaves_none_behind_that_threads_submit_meanwhile(
+def test_all_that_was_put_in_is_received_before_a_group_ends_and_nothing_later(
     loop: BackgroundLoop,
 ) -> None:
-    group = CoroutineGroup(loop)
-    running, started = set[int](), threading.Semaphore(0)
+    received: list[int] = []
+    mailbox, group = Mailbox(loop, received.extend), CoroutineGroup(loop)
 
-    async def run(number: int) -> None:
-        running.add(number)
-        started.release()
-        try:
-            await asyncio.sleep(600)
-        finally:
-            running.discard(number)
-
-    def submit(first: int) -> int:
+    def put(first: int) -> int:
         """How many were accepted."""
         for number in itertools.count():
-            try:
-                group.submit(run(first + number))
-            except GroupEndedError:
+            if not mailbox.put(first + number):
                 return number
             time.sleep(1e-5)
         raise AssertionError
 
     with ThreadPoolExecutor(2) as threads:
-        submitting = [threads.submit(submit, first) for first in (0, 1 << 40)]
-        for _ in range(50):
-            assert started.acquire(timeout=30)
-        group.end()
-        left = set(running)
-        accepted = sum(future.result(60) for future in submitting)
-    assert not left
-    assert not running
-    ran = 50
-    while started.acquire(blocking=False):
-        ran += 1
-    assert accepted == ran
+        putting = [threads.submit(put, first) for first in (0, 1 << 40)]
+        while len(received) < 50:
+            time.sleep(0.001)
+        mailbox.close()
+        at_end: list[int] = []
+        group.end(lambda: at_end.extend(received))
+        accepted = sum(future.result(60) for future in putting)
+    assert len(at_end) == len(set(at_end)) == len(received) == accepted
 
 
 def test_a_group_that_ends_cancels_what_its_coroutines_have_just_spawned(
@@ -112,22 +94,21 @@ def test_coroutines_do_not_keep_the_context_of_their_caller(loop: BackgroundLoop
     """The context of a task run has the task's rows, and a connection keeps that of its opening."""
     caller = ContextVar[str]("caller", default="")
     seen: list[str] = []
-    submitted = threading.Event()
+    received = threading.Event()
 
     async def look() -> str:
         return caller.get()
 
-    async def report() -> None:
+    def report(_: object) -> None:
         seen.append(caller.get())
-        submitted.set()
+        received.set()
 
     def call() -> None:
         caller.set("task")
         assert loop.start(look()).result(timeout=10) == ""
-        group.submit(report())
+        mailbox.put(None)
 
-    group = CoroutineGroup(loop)
+    mailbox = Mailbox(loop, report)
     copy_context().run(call)
-    assert submitted.wait(10)
+    assert received.wait(10)
     assert seen == [""]
-    group.end()

@@ -3,9 +3,12 @@
 import pytest
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import (
+    PREFECT_API_BLOCKS_REGISTER_ON_START,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE,
     Settings,
 )
 from prefect_imageqa.serving.ephemeral_server import ephemeral_settings
@@ -32,6 +35,10 @@ def test_what_is_not_set_suits_a_first_start(
         # The thread that sends heartbeats holds up the end of a run by up to a second.
         assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() is None
         assert PREFECT_SERVER_ANALYTICS_ENABLED.value() is analytics
+        # To find all types of blocks takes long.
+        assert not PREFECT_API_BLOCKS_REGISTER_ON_START.value()
+        assert not PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION.value()
+        assert PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE.value() == 50
         assert seconds == PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
 
 

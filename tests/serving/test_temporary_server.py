@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +32,18 @@ server = TemporaryServer()
 server.wait()
 print(server.url, flush=True)
 time.sleep(300)
+"""
+
+FLOW = """
+from prefect_imageqa.serving.temporary_server import start_early, wait_until_up
+start_early()
+wait_until_up()
+from prefect import flow, task
+from prefect.blocks.system import Secret
+Secret(value="mine").save("mine")
+assert Secret.load("mine").get() == "mine"
+double = task(lambda number: 2 * number, name="double")
+flow(lambda: [run.result() for run in double.map(range(7))], name="all")()
 """
 
 CREATED_BY_PREFECT = """
@@ -61,6 +75,12 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             "home/profiles.toml",
             'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_ANALYTICS_ENABLED = "true"',
             id="another setting",
+        ),
+        pytest.param(
+            "home/profiles.toml",
+            'active = "mine"\n[profiles.mine]\n'
+            'PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS = "300"',
+            id="patience with one",
         ),
         pytest.param(".env", "AWS_REGION=eu-1", id="other programs' .env"),
         pytest.param("pyproject.toml", '[project]\nname = "x"', id="other project file"),
@@ -131,6 +151,15 @@ def test_the_server_ends_with_an_owner_that_is_killed(
         time.sleep(0.1)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.hostname, address.port))
+
+
+def test_the_server_records_every_task_run_and_saved_block_before_it_ends(unset: Path) -> None:
+    """It records 50 states at once: here, those of a short run. Other types of blocks it leaves."""
+    subprocess.run([sys.executable, "-c", FLOW], check=True, timeout=120)
+    with closing(sqlite3.connect(unset / "home" / "prefect.db")) as database:
+        states = "SELECT state_name, count(*) FROM task_run GROUP BY state_name"
+        assert database.execute(states).fetchall() == [("Completed", 7)]
+        assert database.execute("SELECT slug FROM block_type").fetchall() == [("secret",)]
 
 
 def test_a_server_that_does_not_start_is_explained_in_a_line(

@@ -43,7 +43,6 @@ class Content:
 
     Attributes:
         pairs: questions and answers; of multiple choice, the answer is the letter.
-        options: of multiple choice.
         surprising: whether the options follow from neither the prompt nor the question.
     """
 

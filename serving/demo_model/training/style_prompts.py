@@ -40,11 +40,8 @@ class StylePrompt:
 
     Attributes:
         system: the system prompt; "" for none.
-        user: the user's turn.
-        style: the style's name.
         drawn: its kind, letter or verdict; "" if it has none.
         pairs: number of pairs, turns or questions.
-        form: what the reply consists of.
         json: whether the reply is JSON.
         letter_given: whether the prompt names the drawn letter.
     """

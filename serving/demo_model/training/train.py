@@ -19,17 +19,13 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import (
-    Idefics3ForConditionalGeneration,
-    Idefics3Processor,
-    PreTrainedTokenizerFast,
-)
+from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from ..scenes import Scene, held_out_rng, random_scene
+from ..scenes import Scene, random_scene
 from .batches import Batch, Encoder, make_batch
 from .model import build_network, build_processor, build_tokenizer, copy_weights
 from .optimise import Optimisers
-from .vision import all_features, label_accuracy, prepare_images, train_vision
+from .vision import all_features, prepare_images, train_vision
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +46,8 @@ def train_language(
 ) -> None:
     """Stage two: train the language model on lessons about cached image features.
 
-    Args:
-        network: the network, of which the vision stays as it is.
-        tokenizer: its tokenizer.
-        features: of all scenes.
-        scenes: what the lessons are about.
-        rng: source of randomness.
-        steps: number of steps.
-        continued: whether the model has learnt to describe and answer before.
-        save: called every 500 steps.
+    The vision stays as it is. A `continued` model has learnt to describe and answer before.
+    `save` is called every 500 steps.
     """
     encoder = Encoder(tokenizer)
     order = _shuffled_forever(len(scenes), rng)
@@ -130,7 +119,7 @@ def train(
     pixels = prepare_images(train_scenes, rng, processor)
     logger.info("%d scenes drawn", scenes)
     if start is None:
-        _train_vision(network, processor, pixels, train_scenes, vision_steps)
+        train_vision(network, pixels, train_scenes, vision_steps)
     else:
         copy_weights(start, network, tokenizer)
     features = all_features(network, pixels)
@@ -164,21 +153,6 @@ def _tokenizer(start: Path | None, rng: random.Random) -> PreTrainedTokenizerFas
     return tokenizer
 
 
-def _train_vision(
-    network: Idefics3ForConditionalGeneration,
-    processor: Idefics3Processor,
-    pixels: torch.Tensor,
-    scenes: Sequence[Scene],
-    steps: int,
-) -> None:
-    heads = train_vision(network, pixels, scenes, steps)
-    held_out = held_out_rng(0)
-    test_scenes = [random_scene(held_out) for _ in range(1000)]
-    test_features = all_features(network, prepare_images(test_scenes, held_out, processor))
-    accuracy = label_accuracy(heads, test_features, test_scenes)
-    logger.info("held-out scenes with a label correct in all cells: %s", accuracy)
-
-
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
@@ -189,17 +163,10 @@ def main() -> None:
     parser.add_argument("--language-steps", type=int, default=6000)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--threads", type=int, default=1, help="more help only on idle cores")
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    torch.set_num_threads(arguments.threads)
-    train(
-        arguments.output,
-        arguments.start,
-        arguments.seed,
-        arguments.vision_steps,
-        arguments.language_steps,
-        arguments.scenes,
-    )
+    torch.set_num_threads(arguments.pop("threads"))
+    train(**arguments)
 
 
 if __name__ == "__main__":

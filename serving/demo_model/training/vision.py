@@ -91,8 +91,8 @@ def train_vision(
     pixels: torch.Tensor,
     scenes: Sequence[Scene],
     steps: int,
-) -> nn.ModuleList:
-    """Train the tower and the connector; returns the connector's label heads, for evaluation."""
+) -> None:
+    """Train the tower and the connector, each with label heads that are discarded afterwards."""
     grids = []
     for width, side in ((VISION_WIDTH, PATCHES_PER_SIDE), (TEXT_WIDTH, TOKENS_PER_SIDE)):
         heads = nn.ModuleList(nn.Linear(width, classes + 1) for classes in _CLASSES)
@@ -111,7 +111,6 @@ def train_vision(
         optimisers.step(loss)
         if step % 100 == 99:
             logger.info("vision step %d: loss %.4f", step + 1, loss.item())
-    return grids[-1][0]
 
 
 def _label_loss(heads: nn.ModuleList, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -125,14 +124,3 @@ def _label_loss(heads: nn.ModuleList, features: torch.Tensor, labels: torch.Tens
             )
         )
     return torch.stack(losses).sum()
-
-
-def label_accuracy(
-    heads: nn.ModuleList, features: torch.Tensor, scenes: Sequence[Scene]
-) -> list[float]:
-    """For each label, the fraction of scenes in which it is correct in all cells."""
-    labels = cell_labels(scenes, TOKENS_PER_SIDE)
-    return [
-        float((head(features).argmax(-1) == labels[:, number]).all(1).float().mean())
-        for number, head in enumerate(heads)
-    ]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from chat import ask, endpoint, texts
+from chat import ask, completing, endpoint, texts, wait_until
 from fake_vllm import FakeVLLM
-from prefect_imageqa.serving.client import ChatClient
+from prefect_imageqa.serving.client import ChatClient, steering
 from prefect_imageqa.serving.client.auto_limit import FIRST_LIMIT, MIN_LIMIT, AutoLimit
-from prefect_imageqa.serving.client.observation import Observation
+from prefect_imageqa.serving.client.throughput import Observation
 from prefect_imageqa.serving.metrics import Counters
 
 
@@ -157,6 +157,31 @@ def test_requests_that_a_gateway_gives_up_at_the_same_time_halve_the_limit_once(
         server.statuses = [504] * 20
         assert len(texts(client.complete(map(ask, map(str, range(24)))))) == 24
         assert FIRST_LIMIT // 8 < client.max_in_flight <= FIRST_LIMIT // 2
+
+
+def test_an_error_while_a_limit_is_adapted_is_logged_once_and_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Observation] = []
+    observe = AutoLimit.observe
+
+    def fail_at_first(limit: AutoLimit, observation: Observation) -> None:
+        seen.append(observation)
+        if len(seen) <= 3:
+            raise LookupError("odd counters")
+        observe(limit, observation)
+
+    monkeypatch.setattr(AutoLimit, "observe", fail_at_first)
+    monkeypatch.setattr(steering, "_TICK_SECONDS", 0.01)
+    rows = [str(number) for number in range(200)]
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+        server.latency, server.tokens = 0.05, 1
+        with completing(client, rows) as outcomes:
+            wait_until(lambda: len(seen) > 5)
+            assert texts(outcomes.result(30)) == rows
+    assert caplog.messages == [
+        "adapting the limit of requests in flight failed: LookupError: odd counters"
+    ]
 
 
 def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from chat import ask, completing, endpoint, texts, wait_until
 from fake_vllm import FakeVLLM, reply, serving
+from prefect_imageqa.serving.background_loop import CoroutineGroup
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import ChatRequest, Completion, Outcome
@@ -73,6 +74,22 @@ def test_requests_are_built_only_as_slots_become_free() -> None:
             assert (len(server.active), len(built)) == (3, 6)
             server.frozen = False
             assert len(outcomes.result(60)) == 20
+
+
+def test_a_task_sends_one_request_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start one for each costs as much as all else that is done for a request."""
+    spawned: list[object] = []
+    spawn = CoroutineGroup.spawn
+
+    def count(group: CoroutineGroup, coroutine: Any) -> Any:
+        spawned.append(coroutine)
+        return spawn(group, coroutine)
+
+    monkeypatch.setattr(CoroutineGroup, "spawn", count)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
+        server.latency = 0.01
+        assert len(texts(client.complete(map(ask, map(str, range(200)))))) == 200
+    assert len(spawned) < 100
 
 
 def test_only_a_few_requests_are_sent_before_the_first_reply() -> None:

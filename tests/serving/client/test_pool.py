@@ -1,14 +1,20 @@
 """Which server gets a request, and who waits in line for one."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from chat import endpoint
+from prefect_imageqa.serving.client.outcomes import Outcomes
 from prefect_imageqa.serving.client.pool import ServerPool
-from prefect_imageqa.serving.client.servers import Server
+from prefect_imageqa.serving.client.request_budget import RequestBudget
+from prefect_imageqa.serving.client.servers import Request
+from prefect_imageqa.serving.client.stats import ClientStats
+from prefect_imageqa.serving.errors import EndpointLostError
 
 URLS = ("http://127.0.0.1:1", "http://127.0.0.1:2")
 
@@ -17,7 +23,7 @@ URLS = ("http://127.0.0.1:1", "http://127.0.0.1:2")
 async def servers(max_in_flight: int | None, *urls: str) -> AsyncIterator[ServerPool]:
     """A pool of servers that have accepted requests before."""
     group: Any = None
-    pool = ServerPool(endpoint(*urls), group, max_in_flight, 1.0, None)
+    pool = ServerPool(endpoint(*urls), group, ClientStats(), max_in_flight, 1.0, None)
     await pool.refresh()
     for server in pool.servers:
         server.rate_limit.accepted()
@@ -25,11 +31,10 @@ async def servers(max_in_flight: int | None, *urls: str) -> AsyncIterator[Server
     await pool.close()
 
 
-async def acquired(pool: ServerPool, count: int) -> list[int]:
+def acquired(pool: ServerPool, count: int) -> list[int]:
     """The requests of each server after so many were given out at once."""
-    async with asyncio.timeout(5):
-        for _ in range(count):
-            await pool.acquire()
+    for _ in range(count):
+        assert pool.acquire(time.monotonic()) is not None
     return [server.load for server in pool.servers]
 
 
@@ -45,7 +50,7 @@ def test_requests_go_where_they_are_likely_to_be_answered_first(
         async with servers(12, *URLS) as pool:
             for server, latency in zip(pool.servers, latencies, strict=True):
                 server.latency = latency
-            return await acquired(pool, 12)
+            return acquired(pool, 12)
 
     assert asyncio.run(spread()) == loads
 
@@ -56,46 +61,68 @@ def test_each_server_has_a_limit_of_its_own() -> None:
             for server, limit in zip(pool.servers, (3, 5), strict=True):
                 assert server.auto_limit is not None
                 server.auto_limit.value = limit
-            loads = await acquired(pool, 8)
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(pool.acquire(), 0.05)
+            loads = acquired(pool, 8)
+            assert pool.acquire(time.monotonic()) is None
             return loads, pool.max_in_flight, all(server.was_full for server in pool.servers)
 
     assert asyncio.run(spread()) == ([3, 5], 8, True)
 
 
-def test_requests_wait_in_line_and_those_cancelled_lose_nothing() -> None:
-    async def wait() -> list[str]:
-        served: list[str] = []
+@dataclass
+class Sent:
+    """Requests in line, and the positions of those that were sent."""
 
-        async def ask(name: str) -> Server:
-            server = await pool.acquire()
-            served.append(name)
-            return server
+    pool: ServerPool
+    positions: list[int] = field(default_factory=list)
+    outcomes: Outcomes = field(default_factory=lambda: Outcomes(None))
 
+    def __post_init__(self) -> None:
+        self.pool.send = lambda request, _: self.positions.append(request.position)
+
+    def add(self, *positions: int) -> None:
+        for position in positions:
+            self.pool.add(Request(self.outcomes, position, 2, RequestBudget(8)))
+        self.pool.wake()
+
+
+def test_requests_are_sent_in_the_order_in_which_they_came() -> None:
+    async def wait() -> list[int]:
+        async with servers(2, URLS[0]) as pool:
+            sent, (server,) = Sent(pool), pool.servers
+            sent.add(0, 1, 2)
+            assert (sent.positions, pool.stats.queued) == ([0, 1], 1)
+            pool.release(server, has_slot=True)
+            sent.add(3)  # the first in line is sent first
+            assert (sent.positions, pool.stats.queued) == ([0, 1, 2], 1)
+            pool.release(server, has_slot=True)
+            pool.wake()
+            assert (pool.in_use, server.load, server.in_use) == (2, 2, 2)
+            return sent.positions
+
+    assert asyncio.run(wait()) == [0, 1, 2, 3]
+
+
+def test_requests_in_line_fail_when_the_servers_were_waited_for_in_vain() -> None:
+    async def wait() -> Outcomes:
         async with servers(1, URLS[0]) as pool:
-            first = await ask("first")
-            waiting = {name: asyncio.create_task(ask(name)) for name in "abcd"}
-            await asyncio.sleep(0)
-            waiting["b"].cancel()
-            pool.release(first, has_slot=True)
-            second = await waiting["a"]
-            pool.release(second, has_slot=True)  # now it is c's turn
-            waiting["c"].cancel()  # it has a server, but does not know it yet
-            third = await waiting["d"]
-            pool.release(third, has_slot=True)
-            assert (pool.in_use, third.load, third.in_use) == (0, 0, 0)
-        return served
+            sent = Sent(pool)
+            sent.add(0, 1, 2)
+            pool.fail(EndpointLostError("gone"))
+            assert (sent.positions, pool.stats.queued) == ([0], 0)
+            return sent.outcomes
 
-    assert asyncio.run(wait()) == ["first", "a", "d"]
+    outcomes = asyncio.run(wait())
+    with pytest.raises(EndpointLostError, match="gone"):
+        outcomes.result(2)
 
 
 def test_an_overtaken_request_frees_its_slot_once() -> None:
     async def overtake() -> tuple[int, int]:
         async with servers(1, URLS[0]) as pool:
-            server = await pool.acquire()
+            server = pool.acquire(time.monotonic())
+            assert server is not None
             pool.free_slot(server)
-            await acquired(pool, 1)
+            acquired(pool, 1)
             pool.release(server, has_slot=False)
             return pool.in_use, server.load
 

@@ -96,7 +96,7 @@ def completions_of(rows: Sequence[FinishedRow]) -> tuple[str, bytes]:
         },
     )
     metadata = {"serializer": RESULT_SERIALIZER.model_dump(mode="json")}
-    result = json.dumps(Completions.from_batch(batch).dump())
+    result = RESULT_SERIALIZER.dumps(Completions.from_batch(batch).encodable()).decode()
     return batch.key, json.dumps({"metadata": metadata, "result": result}).encode()
 
 
@@ -680,7 +680,7 @@ def test_a_killed_clean_leaves_a_valid_output(
         patched.setattr("prefect_imageqa.tasks.exporting.clean_output.STORE_THREADS", 1)
         with pytest.raises(KeyboardInterrupt):
             remove_unused(completed_twice, find_unused(completed_twice))
-    status = Ledger.read(completed_twice, PARTS).status(key(3, "a"))
+    [status] = Ledger.read(completed_twice, PARTS).statuses([key(3, "a")])
     assert status in (RowStatus.ANSWERED, RowStatus.PENDING)
     assert verify(completed_twice).problems == []
     remove_unused(completed_twice, find_unused(completed_twice))

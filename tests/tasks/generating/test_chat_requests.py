@@ -51,7 +51,7 @@ def test_images_are_inserted_where_the_messages_refer_to_them(tmp_path: Path) ->
     pending = prompt(messages=messages, images=images)
     request = build_request(pending, SETTINGS)
     assert request.messages[0] == messages[0]
-    first, middle, last = orjson.loads(orjson.dumps(request.messages))[1]["content"]
+    first, middle, last = orjson.loads(request.body("m"))["messages"][1]["content"]
     assert middle == {"type": "text", "text": "and"}
     sizes = []
     for part in (first, last):

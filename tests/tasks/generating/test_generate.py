@@ -1,7 +1,6 @@
 """A batch is sent to a server: each row gets its reply, and only a lost server stops the batch."""
 
 import io
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 from prefect_imageqa.tasks.errors import EndpointLostError, ServerError, StoreUnavailableError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
-from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES, generate_batch
 from prefect_imageqa.tasks.generating.rows import reply_of
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -55,8 +53,7 @@ def batch(*prompts: Prompt) -> Batch:
 def generate(
     pending: Batch, client: ChatClient, settings: GenerationSettings = SETTINGS
 ) -> list[Reply]:
-    stored = json.loads(json.dumps(generate_batch.fn(pending, client, settings)))
-    return [stored.reply for stored in Completions.load(stored).replies]
+    return [stored.reply for stored in generate_batch.fn(pending, client, settings).replies]
 
 
 @pytest.fixture

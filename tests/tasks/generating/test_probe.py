@@ -1,13 +1,14 @@
 """A tiny request shows whether the server follows JSON schemas."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
-from prefect_imageqa.tasks.generating.probe import schema_refusal
+from prefect_imageqa.tasks.errors import EndpointError
+from prefect_imageqa.tasks.generating.probe import schema_refusal, server_guides
 
 SCHEMA = {"type": "object"}
 REPLY = Completion("{", "length", 1, 16, 0.1, "stub")
@@ -57,3 +58,30 @@ def test_a_schema_is_refused_if_the_same_request_succeeds_without(
     assert len(client.requests) == requests
     assert client.requests[0].options["response_format"]["json_schema"]["schema"] == SCHEMA
     assert all(request.options["max_tokens"] <= 16 for request in client.requests)
+
+
+@pytest.fixture(scope="module")
+def refusing(start_stub: Any) -> Iterator[ChatClient]:
+    """The client of a server that refuses schemas."""
+    stub = start_stub("--refuse-schemas")
+    with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub")) as client:
+        yield client
+
+
+def test_a_server_that_accepts_schemas_is_guided(stub: Any) -> None:
+    with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub")) as client:
+        assert server_guides(client)
+        assert server_guides(client, {"type": "object"})
+
+
+def test_without_a_schema_of_the_users_a_server_need_not_guide(
+    refusing: ChatClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not server_guides(refusing)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "(HTTP 400: response_format json_schema is not supported): it is asked" in warning
+
+
+def test_a_refused_schema_of_the_users_ends_the_run(refusing: ChatClient) -> None:
+    with pytest.raises(EndpointError, match=r"refuses the JSON schema \(HTTP 400: response_format"):
+        server_guides(refusing, {"type": "object"})

@@ -89,7 +89,7 @@ def body(messages: list[dict[str, Any]]) -> bytes:
     prompt = Prompt(0, "0" * 32, "d:1", messages=tuple(messages), images=images)
     with ImageReader() as reader:
         request = build_request(prompt, GenerationSettings(reader, OPTIONS))
-    return orjson.dumps({"model": "m", "messages": request.messages, **request.options})
+    return request.body("m")
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())

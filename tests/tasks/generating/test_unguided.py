@@ -10,7 +10,6 @@ from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from prefect_imageqa.tasks.errors import EndpointLostError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
-from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.generating.generate import generate_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, Prompt
@@ -38,7 +37,7 @@ def completion(text: str, finish_reason: str) -> Completion:
 
 def generate(pending: Batch, client: ChatClient) -> list[str]:
     """The texts of the replies; empty for a row without one."""
-    stored = Completions.load(generate_batch.fn(pending, client, SETTINGS))
+    stored = generate_batch.fn(pending, client, SETTINGS)
     return [getattr(reply.reply, "text", "") for reply in stored.replies]
 
 

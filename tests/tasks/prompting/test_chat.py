@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from prefect_imageqa.serving.types import Message
 from prefect_imageqa.tasks.loading.conversations import Turn
-from prefect_imageqa.tasks.prompting.chat import chat_prompt, last_question
+from prefect_imageqa.tasks.prompting.chat import chat_prompt, chat_style, last_question
 from prefect_imageqa.tasks.prompting.style import PromptInput
 from prefect_imageqa.tasks.records import RowError
 
@@ -29,6 +29,14 @@ def test_without_a_conversation_the_user_prompt_is_used() -> None:
         {"role": "system", "content": "Be brief."},
         user(image(0), text("ASK")),
     ]
+
+
+def test_rows_without_a_conversation_share_their_prompt() -> None:
+    inputs = [PromptInput((), images, "s", "ASK", {"id": images}) for images in (1, 2, 1)]
+    one, two, again = map(chat_style, inputs)
+    assert one is again
+    assert one.asked == two.asked
+    assert [two.messages[-1]] == [user(image(0), image(1), text("ASK"))]
 
 
 @pytest.mark.parametrize(

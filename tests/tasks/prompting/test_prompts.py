@@ -1,5 +1,8 @@
+import itertools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +14,12 @@ from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.loading.columns import Columns
+from prefect_imageqa.tasks.prompting import prompts
 from prefect_imageqa.tasks.prompting.chat import chat_prompt, style_of
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key
 from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_rows
 from prefect_imageqa.tasks.prompting.style import MessagesOf, PromptInput
-from prefect_imageqa.tasks.records import Kind, Problem, Prompt, Row, RowError
+from prefect_imageqa.tasks.records import ImageRef, Kind, Problem, Prompt, Row, RowError
 
 SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024})
 
@@ -330,14 +334,41 @@ def test_a_row_with_too_many_images_has_a_problem(folder: Path) -> None:
     assert prompt.problem.message == "the row has 4 images, more than max_images (3)"
 
 
+@pytest.mark.parametrize(
+    ("path", "seconds_a_look", "own_rows"),
+    [("a.png", 0, 100), ("a.png", 1, prompts._PIECE), ("https://x.example/a.png", 0, 0)],
+    ids=["quick disk", "slow disk", "web"],
+)
+def test_images_are_identified_in_threads_where_they_are_waited_for(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    seconds_a_look: int,
+    own_rows: int,
+) -> None:
+    threads, clock = list[threading.Thread](), itertools.count(0, seconds_a_look)
+
+    def identify(ref: ImageRef) -> str:
+        threads.append(threading.current_thread())
+        return f"etag:{ref}"
+
+    prompting = settings(folder)
+    monkeypatch.setattr(prompting.reader, "identify", identify)
+    monkeypatch.setattr(prompts, "time", SimpleNamespace(perf_counter=clock.__next__))
+    rows = [row({"image": path}, number) for number in range(100)]
+    assert [prompt.row for prompt in prompt_rows.fn(rows, prompting)] == list(range(100))
+    assert threads.count(threading.current_thread()) == own_rows
+    assert len(threads) == 100
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_prefect_does_not_remember_each_prompt(folder: Path) -> None:
     rows = [row({"image": "a.png", "conversation": f"{number}?"}) for number in range(300)]
 
     @flow
     def prompted() -> int:
-        prompts = list(prompt_rows.submit(quote(rows), quote(settings(folder))).result())
-        assert len({prompt.key for prompt in prompts}) == 300
+        found = list(prompt_rows.submit(quote(rows), quote(settings(folder))).result())
+        assert len({prompt.key for prompt in found}) == 300
         context = FlowRunContext.get()
         assert context is not None
         return len(context.run_results)

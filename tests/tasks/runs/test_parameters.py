@@ -92,7 +92,7 @@ def test_the_form_rejects_invalid_values() -> None:
     # A group is described by its parameter, or by its model if both have the same description.
     assert all(group["description"] for group in schema["definitions"].values())
     assert "secret" not in json.dumps(schema).lower()
-    for invalid in ({"pairs_per_image": 0}, {"limits": {"batch_size": 513}}, {"max_rows": 0}):
+    for invalid in ({"pairs_per_image": 0}, {"limits": {"batch_size": 4097}}, {"max_rows": 0}):
         with pytest.raises(SchemaError):
             validate({"dataset": "a", "output": "b", **invalid}, schema, raise_on_error=True)
 
@@ -117,7 +117,7 @@ def test_an_empty_image_column_means_no_images() -> None:
             {"sampling": {"extra_body": {"model": "x"}}},
             "sampling.extra_body: extra_body may not set model",
         ),
-        ({"limits": {"batch_size": 1000}}, "limits.batch_size: Input should be less than"),
+        ({"limits": {"batch_size": 9999}}, "limits.batch_size: Input should be less than"),
     ],
     ids=["max rows", "sampling", "batch size"],
 )

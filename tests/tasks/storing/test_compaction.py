@@ -174,7 +174,7 @@ def test_only_rows_that_count_are_copied(local: ObjectStore) -> None:
     assert list(ledger.outcomes(keys)) == before
     assert ledger.outcome(key(3)) == answered(3, text="new")
     assert ledger.outcome(key(1000)) == answered(1000)
-    assert ledger.attempt(key(1001)) == 2
+    assert ledger.attempts([key(1001)]) == [2]
     assert ledger.batches == {batch_key(number) for number in range(2 * BATCHES + 1)}
 
 

@@ -10,7 +10,7 @@ from prefect_imageqa.tasks.prompting.keys import batch_key
 from prefect_imageqa.tasks.records import TRANSIENT, Answered, FinishedRow, Kind, Quarantined
 from prefect_imageqa.tasks.storing import compaction, key_index, stored_rows
 from prefect_imageqa.tasks.storing.compaction import compact
-from prefect_imageqa.tasks.storing.key_index import KeyIndex, Location, pack_keys
+from prefect_imageqa.tasks.storing.key_index import Array, KeyIndex, Location, Lookup, pack_keys
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger, LedgerCounts, RowStatus
 from prefect_imageqa.tasks.storing.store import write_part
@@ -63,8 +63,8 @@ def test_rows_are_read_as_they_were_written(store: ObjectStore) -> None:
 
 def test_the_ledger_of_a_missing_output_is_empty(store: ObjectStore) -> None:
     ledger = read(store)
-    assert ledger.status(key(1)) is RowStatus.PENDING
-    assert ledger.attempt(key(1)) == 0
+    assert ledger.statuses([key(1)]) == [RowStatus.PENDING]
+    assert ledger.attempts([key(1)]) == [0]
     assert list(ledger.outcomes([key(1)])) == [None]
     assert list(ledger.outcomes([])) == []
     assert ledger.counts() == LedgerCounts(0)
@@ -80,7 +80,7 @@ def test_every_parser_configuration_has_its_own_ledger(local: ObjectStore) -> No
     assert read(local).outcome(key(1)) == answered(1)
     other = Ledger.read(local, other_parts)
     assert other.outcome(key(1)) == answered(1, text="other")
-    assert other.status(key(2)) is RowStatus.PENDING
+    assert other.statuses([key(2)]) == [RowStatus.PENDING]
     assert Ledger.read(local, PassFolder().parts("json")).batches == set()
     assert Ledger.read(local, PassFolder("checks").parts("qa_pairs-v1")).batches == set()
 
@@ -88,23 +88,23 @@ def test_every_parser_configuration_has_its_own_ledger(local: ObjectStore) -> No
 def test_a_row_is_pending_only_once_and_never_if_it_is_answered(local: ObjectStore) -> None:
     write(local, 1, answered(1), quarantined(2, kind=Kind.TIMEOUT))
     ledger = read(local)
-    assert ledger.status(key(1)) is RowStatus.ANSWERED
-    assert ledger.status(key(2)) is RowStatus.PENDING
-    assert ledger.status(key(2)) is RowStatus.DUPLICATE
-    assert ledger.status(key(3)) is RowStatus.PENDING
-    assert ledger.status(key(3)) is RowStatus.DUPLICATE
-    assert read(local).status(key(3)) is RowStatus.PENDING
+    assert ledger.statuses([key(1)]) == [RowStatus.ANSWERED]
+    assert ledger.statuses([key(2)]) == [RowStatus.PENDING]
+    assert ledger.statuses([key(2)]) == [RowStatus.DUPLICATE]
+    assert ledger.statuses([key(3)]) == [RowStatus.PENDING]
+    assert ledger.statuses([key(3)]) == [RowStatus.DUPLICATE]
+    assert read(local).statuses([key(3)]) == [RowStatus.PENDING]
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_only_transient_failures_are_retried_by_default(kind: Kind, local: ObjectStore) -> None:
     write(local, 1, quarantined(1, kind=kind))
     retried = RowStatus.SUSPECT if kind is Kind.CRASH else RowStatus.PENDING
-    assert read(local).status(key(1)) is (retried if kind in TRANSIENT else RowStatus.FAILED)
+    assert read(local).statuses([key(1)]) == [retried if kind in TRANSIENT else RowStatus.FAILED]
     for options in ({"retry_quarantined": True}, {"refresh": True}):
         ledger = read(local, **options)
-        assert ledger.status(key(1)) is retried
-        assert ledger.status(key(1)) is RowStatus.DUPLICATE
+        assert ledger.statuses([key(1)]) == [retried]
+        assert ledger.statuses([key(1)]) == [RowStatus.DUPLICATE]
 
 
 def test_a_refresh_makes_every_row_pending_but_keeps_its_answer_until_there_is_a_new_one(
@@ -112,14 +112,14 @@ def test_a_refresh_makes_every_row_pending_but_keeps_its_answer_until_there_is_a
 ) -> None:
     write(local, 1, answered(1), answered(2))
     ledger = read(local, refresh=True)
-    assert [ledger.status(key(1)) for _ in range(2)] == [RowStatus.PENDING, RowStatus.DUPLICATE]
+    assert ledger.statuses([key(1), key(1)]) == [RowStatus.PENDING, RowStatus.DUPLICATE]
     assert ledger.outcome(key(1)) == answered(1)
     rows: list[FinishedRow] = [answered(1, text="new"), quarantined(2)]
     ledger.add(write(local, 2, *rows), rows)
     for now in (ledger, read(local)):
         assert now.outcome(key(1)) == rows[0]
         assert list(now.outcomes([key(2)])) == [answered(2)]
-    assert ledger.status(key(1)) is RowStatus.DUPLICATE
+    assert ledger.statuses([key(1)]) == [RowStatus.DUPLICATE]
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["old first", "new first"])
@@ -148,7 +148,7 @@ def test_an_answer_beats_any_failure(order: tuple[int, int], local: ObjectStore)
     for number in order:
         write(local, number, rows[number])
     ledger = read(local)
-    assert ledger.status(key(1)) is RowStatus.ANSWERED
+    assert ledger.statuses([key(1)]) == [RowStatus.ANSWERED]
     assert list(ledger.outcomes([key(1)])) == [answered(1)]
     assert ledger.counts() == LedgerCounts(1)
 
@@ -162,19 +162,19 @@ def test_the_last_attempt_of_several_failures_counts(
         write(local, attempt, quarantined(1, kind=kinds[attempt], attempt=attempt))
     ledger = read(local)
     assert ledger.outcome(key(1)) == quarantined(1, kind=Kind.TRUNCATED, attempt=2)
-    assert ledger.status(key(1)) is RowStatus.FAILED
-    assert ledger.attempt(key(1)) == 3
+    assert ledger.statuses([key(1)]) == [RowStatus.FAILED]
+    assert ledger.attempts([key(1)]) == [3]
     assert ledger.counts().reasons == {Kind.TRUNCATED: 1}
 
 
 def test_an_attempt_is_counted_each_time_a_row_is_quarantined(local: ObjectStore) -> None:
     for attempt in range(3):
         ledger = read(local)
-        assert ledger.attempt(key(1)) == attempt
+        assert ledger.attempts([key(1)]) == [attempt]
         row = quarantined(1, message=f"attempt {attempt}", attempt=attempt)
         name = batch_key([key(1)], [attempt])
         ledger.add(write_part(local, PARTS, name, [row]), [row])
-        assert ledger.attempt(key(1)) == attempt + 1
+        assert ledger.attempts([key(1)]) == [attempt + 1]
         assert ledger.outcome(key(1)) == row
     assert len(local.list()) == 3
 
@@ -187,7 +187,7 @@ def test_a_batch_that_was_just_stored_is_in_the_ledger(store: ObjectStore) -> No
     for _ in range(2):
         ledger.add(name, rows)
         assert list(ledger.outcomes([key(1), key(2), key(3)])) == rows
-        assert ledger.status(key(2)) is RowStatus.ANSWERED
+        assert ledger.statuses([key(2)]) == [RowStatus.ANSWERED]
         assert ledger.batches == {key(1077)}
 
 
@@ -301,7 +301,7 @@ def test_the_rows_of_a_deleted_part_are_pending_again(local: ObjectStore) -> Non
     ledger = read(local)
     local.remove(name)
     assert ledger.outcome(key(1)) is None
-    assert read(local).status(key(1)) is RowStatus.PENDING
+    assert read(local).statuses([key(1)]) == [RowStatus.PENDING]
 
 
 def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
@@ -313,11 +313,18 @@ def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
     # Keys with zero bytes at either end, which numpy would strip from its strings.
     keys = [bytes([a, *bytes(13), b, c]) for a in (0, 1) for b in (0, 255) for c in range(30)]
     for number in range(2000):
-        key_, location = random_.choice(keys), Location(number % 5, number, random_.randrange(9))
-        if key_ not in expected or expected[key_].rank <= location.rank:
-            expected[key_] = location
-        index.put(key_, location)
-        assert index.get(key_) == expected[key_]
+        location = Location(number % 5, number, random_.randrange(9))
+        chosen = random_.sample(keys, 1 + number % 3)
+        for key_ in chosen:
+            if key_ not in expected or expected[key_].rank <= location.rank:
+                expected[key_] = location
+        if len(chosen) == 1:
+            index.put(chosen[0], location)
+        else:
+            index.update(dict.fromkeys(chosen, location))
+        assert [index.get(key_) for key_ in chosen] == [expected[key_] for key_ in chosen]
+        found = index.find(pack_keys([key_.hex() for key_ in chosen]))
+        assert found.locations["row"].tolist() == [expected[key_].row for key_ in chosen]
     index.forget([3])
     expected = {key_: location for key_, location in expected.items() if location.file != 3}
     assert len(index) == len(expected)
@@ -327,6 +334,21 @@ def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
     assert [tuple(location.item()) for location in found.locations[found.known]] == [
         expected[key_] for key_ in keys if key_ in expected
     ]
+
+
+def test_rows_are_looked_up_together(monkeypatch: pytest.MonkeyPatch, local: ObjectStore) -> None:
+    keys, finds, find = [key(number) for number in range(500)], Counter[str](), KeyIndex.find
+
+    def counted(index: KeyIndex, wanted: Array) -> Lookup:
+        finds["all"] += 1
+        return find(index, wanted)
+
+    ledger = read(local)
+    monkeypatch.setattr(KeyIndex, "find", counted)
+    assert ledger.statuses(keys) == [RowStatus.PENDING] * 500
+    ledger.add("p", [answered(number) for number in range(500)])
+    assert ledger.attempts(keys) == [0] * 500
+    assert finds["all"] <= 5
 
 
 def test_keys_put_one_by_one_are_not_sorted_with_all_others(

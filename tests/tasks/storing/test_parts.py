@@ -122,7 +122,7 @@ def test_a_corrupted_part_is_reported_with_a_remedy(content: bytes, local: Objec
         Ledger.read(local, PARTS)
     check_message(local, name, raised.value)
     local.remove(name)
-    assert Ledger.read(local, PARTS).status(key(0)) is RowStatus.PENDING
+    assert Ledger.read(local, PARTS).statuses([key(0)]) == [RowStatus.PENDING]
 
 
 FOUND_WHEN_READ: dict[str, bytes] = {

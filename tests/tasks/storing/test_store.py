@@ -5,11 +5,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.errors import ObjectMissingError, StoreError
+from prefect_imageqa.tasks.generating.completions import Completions, StoredReply
 from prefect_imageqa.tasks.object_store.store import ObjectStore
-from prefect_imageqa.tasks.parsing.parse import ParsedBatch
+from prefect_imageqa.tasks.parsing.parse import ANSWER, QA_PAIRS
 from prefect_imageqa.tasks.prompting.keys import KeyList
-from prefect_imageqa.tasks.records import Answered, Batch, FinishedRow, Kind, Quarantined
+from prefect_imageqa.tasks.records import (
+    Answered,
+    Batch,
+    FinishedRow,
+    Kind,
+    Problem,
+    Quarantined,
+)
 from prefect_imageqa.tasks.storing.key_index import KEY
 from prefect_imageqa.tasks.storing.layout import (
     LAYOUT_VERSION,
@@ -22,7 +31,7 @@ from prefect_imageqa.tasks.storing.layout import (
 )
 from prefect_imageqa.tasks.storing.parts import PART_SCHEMA
 from prefect_imageqa.tasks.storing.row_keys import read_keys, write_keys
-from prefect_imageqa.tasks.storing.store import store_batch, write_part
+from prefect_imageqa.tasks.storing.store import parse_and_store, write_part
 
 FOLDER = PassFolder()
 PARTS = FOLDER.parts("qa_pairs-v1")
@@ -42,13 +51,28 @@ def quarantined(number: int) -> Quarantined:
     return Quarantined(key(number), number, f"d:{number}", Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)
 
 
+def test_completions_are_parsed_and_stored_under_their_parser(store: ObjectStore) -> None:
+    completion = Completion("Question: What?\nAnswer: A cat.", "stop", 100, 20, 0.25, "m")
+    replies = [
+        StoredReply(key(1), 0, 1, "d:1", completion),
+        StoredReply(key(2), 0, 2, "d:2", Problem(Kind.BAD_REQUEST, "HTTP 400: no", 400, 1)),
+    ]
+    batch, completions = Batch(1, key(7), (), ()), Completions(replies, 1.5)
+    stored = parse_and_store.fn(batch, completions, store)
+    first, second = stored.rows
+    assert (stored.answered, stored.time) == ([first], 1.5)
+    assert (first.key, second) == (key(1), quarantined(2))
+    other = parse_and_store.fn(batch, completions, store, ANSWER)
+    assert store.list() == sorted([stored.part, other.part])
+    assert batch_of(stored.part) == batch_of(other.part) == key(7)
+    assert parser_labels(store, FOLDER) == {QA_PAIRS.label, ANSWER.label}
+
+
 def test_a_batch_is_stored_as_one_part(store: ObjectStore) -> None:
-    parsed = ParsedBatch([answered(1), quarantined(2), answered(3)], 1.5)
-    stored = store_batch.fn(Batch(1, key(7), (), ()), parsed, store, PARTS)
-    assert stored.parsed is parsed
-    assert store.list() == [stored.part]
-    assert stored.part.startswith(f"pairs/parts/qa_pairs-v1/{key(7)}-")
-    table = pq.read_table(pa.BufferReader(store.read(stored.part)))
+    part = write_part(store, PARTS, key(7), [answered(1), quarantined(2), answered(3)], 1.5)
+    assert store.list() == [part]
+    assert part.startswith(f"pairs/parts/qa_pairs-v1/{key(7)}-")
+    table = pq.read_table(pa.BufferReader(store.read(part)))
     assert table.schema.equals(PART_SCHEMA)
     first, second, _ = table.to_pylist()
     assert {row["written"].timestamp() for row in table.to_pylist()} == {1.5}
