@@ -1,6 +1,6 @@
 """The requests that a run would send, without a server: what batch files are written of."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -10,13 +10,13 @@ from ..tasks.concurrency import STORE_THREADS, chunks, memory_of, prefetch
 from ..tasks.generating.cache import read_completions
 from ..tasks.generating.chat_requests import build_request
 from ..tasks.images.reader import ImageReader
-from ..tasks.loading.dataset import Dataset, load_dataset
+from ..tasks.loading.dataset import Dataset
 from ..tasks.object_store.patience import Patience
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.prompting.prompts import prompt_rows
-from ..tasks.records import TRANSIENT, Problem, Prompt, Row, RowError
+from ..tasks.records import Prompt, Row, RowError, is_transient
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style
 from ..tasks.runs.run_record import last_completed
@@ -24,7 +24,13 @@ from ..tasks.storing.layout import PassFolder, read_manifest
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.questions import question_rows
 from .open_store import open_store
-from .pass_settings import generation_settings, image_reader, prompt_settings, request_spec
+from .pass_settings import (
+    generation_settings,
+    image_reader,
+    open_table,
+    prompt_settings,
+    request_spec,
+)
 
 _LOGGER = getLogger(__name__)
 
@@ -90,32 +96,33 @@ class PendingRequests:
     def keys(self) -> Iterator[str]:
         """The row keys of all rows, finished or not, in the order of the rows."""
         main, keys = self._main(), KeyList()
-        prompts = _recorded(self._prompts(main, self.table.rows()), keys)
-        yield from (prompt.key for prompt in prompts)
+        for piece in _recorded(self._prompts(main, self.table.rows()), keys):
+            yield from (prompt.key for prompt in piece)
         if self.parameters.asking.answer == "separately":
-            yield from (prompt.key for prompt in self._questions(main, keys))
+            for piece in self._questions(main, keys):
+                yield from (prompt.key for prompt in piece)
 
     def _main(self) -> Pass:
         columns = self.table.columns
         parameters = self.parameters.model_copy(update={"columns": columns})
         return main_pass(parameters, self.style, columns)
 
-    def _prompts(self, definition: Pass, rows: Iterable[Row]) -> Iterator[Prompt]:
-        """The prompts of a pass, whether they are finished or not."""
+    def _prompts(self, definition: Pass, rows: Iterable[Row]) -> Iterator[list[Prompt]]:
+        """The prompts of a pass, finished or not, in pieces that are each in memory at once."""
         spec = request_spec(self.parameters, definition, self.model, "")
         base = self.table.base
         settings = prompt_settings(self.parameters, definition, spec, base, self.reader)
         size = self.parameters.limits.batch_size
         for chunk in chunks(rows, size, lambda row: memory_of(row.record)):
-            yield from prompt_rows.fn(chunk, settings)
+            yield list(prompt_rows.fn(chunk, settings))
 
-    def _questions(self, main: Pass, keys: KeyList) -> Iterator[Prompt]:
+    def _questions(self, main: Pass, keys: KeyList) -> Iterator[list[Prompt]]:
         """The prompts that answer the questions of the rows with these keys."""
         outcomes = self._ledger(main).outcomes(keys)
         rows = question_rows(self.table.rows(), outcomes)
         return self._prompts(answers_pass(main, self.style), rows)
 
-    def _lines(self, definition: Pass, prompts: Iterable[Prompt]) -> Iterator[bytes]:
+    def _lines(self, definition: Pass, prompts: Iterable[Sequence[Prompt]]) -> Iterator[bytes]:
         settings = generation_settings(self.parameters, definition, self.reader)
 
         def build(pending: tuple[Prompt, int]) -> bytes:
@@ -132,22 +139,27 @@ class PendingRequests:
             self.counts.requests += 1
             yield built
 
-    def _pending(self, definition: Pass, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, int]]:
+    def _pending(
+        self, definition: Pass, prompts: Iterable[Sequence[Prompt]]
+    ) -> Iterator[tuple[Prompt, int]]:
         """The prompts of rows that are not finished, with the number of their earlier attempts."""
         ledger, counts = self._ledger(definition), self.counts
         unparsed = self._unparsed(definition, ledger)
-        for prompt in prompts:
-            match ledger.statuses([prompt.key])[0]:
-                case RowStatus.PENDING if prompt.problem:
-                    counts.problems += 1
-                case RowStatus.PENDING if prompt.key not in unparsed:
-                    yield prompt, ledger.attempts([prompt.key])[0]
-                case RowStatus.DUPLICATE:
-                    counts.duplicates += 1
-                case RowStatus.SUSPECT:
-                    counts.suspects += 1
-                case _:
-                    counts.finished += 1
+        for piece in prompts:
+            keys = [prompt.key for prompt in piece]
+            found = zip(piece, ledger.statuses(keys), ledger.attempts(keys), strict=True)
+            for prompt, status, attempt in found:
+                match status:
+                    case RowStatus.PENDING if prompt.problem:
+                        counts.problems += 1
+                    case RowStatus.PENDING if prompt.key not in unparsed:
+                        yield prompt, attempt
+                    case RowStatus.DUPLICATE:
+                        counts.duplicates += 1
+                    case RowStatus.SUSPECT:
+                        counts.suspects += 1
+                    case _:
+                        counts.finished += 1
 
     def _ledger(self, definition: Pass) -> Ledger:
         caching, folder = self.parameters.caching, PassFolder(definition.name)
@@ -169,18 +181,15 @@ class PendingRequests:
         for name in set(completions.list()) - ledger.batches:
             stored = read_completions(completions, name, _LOGGER)
             replies = stored.replies if stored else ()
-            found |= {reply.key for reply in replies if not _is_transient(reply.reply)}
+            found |= {reply.key for reply in replies if not is_transient(reply.reply)}
         return found
 
 
-def _recorded(prompts: Iterable[Prompt], keys: KeyList) -> Iterator[Prompt]:
-    for prompt in prompts:
-        keys.append(prompt.key)
-        yield prompt
-
-
-def _is_transient(reply: object) -> bool:
-    return isinstance(reply, Problem) and reply.kind in TRANSIENT
+def _recorded(prompts: Iterable[list[Prompt]], keys: KeyList) -> Iterator[list[Prompt]]:
+    for piece in prompts:
+        for prompt in piece:
+            keys.append(prompt.key)
+        yield piece
 
 
 @contextmanager
@@ -199,14 +208,5 @@ def open_pending(parameters: RunParameters) -> Iterator[PendingRequests]:
             last_completed(output)
         reader = stack.enter_context(image_reader(parameters, output.s3_credentials))
         style = run_style(parameters, output.s3_credentials)
-        table = load_dataset.fn(
-            parameters.dataset,
-            parameters.columns,
-            parameters.output,
-            parameters.images.root,
-            parameters.max_rows,
-            output.s3_credentials,
-            samples=parameters.asking.samples,
-            used=style.used_columns,
-        )
+        table = open_table(parameters, style, output.s3_credentials)
         yield PendingRequests(parameters, output, reader, style, table)

@@ -71,7 +71,7 @@ from .image_roots import confine_images
 from .open_pass import OpenPass
 from .pilot import run_pilot
 from .prefect_flow import deployable_flow, run_name
-from .publish.publish import as_asset, publish, watched
+from .publish.publish import as_asset, expected_sample, final_sample, publish, report_images
 from .run import Run, open_run
 from .summary import RunSummary
 
@@ -118,7 +118,7 @@ def image_qa(
             pandas DataFrame.
         output: Local path or s3://bucket/prefix where the run stores everything.
         endpoint: URL of a running vLLM server, several URLs separated by spaces, or the name of a
-            saved vLLM Endpoint block. Without it, a server is started for `model`.
+            saved vLLM Endpoint block. Without it, a run starts a server for `model`.
         style: What is asked about each row: the name of a style, the path or s3:// URI of a style
             file, or a mix of several with weights, such as "single=2, yes-no=1".
         pairs_per_image: QA pairs to ask for, if the style asks for a number of them; by default its
@@ -167,13 +167,15 @@ def image_qa(
         # Waits until no other run writes to the output, checks or starts the server, and reads the
         # ledger.
         main_pass = run.start(table)
-        answer_rows(run, main_pass, run.rows.read(), with_pilot=True)
+        thumbnails = report_images(run.rows.read_again, table, main_pass)
+        rows = thumbnails.watch(run.rows.read(), expected_sample(table, main_pass))
+        answer_rows(run, main_pass, rows, with_pilot=True)
         outcomes = main_pass.outcomes()
         if asking.answer == "separately":
             answers = run.open_answers(main_pass)
             answer_rows(run, answers, question_rows(run.rows.read_again(), outcomes))
             outcomes = with_answers(main_pass.outcomes(), answers.outcomes())
-        rows, thumbnails = watched(run.rows.read_again, table, main_pass)
+        rows = thumbnails.watch(run.rows.read_again(), final_sample(main_pass))
         export = as_asset(export_rows, run.output, table)
         counts = export(
             run.output,

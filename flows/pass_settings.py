@@ -9,9 +9,11 @@ from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
+from ..tasks.loading.dataset import Dataset, load_dataset
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
+from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
@@ -33,6 +35,26 @@ def request_spec(
         model_revision=parameters.model_revision or revision,
         sampling=definition.sampling,
         images=parameters.images.settings.model_dump(mode="json"),
+    )
+
+
+def open_table(
+    parameters: RunParameters, style: OpenStyle, credentials: S3Credentials | None
+) -> Dataset:
+    """The dataset of a run; nothing in Prefect tells of it.
+
+    Raises:
+        DatasetError: as `load_dataset` does.
+    """
+    return load_dataset.fn(
+        parameters.dataset,
+        parameters.columns,
+        parameters.output,
+        parameters.images.root,
+        parameters.max_rows,
+        credentials,
+        samples=parameters.asking.samples,
+        used=style.used_columns,
     )
 
 

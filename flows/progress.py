@@ -140,14 +140,20 @@ class RunProgress:
         if self._counting or self.total is not None:
             return
         self._counting = True
+        unit = self.unit
         self.needs_total.wait(COUNTING_AFTER)
         deadline = time.monotonic() + COUNTING_SECONDS
+
+        def is_useless() -> bool:  # a further pass has other rows
+            return self.finished or self.unit != unit or time.monotonic() > deadline
+
         total = 0
         with suppress(DatasetError):  # the flow reads the same rows, and raises it
             for total, _ in enumerate(source.rows(), 1):
-                if total % 1000 == 0 and (self.finished or time.monotonic() > deadline):
+                if total % 1000 == 1 and is_useless():
                     return
-            self.total = total
+            if self.unit == unit:
+                self.total = total
 
     def counts(self) -> RunCounts:
         """Counts so far; duplicates of a row count once."""

@@ -169,7 +169,8 @@ class Run:
         self.progress.begin(self.client.stats, table.count)
         spec = self._spec(main)
         self._keys_name = self._lease.record_model(parameters, main, spec, self.style)
-        self._stack.enter_context(show_progress(self.output, table, self.progress))
+        shown = show_progress(self.output, table, self.progress)
+        self._show_complete = self._stack.enter_context(shown)
         self._main = main
         return self.open_pass(main)
 
@@ -276,6 +277,7 @@ class Run:
         results = total_counts(counts, exported)
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
         self._lease.complete(summary)
+        self._show_complete()
         note_rows(self.rows, summary.rows)
         return summary
 

@@ -132,9 +132,9 @@ class Mailbox(Generic[T]):
         with self._gate:
             if self._closed:
                 return False
-            self._items.append(item)
-            if len(self._items) == 1:
+            if not self._items:  # first, so that none is left behind if the loop is closed
                 self._loop.call(self._hand_over)
+            self._items.append(item)
             return True
 
     def close(self) -> None:

@@ -18,18 +18,15 @@ if TYPE_CHECKING:
     from .prompting import prompt_rows as prompt_rows
     from .storing import parse_and_store as parse_and_store
 
-_PACKAGES = {
-    "GenerationSettings": ".generating",
-    "batch_cache": ".generating",
-    "generate_batch": ".generating",
-    "make_batches": ".generating",
-    "ImageReader": ".images",
-    "load_dataset": ".loading",
-    "PromptSettings": ".prompting",
-    "RequestSpec": ".prompting",
-    "prompt_rows": ".prompting",
-    "parse_and_store": ".storing",
+_NAMES = {
+    ".generating": ("GenerationSettings", "batch_cache", "generate_batch", "make_batches"),
+    ".images": ("ImageReader",),
+    ".loading": ("load_dataset",),
+    ".prompting": ("PromptSettings", "RequestSpec", "prompt_rows"),
+    ".storing": ("parse_and_store",),
 }
+
+_PACKAGES = {name: package for package, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_PACKAGES)
 

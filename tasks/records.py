@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from ..serving.types import Completion, Message
 
@@ -163,6 +163,11 @@ Reply = Completion | Problem
 """Outcome of one prompt."""
 
 
+def is_transient(reply: Reply) -> bool:
+    """Whether asking again may give another reply."""
+    return isinstance(reply, Problem) and reply.kind in TRANSIENT
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Pending rows that are generated, parsed and stored together, with their state so far.
@@ -239,6 +244,21 @@ class QAPair:
     language: str = ""
     reasoning: str = ""
 
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """The pair of its fields as plain JSON.
+
+        Raises:
+            TypeError: the fields are not those of a pair.
+            ValueError: a text cannot be encoded as UTF-8, or the turn is no number of one.
+        """
+        pair = cls(**{**plain, "options": tuple(plain.get("options", ()))})
+        own = (pair.question, pair.answer, pair.type, pair.correct, pair.language)
+        "".join((*own, pair.reasoning, *pair.options)).encode()
+        if not 0 <= pair.turn <= _MAX_TURN:
+            raise ValueError("no position in a dialogue")
+        return pair
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -279,15 +299,7 @@ class Answered:
             TypeError: the parser's result is not a list of QA pairs.
             ValueError: a text cannot be encoded as UTF-8, or a turn is no number of one.
         """
-        pairs = tuple(
-            QAPair(**{**pair, "options": tuple(pair.get("options", ()))}) for pair in self.parsed
-        )
-        for pair in pairs:
-            own = (pair.question, pair.answer, pair.type, pair.correct, pair.language)
-            "".join((*own, pair.reasoning, *pair.options)).encode()
-            if not 0 <= pair.turn <= _MAX_TURN:
-                raise ValueError("no position in a dialogue")
-        return pairs
+        return tuple(map(QAPair.from_plain, self.parsed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ def open_source(
     parameters = completed_run(output).parameters
     columns, limits = parameters.columns, parameters.images.settings
     with ImageReader(
+        limits.max_file_bytes,
         credentials=output.s3_credentials,
         allow_private_hosts=allow_private_hosts,
         root=image_root,

@@ -23,36 +23,36 @@ app = App(
 )
 for commands in (outputs, reports, deployments):
     app.update(commands)
-app.command(
-    "prefect_imageqa.flows.cli.run:run",
-    name="run",
-    help="Ask a vLLM server for question-answer pairs about the images in every row.",
-)
-app.command(
-    "prefect_imageqa.flows.cli.export:export",
-    name="export",
-    help="Write the pairs of an output in a format that trainers load, without asking the model.",
-)
-app.command(
-    "prefect_imageqa.flows.cli.batch_files:batch_export",
-    name="batch-export",
-    help="Write the requests of a run to batch files, for a server that works offline.",
-)
-app.command(
-    "prefect_imageqa.flows.cli.batch_files:batch_import",
-    name="batch-import",
-    help="Store the results of batch files as a run would, and write its exports.",
-)
-app.command(
-    "prefect_imageqa.flows.cli.preview:preview",
-    name="preview",
-    help="Compare styles on a few rows: what they ask, and what the model replies.",
-)
-app.command(
-    "prefect_imageqa.flows.cli.styles:styles",
-    name="styles",
-    help="List the styles: what can be asked about a row, each with an example.",
-)
+_IMPORTED_LATER = {
+    "run": (
+        "run:run",
+        "Ask a vLLM server for question-answer pairs about the images in every row.",
+    ),
+    "export": (
+        "export:export",
+        "Write the pairs of an output in a format that trainers load, without asking the model.",
+    ),
+    "batch-export": (
+        "batch_files:batch_export",
+        "Write the requests of a run to batch files, for a server that works offline.",
+    ),
+    "batch-import": (
+        "batch_files:batch_import",
+        "Store the results of batch files as a run would, and write its exports.",
+    ),
+    "preview": (
+        "preview:preview",
+        "Compare styles on a few rows: what they ask, and what the model replies.",
+    ),
+    "styles": (
+        "styles:styles",
+        "List the styles: what can be asked about a row, each with an example.",
+    ),
+}
+"""Commands that import the flow: where they are, and their line in the list of all commands."""
+
+for _name, (_place, _line) in _IMPORTED_LATER.items():
+    app.command(f"prefect_imageqa.flows.cli.{_place}", name=_name, help=_line)
 
 
 @app.command
@@ -177,7 +177,9 @@ def main() -> None:
     collect_rarely()
     keep_little_freed_memory()
     runs_flow = sys.argv[1:2] in _RUNS
-    if runs_flow and not {"-h", "--help"}.intersection(sys.argv):
+    if {"-h", "--help"}.intersection(sys.argv):
+        _describe(sys.argv[1])
+    elif runs_flow:
         from ...serving.temporary_server import start_early
 
         start_early()
@@ -199,6 +201,12 @@ def main() -> None:
         if not _reader_has_left():
             raise
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _describe(name: str) -> None:
+    """Have the help of a command say all that its docstring says, not only its first line."""
+    if name in _IMPORTED_LATER:
+        app[name].help = str(app[name].default_command.__doc__)
 
 
 def _reader_has_left() -> bool:

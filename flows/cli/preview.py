@@ -50,7 +50,7 @@ DryRun = Annotated[
 Watch = Annotated[
     Flag,
     Parameter(
-        help="Go on until Ctrl-C: when a style file changes, ask again about what has changed in it"
+        help="Go on until Ctrl-C: when a style file changes, ask again about what has changed."
     ),
 ]
 

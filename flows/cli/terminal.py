@@ -27,7 +27,7 @@ from rich.text import Text
 from ...serving.endpoint import is_block_name
 from ...serving.server.process import terminate_on_signals
 from ...serving.server.vllm_python import find_vllm_python
-from ...tasks.loading.dataset import Dataset, load_dataset
+from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.patience import Patience
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import run_style
@@ -36,6 +36,7 @@ from ..batch_results import BatchResults
 from ..image_qa import image_qa
 from ..open_model import open_model, resolve_endpoint
 from ..open_store import open_store
+from ..pass_settings import open_table
 from ..prefect_outage import bounded_exit
 from ..prefect_server import check_server
 from ..progress import RunProgress, use_progress
@@ -66,15 +67,7 @@ def run_in_terminal(dataset: str, parameters: Mapping[str, Any]) -> RunSummary:
     patience = Patience(checked.limits.store_wait)
     output = open_store(checked.output, checked.store).with_patience(patience)
     style = run_style(checked, output.s3_credentials)
-    table = load_dataset.fn(
-        dataset,
-        checked.columns,
-        checked.output,
-        checked.images.root,
-        checked.max_rows,
-        output.s3_credentials,
-        used=style.used_columns,
-    )
+    table = open_table(checked, style, output.s3_credentials)
     patience.stop()  # from here on it is the run that waits
     endpoint = parameters.get("endpoint") or []
     if not isinstance(endpoint, BatchResults):

@@ -16,19 +16,25 @@ from ...tasks.generating.generate import generate_batch
 from ...tasks.generating.probe import server_guides
 from ...tasks.images.reader import ImageReader
 from ...tasks.loading.columns import image_value
-from ...tasks.loading.dataset import Dataset, load_dataset
+from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.credentials import S3Credentials
 from ...tasks.object_store.patience import Patience
 from ...tasks.parsing.parse import parse_reply
 from ...tasks.prompting.open_style import OpenStyle
 from ...tasks.prompting.prompts import prompt_rows
-from ...tasks.records import TRANSIENT, FinishedRow, Problem, Prompt, Reply, Row, RowError
+from ...tasks.records import FinishedRow, Prompt, Reply, Row, RowError, is_transient
 from ...tasks.reporting.row_images import SampledImage, sampled_images
 from ...tasks.runs.parameters import RunParameters
 from ...tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
 from ...tasks.storing.questions import question_rows, with_answers
 from ..open_store import open_store
-from ..pass_settings import generation_settings, image_reader, prompt_settings, request_spec
+from ..pass_settings import (
+    generation_settings,
+    image_reader,
+    open_table,
+    prompt_settings,
+    request_spec,
+)
 from .cells import Preview, PreviewReply, PreviewRow, preview_reply
 from .model import NO_ENDPOINT, PreviewModel, open_preview_model
 
@@ -140,14 +146,7 @@ class Session:
     def _first_records(self, parameters: RunParameters, style: OpenStyle) -> _Records:
         read = style.uses_conversation, style.columns
         if read not in self._records:
-            table = load_dataset.fn(
-                parameters.dataset,
-                parameters.columns,
-                image_root=parameters.images.root,
-                credentials=self.credentials,
-                samples=parameters.asking.samples,
-                used=style.used_columns,
-            )
+            table = open_table(parameters, style, self.credentials)
             with closing(table.rows()) as rows:
                 records = islice(groupby(rows, _location), self.count)
                 first = _Records(table, [list(of_record) for _, of_record in records])
@@ -187,7 +186,8 @@ class Session:
                 raise EndpointError(NO_ENDPOINT)
             settings = generation_settings(parameters, asking, self.reader)
             generate_batch.fn(batch, self.model.client, settings)
-        self._replies |= {key: reply for key, reply in batch.replies.items() if _lasts(reply)}
+        lasting = {key: reply for key, reply in batch.replies.items() if not is_transient(reply)}
+        self._replies |= lasting
         self._corrected |= batch.corrected
         replies = self._replies | batch.replies
         return [
@@ -250,8 +250,3 @@ _QUESTION = re.compile(r", question \d+$")
 def _location(row: Row) -> str:
     """Where the row's record is; its questions are rows of their own."""
     return _QUESTION.sub("", row.where)
-
-
-def _lasts(reply: Reply) -> bool:
-    """Whether asking again would give the same."""
-    return not (isinstance(reply, Problem) and reply.kind in TRANSIENT)

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import partial
 from typing import cast
 from uuid import UUID
 
@@ -44,8 +43,13 @@ FINAL_UPDATE_SECONDS = 3.0
 
 
 @contextmanager
-def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -> Iterator[None]:
-    """Publish the progress of a run during the block, from other threads so as not to slow it."""
+def show_progress(
+    output: ObjectStore, source: Dataset, progress: RunProgress
+) -> Iterator[Callable[[], None]]:
+    """Publish the progress of a run during the block, from other threads so as not to slow it.
+
+    Yields a function that shows the run as complete before the end of the block.
+    """
     artifact = _ProgressArtifact(artifact_key(output.uri, "progress"), source.name, progress)
     stopped = threading.Event()
     threading.Thread(target=progress.count, args=(source,), daemon=True).start()
@@ -65,9 +69,14 @@ def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -
         daemon=True,
     )
     thread.start()
-    try:
-        yield
+
+    def complete() -> None:
         artifact.completed = True
+        stopped.set()
+
+    try:
+        yield complete
+        complete()
     finally:
         progress.finished = True
         stopped.set()
@@ -77,19 +86,17 @@ def show_progress(output: ObjectStore, source: Dataset, progress: RunProgress) -
 def show_results(
     output: ObjectStore,
     summary: RunSummary,
-    samples: Sequence[SampledRow] | None,
     *,
     dataset: str,
     model: str,
     files: Mapping[str, str],
     duplicates: int = 0,
 ) -> None:
-    """Publish the results of a run: its summary, a gallery, and the quarantined rows.
+    """Publish the results of a run: its summary, and the quarantined rows.
 
     Args:
         output: where the run wrote.
         summary: its counts.
-        samples: rows for the gallery; None if it is as the last one.
         dataset: name of the dataset.
         model: name of the model.
         files: objects of the output to list in the summary, title -> name.
@@ -101,11 +108,8 @@ def show_results(
         markdown = summary_markdown(
             summary, dataset=dataset, model=model, files=uris, duplicates=duplicates
         )
-        create_markdown_artifact(markdown, key("summary"), description("Summary"))
-
-    def show_gallery(samples: Sequence[SampledRow]) -> None:
-        markdown = gallery_markdown(samples, of=summary.rows)
-        create_markdown_artifact(markdown, key("gallery"), description("Gallery"))
+        key = artifact_key(output.uri, "summary")
+        create_markdown_artifact(markdown, key, _described("Summary", dataset))
 
     def show_quarantine() -> None:
         groups = quarantine_groups(output)
@@ -113,19 +117,30 @@ def show_results(
         title = f"Quarantined: {summary.quarantined:,} of {summary.rows:,} rows"
         if len(table) < len(groups):
             title = f"{title}, the {len(table):,} most common reasons"
-        create_table_artifact(table, key("quarantine"), description(title))
-
-    def key(what: str) -> str:
-        return artifact_key(output.uri, what)
-
-    def description(title: str) -> str:
-        return f"{title} of {escape_markdown(dataset)}"
+        key = artifact_key(output.uri, "quarantine")
+        create_table_artifact(table, key, _described(title, dataset))
 
     # Publish even an empty one: otherwise the artifact of an older run would remain the latest.
     _try_publish("summary", show_summary)
-    if samples is not None:
-        _try_publish("gallery", partial(show_gallery, samples))
     _try_publish("quarantine", show_quarantine)
+
+
+def show_gallery(output: ObjectStore, rows: Sequence[SampledRow], *, of: int, dataset: str) -> None:
+    """Publish a gallery of rows of a completed run.
+
+    Args:
+        output: where the run wrote.
+        rows: those to show.
+        of: how many rows the run has.
+        dataset: name of the dataset.
+    """
+
+    def show() -> None:
+        key = artifact_key(output.uri, "gallery")
+        markdown = gallery_markdown(rows, of=of)
+        create_markdown_artifact(markdown, key, _described("Gallery", dataset))
+
+    _try_publish("gallery", show)
 
 
 def show_pilot(
@@ -181,6 +196,10 @@ class _ProgressArtifact:
         else:
             update_progress_artifact(self._artifact, percent, text)
         server_has_answered()
+
+
+def _described(title: str, dataset: str) -> str:
+    return f"{title} of {escape_markdown(dataset)}"
 
 
 def _try_publish(what: str, publish: Callable[[], object]) -> None:

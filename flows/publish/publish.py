@@ -1,6 +1,9 @@
 """Publishes a completed run: a report in its output; artifacts, events and an asset in Prefect."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, cast
 
 from prefect import get_run_logger
@@ -21,14 +24,14 @@ from ...tasks.records import Row
 from ...tasks.reporting.dataset_card import CARD
 from ...tasks.reporting.report import MAX_ANSWERED, MAX_QUARANTINED, REPORT, make_report
 from ...tasks.reporting.row_images import ImageSource, RowImages
-from ...tasks.reporting.samples import SampledRow, likely_sample
+from ...tasks.reporting.samples import SampledRow, evenly_spaced, likely_sample
 from ...tasks.runs.run_record import RunCounts
 from ...tasks.storing.key_index import count_duplicates, pack_keys
 from ..client_settings import client_settings
 from ..open_pass import OpenPass
 from ..prefect_outage import run_has_ended, server_answers
 from ..summary import RunSummary
-from .artifacts import show_results
+from .artifacts import show_gallery, show_results
 from .events import emit_completed
 
 FILES = {
@@ -80,22 +83,35 @@ def _asset_key(uri: str) -> str | None:
         return None
 
 
-def watched(
+def report_images(
     rows: Callable[[], Iterator[Row]], dataset: Dataset, main_pass: OpenPass
-) -> tuple[Iterator[Row], RowImages]:
-    """The rows for the export; while it reads them, thumbnails for the report are made.
+) -> RowImages:
+    """The images for the report.
 
     Args:
         rows: reads the dataset's rows again.
         dataset: the dataset.
-        main_pass: the pass over them, which is complete.
+        main_pass: the pass over them.
     """
     settings = main_pass.generation_settings
     source = ImageSource(rows, dataset.columns, dataset.base)
-    images = RowImages(source, settings.reader, settings.images)
+    return RowImages(source, settings.reader, settings.images)
+
+
+def expected_sample(dataset: Dataset, main_pass: OpenPass) -> set[int]:
+    """Rows that the report will show if all are answered: their thumbnails can be made meanwhile.
+
+    None if their number is not known, or if a report of an earlier run may stay as it is.
+    """
+    if dataset.count is None or len(main_pass.ledger.rows.index):
+        return set()
+    return set(evenly_spaced(dataset.count, MAX_ANSWERED))
+
+
+def final_sample(main_pass: OpenPass) -> set[int]:
+    """Rows that the report will show, as far as that is known before the export."""
     kinds = main_pass.ledger.rows.index.find(pack_keys(main_pass.row_keys)).locations["kind"]
-    wanted = likely_sample(kinds, answered=MAX_ANSWERED, quarantined=MAX_QUARANTINED)
-    return images.watch(rows(), wanted), images
+    return likely_sample(kinds, answered=MAX_ANSWERED, quarantined=MAX_QUARANTINED)
 
 
 def publish(
@@ -113,20 +129,27 @@ def publish(
     """
     run_has_ended()
     get_run_logger().info("%s", summary)
-    samples = _update_report(output, dataset, images, main_pass)
-    if server_answers():
-        with client_settings(max_retries=1, timeout=ARTIFACT_SECONDS):
-            show_results(
-                output,
-                summary,
-                samples,
-                dataset=dataset.name,
-                model=model,
-                files=FILES,
-                duplicates=count_duplicates(main_pass.row_keys),
-            )
-    else:
-        get_run_logger().info("no artifacts of the results are published")
+    results = partial(
+        show_results,
+        output,
+        summary,
+        dataset=dataset.name,
+        model=model,
+        files=FILES,
+        duplicates=count_duplicates(main_pass.row_keys),
+    )
+    is_shown = server_answers()
+    with (
+        client_settings(max_retries=1, timeout=ARTIFACT_SECONDS),
+        ThreadPoolExecutor(1) as publisher,
+    ):
+        if is_shown:  # while the report is written
+            publisher.submit(copy_context().run, results)
+        else:
+            get_run_logger().info("no artifacts of the results are published")
+        samples = _update_report(output, dataset, images, main_pass)
+        if is_shown and samples is not None:
+            show_gallery(output, samples, of=summary.rows, dataset=dataset.name)
     emit_completed(summary, dataset=dataset.name, model=model)
 
 

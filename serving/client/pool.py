@@ -6,7 +6,7 @@ import time
 
 from ..background_loop import CoroutineGroup
 from ..endpoint import VLLMEndpoint
-from ..errors import EndpointLostError, ImageQAError
+from ..errors import EndpointLostError, ImageQAError, ServerError
 from ..types import Completion, FailureKind, Recovery
 from .addresses import addresses_of
 from .auto_limit import AutoLimit
@@ -202,6 +202,10 @@ class ServerPool(RequestLine):
                 await asyncio.to_thread(recovery.recover, problem, expected=self.crash_expected)
             except ImageQAError as error:
                 self.fail(error)
+                return False
+            except Exception as error:  # nobody else would see it, and all requests would wait
+                what = f"cannot be restarted ({type(error).__name__}: {error})"
+                self.fail(ServerError(f"{server.name} {what}"))
                 return False
             server.health = Health.DOWN
             problem = await self._problem(server)

@@ -37,7 +37,8 @@ class RequestLine:
         self.in_use = 0
         self.error: ImageQAError | None = None
         self.is_auto = max_in_flight is None
-        self._most = max_connections() if max_in_flight is None else max_in_flight
+        connections = max_connections()  # also raises the limit of open files
+        self._most = min(connections if max_in_flight is None else max_in_flight, connections)
         self._line: deque[Request] = deque()
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None

@@ -143,8 +143,9 @@ class Watchdog:
 
     async def _look(self, server: Server) -> bool:
         """Look at a server that has completed nothing for long: is it busy, or stalled?"""
-        began, computed = time.monotonic(), self._processor_seconds()
+        began = time.monotonic()
         try:
+            computed = self._processor_seconds()
             before = await server.transport.counters()
             asleep = before is not None and before.asleep
             alive, spent = (False, 0) if asleep else await self._send_test(server)

@@ -17,7 +17,7 @@ from ..object_store.store import ObjectStore
 from ..prompting.keys import canonical_digest
 from ..runs.run_record import RunCounts
 from ..storing.key_index import pack_keys
-from ..storing.layout import EXPORTED, MAX_RECORD_BYTES
+from ..storing.layout import EXPORTED, MAX_METADATA_BYTES
 from ..storing.ledger import Ledger
 
 _KEYS_PER_LOOKUP = 65_536
@@ -55,7 +55,7 @@ class LastExport(BaseModel):
 def last_export(store: ObjectStore) -> LastExport | None:
     """What a run has exported last; None if that is not known."""
     try:
-        return LastExport.model_validate_json(store.read(EXPORTED, MAX_RECORD_BYTES))
+        return LastExport.model_validate_json(store.read(EXPORTED, MAX_METADATA_BYTES))
     except (ObjectMissingError, ObjectCorruptedError, ValidationError):
         return None
 

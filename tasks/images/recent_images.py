@@ -2,14 +2,17 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..records import ImageRef
 from .prepare import ImageSettings, PreparedImage
 
 MAX_BYTES = 16 << 20
-"""Encoded images that are kept: rows about the same image are prepared close together."""
+"""Images that are kept, with the bytes that identify embedded ones: rows about the same image are
+prepared close together."""
+
+_Key = tuple[str | None, bytes | None, str, ImageSettings]
 
 
 class RecentImages:
@@ -17,8 +20,8 @@ class RecentImages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images: OrderedDict[Hashable, PreparedImage] = OrderedDict()
-        self._running: dict[Hashable, Future[PreparedImage]] = {}
+        self._images: OrderedDict[_Key, PreparedImage] = OrderedDict()
+        self._running: dict[_Key, Future[PreparedImage]] = {}
         self._bytes = 0
 
     def get(
@@ -61,20 +64,24 @@ class RecentImages:
         with self._lock:
             self._add(_key(ref, settings), image)
 
-    def _find(self, key: Hashable) -> PreparedImage | None:
+    def _find(self, key: _Key) -> PreparedImage | None:
         image = self._images.get(key)
         if image is not None:
             self._images.move_to_end(key)
         return image
 
-    def _add(self, key: Hashable, image: PreparedImage) -> None:
+    def _add(self, key: _Key, image: PreparedImage) -> None:
         if key not in self._images:
             self._images[key] = image
-            self._bytes += len(image.data)
+            self._bytes += _size(key, image)
         while self._bytes > MAX_BYTES:
-            _, oldest = self._images.popitem(last=False)
-            self._bytes -= len(oldest.data)
+            self._bytes -= _size(*self._images.popitem(last=False))
 
 
-def _key(ref: ImageRef, settings: ImageSettings) -> Hashable:
+def _key(ref: ImageRef, settings: ImageSettings) -> _Key:
     return ref.path, ref.data, ref.version, settings
+
+
+def _size(key: _Key, image: PreparedImage) -> int:
+    """Bytes in memory; the key holds an embedded image as it was."""
+    return len(image.data) + len(key[1] or b"")

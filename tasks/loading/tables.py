@@ -19,13 +19,12 @@ from ..object_store.filesystems import GuardedFile
 from ..object_store.regular_files import open_regular
 from ..object_store.store_errors import store_errors
 from ..records import Problem
-from .choices import ask_choices
 from .csv_dialects import SAMPLE_BYTES, CsvDialect, recognise
 from .csv_format import read_csv
 from .image_folders import from_dataset_folder, is_metadata
 from .json_formats import LocatedRecord, batch_note, read_json_array, read_json_lines
 from .json_kinds import is_json_array
-from .shared_images import share_images
+from .vlmevalkit import ask_choices, share_images
 from .webdataset import read_webdataset
 
 Reader = Callable[[io.BufferedReader], Iterator[LocatedRecord]]

@@ -93,7 +93,10 @@ def _read_answer(text: str, asked: Asked) -> Parsed:
 
 
 def _read_with(parser: PairParser, text: str, _asked: Asked) -> Parsed:
-    return Parsed(_plain(parser(text)))
+    pairs = _plain(parser(text))
+    for pair in pairs:
+        QAPair.from_plain(pair)  # raises what would end the run when the pairs are exported
+    return Parsed(pairs)
 
 
 _BUILT_IN: Mapping[PairParser, Parser] = {

@@ -83,7 +83,7 @@ class RowImages:
     def watch(self, rows: Iterable[Row], wanted: Collection[int]) -> Iterator[Row]:
         """Let rows pass that are read for another purpose, and start on those at some positions."""
         for row in rows:
-            if row.index in wanted:
+            if row.index in wanted and row.index not in self._names:
                 self._start(row)
             yield row
 

@@ -83,7 +83,7 @@ def sample_rows(
         answered_rows = np.delete(np.arange(len(keys)), np.asarray(quarantined_rows, np.int64))
         chosen = set(_spread_over_kinds(lines_by_kind, quarantined))
         failures = [_failure(line) for _, line in _numbered_lines(store, QUARANTINE_JSONL, chosen)]
-    numbers = answered_rows[_evenly_spaced(len(answered_rows), answered)].tolist()
+    numbers = _spread(answered_rows, len(keys), answered)
     pairs = pairs_of_rows(store, numbers)
     rows = [*_answers(run.dataset, stored, keys, numbers, pairs), *failures]
     where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
@@ -103,7 +103,7 @@ def likely_sample(kinds: Array, *, answered: int, quarantined: int) -> set[int]:
     rows = np.flatnonzero(kinds == ANSWERED_NUMBER)
     failed = {kind: np.flatnonzero(kinds == kind).tolist() for kind in np.unique(kinds[kinds > 0])}
     return {
-        *rows[_evenly_spaced(len(rows), answered)].tolist(),
+        *_spread(rows, len(kinds), answered),
         *_spread_over_kinds(failed, quarantined),
     }
 
@@ -171,11 +171,27 @@ def _spread_over_kinds(lines: Mapping[Any, Sequence[int]], count: int) -> Iterat
     kinds = sorted(lines.values(), key=len)
     for done, of_kind in enumerate(kinds):
         share = min(len(of_kind), remaining // (len(kinds) - done))
-        yield from (of_kind[index] for index in _evenly_spaced(len(of_kind), share))
+        yield from (of_kind[index] for index in evenly_spaced(len(of_kind), share))
         remaining -= share
 
 
-def _evenly_spaced(size: int, count: int) -> list[int]:
+def _spread(rows: Array, of: int, count: int) -> list[int]:
+    """Evenly spaced rows of a dataset: where one of them has no answer, the next one that has.
+
+    Args:
+        rows: the answered ones.
+        of: rows of the dataset.
+        count: how many to choose.
+    """
+    following = np.searchsorted(rows, evenly_spaced(of, count))
+    chosen = np.unique(rows[following[following < len(rows)]])
+    if len(chosen) < min(count, len(rows)):  # long stretches have no answer
+        chosen = rows[evenly_spaced(len(rows), count)]
+    numbers: list[int] = chosen.tolist()
+    return numbers
+
+
+def evenly_spaced(size: int, count: int) -> list[int]:
     """Up to `count` evenly spaced indexes below `size`."""
     count = min(size, count)
     return [number * size // count for number in range(count)]

@@ -18,7 +18,7 @@ from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..storing.layout import (
     MANIFEST,
-    MAX_RECORD_BYTES,
+    MAX_METADATA_BYTES,
     RUNS,
     read_manifest,
     run_name,
@@ -268,7 +268,7 @@ def read_run(store: ObjectStore, name: str) -> RunRecord:
         ObjectMissingError: there is no such record.
     """
     try:
-        content = json.loads(store.read(name, MAX_RECORD_BYTES))
+        content = json.loads(store.read(name, MAX_METADATA_BYTES))
     except (ValueError, RecursionError):
         raise _invalid(store, name, "not JSON") from None
     return _record_of(store, name, content)

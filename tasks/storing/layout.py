@@ -43,7 +43,7 @@ RUNS = "runs"
 EXPORTED = f"{PAIRS}/exported.json"
 MANIFEST = "manifest.json"
 
-MAX_RECORD_BYTES = 16 << 20
+MAX_METADATA_BYTES = 16 << 20
 """Size of a manifest or a run record; ours have some kilobytes, and the user's prompts."""
 
 PART_SUFFIX = ".parquet"
@@ -107,7 +107,7 @@ def read_manifest(store: ObjectStore) -> Mapping[str, Any] | None:
         StoreError: the output was written with another layout, or cannot be read.
     """
     try:
-        manifest: dict[str, Any] = json.loads(store.read(MANIFEST, MAX_RECORD_BYTES))
+        manifest: dict[str, Any] = json.loads(store.read(MANIFEST, MAX_METADATA_BYTES))
         version = manifest.pop("layout_version", None)
     except ObjectMissingError:
         return None

@@ -157,6 +157,8 @@ def part_contents(file: BinaryIO | pa.NativeFile) -> Contents:
     locations["row"] = np.arange(len(table))
     locations["kind"] = kinds.to_numpy()
     written = table.column("written").cast(pa.int64()).to_numpy()
+    if len(table) and not 0 <= written.min() <= written.max() < _ANSWER_RANK:
+        raise ValueError("times out of range")
     attempts = table.column("attempt").to_numpy()
     if len(table) and not 0 <= attempts.min() <= attempts.max() <= _MAX_ATTEMPTS:
         raise ValueError("attempts out of range")
@@ -180,25 +182,18 @@ def open_part(file: BinaryIO | pa.NativeFile) -> pq.ParquetFile:
 def rows_of(table: pa.Table) -> Iterator[FinishedRow]:
     """The rows of a table read from a part, in order."""
     for chunk in table.to_batches(max_chunksize=_ROWS_PER_CHUNK):
-        for stored in chunk.to_pylist():
-            yield _row_of(stored)
+        is_answered = pc.equal(chunk.column("status"), ANSWERED).fill_null(False)
+        answers = _answers(chunk.filter(is_answered))
+        failures = map(_quarantined, chunk.filter(pc.invert(is_answered)).to_pylist())
+        for is_answer in _values(is_answered):
+            yield next(answers) if is_answer else next(failures)
 
 
-def _row_of(stored: Mapping[str, Any]) -> FinishedRow:
-    if stored["status"] == ANSWERED:
-        answer = {name: _required(stored, name) for name in _ANSWER_COLUMNS}
-        return Answered(key=stored["key"], parsed=json.loads(_required(stored, "parsed")), **answer)
-    return Quarantined(
-        key=stored["key"],
-        row=_required(stored, "row"),
-        where=_required(stored, "where"),
-        kind=Kind(stored["status"]),
-        message=_required(stored, "message"),
-        status=stored["http_status"],
-        attempts=_required(stored, "requests"),
-        text=stored["text"],
-        attempt=stored["attempt"],
-    )
+def _answers(rows: pa.RecordBatch) -> Iterator[Answered]:
+    """Read answered rows by column, which takes a third of the time that dicts take."""
+    columns = [_required_column(rows, name) for name in ("key", "parsed", *_ANSWER_COLUMNS)]
+    for key, parsed, text, *others in zip(*columns, strict=True):
+        yield Answered(key, text, json.loads(parsed), *others)
 
 
 _ANSWER_COLUMNS = (
@@ -211,6 +206,34 @@ _ANSWER_COLUMNS = (
     "lost",
     "style",
 )
+"""In the order of the fields of `Answered`."""
+
+
+def _required_column(rows: pa.RecordBatch, name: str) -> list[Any]:
+    column = rows.column(name)
+    if column.null_count:
+        raise ValueError(f"row without {name}")
+    return _values(column)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column without nulls; by NumPy, which is faster than Arrow's `to_pylist`."""
+    values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    return values
+
+
+def _quarantined(stored: Mapping[str, Any]) -> Quarantined:
+    return Quarantined(
+        key=stored["key"],
+        row=_required(stored, "row"),
+        where=_required(stored, "where"),
+        kind=Kind(stored["status"]),
+        message=_required(stored, "message"),
+        status=stored["http_status"],
+        attempts=_required(stored, "requests"),
+        text=stored["text"],
+        attempt=stored["attempt"],
+    )
 
 
 def _required(stored: Mapping[str, Any], name: str) -> Any:

@@ -2,18 +2,20 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pandas as pd
+import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect_imageqa import Limits, Sampling, image_qa
 from prefect_imageqa.flows.batch_results import BatchResults
 from prefect_imageqa.flows.cli.batch_files import batch_export
 from prefect_imageqa.tasks.runs.parameters import Asking, Parsing
+from prefect_imageqa.tasks.storing.ledger import Ledger, RowStatus
 
 GIVEN: dict[str, Any] = {
     "model": "stub",
@@ -81,6 +83,21 @@ def test_imported_results_are_what_a_run_would_have_stored(
     other = Parsing(require_pairs=False)
     batch_export(dataset, output=output, to=str(requests), **GIVEN, parsing=other)
     assert not list(requests.glob("*.jsonl"))
+
+
+def test_rows_are_looked_up_together(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookups, statuses = list[int](), Ledger.statuses
+
+    def counted(ledger: Ledger, keys: Sequence[str]) -> list[RowStatus]:
+        lookups.append(len(keys))
+        return statuses(ledger, keys)
+
+    monkeypatch.setattr(Ledger, "statuses", counted)
+    dataset, output = str(drawn / "dataset.json"), str(tmp_path / "out")
+    batch_export(dataset, output=output, to=str(tmp_path / "requests"), **GIVEN)
+    assert lookups == [4, 4, 4]
 
 
 def test_questions_and_their_answers_are_exported_in_turn(drawn: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from prefect_imageqa.flows.progress import RunProgress
@@ -135,3 +137,17 @@ def test_the_time_of_the_last_reply_is_that_of_the_client() -> None:
     stats.last_completion = time.monotonic() - 90
     assert progress.last_reply
     assert (datetime.now(UTC) - progress.last_reply).total_seconds() == pytest.approx(90, abs=5)
+
+
+@pytest.mark.parametrize(("unit", "total"), [("rows", 3), ("questions", None)])
+def test_rows_that_are_counted_late_are_not_the_total_of_another_pass(
+    unit: str, total: int | None
+) -> None:
+    progress, table = RunProgress(), SimpleNamespace(rows=lambda: range(3))
+    progress.begin(ClientStats(), None)
+    counting = Thread(target=progress.count, args=(table,))
+    counting.start()
+    progress.begin(ClientStats(), None, unit)
+    progress.needs_total.set()
+    counting.join()
+    assert progress.total == total

@@ -68,6 +68,15 @@ def test_all_that_was_put_in_is_received_before_a_group_ends_and_nothing_later(
     assert len(at_end) == len(set(at_end)) == len(received) == accepted
 
 
+def test_nothing_is_put_in_for_a_loop_that_is_closed() -> None:
+    closed = BackgroundLoop()
+    closed.close()
+    mailbox = Mailbox[int](closed, print)
+    for number in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            mailbox.put(number)
+
+
 def test_a_group_that_ends_cancels_what_its_coroutines_have_just_spawned(
     loop: BackgroundLoop,
 ) -> None:

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect_imageqa import ObjectStore, StoreError, image_qa
+from prefect_imageqa import Columns, Images, ObjectStore, StoreError, image_qa
+from prefect_imageqa.flows.cli import export
+from prefect_imageqa.tasks.images.references import ImageRef
+from prefect_imageqa.tasks.records import Kind, RowError
 from prefect_imageqa.tasks.storing.layout import open_output
 
 from .conftest import Call
@@ -96,3 +100,18 @@ def test_a_run_refuses_an_export_folder_of_others_before_any_request(
     with pytest.raises(StoreError, match=r"no export has written, such as mine\.txt"):
         image_qa(str(drawn / "dataset.json"), output.uri, endpoint=stub.url, **parameters)
     assert stub.stats()["requests"] == requests
+
+
+def test_images_are_read_up_to_the_size_that_the_run_allowed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parameters = SimpleNamespace(columns=Columns(), images=Images(max_file_bytes=9))
+    monkeypatch.setattr(export, "completed_run", lambda _: SimpleNamespace(parameters=parameters))
+    (tmp_path / "a.png").write_bytes(b"0123456789")
+    store = ObjectStore(uri=str(tmp_path))
+    with (
+        export.open_source(store, None, None, allow_private_hosts=False) as source,
+        pytest.raises(RowError) as raised,
+    ):
+        source.reader.read(ImageRef(path=str(tmp_path / "a.png")))
+    assert raised.value.problem.kind is Kind.IMAGE_TOO_LARGE

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
+from prefect_imageqa.flows.cli.main import _IMPORTED_LATER
 from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
 
 from .conftest import Call
@@ -80,6 +81,13 @@ def test_startup_imports_no_slow_modules(
     assert ("fastapi" in imported) is (command == "run --help")
     # CPU time, of which another busy process takes nothing; the bounds are 5 times the usual.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < cpu_seconds
+
+
+@pytest.mark.parametrize("command", _IMPORTED_LATER)
+def test_the_help_of_a_command_says_what_its_exit_codes_mean(command: str, call: Call) -> None:
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    assert "exit code" in out.lower()
 
 
 def test_serve_help_names_the_command_that_builds_a_server_environment() -> None:

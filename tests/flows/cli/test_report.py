@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard
-from prefect_imageqa import Asking, ObjectStore, image_qa
+from prefect_imageqa import Asking, Images, ObjectStore, image_qa
 from prefect_imageqa.tasks.reporting import report
 from prefect_imageqa.tasks.storing.layout import open_output
 
@@ -97,10 +97,14 @@ def test_a_missing_dataset_and_a_corrupted_export(
 ) -> None:
     monkeypatch.setattr(report, "draw_plots", lambda _: [])
     output = tmp_path / "out"
-    image_qa(str(drawn / "dataset.json"), str(output), endpoint=stub.url, max_rows=5)
+    dataset = drawn / "dataset.json"
+    sizes = [(drawn / row["image"]).stat().st_size for row in json.loads(dataset.read_text())[:5]]
+    limits = Images(max_file_bytes=max(sizes) - 1)
+    image_qa(str(dataset), str(output), endpoint=stub.url, max_rows=5, images=limits)
 
-    assert call("report", str(output), "--dataset", str(drawn / "dataset.json"))[0] == 0
-    assert (output / "report.html").read_text().count("data:image/jpeg") == 5
+    assert call("report", str(output), "--dataset", str(dataset))[0] == 0
+    shown = len(sizes) - sizes.count(max(sizes))
+    assert (output / "report.html").read_text().count("data:image/jpeg") == shown
     code, _, err = call("report", str(output))
     assert (code, err) == (0, "the report has no images: give the run's dataset as --dataset\n")
     assert (output / "report.html").read_text().count("no image") == 5

@@ -5,15 +5,18 @@ import logging
 import re
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect_imageqa import Asking, Limits
+from prefect_imageqa.flows.cli import terminal
 from prefect_imageqa.flows.cli.terminal import _display, _ProgressView
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.serving.client.stats import ClientStats
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
 from rich.console import Console
 
 LONG = (
@@ -88,3 +91,25 @@ def test_log_lines_are_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).splitlines()
     assert f"[bold]{LONG}" in lines
     assert lines[-1] == "the run has ended"
+
+
+def test_the_rows_counted_for_the_bar_are_all_samples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ShownError(Exception):
+        """Ends the call where the bar is shown."""
+
+    def display(_: RunProgress, table: Dataset) -> None:
+        raise ShownError(sum(1 for _ in table.rows()))
+
+    monkeypatch.setattr(terminal, "_display", display)
+    dataset = tmp_path / "rows.json"
+    dataset.write_text('[{"image": "a.png"}, {"image": "b.png"}]')
+    parameters = {
+        "output": str(tmp_path / "out"),
+        "endpoint": ["http://127.0.0.1:9"],
+        "limits": Limits(wait=1),
+        "asking": Asking(samples=3),
+    }
+    with pytest.raises(ShownError, match=r"^6$"):
+        terminal.run_in_terminal(str(dataset), parameters)

@@ -30,7 +30,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import ImageQAError, Limits, ObjectStore, VLLMEndpoint, image_qa
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.flows.publish import artifacts
-from prefect_imageqa.flows.publish.artifacts import show_progress, show_results
+from prefect_imageqa.flows.publish.artifacts import show_gallery, show_progress, show_results
 from prefect_imageqa.flows.summary import RunSummary
 from prefect_imageqa.serving.client.stats import ClientStats
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
@@ -175,7 +175,8 @@ def test_results_that_cannot_be_published_do_not_fail_the_run(
     @flow(name="with-results", persist_result=False)
     def results_flow() -> str:
         output = ObjectStore(uri=str(tmp_path))  # there is no quarantine.jsonl
-        show_results(output, summary, [], dataset="d", model="m", files={"Pairs": "pairs.parquet"})
+        show_results(output, summary, dataset="d", model="m", files={"Pairs": "pairs.parquet"})
+        show_gallery(output, [], of=1, dataset="d")
         return str(flow_run.id)
 
     published = artifacts_of(client, uuid.UUID(results_flow()))

@@ -2,14 +2,18 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import ObjectStore, image_qa
+from prefect_imageqa.tasks.loading.recorded_rows import RecordedRows
+from prefect_imageqa.tasks.reporting.row_images import RowImages
 
 MATERIALIZED = "prefect.asset.materialization.succeeded"
 
@@ -40,6 +44,26 @@ def test_an_output_on_s3_is_an_asset_with_its_counts(
     assert {"asset", "flow-run", "task-run"} <= roles
     upstream = {related["prefect.resource.id"] for related in event["related"]}
     assert f"{folder}/rows.json" in upstream
+
+
+def test_thumbnails_are_made_while_the_rows_are_asked(
+    stub: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards, the end of the run would wait for them; a run that asks nothing makes none."""
+    events = list[str]()
+    for owner, name in ((RecordedRows, "read_again"), (RowImages, "_start")):
+        monkeypatch.setattr(owner, name, noted(getattr(owner, name), events))
+    for _ in range(2):
+        image_qa(str(drawn / "images"), str(tmp_path / "out"), endpoint=stub.url, max_rows=3)
+    assert events == ["_start", "_start", "_start", "read_again", "read_again"]
+
+
+def noted(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args)
+
+    return call
 
 
 def result_blocks() -> set[str]:

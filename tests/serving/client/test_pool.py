@@ -68,6 +68,25 @@ def test_each_server_has_a_limit_of_its_own() -> None:
     assert asyncio.run(spread()) == ([3, 5], 8, True)
 
 
+@pytest.mark.parametrize(("wanted", "possible"), [(900, 744), (500, 500), (None, 744)])
+def test_a_limit_needs_as_many_open_files(
+    wanted: int | None, possible: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the system allows at first, and no more than it allows at all."""
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (300, 1000))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: raised.append(limits))
+
+    async def spread() -> int:
+        async with servers(wanted, URLS[0]) as pool:
+            for server in pool.servers:
+                server.auto_limit = None
+            return len([*iter(lambda: pool.acquire(time.monotonic()), None)])
+
+    assert asyncio.run(spread()) == possible
+    assert raised == [(1000, 1000)]
+
+
 @dataclass
 class Sent:
     """Requests in line, and the positions of those that were sent."""

@@ -35,7 +35,7 @@ class FakeRecovery:
         self.active: list[int] = []
         self.memory = ""
         self.computes = False
-        self.error: ServerError | None = None
+        self.error: Exception | None = None
         self.repaired = True
         self.may_end = threading.Event()
         self.may_end.set()
@@ -138,16 +138,26 @@ def test_a_restart_that_does_not_help_is_repeated(
     assert set(recovery.reasons[1:]) == {"answers no request (HTTP 500: simulated failure)"}
 
 
-def test_requests_end_when_the_restarts_are_given_up(
-    server: FakeVLLM, recovery: FakeRecovery, client: ChatClient
+GAVE_UP = "gave up after 5 restarts without a completion: it hangs"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ServerError(GAVE_UP), f"^{GAVE_UP}$"),
+        (MemoryError("no memory to fork"), r"cannot be restarted \(MemoryError: no memory to fork"),
+    ],
+    ids=["given up", "unexpected"],
+)
+def test_requests_end_when_the_server_cannot_be_restarted(
+    server: FakeVLLM, recovery: FakeRecovery, client: ChatClient, error: Exception, message: str
 ) -> None:
-    recovery.error = ServerError("gave up after 5 restarts without a completion: it hangs")
+    recovery.error = error
     server.frozen = True
-    with pytest.raises(ServerError) as raised:
+    with pytest.raises(ServerError, match=message):
         client.complete(map(ask, ROWS))
-    assert str(raised.value) == str(recovery.error)
     assert len(recovery.reasons) == 1
-    with pytest.raises(ServerError, match="gave up after 5 restarts"):
+    with pytest.raises(ServerError, match=message):
         client.complete([ask("hello")])
 
 

@@ -66,3 +66,14 @@ def test_an_image_of_another_version_is_another_image() -> None:
     assert recent.find(ref, SETTINGS) is first
     assert recent.get(ref, SETTINGS, image) is first
     assert recent.find(ImageRef("a.png", version="2"), SETTINGS) is None
+
+
+def test_the_bytes_of_embedded_images_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They identify the prepared images, which may be far smaller."""
+    monkeypatch.setattr(recent_images, "MAX_BYTES", 20)
+    recent = RecentImages()
+    first, second = (ImageRef(data=bytes([n] * 12)) for n in range(2))
+    for ref in (first, second):
+        recent.get(ref, SETTINGS, lambda: image(4))
+    assert recent.find(first, SETTINGS) is None
+    assert recent.find(second, SETTINGS)

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prefect_imageqa.serving.types import Completion
@@ -246,6 +247,20 @@ def test_a_failing_parser_affects_only_the_row(
     parser: Callable[[str], Parsed], reason: str, required: bool
 ) -> None:
     parsing = ParseSettings("custom", lambda text, _: parser(text), required)
+    problem = _problem(_completion("text"), parsing)
+    assert problem.kind is Kind.UNPARSED
+    assert f"parser custom raised {reason}" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"turn": -1}, "ValueError: no position"), ({"type": 5}, "TypeError")],
+    ids=["turn", "type"],
+)
+def test_a_pair_that_cannot_be_exported_affects_only_the_row(
+    fields: dict[str, Any], reason: str
+) -> None:
+    parsing = pair_parse_settings("custom", lambda text: [QAPair(text, text, **fields)])
     problem = _problem(_completion("text"), parsing)
     assert problem.kind is Kind.UNPARSED
     assert f"parser custom raised {reason}" in problem.message

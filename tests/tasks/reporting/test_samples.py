@@ -26,6 +26,7 @@ from prefect_imageqa.tasks.loading.dataset import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row
+from prefect_imageqa.tasks.reporting import row_images
 from prefect_imageqa.tasks.reporting.row_images import ImageSource, RowImages
 from prefect_imageqa.tasks.reporting.samples import SampledRow, likely_sample, sample_rows
 from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
@@ -249,6 +250,35 @@ def test_rows_that_have_passed_are_not_read_again(
         )
         more = sample_rows(local, run, stored, **options | {"answered": 8})
         assert (read, len(more), all(map(thumbnails, more))) == (1, 11, True)
+
+
+def test_rows_that_pass_twice_are_read_once(
+    local: ObjectStore, make_output: MakeOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_output(local, 6, lambda _: None)
+    source, read = source_of(local), list[Any]()
+    monkeypatch.setattr(row_images, "sampled_images", lambda value, *_: read.append(value) or ())
+    with ImageReader(1 << 20) as reader:
+        images = RowImages(source, reader, ImageSettings())
+        for wanted in ({1, 4}, {1, 2}):
+            assert len(list(images.watch(source.rows(), wanted))) == 6
+        assert images.of({1: None, 2: None, 4: None}) == {1: (), 2: (), 4: ()}
+    assert len(read) == 3
+
+
+def test_a_failure_moves_only_its_own_place_in_the_sample() -> None:
+    kinds = np.zeros(100, np.uint8)
+    assert likely_sample(kinds, answered=5, quarantined=0) == {0, 20, 40, 60, 80}
+    kinds[[40, 41, 50]] = 1
+    assert likely_sample(kinds, answered=5, quarantined=0) == {0, 20, 42, 60, 80}
+
+
+@pytest.mark.parametrize("answered", [range(90, 100), range(3)], ids=["last", "first"])
+def test_long_stretches_of_failures_make_the_sample_no_smaller(answered: range) -> None:
+    kinds = np.ones(100, np.uint8)
+    kinds[answered] = 0
+    sample = likely_sample(kinds, answered=3, quarantined=0)
+    assert (len(sample), sample <= {*answered}) == (3, True)
 
 
 def test_images_can_be_enlarged(local: ObjectStore, make_output: MakeOutput) -> None:

@@ -105,6 +105,10 @@ FOUND_WHEN_OPENED: dict[str, bytes] = {
     "key with a space": with_value(0, "key", f"{key(0)[:-1]} "),
     "long key": with_value(0, "key", 2 * key(0)),
     "key not UTF-8": with_column("key", NOT_UTF8),
+    "time out of range": with_column(
+        "written", pa.array([2**62, 1]).cast(PART_SCHEMA.field("written").type)
+    ),
+    "negative time": with_value(0, "written", -1),
     "negative attempt": with_value(1, "attempt", -1),
     "too many attempts": with_value(1, "attempt", 2**31 - 1),
     "too many rows": part_of(pa.concat_tables([rows_table(ROWS, 1)] * (MAX_PART_ROWS // 2 + 1))),
@@ -141,9 +145,7 @@ FOUND_WHEN_READ: dict[str, bytes] = {
     "failure without row": with_value(1, "row", None),
     "failure without requests": with_value(1, "requests", None),
     "text not UTF-8": with_column("text", NOT_UTF8),
-    "time out of range": with_column(
-        "written", pa.array([2**62, 1]).cast(PART_SCHEMA.field("written").type)
-    ),
+    "null status": with_null("status"),
     "other rows": part_of(rows_table([answered(5), answered(6)], 1)),
     "fewer rows": part_of(rows_table([], 1)),
 }
