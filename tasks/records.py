@@ -73,6 +73,7 @@ class Row:
         problem: set if the record itself could not be read.
         sample: number among the rows that ask the same about the same record, from 0.
         question: what is asked about it instead of its conversation, if not empty.
+        pair: the QA pair of the record that a check is about.
     """
 
     index: int
@@ -81,6 +82,7 @@ class Row:
     problem: Problem | None = None
     sample: int = 0
     question: str = ""
+    pair: "QAPair | None" = None
 
 
 @dataclass(frozen=True, slots=True)

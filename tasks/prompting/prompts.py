@@ -106,6 +106,7 @@ def _render(
         record=row.record,
         sample=row.sample,
         image_ids=image_ids,
+        pair=row.pair,
     )
     try:
         rendered = settings.style(prompt_input)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...serving.types import Message
 from ..loading.conversations import Turn
-from ..records import Asked, ImageRef, Record
+from ..records import Asked, ImageRef, QAPair, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class PromptInput:
         record: the complete input record, for styles that use other columns.
         sample: number among the rows that ask the same about the same record, from 0.
         image_ids: identifies each of its images by content.
+        pair: the QA pair that a check is about.
     """
 
     turns: tuple[Turn, ...]
@@ -30,6 +31,7 @@ class PromptInput:
     record: Record = field(repr=False)
     sample: int = 0
     image_ids: tuple[str, ...] = ()
+    pair: QAPair | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Checks: passes over QA pairs, and plain functions, that judge them."""
