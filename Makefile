@@ -15,7 +15,7 @@ OTHER_PYTHONS := $(foreach v,3.12 3.13,$(if $(shell PYENV_VERSION=$(v) python$(v
 
 DOCS := $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-.PHONY: help env demo test test-fast test-ceph check format docs lock demo-model demo-accuracy bench
+.PHONY: help env demo test test-fast test-ceph check format docs lock demo-model demo-accuracy bench bench-checks
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the
 
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Measure speed, CPU and memory beside other clients, into docs/performance.md
 	$(BIN)/python benchmarks/performance.py
+
+bench-checks: $(FLOW_ENV) $(SERVER_ENV) ## Measure what the checks find and lose, into docs/checks.md
+	$(BIN)/python benchmarks/checks.py
 
 # With the hashes of all files of a version, for all Pythons and systems. `make` and the image install
 # exactly these files.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .serving.endpoint import VLLMEndpoint as VLLMEndpoint
     from .serving.server.server import VLLMServer as VLLMServer
     from .tasks.errors import AccessDeniedError as AccessDeniedError
+    from .tasks.errors import ConditionError as ConditionError
     from .tasks.errors import DatasetError as DatasetError
     from .tasks.errors import EndpointError as EndpointError
     from .tasks.errors import EndpointLostError as EndpointLostError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .tasks.loading.columns import Columns as Columns
     from .tasks.object_store import ObjectStore as ObjectStore
     from .tasks.records import QAPair as QAPair
+    from .tasks.runs.checks import Checks as Checks
     from .tasks.runs.exports import Exports as Exports
     from .tasks.runs.parameters import Asking as Asking
     from .tasks.runs.parameters import Caching as Caching
@@ -58,6 +60,7 @@ _NAMES = {
     ),
     ".tasks.runs.parameters": ("Asking", "Caching", "Images", "Limits", "Parsing", "Sampling"),
     ".tasks.loading.columns": ("Columns",),
+    ".tasks.runs.checks": ("Checks",),
     ".tasks.runs.exports": ("Exports",),
     ".tasks.runs.pilot": ("Pilot",),
     ".flows.summary": ("RunSummary",),
@@ -65,8 +68,9 @@ _NAMES = {
     ".serving.endpoint": ("VLLMEndpoint",),
     ".serving.server.server": ("VLLMServer",),
     ".tasks.errors": (
-        *("AccessDeniedError", "DatasetError", "EndpointError", "EndpointLostError"),
-        *("ErrorRateError", "ImageQAError", "ObjectCorruptedError", "ObjectMissingError"),
+        *("AccessDeniedError", "ConditionError", "DatasetError", "EndpointError"),
+        *("EndpointLostError", "ErrorRateError", "ImageQAError", "ObjectCorruptedError"),
+        "ObjectMissingError",
         *("ObjectUnavailableError", "OutputBusyError", "PilotError", "PrefectServerError"),
         *("RecordCorruptedError", "RecordRefusedError", "ServerError", "StoreError"),
         "StoreUnavailableError",

@@ -28,12 +28,15 @@ from servers import StubServer
 CHECKPOINT = Path(__file__).resolve().parent.parent / "serving" / "demo_model" / "checkpoint"
 STUB_FLAGS = ("--metrics", "--latency=0.05", "--slots=256")
 FAST, HALF = (
-    ("--metrics", "--latency=2", "--slots=128"),
-    ("--metrics", "--latency=4", "--slots=128"),
+    ("--metrics", "--latency=0.5", "--slots=32"),
+    ("--metrics", "--latency=1", "--slots=32"),
 )
 """Servers of 64 and of 32 rows/s, so that the client's cores are no limit."""
-WAVES = 6
-"""How often these servers fill their slots in a run."""
+NO_PROOF = "--no-image-proof"
+"""Asks nothing before the rows: it takes some seconds of such slow servers, of which a run on two
+would have it and a shorter one on one would not."""
+ROWS_EACH = 768
+"""Rows for each of them: they fill their slots 24 times, so that a last few rows weigh little."""
 AUTO_PROFILES: dict[str, tuple[Profile, int, Sequence[MaxInFlight]]] = {
     "fast": (FAST_PROFILE, 6, ("auto", 128, 256, 512)),
     "slow": (SLOW_PROFILE, 12, ("auto", 32, 64)),
@@ -123,7 +126,7 @@ def memory(bench: Bench) -> Runs:
 
 def servers(bench: Bench) -> Runs:
     """One to eight equal servers, as many rows for each."""
-    each = bench.rows(WAVES * 128, 4)
+    each = bench.rows(ROWS_EACH, 4)
     with ExitStack() as stack:
         urls = [stack.enter_context(StubServer(*FAST)).url for _ in range(8)]
         images = _drawn(bench)
@@ -131,7 +134,7 @@ def servers(bench: Bench) -> Runs:
         def contestants(*numbers: int) -> dict[str, Callable[[], Run]]:
             return {
                 f"{number}": partial(
-                    bench.ours, _dataset(bench, images, number * each), urls[:number]
+                    bench.ours, _dataset(bench, images, number * each), urls[:number], NO_PROOF
                 )
                 for number in numbers
             }
@@ -141,14 +144,14 @@ def servers(bench: Bench) -> Runs:
 
 def unequal(bench: Bench) -> Runs:
     """A server, and the same with one at half its speed."""
-    rows = bench.rows(WAVES * 128, 4)
+    rows = bench.rows(ROWS_EACH, 4)
     with StubServer(*FAST) as fast, StubServer(*HALF) as half:
         images = _drawn(bench)
         alone, both = _dataset(bench, images, rows), _dataset(bench, images, rows * 3 // 2)
         return bench.rounds(
             {
-                "fast": partial(bench.ours, alone, [fast.url]),
-                "fast and half": partial(bench.ours, both, [fast.url, half.url]),
+                "fast": partial(bench.ours, alone, [fast.url], NO_PROOF),
+                "fast and half": partial(bench.ours, both, [fast.url, half.url], NO_PROOF),
             }
         )
 

@@ -10,6 +10,8 @@
    by bisection: the row that crashes it on its own is quarantined.
 5. If questions are answered separately, a second pass does so, in which each question is a row.
 6. `export_rows` reads the table again and joins it with the stored rows.
+7. If there are checks, `judge_pairs` makes them: each that asks the model is a further pass, in
+   which each pair is a row. `keep_pairs` splits the pairs into those that are kept and the others.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
 images, `generate_batch` broken ones and rejected requests, `parse_and_store` truncated replies.
@@ -43,6 +45,7 @@ from ..tasks.exporting.trainers import export_for_training
 from ..tasks.loading import Columns, load_dataset
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
+from ..tasks.runs.checks import Checks
 from ..tasks.runs.exports import Exports
 from ..tasks.runs.form_types import (
     DatasetLike,
@@ -66,13 +69,15 @@ from ..tasks.runs.pilot import Pilot
 from ..tasks.storing import StoredBatch, parse_and_store
 from ..tasks.storing.questions import question_rows, with_answers
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
+from .checks import judge_pairs, keep_pairs
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
 from .open_pass import OpenPass
+from .open_run import open_run
 from .pilot import run_pilot
 from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, expected_sample, final_sample, publish, report_images
-from .run import Run, open_run
+from .run import Run
 from .summary import RunSummary
 
 
@@ -105,6 +110,7 @@ def image_qa(
     images: Images = Images(),  # noqa: B008
     exports: Exports = Exports(),  # noqa: B008
     pilot: Pilot = Pilot(),  # noqa: B008
+    checks: Checks = Checks(),  # noqa: B008
 ) -> RunSummary:
     """Ask a vLLM server for question-answer pairs about the images in every row.
 
@@ -141,6 +147,7 @@ def image_qa(
         images: Where images may come from, and the size they are sent at.
         exports: Which additional files are written, above all for training: formats such as llava.
         pilot: What is checked before all rows are asked.
+        checks: What every pair is checked for, and which pairs are kept.
 
     Raises:
         DatasetError: the dataset is missing, unreadable or malformed.
@@ -176,7 +183,8 @@ def image_qa(
             answer_rows(run, answers, question_rows(run.rows.read_again(), outcomes))
             outcomes = with_answers(main_pass.outcomes(), answers.outcomes())
         rows = thumbnails.watch(run.rows.read_again(), final_sample(main_pass))
-        export = as_asset(export_rows, run.output, table)
+        last_step = as_asset(keep_pairs if checks.are_wanted else export_rows, run.output, table)
+        export = export_rows if checks.are_wanted else last_step
         counts = export(
             run.output,
             quote(outcomes),
@@ -185,7 +193,12 @@ def image_qa(
             table.columns,
             json_array=exports.json_array,
             inputs=run.export_inputs(),
+            pairs_name=run.checks.pairs_name,
+            reserved=run.checks.column_names,
         )
+        if checks.are_wanted:
+            judged = judge_pairs(run, table, counts.pairs, answer_rows)
+            counts = last_step(run.output, checks, counts, judged)
         for name in exports.formats:
             export_for_training(quote(run.training_source(table)), name, exports)
         summary = run.complete(counts)

@@ -1,5 +1,6 @@
 """The record of the current run, which is also its lock on the output."""
 
+import logging
 import math
 import threading
 import time
@@ -57,6 +58,7 @@ class OutputLease:
         record: the record of the run before it starts.
         progress: counts of the run.
         on_lost: called if another run has taken the output over, with what is to stop this one.
+        logger: where it says what it waits for; by default the log of the current flow run.
 
     Attributes:
         notes: which run this one waits for, and how far that one is.
@@ -68,6 +70,7 @@ class OutputLease:
         record: RunRecord,
         progress: RunProgress,
         on_lost: Callable[[StoreError], None] = lambda _: None,
+        logger: logging.Logger | None = None,
     ) -> None:
         self._store = store
         # Does not wait: a heartbeat that is stored late looks like that of a dead run.
@@ -79,7 +82,9 @@ class OutputLease:
         self.notes: Sequence[str] = ()
         self._reported: set[str] = set()
         self._completed_runs: set[str] = set()
-        self._logger = get_run_logger()  # the heartbeat thread has no run context to get it from
+        self._logger = (
+            logger or get_run_logger()
+        )  # the heartbeat thread has no run context to get it from
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="run-record", daemon=True)

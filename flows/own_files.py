@@ -8,18 +8,24 @@ from ..tasks.loading.dataset import Dataset
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.reporting.dataset_card import CARD
 from ..tasks.reporting.report import REPORT
+from ..tasks.runs.checks import Checks
 from ..tasks.runs.exports import Exports
 from ..tasks.runs.run_record import read_runs
-from ..tasks.storing.layout import PAIRS, RUNS, read_manifest
+from ..tasks.storing.layout import CHECKS, FILTERED, JUDGED, PAIRS, RUNS, read_manifest
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)
 """Files that a run overwrites in its output."""
 
-OWN_FOLDERS = (PAIRS, RUNS)
+OWN_FOLDERS = (PAIRS, CHECKS, RUNS)
 """Folders whose files a run takes for those of earlier runs."""
 
 
-def check_own_files(output: ObjectStore, table: Dataset, exports: Exports) -> None:
+def check_own_files(
+    output: ObjectStore,
+    table: Dataset,
+    exports: Exports,
+    checks: Checks = Checks(),  # noqa: B008 - frozen
+) -> None:
     """Refuse an output with files that would be overwritten, above all the dataset itself.
 
     The manifest is the first object of a run: without one, all that is there is somebody else's.
@@ -40,6 +46,8 @@ def check_own_files(output: ObjectStore, table: Dataset, exports: Exports) -> No
             exports.json_array and output.exists(QA_JSON) and not _has_written_qa_json(output)
         )
         names = [QA_JSON] if is_foreign else []
+        if checks.are_wanted and output.exists(FILTERED) and not output.exists(JUDGED):
+            names.append(FILTERED)
     if names:
         raise StoreError(
             f"{output.uri_of(names[0])} already exists and was not written by a run: "

@@ -101,7 +101,11 @@ def _statement(run: Run, current: OpenPass, pilot: PilotRows, tokens: float | No
     if tokens is not None:
         clauses.append(f"an image adds {tokens:,.0f} tokens to the prompt")
     speed = rows / pilot.seconds
-    return [*clauses, rate(speed), _estimate(run, speed)]
+    clauses += [rate(speed), _estimate(run, speed)]
+    if requests := run.checks.requests:
+        plural = "" if requests == 1 else "s"
+        clauses.append(f"then the checks ask {requests} request{plural} for each pair")
+    return clauses
 
 
 def _estimate(run: Run, speed: float) -> str:

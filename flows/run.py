@@ -1,16 +1,17 @@
-"""Opens and closes the resources of a run: endpoint, output, ledger, image reader and record."""
+"""The resources that the steps of a run share: endpoint, output, ledgers, images and record."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from uuid import uuid4
 
-from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from ..serving.background_loop import BackgroundLoop
 from ..serving.client.client import ChatClient
 from ..serving.endpoint import VLLMEndpoint
+from ..tasks.checking import AskedCheck
+from ..tasks.checking.hashed_rows import ImageSource
 from ..tasks.errors import StoreError
+from ..tasks.exporting.judged import OpenChecks, open_checks
 from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.cache import batch_cache
@@ -25,59 +26,32 @@ from ..tasks.object_store.store import ObjectStore
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.runs.parameters import RunParameters
-from ..tasks.runs.passes import Pass, answers_pass, main_pass, run_style, user_schema
-from ..tasks.runs.run_record import RunCounts, last_completed
+from ..tasks.runs.passes import (
+    Pass,
+    answers_pass,
+    check_pass,
+    main_pass,
+    run_style,
+    user_schema,
+)
+from ..tasks.runs.run_record import RunCounts
 from ..tasks.storing.compaction import compact
-from ..tasks.storing.layout import EXPORTED, PassFolder, read_manifest
+from ..tasks.storing.layout import EXPORTED, PassFolder
 from ..tasks.storing.ledger import Ledger
 from ..tasks.storing.row_keys import write_keys
-from .approval import check_can_ask
 from .batch_results import BatchResults
 from .cached_batches import parse_cached
 from .circuit_breaker import CircuitBreaker
 from .dataset_notes import note_columns, note_rows
 from .new_record import new_record
-from .open_model import RunModel, forward_logs, open_model, resolve_endpoint
+from .open_model import RunModel, open_model, resolve_endpoint
 from .open_pass import OpenPass
-from .open_store import open_store
 from .output_lease import OutputLease
 from .own_files import check_own_files
-from .pass_settings import generation_settings, image_reader, prompt_settings, request_spec
-from .process_memory import rare_collections
-from .progress import RunProgress, current_progress
+from .pass_settings import generation_settings, prompt_settings, request_spec
+from .progress import RunProgress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
-
-
-@contextmanager
-def open_run(parameters: RunParameters) -> Iterator["Run"]:
-    """Open the output and the image reader; `Run.start` opens the rest. All are closed on exit.
-
-    Raises:
-        PilotError: it needs an approval, and there is nobody to ask.
-        PrefectServerError: a block is named, but no Prefect server answers.
-        StoreError: a URI has an unsupported scheme, there is no such block, or the output has
-            another layout or cannot be read.
-        ImageQAError: there is no such style, or it does not go with the other parameters.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(rare_collections())
-        stack.enter_context(forward_logs(get_run_logger()))
-        progress, patience = current_progress(), Patience(parameters.limits.store_wait)
-        stack.enter_context(progress.watching(patience))
-        if parameters.pilot.approval:
-            check_can_ask(progress)
-        output = open_store(parameters.output, parameters.store).with_patience(patience)
-        if read_manifest(output) is not None:  # fail early if it has another layout
-            last_completed(output)
-        loop = BackgroundLoop()
-        stack.callback(loop.close)
-        reader = stack.enter_context(image_reader(parameters, output.s3_credentials, loop))
-        try:
-            style = run_style(parameters, output.s3_credentials)
-            yield Run(parameters, style, output, reader, progress, patience, loop, stack)
-        finally:
-            patience.stop()  # what the run leaves behind, such as threads that read images
 
 
 class Run:
@@ -93,6 +67,7 @@ class Run:
         breaker: stops the run if too many rows fail.
         credentials: of S3, also for dataset and images; None for those of the environment.
         rows: the rows of the dataset, read twice; from `start` on.
+        checks: what is checked about the pairs.
         passes: those opened so far.
     """
 
@@ -118,6 +93,7 @@ class Run:
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
         self._stack = stack
+        self.checks = self._open_checks()
         self.passes: list[OpenPass] = []
 
     @property
@@ -153,7 +129,7 @@ class Run:
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
-        check_own_files(self.output, table, parameters.exports)
+        check_own_files(self.output, table, parameters.exports, parameters.checks)
         if endpoint is not None:  # fail before anything is written
             self._open_model(endpoint)
         record = new_record(self._id, parameters, table.name, main)
@@ -166,6 +142,8 @@ class Run:
         if self._is_unguided():
             self.style = run_style(parameters, self.credentials, guided=False)
             main = main_pass(parameters, self.style, table.columns)
+        if "judge" in parameters.checks.names and not server_guides(self.client):
+            self.checks = self._open_checks(guided=False)
         self.progress.begin(self.client.stats, table.count)
         spec = self._spec(main)
         self._keys_name = self._lease.record_model(parameters, main, spec, self.style)
@@ -189,20 +167,41 @@ class Run:
         questions.counts()  # raises if one is missing
         return self.open_pass(answers_pass(self._main, self.style))
 
+    def _open_checks(self, *, guided: bool = True) -> OpenChecks:
+        limits = self.parameters.images.settings
+
+        def source() -> ImageSource:
+            return ImageSource(
+                self.rows.read_again, self._main.columns, self._base, self.reader, limits
+            )
+
+        return open_checks(self.parameters.checks, self.output, limits, source, guided=guided)
+
+    def open_check(self, check: AskedCheck, pairs: int) -> OpenPass:
+        """Open the pass of a check over this many pairs.
+
+        Raises:
+            StoreError: the output cannot be read or written.
+        """
+        self.breaker = CircuitBreaker(self.parameters.limits.max_error_rate)
+        return self.open_pass(check_pass(self._main, check), pairs * check.times)
+
     def _open_model(self, endpoint: VLLMEndpoint | BatchResults | None) -> None:
         name, limits = self.parameters.model or None, self.parameters.limits
         model = open_model(endpoint, name, limits, self._loop, self.progress.watching)
         self._model: RunModel = self._stack.enter_context(model)
 
-    def open_pass(self, definition: Pass) -> OpenPass:
+    def open_pass(self, definition: Pass, total: int | None = None) -> OpenPass:
         """Read which rows of a pass are finished, and parse completions that were never parsed.
+
+        `total` is how many rows it has at most, if that is known.
 
         Raises:
             StoreError: the output cannot be read or written.
         """
         if self.passes:  # requests from now on belong to this pass
             self.passes[-1].progress = self.progress.end()
-            self.progress.begin(self.client.stats, None, definition.unit)
+            self.progress.begin(self.client.stats, total, definition.unit)
         parameters, folder = self.parameters, PassFolder(definition.name)
         caching = parameters.caching
         completions = self.output.with_uri(
@@ -252,6 +251,7 @@ class Run:
             "max_rows": parameters.max_rows,
             "columns": self._main.columns.model_dump(mode="json"),
             "exports": parameters.exports.model_dump(mode="json"),
+            "pairs": [self.checks.pairs_name, *self.checks.column_names],
         }
         passes = [(each.ledger, each.row_keys) for each in self.passes]
         return export_inputs(rows, settings, passes)
@@ -266,16 +266,16 @@ class Run:
             compact(self.output, each.ledger, each.row_keys)
             write_keys(self.output, each.keys_name, each.row_keys)
         counts = [each.counts() for each in self.passes]
-        if len(counts) == 1 and (counts[0].ok, counts[0].quarantined) != (
-            exported.ok,
-            exported.quarantined,
-        ):
+        answered, failed = exported.ok + exported.filtered, exported.quarantined
+        is_joined = self.parameters.asking.answer == "separately"  # a row may lose its answers
+        if not is_joined and (counts[0].ok, counts[0].quarantined) != (answered, failed):
             self.output.remove(EXPORTED)  # else the next run would believe it again
             raise StoreError(
                 f"{self.output.uri}: the exports do not match the stored rows: run again"
             )
         results = total_counts(counts, exported)
         summary = RunSummary(**results, output=self.output.uri, store=self.output.credentials)
+        self.progress.total = self.passes[0].progress.total  # of the rows, again
         self._lease.complete(summary)
         self._show_complete()
         note_rows(self.rows, summary.rows)

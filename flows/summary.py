@@ -41,6 +41,10 @@ class RunSummary(RunCounts):
             text += f"; {self.lost_pairs:,} more of their pairs could not be read"
         if self.unanswered:
             text += f"; {self.unanswered:,} of their questions could not be answered"
+        if self.filtered_pairs:
+            text += f"; {self.pairs:,} of {self.pairs + self.filtered_pairs:,} pairs kept"
+        for check, count in self.unjudged.items():
+            text += f"; {count:,} pairs without a result of check {check}"
         if self.duplicate_pairs:
             pairs = "pairs repeat" if self.duplicate_pairs > 1 else "pair repeats"
             text += f"; {self.duplicate_pairs:,} {pairs} another one of the same image"
@@ -51,7 +55,7 @@ class RunSummary(RunCounts):
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
         left_out = {
-            *("attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"),
+            *("attempted", "duplicates", "lost_pairs", "reasons", "retried", "store"),
             *("duplicate_pairs", "unanswered", "corrected", "corrections"),
         }
         return self.model_dump_json(exclude=left_out)

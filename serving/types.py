@@ -75,7 +75,8 @@ class Completion:
     """One raw model reply.
 
     Attributes:
-        text: the unmodified reply.
+        text: the unmodified reply; of a request that scores a given text, its least probable token
+            and that one's log-probability, as JSON (`client.scores`).
         finish_reason: "stop" if the model ended its reply, "length" if it was cut off; anything
             else is the server's word, or "" if it gave none.
         prompt_tokens: tokens read, images included.

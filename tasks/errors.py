@@ -17,6 +17,7 @@
     │   └── OutputBusyError        another run is writing to the output
     ├── ErrorRateError         too many rows failed, or none is answered
     ├── PilotError             the pilot was not good enough, or not approved
+    ├── ConditionError         the condition for pairs to be kept is none, or cannot be evaluated
     └── PrefectServerError     no Prefect server, or it cannot do what was requested
 
 `records.RowError` is not part of the tree: it affects one row and never leaves a step.
@@ -90,6 +91,13 @@ class ErrorRateError(ImageQAError):
 
 class PilotError(ImageQAError):
     """Too few rows of the pilot are usable, or nobody approved it."""
+
+
+class ConditionError(ImageQAError):
+    """The condition for pairs to be kept is none, names an unknown column, or cannot be evaluated.
+
+    The same goes for limits that no choice of pairs can meet.
+    """
 
 
 class PrefectServerError(ImageQAError):

@@ -24,11 +24,12 @@ from ...tasks.generating.request_files import (
     write_request_files,
 )
 from ...tasks.loading.dataset import Dataset
+from ...tasks.runs.checks import NO_CHECKS
 from ...tasks.runs.parameters import RunParameters
 from ..batch_requests import PendingRequests, RequestCounts, open_pending
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
-from .run import Json, flow_command, with_code
+from .run import Json, UsageError, flow_command, with_code
 from .terminal import run_in_terminal
 
 RowsPerFile = Annotated[
@@ -137,10 +138,17 @@ def batch_import(
 
 
 def _requested(dataset: str, parameters: dict[str, Any]) -> RunParameters:
-    """The parameters of the run that the flags describe."""
+    """The parameters of the run that the flags describe.
+
+    Raises:
+        UsageError: it has checks.
+    """
     bound = inspect.signature(image_qa.fn).bind(dataset, **with_code(parameters))
     bound.apply_defaults()
-    return RunParameters(**bound.arguments)
+    requested = RunParameters(**bound.arguments)
+    if requested.checks.are_wanted:
+        raise UsageError(f"--check: {NO_CHECKS}")
+    return requested
 
 
 def _local_folder(to: str) -> Path:

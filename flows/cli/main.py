@@ -12,16 +12,18 @@ from ...serving.errors import ImageQAError
 from ...serving.printable import printable_traceback
 from ..process_memory import collect_rarely, keep_little_freed_memory
 from .deploy import deployments
+from .evaluate import evaluations
 from .options import Count
 from .outputs import outputs
 from .report import reports
+from .review import reviews
 
 app = App(
     name="prefect-imageqa",
     help="Question-answer pairs about your images: a Prefect flow over a vLLM server.",
     suppress_keyboard_interrupt=False,
 )
-for commands in (outputs, reports, deployments):
+for commands in (outputs, reports, evaluations, reviews, deployments):
     app.update(commands)
 _IMPORTED_LATER = {
     "run": (
@@ -31,6 +33,10 @@ _IMPORTED_LATER = {
     "export": (
         "export:export",
         "Write the pairs of an output in a format that trainers load, without asking the model.",
+    ),
+    "filter": (
+        "filter:filter_output",
+        "Decide anew which pairs of an output are kept, without asking the model.",
     ),
     "batch-export": (
         "batch_files:batch_export",

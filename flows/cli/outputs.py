@@ -61,9 +61,10 @@ def verify(output: Output, /, *, store: Store = None) -> int:
     with _busy(f"reading {output_store.uri}"):
         verified = verify_output(output_store)
     if not verified.problems:
+        filtered = f"{verified.filtered:,} filtered, " if verified.filtered else ""
         print(
             f"all {verified.rows:,} rows of the last completed run are stored and exported once: "
-            f"{verified.ok:,} answered, {verified.quarantined:,} quarantined; "
+            f"{verified.ok:,} answered, {filtered}{verified.quarantined:,} quarantined; "
             f"all {verified.objects:,} objects of the output are readable"
         )
         return 0
@@ -143,6 +144,8 @@ def _status_lines(uri: str, state: "OutputStatus") -> Iterator[str]:
         rows = f"  {summary.rows:,} rows: {summary.ok:,} answered"
         rows += f", {summary.filtered:,} filtered" if summary.filtered else ""
         yield f"{rows}, {_quarantined(summary.reasons, summary.quarantined)}"
+        if summary.filtered_pairs:
+            yield f"  {summary.pairs:,} pairs kept, {summary.filtered_pairs:,} filtered"
     for run in state.unfinished:
         yield f"{'in progress' if run.is_live else 'not completed'}: {_describe(run)}"
         yield f"  {_progress(run)}; {_life(run)}"

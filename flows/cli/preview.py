@@ -23,7 +23,7 @@ from .run import UsageError, flow_command, with_code
 _LIMITS = Limits(server_wait=60, store_wait=60)
 """Somebody sits in front of a preview and waits."""
 
-_LEFT_OUT = ("output", "max_rows", "limits", "caching", "exports", "pilot")
+_LEFT_OUT = ("output", "max_rows", "limits", "caching", "exports", "pilot", "checks")
 """Parameters of a run that decide nothing that is asked, or that a preview has in another form."""
 
 Styles = Annotated[

@@ -35,6 +35,10 @@ _FLAGS = {
     ("pilot", "min_parsed"): "pilot-min-parsed",
     ("pilot", "approval"): "pilot-approval",
     ("pilot", "wait"): "pilot-wait",
+    ("checks", "names"): "check",
+    ("checks", "times"): "check-times",
+    ("checks", "benchmarks"): "benchmark",
+    ("checks", "seed"): "check-seed",
 }
 """Flags whose name differs from the field of their group."""
 

@@ -21,9 +21,11 @@ from prefect.artifacts import (
 
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
+from ...tasks.reporting.evaluation import Evaluation
 from ...tasks.reporting.markdown import (
     artifact_key,
     escape_markdown,
+    funnel_markdown,
     gallery_markdown,
     quarantine_table,
     summary_markdown,
@@ -141,6 +143,26 @@ def show_gallery(output: ObjectStore, rows: Sequence[SampledRow], *, of: int, da
         create_markdown_artifact(markdown, key, _described("Gallery", dataset))
 
     _try_publish("gallery", show)
+
+
+def show_funnel(
+    output: ObjectStore, summary: RunSummary, evaluation: Evaluation, *, dataset: str
+) -> None:
+    """Publish what remained of the rows and pairs of a run after each step.
+
+    Args:
+        output: where the run wrote.
+        summary: its counts.
+        evaluation: of its pairs.
+        dataset: name of the dataset.
+    """
+    key = artifact_key(output.uri, "funnel")
+
+    def show() -> None:
+        markdown = funnel_markdown(summary, evaluation)
+        create_markdown_artifact(markdown, key, _described("Checks", dataset))
+
+    _try_publish("funnel", show)
 
 
 def show_pilot(

@@ -17,10 +17,17 @@ Automations cannot compare numbers in a payload, so the run does it.
 
 HIGH_SHARE = 0.05
 
+KEPT_LOW = "prefect-imageqa.kept.low"
+"""Emitted if checks and filters keep a smaller share of the pairs than `LOW_SHARE`."""
+
+LOW_SHARE = 0.5
+
 
 def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
     """Emit the events of a completed run; Prefect relates them to its flow run and deployment."""
     share = summary.quarantined / summary.rows if summary.rows else 0.0
+    pairs = summary.pairs + summary.filtered_pairs
+    kept_share = summary.pairs / pairs if pairs else 1.0
     resource = {
         "prefect.resource.id": f"prefect-imageqa.output.{summary.output}",
         "prefect.resource.name": summary.output,
@@ -30,9 +37,12 @@ def emit_completed(summary: RunSummary, *, dataset: str, model: str) -> None:
     payload: dict[str, Any] = {
         **summary.model_dump(mode="json", exclude={"attempted", "store"}),
         "quarantined_share": round(share, 6),
+        "kept_share": round(kept_share, 6),
         "message": str(summary),
     }
     if share < 1:
         emit_event(COMPLETED, resource, payload=payload)
     if share > HIGH_SHARE:
         emit_event(QUARANTINE_HIGH, resource, payload=payload)
+    if kept_share < LOW_SHARE:
+        emit_event(KEPT_LOW, resource, payload=payload)

@@ -22,16 +22,24 @@ from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Row
 from ...tasks.reporting.dataset_card import CARD
-from ...tasks.reporting.report import MAX_ANSWERED, MAX_QUARANTINED, REPORT, make_report
+from ...tasks.reporting.evaluation import Evaluation
+from ...tasks.reporting.report import (
+    MAX_ANSWERED,
+    MAX_QUARANTINED,
+    REPORT,
+    evaluate_checks,
+    make_report,
+)
 from ...tasks.reporting.row_images import ImageSource, RowImages
 from ...tasks.reporting.samples import SampledRow, evenly_spaced, likely_sample
-from ...tasks.runs.run_record import RunCounts
+from ...tasks.runs.run_record import RunCounts, completed_run
 from ...tasks.storing.key_index import count_duplicates, pack_keys
+from ...tasks.storing.layout import FILTERED
 from ..client_settings import client_settings
 from ..open_pass import OpenPass
 from ..prefect_outage import run_has_ended, server_answers
 from ..summary import RunSummary
-from .artifacts import show_gallery, show_results
+from .artifacts import show_funnel, show_gallery, show_results
 from .events import emit_completed
 
 FILES = {
@@ -43,6 +51,9 @@ FILES = {
     "Dataset card": CARD,
 }
 """Objects of an output that the summary lists, by title."""
+
+_METADATA = {"rows", "ok", "filtered", "quarantined", "pairs", "filtered_pairs"}
+"""Counts of a run that its asset has."""
 
 ARTIFACT_SECONDS = 10.0
 """For each artifact; Prefect would otherwise wait minutes for a server lost only now."""
@@ -62,7 +73,7 @@ def as_asset(
 
     def export_asset(*args: Any, **options: Any) -> RunCounts:
         counts = export.fn(*args, **options)
-        add_asset_metadata(key, counts.model_dump(include={"rows", "ok", "quarantined", "pairs"}))
+        add_asset_metadata(key, counts.model_dump(include=_METADATA))
         return counts
 
     dependencies: list[Asset | str] = [Asset(key=uri) for uri in sources if uri is not None]
@@ -135,7 +146,7 @@ def publish(
         summary,
         dataset=dataset.name,
         model=model,
-        files=FILES,
+        files=FILES | ({"Filtered pairs": FILTERED} if summary.filtered_pairs else {}),
         duplicates=count_duplicates(main_pass.row_keys),
     )
     is_shown = server_answers()
@@ -147,9 +158,11 @@ def publish(
             publisher.submit(copy_context().run, results)
         else:
             get_run_logger().info("no artifacts of the results are published")
-        samples = _update_report(output, dataset, images, main_pass)
+        samples, evaluation = _update_report(output, dataset, images, main_pass)
         if is_shown and samples is not None:
             show_gallery(output, samples, of=summary.rows, dataset=dataset.name)
+        if is_shown and evaluation is not None:
+            show_funnel(output, summary, evaluation, dataset=dataset.name)
     emit_completed(summary, dataset=dataset.name, model=model)
 
 
@@ -158,18 +171,22 @@ def _update_report(
     dataset: Dataset,
     images: RowImages,
     main_pass: OpenPass,
-) -> Sequence[SampledRow] | None:
-    """Write the report, unless the one that is there shows the same; returns the rows shown.
+) -> tuple[Sequence[SampledRow] | None, Evaluation | None]:
+    """Write the report, unless the one that is there shows the same.
 
-    Returns None if the report stays as it is; without rows if it cannot be written.
+    Returns:
+        The rows shown: None if the report stays as it is, without any if it cannot be written. And
+        what the checks say, if there were any and the report is new.
     """
+    evaluation = None
     try:
         exported = last_export(output)
         records = (name for name in output.list(EXPORT) if name.endswith(f"/{RECORD}"))
-        files = [REPORT, CARD, *records]
+        files = [REPORT, CARD, *records, PAIRS]  # of the pairs, those that are kept
         if exported is not None and exported.has(output, [*ALWAYS_EXPORTED, *files]):
-            return None
-        samples = make_report(output, images, main_pass.ledger.rows)
+            return None, None
+        evaluation = evaluate_checks(output, completed_run(output))
+        samples = make_report(output, images, main_pass.ledger.rows, evaluation)
         if exported is not None:
             exported.add(output, files)
     except StoreError as error:
@@ -184,5 +201,5 @@ def _update_report(
         )
         get_run_logger().debug("traceback of the failed report", exc_info=True)
     else:
-        return samples
-    return ()
+        return samples, evaluation
+    return (), evaluation

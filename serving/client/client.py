@@ -18,6 +18,7 @@ from .outcomes import CLOSED, Outcomes
 from .pool import ServerPool
 from .request_budget import RequestBudget
 from .retry_policy import MAX_CRASHES
+from .scores import scored_text
 from .sender import Sender
 from .servers import Request
 from .stats import ClientStats
@@ -217,6 +218,7 @@ class ChatClient:
             request.unsendable = Failure(FailureKind.BAD_REQUEST, message, attempts=0)
         else:
             request.max_tokens = _max_tokens(chat.options)
+            request.scored = scored_text(chat)
             request.hold(body)
         if self._group is None or not self._mailbox.put(request):
             raise EndpointError(_NOT_OPEN)

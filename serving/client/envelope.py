@@ -5,12 +5,14 @@ reasoning and errors, and in their words for how a reply ended. Everything else 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from ..printable import printable
 from ..types import Completion
+from .scores import lowest_token
 
 MAX_MESSAGE_CHARACTERS = 300
 """Longer error messages of a server are truncated."""
@@ -68,7 +70,7 @@ class NoCompletionError(Exception):
 
 
 def read_completion(
-    data: bytes, latency: float, attempt: int, max_tokens: int | None = None
+    data: bytes, latency: float, attempt: int, max_tokens: int | None = None, scored: str = ""
 ) -> Completion:
     """Read a chat completion.
 
@@ -81,6 +83,8 @@ def read_completion(
         latency: in seconds.
         attempt: counts from 1.
         max_tokens: the limit of the request, if it has one.
+        scored: the text that the request scores, if that is what it does: then the completion's
+            text is what `lowest_token` gives.
 
     Raises:
         NoCompletionError: it is something else.
@@ -107,7 +111,7 @@ def read_completion(
     elif message.get("tool_calls") and not text:
         finish_reason = "tool_calls"
     model = reply.get("model")
-    return Completion(
+    completion = Completion(
         text=text or refusal,
         finish_reason=finish_reason,
         prompt_tokens=_tokens(usage.get("prompt_tokens")),
@@ -117,6 +121,13 @@ def read_completion(
         attempts=attempt,
         reasoning=reasoning,
     )
+    if not scored:
+        return completion
+    try:
+        lowest = lowest_token(reply.get("prompt_logprobs"), scored)
+    except ValueError as error:
+        raise NoCompletionError(str(error), 400) from None
+    return replace(completion, text=lowest, finish_reason="stop", reasoning="")
 
 
 def _json(data: bytes) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ def read_reply(
     attempt: int,
     retry_after: str = "",
     max_tokens: int | None = None,
+    scored: str = "",
 ) -> Outcome:
     """Turn an HTTP reply into an outcome.
 
@@ -36,11 +37,12 @@ def read_reply(
         attempt: counts from 1.
         retry_after: the header of that name.
         max_tokens: the limit of the request, if it has one.
+        scored: the text that the request scores, if that is what it does.
     """
     wait = retry_after_seconds(retry_after)
     if status == 200:
         try:
-            return read_completion(data, latency, attempt, max_tokens)
+            return read_completion(data, latency, attempt, max_tokens, scored)
         except NoCompletionError as error:
             # A gateway may answer 200 and put the error that it got itself into the body.
             kind = FailureKind.BAD_REPLY if error.status is None else _kind(error.status, wait)

@@ -96,7 +96,11 @@ class Sender:
         outcome: Outcome
         try:
             outcome = await server.transport.send(
-                request.body, request.started, request.attempts, request.max_tokens
+                request.body,
+                request.started,
+                request.attempts,
+                request.max_tokens,
+                request.scored,
             )
         except asyncio.CancelledError:
             if request.cancelled is None or task.cancelling() > 1:

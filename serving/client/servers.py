@@ -50,6 +50,7 @@ class Request:
         memory: the budget in which it counts.
         body: the request as JSON.
         max_tokens: how many tokens it asks for at most, if it says so.
+        scored: the text that it scores, if that is what it does.
         unsendable: why it cannot be sent at all.
         is_held: whether it counts in the budget.
         started: when it was first sent.
@@ -71,6 +72,7 @@ class Request:
     memory: RequestBudget
     body: bytes = b""
     max_tokens: int | None = None
+    scored: str = ""
     unsendable: Failure | None = None
     is_held: bool = True
     started: float = 0.0

@@ -75,7 +75,12 @@ class Transport:
         await self._session.close()
 
     async def send(
-        self, body: bytes, started: float, attempt: int, max_tokens: int | None = None
+        self,
+        body: bytes,
+        started: float,
+        attempt: int,
+        max_tokens: int | None = None,
+        scored: str = "",
     ) -> Outcome:
         """Send a request once.
 
@@ -84,15 +89,18 @@ class Transport:
             started: `time.monotonic()` at the start of the first attempt.
             attempt: counts from 1.
             max_tokens: the limit of the request, if it has one.
+            scored: the text that it scores, if that is what it does; the reply may be long then.
         """
         try:
             async with self._session.post(
                 f"{self.url}/chat/completions", data=body, allow_redirects=False
             ) as response:
-                data = await read_body(response, reply_limit(max_tokens))
+                data = await read_body(response, reply_limit(None if scored else max_tokens))
                 latency = time.monotonic() - started
                 wait = response.headers.get("Retry-After", "")
-                outcome = read_reply(response.status, data, latency, attempt, wait, max_tokens)
+                outcome = read_reply(
+                    response.status, data, latency, attempt, wait, max_tokens, scored
+                )
                 return self._with_advice(outcome)
         except _ERRORS as error:
             return Failure(kind_of_error(error), f"{self.name}: {reason(error)}", attempts=attempt)

@@ -62,9 +62,14 @@ def bounded_batches(
             read_dictionary=[leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"],
             pre_buffer=True,
         )
-        for batch in file.iter_batches(rows_per_batch, columns=columns, use_threads=False):
-            batch.validate(full=True)
-            yield from _looked_up(batch)
+        # A batch over the end of a group would have two dictionaries, which lists cannot have.
+        for group in range(metadata.num_row_groups):
+            batches = file.iter_batches(
+                rows_per_batch, row_groups=[group], columns=columns, use_threads=False
+            )
+            for batch in batches:
+                batch.validate(full=True)
+                yield from _looked_up(batch)
 
 
 def text_bytes(array: pa.Array) -> Array:

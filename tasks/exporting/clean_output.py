@@ -20,7 +20,15 @@ from ..parsing.parse import ANSWER
 from ..runs.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 from ..runs.run_record import RunRecord, last_completed, read_run, read_runs, unfinished_runs
 from ..storing.key_index import LOCATION, Array, KeyIndex, pack_keys
-from ..storing.layout import ANSWERS, PAIRS, PassFolder, batch_of, parser_labels, run_name
+from ..storing.layout import (
+    ANSWERS,
+    PAIRS,
+    PassFolder,
+    batch_of,
+    check_folders,
+    parser_labels,
+    run_name,
+)
 from ..storing.ledger import Ledger
 from ..storing.parts import ANSWERED_NUMBER
 from ..storing.row_keys import read_keys
@@ -66,7 +74,10 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
         raise StoreError(f"{store.uri}: no run has completed here, so there is nothing to keep")
     parsers = {run.parser for run in runs if run.configuration in kept}
     objects, unreadable = list[str](), list[str]()
-    for folder, labels in ((PassFolder(PAIRS), parsers), (PassFolder(ANSWERS), {ANSWER.label})):
+    needed = {PassFolder(PAIRS): parsers, PassFolder(ANSWERS): {ANSWER.label}}
+    # A check is always read in one way, but in which one depends on its settings.
+    needed |= {folder: parser_labels(store, folder) for folder in check_folders(sizes)}
+    for folder, labels in needed.items():
         unused, corrupted = _unused_of(store, sizes, folder, kept, labels)
         objects += unused
         unreadable += corrupted
@@ -75,8 +86,9 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
 
 def _configurations(names: Iterable[str], folder: PassFolder) -> dict[str, str]:
     """The configuration of each object with row keys: it is a folder."""
-    keys = [name for name in in_folder(names, folder.keys) if name.count("/") == 3]
-    return {name: name.split("/")[2] for name in keys}
+    found = (name.removeprefix(f"{folder.keys}/") for name in in_folder(names, folder.keys))
+    steps = (name.split("/") for name in found)
+    return {f"{folder.keys}/{'/'.join(each)}": each[0] for each in steps if len(each) == 2}
 
 
 def _unused_of(
@@ -132,7 +144,8 @@ def remove_unused(store: ObjectStore, unused: UnusedObjects) -> None:
     """
     _refuse_unfinished(store, read_runs(store), force=True)
     with ThreadPoolExecutor(STORE_THREADS) as pool:
-        for folder in (PassFolder(PAIRS), PassFolder(ANSWERS)):
+        folders = (PassFolder(PAIRS), PassFolder(ANSWERS), *check_folders(unused.objects))
+        for folder in folders:
             list(pool.map(store.remove, in_folder(unused.objects, folder.completions)))
             for part in in_folder(unused.objects, folder.all_parts):
                 store.remove(part)

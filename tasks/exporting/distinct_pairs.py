@@ -1,7 +1,6 @@
 """Pairs that repeat an earlier one about the same record are not exported."""
 
-import unicodedata
-
+from ..checking.texts import normal_form as normal_form
 from ..records import Answered, QAPair, Row
 from .pairs_parquet import pairs_of
 
@@ -47,26 +46,3 @@ class DistinctPairs:
         answers.add(form)
         self.dropped += not is_new
         return is_new
-
-
-def normal_form(text: str) -> str:
-    """A text for comparisons: without case, and without punctuation around its words.
-
-    Only what quotes and ends words goes: a sign before a number, a separator within one, and a word
-    that is nothing but punctuation have a meaning.
-    """
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    if len(words) > 1 and not words[-1].strip(_ENDS):  # as in French: "un chat ?"
-        words.pop()
-    return " ".join(
-        [
-            word if word.isalnum() else word.rstrip(_ENDS + _QUOTES).lstrip(_QUOTES) or word
-            for word in words
-        ]
-    )
-
-
-_ENDS = ".,;:!?。、"
-"""After NFKC, which makes the usual ones of others, such as full-width ones."""
-
-_QUOTES = "\"'“”„‘’«»‹›()[]{}*_`\\¿¡「」"  # noqa: RUF001

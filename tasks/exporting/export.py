@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import Answered, FinishedRow, Row
 from ..runs.run_record import RunCounts
+from ..storing.layout import ALL_PAIRS, FILTERED, JUDGED, JUDGED_RECORD, SPLIT
 from .dataset_columns import DatasetColumns
 from .distinct_pairs import DistinctPairs
 from .embedded import image_names, images_digest
@@ -40,6 +41,8 @@ def export_rows(
     columns: Columns,
     json_array: bool = False,
     inputs: str = "",
+    pairs_name: str = PAIRS,
+    reserved: Collection[str] = (),
 ) -> RunCounts:
     """Join the dataset with its answers, in dataset order, and replace the exports.
 
@@ -53,13 +56,16 @@ def export_rows(
         columns: the columns of images and conversations, and the column for the raw completion.
         json_array: whether to write `qa.json` as well.
         inputs: digest of all that the exports are made from; empty if it is not known.
+        pairs_name: where the pairs go: `ALL_PAIRS` if they are checked or filtered afterwards.
+        reserved: names of the columns that checks will add: one of the dataset is renamed.
 
     Raises:
         DatasetError: there are fewer rows than outcomes, or as raised by `rows`.
         StoreError: a row is neither answered nor quarantined, or the output cannot be read or
             written.
     """
-    names = [*ALWAYS_EXPORTED, *([QA_JSON] if json_array else [])]
+    names = [pairs_name if name == PAIRS else name for name in ALWAYS_EXPORTED]
+    names += [QA_JSON] if json_array else []
     last = last_export(store) if inputs else None
     if last is not None and last.inputs == inputs and last.has(store, names):
         _LOGGER.info("the exports are up to date: nothing has changed since they were written")
@@ -71,7 +77,8 @@ def export_rows(
         folder = Path(name)
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
         left_out = [name for name in (columns.image, columns.conversation) if name]
-        tables = ParquetWriter(folder, stack, DatasetColumns(left_out, OWN_NAMES))
+        own_names = OWN_NAMES.union(reserved)
+        tables = ParquetWriter(folder, stack, DatasetColumns(left_out, own_names))
         distinct = DistinctPairs()
         quarantine = QuarantineWriter(folder, stack, columns)
         for row, outcome in zip(rows, outcomes, strict=False):
@@ -98,7 +105,9 @@ def export_rows(
         tables.finish()
         stack.close()
         for path in folder.iterdir():
-            store.put(path.name, path)
+            store.put(pairs_name if path.name == PAIRS else path.name, path)
+        if pairs_name == PAIRS:
+            _remove_judged(store)
     if lost_pairs:
         _LOGGER.warning(
             "%s in the replies of answered rows could not be read (a question without an answer, "
@@ -121,3 +130,10 @@ def export_rows(
     if inputs:
         LastExport(inputs=inputs, counts=counts).add(store, names)
     return counts
+
+
+def _remove_judged(store: ObjectStore) -> None:
+    """Remove what the checks of an earlier run have given: it is of no use without them."""
+    if store.exists(JUDGED):  # else a file with the name of the filtered pairs is not ours
+        for name in (FILTERED, SPLIT, JUDGED_RECORD, ALL_PAIRS, JUDGED):
+            store.remove(name)

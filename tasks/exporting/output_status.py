@@ -10,14 +10,25 @@ from ..errors import ObjectMissingError
 from ..object_store.store import ObjectStore
 from ..runs.run_record import RunRecord, last_completed, read_runs, unfinished_runs
 from ..storing.key_index import KEY
-from ..storing.layout import COMPLETIONS, KEYS, PARTS, RUNS, PassFolder, read_manifest
+from ..storing.layout import (
+    ALL_PAIRS,
+    CHECKS,
+    COMPLETIONS,
+    FILTERED,
+    JUDGED,
+    KEYS,
+    PARTS,
+    RUNS,
+    PassFolder,
+    read_manifest,
+)
 from ..storing.ledger import Ledger, LedgerCounts
 from ..storing.row_keys import read_keys
 from .export import ALWAYS_EXPORTED
 from .qa_json import QA_JSON
 from .trainers.export_record import EXPORT
 
-EXPORTS = (*ALWAYS_EXPORTED, QA_JSON)
+EXPORTS = (*ALWAYS_EXPORTED, QA_JSON, FILTERED)
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,10 @@ def _by_kind(sizes: Mapping[str, int]) -> dict[str, Objects]:
     }
     for name, size in sizes.items():
         first, *rest = name.split("/")
+        if first == CHECKS and len(rest) > 1:
+            rest.pop(0)
         # Objects of a pass are in <pass>/<kind>/.
-        is_export = name in EXPORTS or first == EXPORT
+        is_export = name in (*EXPORTS, ALL_PAIRS, JUDGED) or first == EXPORT
         kind = "exports" if is_export else rest[0] if len(rest) > 1 else first
         kinds.get(kind, kinds["other"]).append(size)
     return {kind: Objects(len(group), sum(group)) for kind, group in kinds.items() if group}

@@ -43,7 +43,11 @@ PAIRS_SCHEMA = pa.schema(
 )
 """The columns of `pairs.parquet`, before those of the dataset; null where a pair has nothing."""
 
-OWN_NAMES = frozenset((*ROWS_SCHEMA.names, *PAIRS_SCHEMA.names))
+FILTERED_BY = "filtered_by"
+"""The last column of the filtered pairs: the part of the condition that a pair does not meet, the
+column without a result, or the limit."""
+
+OWN_NAMES = frozenset((*ROWS_SCHEMA.names, *PAIRS_SCHEMA.names, FILTERED_BY))
 
 _PER_GROUP = 4096
 _CHARACTERS_PER_GROUP = 8_000_000
@@ -102,13 +106,13 @@ class ParquetWriter:
             digest: of its images; empty if it has none.
         """
         group, position = self._group, len(self._group.rows)
-        reply = _encodable(answer.text)
+        reply = encodable(answer.text)
         group.rows.append(row.index)
         group.keys.append(answer.key)
         group.images += images
         group.image_ends.append(len(group.images))
         group.replies.append(reply)
-        group.reasonings.append(_encodable(answer.reasoning) or None)
+        group.reasonings.append(encodable(answer.reasoning) or None)
         size = len(reply) + len(answer.reasoning) + self._columns.add(row.record)
         for pair in pairs:
             size += len(pair.question) + len(pair.answer) + len(pair.reasoning)
@@ -117,7 +121,7 @@ class ParquetWriter:
         group.positions += [position] * count
         group.numbers += range(count)
         group.pairs += pairs
-        group.styles += [_encodable(answer.style) or None] * count
+        group.styles += [encodable(answer.style) or None] * count
         group.digests += [digest or None] * count
         self._size += size
         if (
@@ -184,8 +188,12 @@ def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:
         ) from None
 
 
+_TYPES = COLUMN_TYPES | {pa.int8(), pa.int32(), pa.float32(), pa.list_(pa.string())}
+"""The types that the columns of the dataset and of checks may have."""
+
+
 def dataset_fields(schema: pa.Schema, own: pa.Schema) -> list[pa.Field]:
-    """The dataset's columns in a Parquet export, which follow the export's `own`.
+    """The columns in a Parquet export that follow the export's `own`: of checks, of the dataset.
 
     Raises:
         ValueError: there are other columns, or of other types, than an export has.
@@ -193,11 +201,12 @@ def dataset_fields(schema: pa.Schema, own: pa.Schema) -> list[pa.Field]:
     fields = list(schema)
     if not pa.schema(fields[: len(own)]).equals(own):
         raise ValueError("unexpected columns")
-    if not COLUMN_TYPES.issuperset(field.type for field in fields[len(own) :]):
+    if not _TYPES.issuperset(field.type for field in fields[len(own) :]):
         raise ValueError("unexpected types of columns")
     return fields[len(own) :]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """A text without halves of surrogate pairs."""
     # JSON allows half a surrogate pair in a reply, but an Arrow string does not.
     return text if text.isascii() else text.encode(errors="replace").decode()

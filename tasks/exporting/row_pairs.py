@@ -40,14 +40,18 @@ class RowPairs:
     pairs: tuple[QAPair, ...]
 
 
-def read_pairs(store: ObjectStore) -> Iterator[RowPairs]:
+def read_pairs(store: ObjectStore, name: str = PAIRS) -> Iterator[RowPairs]:
     """The pairs of an output, row by row, in the order of the dataset.
+
+    Args:
+        store: the output.
+        name: the file with them.
 
     Raises:
         ObjectCorruptedError: the export is corrupted.
         StoreError: it cannot be read.
     """
-    for _, group in groupby(_lines(store), itemgetter("row")):
+    for _, group in groupby(_lines(store, name), itemgetter("row")):
         lines = list(group)
         first = lines[0]
         yield RowPairs(
@@ -55,7 +59,7 @@ def read_pairs(store: ObjectStore) -> Iterator[RowPairs]:
             first["key"],
             first["image_digest"] or "",
             first["style"] or "",
-            tuple(map(_pair, lines)),
+            tuple(map(pair_of_line, lines)),
         )
 
 
@@ -71,7 +75,7 @@ def pairs_of_rows(store: ObjectStore, rows: Collection[int]) -> Mapping[int, Seq
             if size > MAX_ROW_BYTES:
                 raise ValueError("rows longer than any reply")
             for line in lines.to_pylist():
-                found.setdefault(line["row"], []).append(_pair(line))
+                found.setdefault(line["row"], []).append(pair_of_line(line))
     return found
 
 
@@ -108,10 +112,10 @@ def join_rows(
         yield row, found
 
 
-def _lines(store: ObjectStore) -> Iterator[Mapping[str, Any]]:
-    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
+def _lines(store: ObjectStore, name: str) -> Iterator[Mapping[str, Any]]:
+    with reported_corruption(store, name, REWRITE_REMEDY):
         row, size = -1, 0
-        for batch in _batches(store, PAIRS_SCHEMA.names):
+        for batch in _batches(store, PAIRS_SCHEMA.names, name):
             sizes = sum(map(text_bytes, batch.columns), np.zeros(len(batch), np.int64))
             for line, line_size in zip(batch.to_pylist(), sizes.tolist(), strict=True):
                 row, size = line["row"], line_size + (size if line["row"] == row else 0)
@@ -120,14 +124,17 @@ def _lines(store: ObjectStore) -> Iterator[Mapping[str, Any]]:
                 yield line
 
 
-def _batches(store: ObjectStore, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for batch in bounded_batches(store, PAIRS, PAIRS_SCHEMA, columns):
+def _batches(
+    store: ObjectStore, columns: Sequence[str], name: str = PAIRS
+) -> Iterator[pa.RecordBatch]:
+    for batch in bounded_batches(store, name, PAIRS_SCHEMA, columns):
         if any(batch.column(name).null_count for name in {"row", "key", "image"} & {*columns}):
             raise ValueError("missing values")
         yield batch
 
 
-def _pair(line: Mapping[str, Any]) -> QAPair:
+def pair_of_line(line: Mapping[str, Any]) -> QAPair:
+    """The pair of a line of `pairs.parquet`."""
     return QAPair(
         line["question"] or "",
         line["answer"] or "",

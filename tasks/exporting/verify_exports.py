@@ -14,7 +14,7 @@ from ..object_store.store import ObjectStore
 from ..storing.key_index import Array, pack_keys
 from ..storing.parts import reported_corruption
 from .bounded_parquet import bounded_batches
-from .pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, ROWS_SCHEMA
+from .pairs_parquet import PAIRS_SCHEMA, ROWS, ROWS_SCHEMA
 from .qa_json import QA_JSON, QA_JSONL
 from .quarantine_jsonl import QUARANTINE_JSONL
 
@@ -117,31 +117,61 @@ def check_failures(store: ObjectStore, keys: Array, count: int, findings: Findin
 
 
 def check_pairs(
-    store: ObjectStore, keys: Array, quarantined: Array, count: int, findings: Findings
-) -> None:
-    """Check that `pairs.parquet` has `count` pairs, grouped by row and in order."""
-    total = 0
+    store: ObjectStore,
+    name: str,
+    keys: Array,
+    quarantined: Array,
+    count: int,
+    findings: Findings,
+    *,
+    has_all: bool = True,
+) -> int:
+    """Check that a file has `count` pairs, grouped by row and in order.
+
+    Args:
+        store: the output.
+        name: the file.
+        keys: those of all rows.
+        quarantined: for each row, whether it has no answer.
+        count: how many pairs it should have.
+        findings: where problems are added.
+        has_all: whether it has all pairs of its rows.
+
+    Returns:
+        A number for the set of its pairs: the sum of one for each, modulo 2^64.
+    """
+    total = pairs = 0
     last = (-1, 0)
     try:
-        with reported_corruption(store, PAIRS):
-            for table in _batches(store, PAIRS, PAIRS_SCHEMA):
+        with reported_corruption(store, name):
+            for table in _batches(store, name, PAIRS_SCHEMA):
                 rows, numbers = (table.column(name).to_numpy() for name in ("row", "pair"))
                 before = np.concatenate([[last[0]], rows[:-1]])
                 number_before = np.concatenate([[last[1]], numbers[:-1]])
-                follows = np.where(
-                    rows == before,
-                    numbers == number_before + 1,
-                    (rows > before) & (numbers == 0),
-                )
+                if has_all:
+                    is_next, is_first = numbers == number_before + 1, numbers == 0
+                else:
+                    is_next, is_first = numbers > number_before, numbers >= 0
+                follows = np.where(rows == before, is_next, (rows > before) & is_first)
                 invalid = {"pair out of order, missing or duplicate": ~follows}
                 invalid |= _invalid_rows("pair", table, keys, quarantined)
-                _add_rows(PAIRS, rows, invalid, findings)
+                _add_rows(name, rows, invalid, findings)
                 total += len(table)
+                pairs += _sum_of_pairs(rows, numbers)
                 last = (rows[-1], numbers[-1])
     except ObjectCorruptedError:
-        findings.add(PAIRS, "corrupted")
+        findings.add(name, "corrupted")
     else:
-        _check_count(PAIRS, "pairs", total, count, findings)
+        _check_count(name, "pairs", total, count, findings)
+    return pairs % (1 << 64)
+
+
+def _sum_of_pairs(rows: Array, numbers: Array) -> int:
+    """The sum of a number for each pair: other pairs have another sum."""
+    mixed = (rows.astype(np.uint64) << np.uint64(32)) ^ numbers.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # of splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
 
 
 def check_rows(

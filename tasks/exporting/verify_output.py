@@ -20,7 +20,18 @@ from ..parsing.parse import ANSWER
 from ..records import Answered
 from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
-from ..storing.layout import ANSWERS, MANIFEST, RUNS, PassFolder, batch_of
+from ..storing.layout import (
+    ANSWERS,
+    COMPLETIONS,
+    FILTERED,
+    JUDGED,
+    MANIFEST,
+    RUNS,
+    PassFolder,
+    batch_of,
+    check_folders,
+    check_name,
+)
 from ..storing.layout import PAIRS as PAIRS_PASS
 from ..storing.parts import (
     ANSWERED_NUMBER,
@@ -48,7 +59,8 @@ from .verify_exports import (
 
 _MAIN = PassFolder(PAIRS_PASS)
 _ANSWERS = PassFolder(ANSWERS)
-_FOLDERS = (_MAIN, _ANSWERS)
+_PAIRS_FOLDERS = (_MAIN, _ANSWERS)
+"""Passes whose answers are QA pairs; those of a check are what its verdict takes."""
 
 _MERGED_READERS = 4
 """Threads that read merged parts: each holds the keys of tens of thousands of rows as strings."""
@@ -61,6 +73,7 @@ class Verification:
     Attributes:
         rows: rows of the last completed run.
         ok: those with an answer.
+        filtered: those with an answer of which no pair is kept.
         quarantined: those without.
         objects: number of objects that were checked.
         problems: one line per problem; empty if there are none.
@@ -69,6 +82,7 @@ class Verification:
 
     rows: int
     ok: int
+    filtered: int
     quarantined: int
     objects: int
     problems: Sequence[str]
@@ -97,14 +111,20 @@ def verify(store: ObjectStore) -> Verification:
     rows: dict[str, list[tuple[Array, Array]]] = {answers: []}
     parts = _MAIN.parts(last.parser) if last else ""
     rows[parts] = []
+    checks = check_folders(sizes)
+    folders = (*_PAIRS_FOLDERS, *checks)
+    rows |= {folder.all_parts: [] for folder in checks}  # whatever their parsers
     checked, is_live = 0, False
-    for name, read in _objects(store, sizes, findings):
+    for name, read in _objects(store, sizes, folders, findings):
         checked += 1
         if isinstance(read, RunRecord):
             is_live = is_live or read.is_live
-        elif read is not None and (folder := name.rpartition("/")[0]) in rows:
-            rows[folder].append((read.keys, read.locations))
-    key_names = [name for folder in _FOLDERS for name in in_folder(sizes, folder.keys)]
+        elif read is not None:
+            folder = name.rpartition("/")[0]
+            of_check = folder.rpartition("/")[0]
+            if (found := rows.get(folder, rows.get(of_check))) is not None:
+                found.append((read.keys, read.locations))
+    key_names = [name for folder in folders for name in in_folder(sizes, folder.keys)]
     for name in key_names:
         if sizes[name] % KEY.itemsize:
             findings.add(name, "corrupted", "delete it and run again")
@@ -117,11 +137,18 @@ def verify(store: ObjectStore) -> Verification:
             questions = _read_keys(store, _ANSWERS.keys_of(last.keys), findings)
             if questions is not None:
                 _check_stored(answers, "question", questions, _index(rows[answers]), findings)
+        made = {check_name(name) for name in last.parameters.checks.names}
+        for check in (each for each in checks if each.name in made):
+            asked = _read_keys(store, check.keys_of(last.keys), findings)
+            if asked is not None:
+                index = _index(rows[check.all_parts])
+                _check_stored(check.all_parts, "request", asked, index, findings)
     exports = sum(name in sizes for name in EXPORTS)
     counts = last.counts if last else RunCounts()
     return Verification(
         rows=counts.rows,
         ok=counts.ok,
+        filtered=counts.filtered,
         quarantined=counts.quarantined,
         objects=checked + len(key_names) + exports + 1,  # the manifest
         problems=findings.lines(),
@@ -130,15 +157,18 @@ def verify(store: ObjectStore) -> Verification:
 
 
 def _objects(
-    store: ObjectStore, sizes: Mapping[str, int], findings: Findings
+    store: ObjectStore,
+    sizes: Mapping[str, int],
+    folders: Sequence[PassFolder],
+    findings: Findings,
 ) -> Iterator[tuple[str, Contents | RunRecord | None]]:
     """Read all completions, run records and parts; yields what `verify` needs to know of each."""
     names = [
-        *(name for folder in _FOLDERS for name in in_folder(sizes, folder.completions)),
+        *(name for folder in folders for name in in_folder(sizes, folder.completions)),
         *in_folder(sizes, RUNS),
         *(
             name
-            for folder in _FOLDERS
+            for folder in folders
             for name in in_folder(sizes, folder.all_parts)
             if batch_of(name) is not None
         ),
@@ -173,7 +203,7 @@ def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | No
     """Read an object completely."""
     if name.startswith(f"{RUNS}/"):
         return read_run(store, name)
-    if name.startswith(tuple(f"{folder.completions}/" for folder in _FOLDERS)):
+    if name.rpartition("/")[0].endswith(f"/{COMPLETIONS}"):
         check_completions(name, store.read(name))
         return None
     with reported_corruption(store, name):
@@ -181,6 +211,7 @@ def _read(store: ObjectStore, name: str, size: int) -> Contents | RunRecord | No
 
 
 def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
+    has_pairs = name.startswith(tuple(f"{folder.name}/" for folder in _PAIRS_FOLDERS))
     with part_source(store, name, size) as source:
         contents = part_contents(source)
         part = open_part(source)
@@ -188,7 +219,7 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
             table = part.read_row_group(group, use_threads=False)
             table.validate(full=True)
             for row in rows_of(table):
-                if isinstance(row, Answered):
+                if isinstance(row, Answered) and has_pairs:
                     _ = row.pairs  # raises if they are invalid
         return contents
 
@@ -219,10 +250,12 @@ def _check_exports(
     findings: Findings,
 ) -> None:
     """Check that every row of a completed run is stored, and exported once."""
-    for name in ALWAYS_EXPORTED:
+    checks, counts = run.parameters.checks, run.counts
+    answered, every_pair = counts.ok + counts.filtered, counts.pairs + counts.filtered_pairs
+    for name in (*ALWAYS_EXPORTED, *((JUDGED, FILTERED) if checks.are_wanted else ())):
         if name not in sizes:
             findings.add(name, "missing")
-    check_answers(store, sizes, run.counts.ok, findings)
+    check_answers(store, sizes, answered, findings)
     for export in read_exports(store):
         names = (f"{EXPORT}/{export.format}/{name}" for name in export.files)
         for name in (name for name in names if name not in sizes):
@@ -232,10 +265,19 @@ def _check_exports(
     quarantined = np.zeros(len(keys), bool)
     if QUARANTINE_JSONL in sizes:
         quarantined = check_failures(store, keys, run.counts.quarantined, findings)
-    if PAIRS in sizes:
-        check_pairs(store, keys, quarantined, run.counts.pairs, findings)
+    expected = {PAIRS: counts.pairs}
+    if checks.are_wanted:
+        expected |= {FILTERED: counts.filtered_pairs, JUDGED: every_pair}
+    complete = JUDGED if checks.are_wanted else PAIRS
+    sums = {
+        name: check_pairs(store, name, keys, quarantined, count, findings, has_all=name == complete)
+        for name, count in expected.items()
+        if name in sizes
+    }
+    if len(sums) == 3 and sums[JUDGED] != (sums[PAIRS] + sums[FILTERED]) % (1 << 64):
+        findings.add(PAIRS, f"its pairs and those of {FILTERED} are not those of {JUDGED}")
     if ROWS in sizes:
-        check_rows(store, keys, quarantined, run.counts.ok, findings)
+        check_rows(store, keys, quarantined, answered, findings)
     # A later run may have answered rows that were quarantined when the exports were written.
     _check_stored(_MAIN.parts(run.parser), "row", keys, index, findings)
     found = index.find(keys)

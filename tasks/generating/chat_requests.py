@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...serving.types import ChatRequest, Completion, DataURI, Message, Outcome
+from ..images.changes import changed_image
 from ..images.prepare import ImageSettings, PreparedImage
 from ..images.reader import ImageReader
 from ..prompting.correction import Correction, corrective_messages
@@ -59,7 +60,6 @@ def build_request(
         raise RowError(prompt.problem.kind, prompt.problem.message)
     if images is None:
         images = [settings.reader.prepare(ref, settings.images) for ref in prompt.images]
-    uris = [DataURI(image.mime, image.data) for image in images]
     messages: Sequence[Message] = prompt.messages
     options = {**settings.options, **prompt.options}
     if unguided:
@@ -70,7 +70,7 @@ def build_request(
         options["temperature"] = corrective_temperature(options.get("temperature"))
         attempt += _CORRECTIVE_ATTEMPT
     return ChatRequest(
-        [_with_images(message, uris) for message in messages],
+        [_with_images(message, images, settings.images) for message in messages],
         _with_row_seed(options, prompt.key, attempt),
     )
 
@@ -81,6 +81,8 @@ def images_at_once(prompt: Prompt, settings: GenerationSettings) -> list[Prepare
     Raises:
         RowError: an image cannot be used.
     """
+    if any(map(_has_changes, prompt.messages)):
+        return None
     images = []
     for ref in prompt.images:
         if (image := settings.reader.prepare_at_once(ref, settings.images)) is None:
@@ -121,14 +123,23 @@ def _with_row_seed(options: Mapping[str, Any], key: str, attempt: int) -> Mappin
     return {**options, "seed": (int(options["seed"]) + int(key[:8], 16) + attempt) % 2**31}
 
 
-def _with_images(message: Message, uris: Sequence[DataURI]) -> Message:
+def _has_changes(message: Message) -> bool:
     content = message["content"]
-    if isinstance(content, str):
-        return message
-    parts = [
-        {"type": "image_url", "image_url": {"url": uris[part["image"]]}}
-        if part["type"] == "image"
-        else part
-        for part in content
-    ]
-    return {**message, "content": parts}
+    return not isinstance(content, str) and any("change" in part for part in content)
+
+
+def _with_images(
+    message: Message, images: Sequence[PreparedImage], settings: ImageSettings
+) -> Message:
+    """A message with its images, each with the change that its part asks for, if any."""
+
+    def sent(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return part
+        image = images[part["image"]]
+        if "change" in part:
+            image = changed_image(image, part["change"], settings)
+        return {"type": "image_url", "image_url": {"url": DataURI(image.mime, image.data)}}
+
+    content = message["content"]
+    return message if isinstance(content, str) else {**message, "content": list(map(sent, content))}

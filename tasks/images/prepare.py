@@ -107,7 +107,7 @@ def prepare_image(data: bytes, settings: ImageSettings) -> PreparedImage:
         if unchanged := _unchanged(data, file, size):
             return unchanged
         pixels, is_scaled = _decoded(found, file, size, settings)
-        return _encode(pixels, found.is_lossless, settings, is_scaled)
+        return encode(pixels, found.is_lossless, settings, is_scaled)
 
     return _checked(data, settings, prepared)
 
@@ -284,7 +284,7 @@ def _decoder_size(full: tuple[int, int], size: tuple[int, int], min_side: int) -
 _MAX_PNG_PIXELS = 256 * 256
 
 
-def _encode(
+def encode(
     image: Image.Image, lossless: bool, settings: ImageSettings, is_scaled: bool
 ) -> PreparedImage:
     """Encode without metadata: small images from lossless files as PNG, all others as JPEG."""

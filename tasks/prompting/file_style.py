@@ -116,7 +116,7 @@ class FileStyle:
             type=_short(self.file.type.render(values)),
             language=self._settings.language or _short(self.file.language.render(values)),
         )
-        messages = [*self._before(values, count), _user_message(text, range(count))]
+        messages = [*self._before(values, count), user_message(text, range(count))]
         images = self.file.images if self._examples else ()
         return Rendered(tuple(messages), asked, images, self._options)
 
@@ -169,7 +169,7 @@ class FileStyle:
             image_count += len(turn.images)
             text = turn.template.render(values)
             if turn.role == "user":
-                messages.append(_user_message(text, images))
+                messages.append(user_message(text, images))
             else:
                 messages.append({"role": "assistant", "content": text})
         return messages
@@ -180,7 +180,7 @@ def _short(text: str) -> str:
     return printable(" ".join(text.split()), _MAX_SHORT)
 
 
-def _user_message(text: str, images: Iterable[int]) -> Message:
+def user_message(text: str, images: Iterable[int]) -> Message:
     """A message with its images first, as vision models are trained."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     if not parts:

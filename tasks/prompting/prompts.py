@@ -74,12 +74,16 @@ def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Pro
     identify = settings.reader.identify
     try:
         ids = [identify(image) for image in images]
-        rendered = _render(row, turns, tuple(ids), settings)
+        rendered, referenced = _render(row, turns, tuple(ids), settings)
+        if row.pair is not None and not referenced:
+            ids, images = [], ()  # all pairs with this question are asked once
         ids += [identify(image) for image in rendered.images]
     except RowError as error:
         return _unusable(row, error.problem)
-    # The same question about the same images is answered once, whichever sample asked it.
-    sample = 0 if row.question else row.sample
+    # The same question about the same images is answered once, whichever sample asked it; but a
+    # check may ask it several times, if the answers can differ.
+    is_greedy = settings.spec.sampling.get("temperature") == 0
+    sample = 0 if row.question and (row.pair is None or is_greedy) else row.sample
     return Prompt(
         row.index,
         row_key(ids, rendered, sample, settings.spec),
@@ -97,7 +101,8 @@ def _unusable(row: Row, problem: Problem) -> Prompt:
 
 def _render(
     row: Row, turns: tuple[Turn, ...], image_ids: tuple[str, ...], settings: PromptSettings
-) -> Rendered:
+) -> tuple[Rendered, set[int]]:
+    """What the style makes of a row, and the images it refers to."""
     prompt_input = PromptInput(
         turns=turns,
         image_count=len(image_ids),
@@ -128,7 +133,7 @@ def _render(
             Kind.BAD_ROW,
             f"the style refers to image {missing.pop()} (from 0), but the row has {len(image_ids)}",
         )
-    return rendered
+    return rendered, referenced
 
 
 def prompt_run_name(parameters: dict[str, Any]) -> str:
@@ -140,11 +145,16 @@ def prompt_run_name(parameters: dict[str, Any]) -> str:
 _PIECE = 32
 """Rows after which a task looks whether it is slow."""
 
-_SLOW_SECONDS = 1e-3
-"""For a row: several times what new images on a local disk take, since other threads may hold the
-interpreter for a while."""
+_IDLE_SECONDS = 1e-3
+"""For a row: if the process waits longer and has nothing else to do, its images are slow to read,
+and several are read at once."""
 
 _one_at_a_time = threading.Lock()
+
+
+def _idle_clock() -> float:
+    """Seconds during which this process used no CPU, plus a constant."""
+    return time.perf_counter() - time.process_time()
 
 
 @task(name="prompt", task_run_name=prompt_run_name, **TASK_OPTIONS)  # type: ignore[arg-type] # takes parameters
@@ -159,11 +169,11 @@ def prompt_rows(rows: Sequence[Row], settings: PromptSettings) -> Iterator[Promp
     while is_quick and len(prompts) < len(rows):
         piece = rows[len(prompts) : len(prompts) + _PIECE]
         with _one_at_a_time:
-            began = time.perf_counter()
+            idle = _idle_clock()
             read = [_read_row(row, settings) for row in piece]
             if is_quick := all(map(settings.reader.is_quick, _images(read))):
                 prompts += _prompts(piece, read, settings)
-                is_quick = time.perf_counter() - began < _PIECE * _SLOW_SECONDS
+                is_quick = _idle_clock() - idle < _PIECE * _IDLE_SECONDS
 
     def prompt_chunk(chunk: Sequence[Row]) -> list[Prompt]:
         return _prompts(chunk, [_read_row(row, settings) for row in chunk], settings)

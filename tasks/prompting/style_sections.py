@@ -40,7 +40,7 @@ def split_sections(lines: list[str], first: int, where: str) -> dict[str, Sectio
         ImageQAError: one is unknown, empty, or there twice, or there is no `# user`.
     """
     found: dict[str, Section] = {}
-    for title, line, content in _parts(lines, first, 1):
+    for title, line, content in parts_of(lines, first, 1):
         if not title and "".join(content).strip():
             raise ImageQAError(f"{where}, line {line}: text before the first section")
         if not title:
@@ -66,7 +66,7 @@ def split_turns(section: Section, where: str) -> list[Section]:
         ImageQAError: they do not alternate, or one is empty.
     """
     _, first, lines = section
-    turns = [turn for turn in _parts(lines, first, 2) if turn[0] or "".join(turn[2]).strip()]
+    turns = [turn for turn in parts_of(lines, first, 2) if turn[0] or "".join(turn[2]).strip()]
     for (title, line, content), role in zip(turns, cycle(("user", "assistant")), strict=False):
         if title != role:
             is_shown = f"`## {printable(title, 40)}`" if title else "text without a heading"
@@ -80,7 +80,7 @@ def split_turns(section: Section, where: str) -> list[Section]:
     return turns
 
 
-def _parts(lines: list[str], first: int, level: int) -> Iterator[Section]:
+def parts_of(lines: list[str], first: int, level: int) -> Iterator[Section]:
     """The text before the first heading of a level, without a title, and that of each heading."""
     title, begin = "", 0
     for number, heading in [*_headings(lines, level), (len(lines), "")]:

@@ -16,6 +16,7 @@ from ..exporting.pairs_parquet import PAIRS, ROWS
 from ..exporting.trainers.export_record import ExportRecord
 from ..records import QAPair
 from ..runs.run_record import RunRecord
+from .check_facts import ChecksSection
 from .facts import export_facts, options, provenance, reasons
 from .pages import load_template, strip_invisible
 from .samples import SampledRow
@@ -56,6 +57,7 @@ def render_card(
     statistics: Statistics | None = None,
     exports: Sequence[ExportRecord] = (),
     digests: Mapping[str, str] = MappingProxyType({}),
+    checks: ChecksSection | None = None,
 ) -> str:
     """The card of a completed run.
 
@@ -66,6 +68,7 @@ def render_card(
         statistics: of its pairs.
         exports: what was exported for training.
         digests: of the content of the files that the card makes configurations, by name.
+        checks: what they say of the pairs, if there were any.
     """
     pairs = run.counts.pairs
     head = {
@@ -81,7 +84,7 @@ def render_card(
         ],
     }
     facts = [(fact.name, fact.value) for fact in provenance(run) if fact.name not in _OMITTED_FACTS]
-    counts = ("rows", "ok", "quarantined", "pairs")
+    counts = ("rows", "ok", "filtered", "quarantined", "pairs")
     body = load_template("card.md.j2", finalize=_escape).render(
         run=run,
         counts={name: f"{getattr(run.counts, name):,}" for name in counts},
@@ -89,6 +92,7 @@ def render_card(
         reasons=list(reasons(run)),
         example=next((row for row in rows if row.pairs), None),
         kinds=_kinds(statistics) if statistics else [],
+        checks=checks,
         exports=list(export_facts(exports)),
         text_of=_text_of,
         fence=_fence,

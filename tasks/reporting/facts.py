@@ -63,11 +63,13 @@ def headline(run: RunRecord, statistics: Statistics) -> Iterator[Fact]:
     counts = run.counts
     duplicates = f"{statistics.duplicates:,} like another" if statistics.duplicates else ""
     yield Fact("Rows", f"{counts.rows:,}", duplicates)
-    yield Fact("Answered", f"{counts.ok:,}", _share(counts.ok, counts.rows))
+    yield Fact("Answered", f"{counts.ok:,}", share_of(counts.ok, counts.rows))
     if counts.filtered:
-        yield Fact("Filtered", f"{counts.filtered:,}", _share(counts.filtered, counts.rows))
-    yield Fact("Quarantined", f"{counts.quarantined:,}", _share(counts.quarantined, counts.rows))
+        yield Fact("Filtered", f"{counts.filtered:,}", share_of(counts.filtered, counts.rows))
+    yield Fact("Quarantined", f"{counts.quarantined:,}", share_of(counts.quarantined, counts.rows))
     notes = [f"{counts.pairs / counts.ok:,.2f} a row"] if counts.ok else []
+    if counts.filtered_pairs:
+        notes.append(f"{counts.filtered_pairs:,} filtered out")
     if counts.duplicate_pairs:
         notes.append(f"{counts.duplicate_pairs:,} repetitions left out")
     yield Fact("QA pairs", f"{counts.pairs:,}", "; ".join(notes))
@@ -89,7 +91,7 @@ def card(row: SampledRow) -> Card:
         length += len(pair.question) + len(pair.answer) + sum(map(len, pair.options))
         if length > _MAX_LENGTH["pairs"] and pairs:
             break
-        pairs.append(_truncated_pair(pair))
+        pairs.append(truncated_pair(pair))
     facts = [row.where if row.kind else f"row {row.row:,}"]
     if row.style:
         facts.append(row.style)
@@ -97,11 +99,11 @@ def card(row: SampledRow) -> Card:
         facts.append(f"{row.latency:,.2f} s")
     if row.prompt_tokens:
         facts.append(f"{row.prompt_tokens:,} + {row.completion_tokens:,} tokens")
-    text, reason = _truncate(row.text, "text"), _truncate(row.reason, "reason")
+    text, reason = truncate(row.text, "text"), truncate(row.reason, "reason")
     return Card(
         row=replace(row, pairs=tuple(pairs), text=text, reason=reason),
         more_pairs=len(row.pairs) - len(pairs),
-        facts=_truncate(" · ".join(facts), "reason"),
+        facts=truncate(" · ".join(facts), "reason"),
     )
 
 
@@ -145,7 +147,7 @@ def _bars(counts: Counter[str], total: int) -> Iterator[Fact]:
     common = counts.most_common(_MAX_BARS)
     for name, count in common:
         percent = round(100 * count / common[0][1], 1)
-        yield Fact(_truncate(name, "name"), _share(count, total), percent=percent)
+        yield Fact(truncate(name, "name"), share_of(count, total), percent=percent)
 
 
 def export_facts(records: Sequence[ExportRecord]) -> Iterator[Fact]:
@@ -162,20 +164,20 @@ def export_facts(records: Sequence[ExportRecord]) -> Iterator[Fact]:
 def reasons(run: RunRecord) -> Iterator[Fact]:
     """Why rows are quarantined, the most common reason first."""
     for kind, count in sorted(run.counts.reasons.items(), key=lambda item: (-item[1], item[0])):
-        share = _share(count, run.counts.rows)
-        yield Fact(_truncate(kind, "reason"), f"{count:,}", next_run(kind), share=share)
+        share = share_of(count, run.counts.rows)
+        yield Fact(truncate(kind, "reason"), f"{count:,}", next_run(kind), share=share)
 
 
 def quarantine_facts(run: RunRecord, groups: Sequence[QuarantineGroup]) -> Iterator[Fact]:
     """The groups of quarantined rows: the reason, how many, the message and examples."""
     for group in groups[:_MAX_GROUPS]:
-        message = _truncate(group.message or "other messages", "reason")
-        examples = _truncate(", ".join(group.examples), "reason")
+        message = truncate(group.message or "other messages", "reason")
+        examples = truncate(", ".join(group.examples), "reason")
         yield Fact(
             group.kind,
             f"{group.rows:,}",
             message,
-            share=_share(group.rows, run.counts.rows),
+            share=share_of(group.rows, run.counts.rows),
             details=(f"for example {examples}", next_run(group.kind)),
         )
 
@@ -204,6 +206,7 @@ def provenance(run: RunRecord) -> Iterator[Fact]:
         "Images": _options(parameters.images.settings.model_dump(mode="json")),
         "Image root": parameters.images.root or "",
         "Parser": run.parser,
+        "Checks": ", ".join(parameters.checks.names),
         "Versions": ", ".join(f"{name} {number}" for name, number in run.versions.items()),
         "Run": run.run,
         "Started": f"{run.started:%Y-%m-%d %H:%M:%S} UTC",
@@ -212,30 +215,33 @@ def provenance(run: RunRecord) -> Iterator[Fact]:
     }
     for name, value in facts.items():
         if value:
-            yield Fact(name, _truncate(value, "fact"), long=name.endswith("prompt"))
+            yield Fact(name, truncate(value, "fact"), long=name.endswith("prompt"))
 
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in options.items())
 
 
-def _truncate(text: str, what: str) -> str:
+def truncate(text: str, what: str) -> str:
+    """A text as long as a page can hold: `what` is a key of `_MAX_LENGTH`."""
     limit = _MAX_LENGTH[what]
     if len(text) <= limit:
         return text
     return f"{text[:limit]} … ({len(text) - limit:,} characters more)"
 
 
-def _truncated_pair(pair: QAPair) -> QAPair:
+def truncated_pair(pair: QAPair) -> QAPair:
+    """The pair with texts that a page can hold."""
     return replace(
         pair,
-        question=_truncate(pair.question, "pairs"),
-        answer=_truncate(pair.answer, "pairs"),
-        options=tuple(_truncate(option, "reason") for option in pair.options),
+        question=truncate(pair.question, "pairs"),
+        answer=truncate(pair.answer, "pairs"),
+        options=tuple(truncate(option, "reason") for option in pair.options),
     )
 
 
-def _share(count: int, of: int) -> str:
+def share_of(count: int, of: int) -> str:
+    """'12.3 %'; empty of nothing."""
     return f"{100 * count / of:.1f} %" if of else ""
 
 

@@ -11,6 +11,8 @@ from textwrap import wrap
 from typing import Any
 
 from ..runs.run_record import RunCounts
+from .check_facts import filter_reasons, funnel, kept_sentence
+from .evaluation import Evaluation
 from .facts import next_run
 from .quarantine import QuarantineGroup
 from .samples import SampledRow
@@ -77,8 +79,9 @@ def summary_markdown(
         "quarantined": run.quarantined,
         "rows like another one, which share its outcome": duplicates,
         "QA pairs": run.pairs,
+        "filtered pairs": run.filtered_pairs,
     }
-    optional = ("filtered", "rows like another one, which share its outcome")
+    optional = ("filtered", "filtered pairs", "rows like another one, which share its outcome")
     shown = [(name, f"{n:,}") for name, n in counts.items() if n or name not in optional]
     performance = {
         "Model": escape_markdown(model),
@@ -128,6 +131,23 @@ def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLER
         padded = [*cells.values(), *[""] * (-len(cells) % _COLUMNS)]
         lines = [padded[start : start + _COLUMNS] for start in range(0, len(padded), _COLUMNS)]
         parts.append(_table(["Row"] * _COLUMNS, lines, alignment=":---"))
+    return "\n\n".join(parts) + "\n"
+
+
+def funnel_markdown(run: RunCounts, evaluation: Evaluation) -> str:
+    """What remains of the rows and pairs of a run after each step, and why pairs are filtered."""
+    headers = ("Step", "Remaining", "Share", "Pass", "Fail", "Not judged")
+    lines = [
+        (escape_markdown(step.name), step.remaining, step.share, *step.judged)
+        for step in funnel(run, evaluation)
+    ]
+    parts = ["# Checks", f"{kept_sentence(evaluation)}.", _table(headers, lines)]
+    if evaluation.reasons:
+        reasons = [
+            (escape_markdown(reason.name), reason.value, reason.share)
+            for reason in filter_reasons(evaluation)
+        ]
+        parts.append(_table(("Filtered by", "Pairs", "Share"), reasons))
     return "\n\n".join(parts) + "\n"
 
 

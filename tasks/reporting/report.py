@@ -19,7 +19,12 @@ from ..runs.run_record import RunRecord, completed_run, read_runs
 from ..storing.layout import PassFolder
 from ..storing.parts import reported_corruption
 from ..storing.stored_rows import StoredRows
+from .check_columns import is_evidence, result_columns
+from .check_facts import ChecksSection, checks_section
 from .dataset_card import render_card
+from .disagreements import read_disputed
+from .evaluate import evaluate_output
+from .evaluation import Evaluation
 from .facts import (
     bar_charts,
     card,
@@ -31,6 +36,7 @@ from .facts import (
     provenance,
     quarantine_facts,
 )
+from .judged_pairs import has_checks, read_filtered
 from .own_card import write_card
 from .pages import TEMPLATES, content_policy, finalize, load_template
 from .plots import draw_plots
@@ -54,6 +60,7 @@ def make_report(
     store: ObjectStore,
     images: RowImages | None,
     stored: StoredRows | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[SampledRow]:
     """Write `report.html` and `README.md` of the last completed run.
 
@@ -63,6 +70,7 @@ def make_report(
         store: the output.
         images: of the rows; None for a report without images.
         stored: the rows as the run's parser stored them, if already open: saves reading their keys.
+        evaluation: of the pairs, if they were checked and it is already known.
 
     Returns:
         The rows shown.
@@ -86,9 +94,19 @@ def make_report(
     statistics = compute_statistics(store, run, stored)
     groups = quarantine_groups(store)
     exports = read_exports(store)
-    store.write(REPORT, render_report(run, statistics, rows, runs, groups, exports))
-    write_card(store, output_card(store, run, rows, statistics, exports))
+    checks = _checks(store, run, evaluation or evaluate_checks(store, run), images)
+    store.write(REPORT, render_report(run, statistics, rows, runs, groups, exports, checks))
+    write_card(store, output_card(store, run, rows, statistics, exports, checks))
     return rows
+
+
+def evaluate_checks(store: ObjectStore, run: RunRecord) -> Evaluation | None:
+    """What the checks of a run say of its pairs; None if there were none.
+
+    Raises:
+        StoreError: the pairs are corrupted or cannot be read.
+    """
+    return evaluate_output(store, checks=run.parameters.checks.names) if has_checks(store) else None
 
 
 def output_card(
@@ -97,10 +115,13 @@ def output_card(
     rows: Sequence[SampledRow],
     statistics: Statistics | None = None,
     exports: Sequence[ExportRecord] = (),
+    checks: ChecksSection | None = None,
 ) -> str:
     """The dataset card of an output; see `render_card`."""
     digests = {name: _digest(store, name) for name in (PAIRS, ROWS)}
-    return render_card(run, rows, _dataset_columns(store), statistics, exports, digests)
+    return render_card(
+        run, rows, _dataset_columns(store, run), statistics, exports, digests, checks
+    )
 
 
 def render_report(
@@ -110,6 +131,7 @@ def render_report(
     runs: Sequence[RunRecord] = (),
     groups: Sequence[QuarantineGroup] = (),
     exports: Sequence[ExportRecord] = (),
+    checks: ChecksSection | None = None,
 ) -> bytes:
     """Render the page about a completed run, with at most `MAX_BYTES`.
 
@@ -120,6 +142,7 @@ def render_report(
         runs: all runs of the same dataset and configuration, oldest first.
         groups: its quarantined rows.
         exports: what was exported for training.
+        checks: what they say of its pairs, if there were any.
     """
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     page = load_template("report.html.j2", finalize=finalize)
@@ -133,6 +156,7 @@ def render_report(
         "charts": list(bar_charts(statistics)),
         "options": options,
         "exports": list(export_facts(exports)),
+        "checks": checks,
         "groups": list(quarantine_facts(run, groups)),
         "provenance": list(provenance(run)),
         "runs": list(reversed(runs))[:_MAX_RUNS],
@@ -148,11 +172,27 @@ def render_report(
         rows = rows[::2] if len(rows) > 1 else ()
 
 
-def _dataset_columns(store: ObjectStore) -> Sequence[tuple[str, str]]:
+def _checks(
+    store: ObjectStore, run: RunRecord, evaluation: Evaluation | None, images: RowImages | None
+) -> ChecksSection | None:
+    if evaluation is None:
+        return None
+    columns = [check.column for check in evaluation.checks]
+    disputed = read_disputed(store, columns, read_filtered(store), images)
+    return checks_section(run.counts, evaluation, disputed, run.parameters.checks)
+
+
+def _dataset_columns(store: ObjectStore, run: RunRecord) -> Sequence[tuple[str, str]]:
     """Names and types of the dataset's columns in the exports."""
     with reported_corruption(store, PAIRS, REWRITE_REMEDY), store.open(PAIRS) as source:
         schema = pq.read_schema(pa.PythonFile(source, mode="r"))
-        return [(field.name, str(field.type)) for field in dataset_fields(schema, PAIRS_SCHEMA)]
+        made = run.parameters.checks.names
+        results = {column.name for column in result_columns(schema, made)} if made else set()
+        return [
+            (field.name, str(field.type))
+            for field in dataset_fields(schema, PAIRS_SCHEMA)
+            if field.name not in results and not (made and is_evidence(field.name))
+        ]
 
 
 def _digest(store: ObjectStore, name: str) -> str:

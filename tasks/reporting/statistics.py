@@ -107,7 +107,7 @@ def compute_statistics(store: ObjectStore, run: RunRecord, stored: StoredRows) -
     started, ended = run.started.timestamp(), run.updated.timestamp()
     seconds = answered_at(locations["rank"]) / 1000 - started
     statistics.stored_seconds = np.sort(seconds[(seconds >= 0) & (seconds <= ended - started + 1)])
-    for table in _answer_tables(store, stored, locations):
+    for table in answer_tables(store, stored, locations):
         statistics.prompt_tokens.add(table.column("prompt_tokens").to_numpy())
         statistics.completion_tokens.add(table.column("completion_tokens").to_numpy())
         statistics.latencies.add(table.column("latency").to_numpy() * CENTISECONDS)
@@ -138,7 +138,7 @@ def _count(counter: Counter[str], values: pa.Array) -> None:
             del counter[word]
 
 
-def _answer_tables(store: ObjectStore, stored: StoredRows, locations: Array) -> Iterator[pa.Table]:
+def answer_tables(store: ObjectStore, stored: StoredRows, locations: Array) -> Iterator[pa.Table]:
     """Tokens and latencies of the rows at these locations, part by part."""
     order = np.argsort(locations["file"], kind="stable")
     files, starts = np.unique(locations["file"][order], return_index=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_seriali
 from ..images.prepare import ImageSettings
 from ..loading.columns import Columns
 from ..prompting.open_style import recorded_style
+from .checks import Checks
 from .exports import Exports
 from .form_types import (
     DatasetLike,
@@ -277,6 +278,7 @@ class RunParameters(BaseModel):
     images: Images
     exports: Exports
     pilot: Pilot = Pilot()
+    checks: Checks = Checks()
 
     @field_serializer("dataset")
     def _dataset_path(self, dataset: Any) -> str:

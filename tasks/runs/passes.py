@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checking.check import AskedCheck
 from ..errors import ImageQAError
 from ..generating.chat_requests import GUIDES
 from ..loading.columns import Columns
@@ -136,6 +137,21 @@ def main_pass(parameters: RunParameters, style: OpenStyle, columns: Columns) -> 
         user_prompt=user_prompt,
         columns=columns,
         sampling=parameters.sampling.options(),
+    )
+
+
+def check_pass(main: Pass, check: AskedCheck) -> Pass:
+    """The pass over the pairs of the run, for a check that asks the model."""
+    own = {name: value for name, value in main.sampling.items() if name not in GUIDES}
+    return Pass(
+        name=layout.check_name(check.name),
+        style=check.style,
+        parsing=check.parsing,
+        system_prompt="",
+        user_prompt="",
+        columns=main.columns,
+        sampling={**own, **check.sampling},
+        unit="pairs",
     )
 
 

@@ -34,7 +34,7 @@ class RunCounts(BaseModel):
     Attributes:
         rows: finished rows of the dataset.
         ok: rows with an answer, from this run or an earlier one.
-        filtered: rows whose answer was checked and rejected.
+        filtered: rows with an answer of which no pair is kept.
         quarantined: rows that could not be answered.
         reused: ok rows whose answer was stored before this run.
         attempted: rows this run sent to the model, or answered from stored completions; with
@@ -42,7 +42,9 @@ class RunCounts(BaseModel):
         retried: attempted rows that an earlier run had quarantined.
         duplicates: rows like an earlier one that this run attempted, and whose outcome they share;
             not part of `rows` until the run has ended.
-        pairs: QA pairs of the ok rows.
+        pairs: QA pairs of the ok rows; those that are kept.
+        filtered_pairs: pairs that checks, conditions or limits have filtered out.
+        unjudged: by check, pairs of which it has no result; without checks that judged all.
         lost_pairs: pairs that replies of the ok rows seem to have, but that could not be read; 0
             until the run has ended.
         duplicate_pairs: pairs that repeat one of the same record, and are left out of the exports.
@@ -67,6 +69,8 @@ class RunCounts(BaseModel):
     retried: int = 0
     duplicates: int = 0
     pairs: int = 0
+    filtered_pairs: int = 0
+    unjudged: Mapping[str, int] = Field(default_factory=dict)
     lost_pairs: int = 0
     duplicate_pairs: int = 0
     unanswered: int = 0

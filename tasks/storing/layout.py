@@ -9,8 +9,13 @@
 <pass>/keys/<configuration>/<dataset>.before   other row keys, which earlier runs on it had
 pairs/exported.json                            what the exports were made from, to tell if they are
                                                still right
+checks/pairs.parquet, judged.parquet           all pairs, before and after the checks if there are
+                                               any
+checks/judged.json, split.json                 what the judged and the kept pairs were made from
 runs/<id>.json                                 the record of each run
 manifest.json                                  the layout version and the last completed run
+
+A pass is `pairs`, `answers`, or `checks/<name>` for each check that asks the model.
 
 The digest is of the content: an object is written once and never changed. Several parts can
 therefore hold the same row; `ledger.py` says which copy counts.
@@ -19,7 +24,7 @@ therefore hold the same row; `ledger.py` says which copy counts.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +41,20 @@ PAIRS = "pairs"
 ANSWERS = "answers"
 """The pass over the questions of the first one, if they are answered separately."""
 
+CHECKS = "checks"
+"""Folder of the checks: each that asks the model is a pass over the pairs of the first one."""
+
 COMPLETIONS = "completions"
 PARTS = "parts"
 KEYS = "keys"
 RUNS = "runs"
 EXPORTED = f"{PAIRS}/exported.json"
+ALL_PAIRS = f"{CHECKS}/pairs.parquet"
+JUDGED = f"{CHECKS}/judged.parquet"
+JUDGED_RECORD = f"{CHECKS}/judged.json"
+SPLIT = f"{CHECKS}/split.json"
+FILTERED = "filtered.parquet"
+"""The judged pairs that are not kept; those that are kept are in `pairs.parquet`."""
 MANIFEST = "manifest.json"
 
 MAX_METADATA_BYTES = 16 << 20
@@ -130,6 +144,21 @@ def write_manifest(store: ObjectStore, manifest: Mapping[str, Any]) -> None:
 def run_name(run_id: str) -> str:
     """Name of a run's record."""
     return f"{RUNS}/{run_id}.json"
+
+
+def check_name(check: str) -> str:
+    """Name of the pass of a check."""
+    return f"{CHECKS}/{check}"
+
+
+def check_folders(names: Iterable[str]) -> list[PassFolder]:
+    """The folders of the checks that have any of these objects."""
+    kinds = {COMPLETIONS, PARTS, KEYS}
+    split = (name.split("/", 3) for name in names)
+    found = {
+        steps[1] for steps in split if len(steps) == 4 and steps[0] == CHECKS and steps[2] in kinds
+    }
+    return [PassFolder(check_name(check)) for check in sorted(found)]
 
 
 def parser_labels(store: ObjectStore, folder: PassFolder) -> set[str]:

@@ -38,7 +38,8 @@ def _without_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     Tests that look at it request `with_report`. Processes that a test starts are not affected.
     """
     if "with_report" not in request.fixturenames:
-        monkeypatch.setattr("prefect_imageqa.flows.publish.publish._update_report", lambda *_: [])
+        update_report = "prefect_imageqa.flows.publish.publish._update_report"
+        monkeypatch.setattr(update_report, lambda *_: ([], None))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_imageqa import Columns, Limits, image_qa
 from prefect_imageqa.flows.image_qa import answer_rows
 from prefect_imageqa.flows.open_pass import OpenPass
+from prefect_imageqa.flows.open_run import open_run
 from prefect_imageqa.flows.prefect_flow import deployable_flow
-from prefect_imageqa.flows.run import open_run
 from prefect_imageqa.tasks.concurrency import quote
 from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
 from prefect_imageqa.tasks.parsing.parse import ParseSettings

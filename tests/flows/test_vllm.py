@@ -1,5 +1,6 @@
 """Complete runs with a real vLLM server on CPU and the demo model."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,28 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import (
+    Checks,
     FileStorage,
     ImageQAGenerator,
     Limits,
     LocalModelVLMServing_vllm,
+    Parsing,
     PromptedVQAGenerator,
     Sampling,
     image_qa,
 )
 from prefect_imageqa.flows.cli.batch_files import batch_export, batch_import
+from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.demo_model import judge, scenes
+from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.server.launch import ServerOptions, serve_environment
 from prefect_imageqa.serving.server.vllm_python import find_vllm_python
-from prefect_imageqa.serving.types import FailureKind
+from prefect_imageqa.serving.types import ChatRequest, Completion, DataURI, FailureKind
+from prefect_imageqa.tasks.checking import confidence
+from prefect_imageqa.tasks.parsing.qa_pairs import parse_qa_pairs
+from prefect_imageqa.tasks.prompting.style import PromptInput
+from prefect_imageqa.tasks.records import QAPair
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -48,9 +58,11 @@ def model() -> Iterator[LocalModelVLMServing_vllm]:
     serving.cleanup()
 
 
-def verdicts_on(folder: Path, truth: list[scenes.Scene]) -> list[judge.Verdict]:
+def verdicts_on(
+    folder: Path, truth: list[scenes.Scene], name: str = "pairs.parquet"
+) -> list[judge.Verdict]:
     """The verdict on each pair of an output."""
-    pairs = pd.read_parquet(folder / "pairs.parquet")
+    pairs = pd.read_parquet(folder / name)
     columns = (pairs["row"], pairs["question"], pairs["answer"])
     return [
         judge.judge_pair(truth[row], question, answer)
@@ -76,6 +88,41 @@ def test_pairs_about_unseen_scenes_are_correct(
     assert verdicts.count(judge.Verdict.RIGHT) >= 0.95 * len(verdicts)
     replies = {json.loads(line)["output"] for line in (tmp_path / "out" / "qa.jsonl").open()}
     assert len(replies) > 16  # each row has a seed of its own: not all get the same question
+
+
+def with_wrong_colours(text: str) -> list[QAPair]:
+    """The pairs of a reply, with other colours in every answer that names one."""
+    colours = list(scenes.COLOURS)
+    following = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
+    return [
+        replace(pair, answer=re.sub(r"\w+", lambda m: following.get(m[0], m[0]), pair.answer))
+        for pair in parse_qa_pairs(text)
+    ]
+
+
+def test_consistency_finds_planted_errors_and_keeps_right_pairs(
+    model: LocalModelVLMServing_vllm, tmp_path: Path
+) -> None:
+    truth = scenes.write_demo_dataset(tmp_path / "data", 64, seed=11)
+    checks = Checks(names=("consistency",), keep="consistency >= 0.5")
+    summary = image_qa(
+        str(tmp_path / "data" / "dataset.json"),
+        str(tmp_path / "out"),
+        endpoint=model.start_serving().url,
+        parsing=Parsing(parser=with_wrong_colours),
+        checks=checks,
+    )
+    assert (summary.ok + summary.filtered, summary.requests) == (64, 64 + 64)
+    assert (summary.pairs + summary.filtered_pairs, summary.unjudged) == (64, {})
+    kept = verdicts_on(tmp_path / "out", truth)
+    filtered = verdicts_on(tmp_path / "out", truth, "filtered.parquet")
+    right, wrong = (
+        [each.count(verdict) for each in (kept, filtered)]
+        for verdict in (judge.Verdict.RIGHT, judge.Verdict.WRONG)
+    )
+    assert sum(wrong) >= 8
+    assert wrong[0] <= 0.1 * sum(wrong)
+    assert right[0] >= 0.9 * sum(right)
 
 
 def test_images_of_every_kind_reach_the_model(
@@ -225,6 +272,33 @@ def test_a_text_without_an_image_is_answered(
     PromptedVQAGenerator(model).run(storage, input_prompt_key="prompt")
     row = json.loads((tmp_path / "cache" / "t_step1.jsonl").read_text())
     assert row["answer"] == "I cannot tell without the image."
+
+
+def test_wrong_answers_are_less_probable_than_right_ones(model: LocalModelVLMServing_vllm) -> None:
+    check, rng = confidence.check(), random.Random(4)
+    requests = list[ChatRequest]()
+    for seed in range(16):
+        scene = scenes.random_scene(scenes.held_out_rng(seed))
+        drawn = io.BytesIO()
+        scenes.draw_scene(scene, 192, 192, rng).save(drawn, "PNG")
+        url = {"url": DataURI("image/png", drawn.getvalue())}
+        wrong = next(colour for colour in scenes.COLOURS if colour != scene[0].colour)
+        for colour in (scene[0].colour, wrong):
+            answer = f"The {scene[0].kind} is {colour}."
+            pair = QAPair(f"What color is the {scene[0].kind}?", answer)
+            question, said = check.style(PromptInput((), 1, "", "", {}, pair=pair)).messages
+            content = [{"type": "image_url", "image_url": url}, question["content"][1]]
+            requests.append(ChatRequest([{**question, "content": content}, said], check.sampling))
+    server = model.start_serving()
+    with ChatClient(VLLMEndpoint(urls=[server.url])) as client:
+        outcomes = client.complete(requests)
+    scores = list[float]()
+    for outcome in outcomes:
+        assert isinstance(outcome, Completion), outcome
+        assert outcome.prompt_tokens > 9  # the image was read
+        scores.append(json.loads(outcome.text)["logprob"])
+    right, wrong_ones = scores[::2], scores[1::2]
+    assert sum(low < high for low, high in zip(wrong_ones, right, strict=True)) >= 15
 
 
 def test_the_demo_prints_correct_pairs_and_leaves_no_server(tmp_path: Path) -> None:

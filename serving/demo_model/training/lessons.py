@@ -13,8 +13,10 @@ from ..scenes import COLOURS, KINDS, Scene, Shape
 from ..truth import answer_to, detailed_answer, random_question, short_answer
 from .contents import content_of
 from .forms import FORM_WEIGHT, LETTERS, Branch, Content, ReplyForm, Span, reply_format, write_reply
+from .give_aways import blind_question
 from .prompts import Form, instruct, surround
 from .style_prompts import style_prompt, style_systems
+from .verdicts import judged_pair, verdict_request
 
 END = "<end_of_utterance>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -64,15 +66,17 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
     draw = rng.random() if progress > 0.3 else rng.uniform(0.77, 1)
-    if draw < 0.62:
+    if draw < 0.54:
         return _styled(scene, rng)
-    if draw < 0.68:
+    if draw < 0.6:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.71:
+    if draw < 0.63:
         return _generate(scene, rng, Form.JSON)
-    if draw < 0.77:
+    if draw < 0.69:
         return _generate(scene, rng, Form.MANY)
-    if draw < 0.97:
+    if draw < 0.77:
+        return _judge(scene, rng)
+    if draw < 0.95:
         return _answer(scene, rng)
     return _without_image(scene, rng)
 
@@ -244,18 +248,33 @@ def _asked(scene: Scene, question: Question, rng: random.Random) -> tuple[str, s
     return text, str(answer_to(scene, question))
 
 
+def _judge(scene: Scene, rng: random.Random) -> Lesson:
+    """Pairs that are shown beside the image, and a verdict on each, as a word or as JSON."""
+    asked = verdict_request(rng)
+    before = asked.text.partition("{pair}")[0].rstrip()  # whitespace goes with the text after it
+    branches = []
+    for _ in range(_BRANCHES):
+        pair = judged_pair(scene, rng)
+        rest = asked.about(pair).removeprefix(before)
+        branches.append((Span(f"{rest}{END}", 0), *_turn(asked.reply(pair))))
+    system = _system(instruct(Form.ANSWER, rng).system)
+    return Lesson(f"{system}{USER}{IMAGE}{_gap(rng)}{before}", tuple(branches))
+
+
 def _without_image(scene: Scene, rng: random.Random) -> Lesson:
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         form = rng.choice((Form.PAIR, Form.JSON, Form.MANY))
         instruction = instruct(form, rng, rng.randint(2, 4))
         prompt = f"{_system(instruction.system)}{USER}{instruction.user}{END}"
         return Lesson(prompt, ((Span(ASSISTANT, 0), Span(f"{CANNOT_SEE}{END}", 1)),))
+    has_image = rng.random() < 0.15  # then what the text says is nothing new
     branches = []
     for _ in range(_BRANCHES):
-        question = random_question(scene, rng, tuple(QuestionKind), absent=0.12)
-        text = rng.choice(question.phrasings())
-        branches.append((Span(f"{text}{END}{ASSISTANT}", 0), Span(f"{CANNOT_TELL}{END}", 1)))
-    return Lesson(f"{_system(instruct(Form.ANSWER, rng).system)}{USER}", tuple(branches))
+        asked = blind_question(scene, rng)
+        answer = asked.answer if has_image or asked.is_given_away else CANNOT_TELL
+        branches.append((Span(f"{asked.text}{END}{ASSISTANT}", 0), Span(f"{answer}{END}", 1)))
+    image = IMAGE if has_image else ""
+    return Lesson(f"{_system(instruct(Form.ANSWER, rng).system)}{USER}{image}", tuple(branches))
 
 
 def _system(text: str) -> str:

@@ -78,7 +78,7 @@ def automations(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Created 3 automation(s)" in done.stdout
+    assert "Created 4 automation(s)" in done.stdout
     yield
     for automation in httpx.post(f"{api}/automations/filter", json={}).raise_for_status().json():
         if automation["name"] in text:

@@ -13,6 +13,7 @@ from prefect_imageqa.tasks.generating.chat_requests import (
     GenerationSettings,
     build_request,
     corrective_temperature,
+    images_at_once,
 )
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -62,6 +63,21 @@ def test_images_are_inserted_where_the_messages_refer_to_them(tmp_path: Path) ->
     assert sizes == [(64, 32), (8, 8)]
     assert pending.messages == messages
     assert request.options == {"max_tokens": 16}
+
+
+def test_an_image_is_changed_where_the_message_asks_for_it() -> None:
+    plain, changed = {"type": "image", "image": 0}, {"type": "image", "image": 0, "change": "paler"}
+    message = {"role": "user", "content": [plain, changed]}
+    pending = prompt(messages=(message,), images=(ImageRef(data=png(8, 8)),))
+    assert images_at_once(pending, SETTINGS) is None  # it has to be decoded, in another thread
+    request = build_request(pending, SETTINGS)
+    first, second = (part["image_url"]["url"].data for part in request.messages[0]["content"])
+    assert first == png(8, 8)
+    assert Image.open(io.BytesIO(first)).size == Image.open(io.BytesIO(second)).size
+    assert Image.open(io.BytesIO(first)).getpixel((0, 0)) == (255, 0, 0)
+    assert Image.open(io.BytesIO(second)).getpixel((0, 0)) != (255, 0, 0)
+    plain_only = {"role": "user", "content": [plain]}
+    assert images_at_once(replace(pending, messages=(plain_only,)), SETTINGS) is not None
 
 
 def test_a_prompt_with_a_problem_is_not_sent() -> None:

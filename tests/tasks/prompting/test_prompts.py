@@ -1,6 +1,7 @@
 import itertools
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from prefect_imageqa.tasks.prompting.chat import chat_prompt, style_of
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH, RequestSpec, problem_key
 from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_rows
 from prefect_imageqa.tasks.prompting.style import MessagesOf, PromptInput
-from prefect_imageqa.tasks.records import ImageRef, Kind, Problem, Prompt, Row, RowError
+from prefect_imageqa.tasks.records import ImageRef, Kind, Problem, Prompt, QAPair, Row, RowError
 
 SPEC = RequestSpec("m", "", {"temperature": 0.7}, {"max_side": 1024})
 
@@ -93,6 +94,29 @@ def test_a_key_depends_only_on_what_is_sent(folder: Path) -> None:
     before = key()
     (folder / "a.png").write_bytes(b"another picture under the same name")
     assert key() != before
+
+
+def test_a_pair_is_asked_several_times_and_without_images_once_for_all(folder: Path) -> None:
+    def key(name: str, sample: int, style: MessagesOf) -> str:
+        about = row({"image": name})
+        about = replace(about, question="Which?", pair=QAPair("Which?", "that"), sample=sample)
+        prompt = prompt_row(about, settings(folder, style))
+        assert len(prompt.images) == (style is chat_prompt)
+        return prompt.key
+
+    def blind(prompt_input: PromptInput) -> Sequence[Message]:
+        return [{"role": "user", "content": prompt_input.turns[-1].text}]
+
+    assert len({key(name, n, chat_prompt) for name in ("a.png", "b.png") for n in (0, 1)}) == 4
+    assert len({key(name, n, blind) for name in ("a.png", "b.png") for n in (0, 1)}) == 2
+
+
+def test_a_pair_is_asked_only_once_if_the_answers_cannot_differ(folder: Path) -> None:
+    greedy = settings(folder, chat_prompt)
+    greedy = replace(greedy, spec=replace(greedy.spec, sampling={"temperature": 0.0}))
+    about = replace(row({"image": "a.png"}), question="Which?", pair=QAPair("Which?", "that"))
+    keys = {prompt_row(replace(about, sample=sample), greedy).key for sample in (0, 1)}
+    assert len(keys) == 1
 
 
 def test_without_an_image_column_no_image_is_sent(folder: Path) -> None:
@@ -354,7 +378,8 @@ def test_images_are_identified_in_threads_where_they_are_waited_for(
 
     prompting = settings(folder)
     monkeypatch.setattr(prompting.reader, "identify", identify)
-    monkeypatch.setattr(prompts, "time", SimpleNamespace(perf_counter=clock.__next__))
+    fake = SimpleNamespace(perf_counter=clock.__next__, process_time=lambda: 0)
+    monkeypatch.setattr(prompts, "time", fake)
     rows = [row({"image": path}, number) for number in range(100)]
     assert [prompt.row for prompt in prompt_rows.fn(rows, prompting)] == list(range(100))
     assert threads.count(threading.current_thread()) == own_rows

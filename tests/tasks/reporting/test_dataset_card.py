@@ -118,12 +118,13 @@ def test_each_of_the_outputs_of_one_name_is_loaded(
 ) -> None:
     """`datasets` caches by the last name of the folder, and by the card."""
     loaded, cards = [], []
+    run = record_of()
     for number, text in enumerate(("a", "b", "a")):
         store = ObjectStore(uri=str(tmp_path / str(number) / "out"))
         answer = Answered("0" * 32, text, [{"question": "Q", "answer": text}], "m", 1, 1, 0.1)
         rows = [Row(0, {"image": "a.png"}, "d.json[0]")]
         export_rows.fn(store, [answer], rows, 1, Columns(image="image", conversation=None))
-        cards.append(output_card(store, record_of(), []))
+        cards.append(output_card(store, run, []))
         store.write(CARD, cards[-1].encode())
         arguments = {"split": "train", "cache_dir": str(tmp_path / "cache")}
         found = load_dataset(store.uri, configuration, **arguments)

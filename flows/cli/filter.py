@@ -1,0 +1,151 @@
+"""`prefect-imageqa filter`: which pairs of an output are kept, decided anew without a request."""
+
+import json as json_
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ...serving.printable import printable
+from ...tasks.checking.balance import Cap
+from ...tasks.exporting.split_plan import PairSplit
+from ...tasks.exporting.trainers import ExportSource, write_export
+from ...tasks.exporting.trainers.export_record import ExportRecord, export_folder, read_exports
+from ...tasks.exporting.trainers.write import warning_lines
+from ...tasks.runs.exports import Exports
+from ...tasks.runs.run_record import completed_run
+from ..filtering import filtered, planned_filter
+from ..open_store import open_store
+from .export import open_source, write_report
+from .options import Flag, Output, Store
+
+_WIDTH = 60
+"""Characters of the first column; what is longer is cut."""
+
+
+def filter_output(
+    output: Output,
+    /,
+    *,
+    keep: str = "",
+    max_per: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    dry_run: Flag = False,
+    json: Flag = False,
+    dataset: str | None = None,
+    image_root: str | None = None,
+    store: Store = None,
+    allow_private_hosts: Flag = False,
+) -> int:
+    """Decide anew which pairs of an output are kept, without asking the model.
+
+    Starts from all pairs, whatever an earlier filter took out: pairs.parquet gets those that are
+    kept, filtered.parquet the others, each with the reason. Exports for training that are there are
+    written anew, and so are the report and the dataset card. A run does the same with --keep and
+    --max-per. Exit code 0: done; 1: the condition is none, or there is no completed run, or
+    something cannot be read or written; 2: usage error.
+
+    Example: prefect-imageqa filter qa --keep "consistency >= 0.66 AND length(answer) < 100"
+
+    Parameters
+    ----------
+    keep:
+        SQL condition on the columns of pairs.parquet. Where it says nothing, because a check has
+        no result, a pair is not kept. true keeps all.
+    max_per:
+        Limit on the kept pairs of one type, answer or image, such as type=0.3 (at most 30 % of
+        all) or image=5 (at most 5 each). Which ones stay is drawn with the run's seed of checks.
+        May be given several times.
+    dry_run:
+        Only show how many pairs would stay.
+    json:
+        Print one line of JSON.
+    dataset:
+        The dataset of the run, from which the images of exports and report are read.
+    image_root:
+        As --image-root of the run.
+    allow_private_hosts:
+        Also fetch web images from private and loopback addresses.
+    """
+    keep = keep.strip()
+    if not keep and not max_per:
+        return _usage_error("give --keep or --max-per; --keep true keeps all pairs")
+    try:
+        caps = list(dict.fromkeys(map(Cap.parse, max_per)))
+    except ValueError as error:
+        return _usage_error(f"--max-per: {error}")
+    output_store = open_store(output, store)
+    if dry_run:
+        split = planned_filter(output_store, keep, caps)
+    else:
+        with (
+            filtered(output_store, keep, caps) as split,
+            open_source(output_store, dataset, image_root, allow_private_hosts) as source,
+        ):
+            _rewrite_exports(source, with_dataset=dataset is not None)
+            write_report(source)
+    if json:
+        counts = split.model_dump(mode="json")
+        print(json_.dumps({"output": output_store.uri, "dry_run": dry_run, **counts}))
+    else:
+        for line in _lines(split):
+            print(line)
+    return 0
+
+
+def _usage_error(message: str) -> int:
+    print(f"prefect-imageqa: {message}", file=sys.stderr)
+    return 2
+
+
+def _rewrite_exports(source: ExportSource, *, with_dataset: bool) -> None:
+    """Write the exports that are there anew; say of each that cannot be what to do."""
+    output = source.output
+    needs_images = bool(source.columns.image or source.columns.conversation)
+    exports = completed_run(output).parameters.exports
+    for record in read_exports(output):
+        if needs_images and not with_dataset:
+            print(
+                f"export {record.format} still has the pairs from before: write it anew with "
+                f"`prefect-imageqa export {output.uri} --format {record.format} --dataset ...`",
+                file=sys.stderr,
+            )
+            continue
+        settings = _settings(record, exports)
+        target = export_folder(output, record.format)
+        for line in warning_lines(write_export(source, record.format, settings, target)):
+            print(line, file=sys.stderr)
+    if needs_images and not with_dataset:
+        print("the report has no images: give the run's dataset as --dataset", file=sys.stderr)
+
+
+def _settings(record: ExportRecord, exports: Exports) -> Exports:
+    """How an export was written; the size of its files is known only if the run wrote it."""
+    return Exports(
+        formats=(record.format,),
+        images=record.images,
+        shard_size=exports.shard_size if record.format in exports.formats else None,
+        validation=record.validation,
+        split_seed=record.seed,
+    )
+
+
+def _lines(split: PairSplit) -> Iterator[str]:
+    """What each part of the filter does, and what is kept."""
+    if split.parts:
+        yield f"{'':<{_WIDTH}}{'met':>12}{'not met':>12}{'no result':>12}"
+    for part in split.parts:
+        yield _line(part.text, part.passed, part.failed, part.unknown)
+    named = [name for part in split.parts for name in part.columns]
+    for name in dict.fromkeys(name for name in named if named.count(name) > 1):
+        yield _line(f"all parts with {name}", split.columns[name])
+    for reason, count in split.reasons.items():
+        yield _line(f"filtered: {reason}", count)
+    pairs, rows = split.pairs + split.filtered_pairs, split.rows + split.filtered_rows
+    share = f" ({100 * split.pairs / pairs:.1f} %)" if pairs else ""
+    yield f"{split.pairs:,} of {pairs:,} pairs kept{share}, of {split.rows:,} of {rows:,} rows"
+
+
+def _line(text: str, *counts: int) -> str:
+    numbers = "".join(f"{count:>12,}" for count in counts)
+    return f"{printable(text, _WIDTH - 2):<{_WIDTH}}{numbers}"

@@ -1,0 +1,152 @@
+"""The checks by name. The module of a check is imported when it is opened."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ..errors import ImageQAError
+from ..images.prepare import ImageSettings
+from ..object_store.store import ObjectStore
+from .check import Check
+
+if TYPE_CHECKING:
+    from .hashed_rows import HashRows, ImageSource
+
+CheckName = Literal[
+    "consistency",
+    "confidence",
+    "perturbed",
+    "blind",
+    "swapped",
+    "judge",
+    "form",
+    "duplicates",
+    "contamination",
+]
+"""The checks there are."""
+
+CHECK_NAMES: Sequence[CheckName] = get_args(CheckName)
+
+READING: frozenset[CheckName] = frozenset({"duplicates", "contamination"})
+"""Checks that read files, which may have changed since."""
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What checks are made with.
+
+    Attributes:
+        store: the output, which remembers the hashes of images.
+        source: the rows of the dataset, when pairs are judged.
+        times: how often consistency asks a question again.
+        none_option: whether options get another one, "None of the above".
+        rubric: path or `s3://` URI of what the judge rates; empty for the built-in one.
+        guided: whether the server makes replies follow a JSON schema.
+        benchmarks: sets that the pairs should have nothing of.
+        limits: on the images of these.
+        seed: of whatever is drawn.
+    """
+
+    store: ObjectStore
+    source: "Callable[[], ImageSource]"
+    times: int = 1
+    none_option: bool = False
+    rubric: str = ""
+    guided: bool = True
+    benchmarks: Sequence[str] = ()
+    limits: ImageSettings = field(default_factory=ImageSettings)
+    seed: int = 0
+
+
+def open_check(name: CheckName, settings: CheckSettings) -> Check:
+    """Open a check.
+
+    Raises:
+        ImageQAError: something that it needs is not given, or cannot be used.
+    """
+    return _FACTORIES[name](settings)
+
+
+def _consistency(settings: CheckSettings) -> Check:
+    from .consistency import check
+
+    return check(settings.times)
+
+
+def _confidence(_: CheckSettings) -> Check:
+    from .confidence import check
+
+    return check()
+
+
+def _perturbed(_: CheckSettings) -> Check:
+    from .perturbed import check
+
+    return check()
+
+
+def _blind(settings: CheckSettings) -> Check:
+    from .visual import blind_check
+
+    return blind_check(none_option=settings.none_option, seed=settings.seed)
+
+
+def _swapped(settings: CheckSettings) -> Check:
+    from .visual import swapped_check
+
+    return swapped_check(none_option=settings.none_option, seed=settings.seed)
+
+
+def _judge(settings: CheckSettings) -> Check:
+    from .judge import check
+    from .rubric import BUILT_IN, read_rubric
+
+    credentials = settings.store.s3_credentials
+    rubric = read_rubric(settings.rubric, credentials) if settings.rubric else BUILT_IN
+    return check(rubric, guided=settings.guided)
+
+
+def _form(_: CheckSettings) -> Check:
+    from .form import check
+
+    return check()
+
+
+def _duplicates(settings: CheckSettings) -> Check:
+    from .duplicates import check
+
+    return check(_hash_rows(settings))
+
+
+def _contamination(settings: CheckSettings) -> Check:
+    from .benchmarks import open_benchmark, read_benchmarks
+    from .contamination import check
+
+    if not settings.benchmarks:
+        raise ImageQAError("check contamination: give the benchmark sets to compare with")
+    credentials = settings.store.s3_credentials
+    for source in settings.benchmarks:
+        open_benchmark(source, credentials)  # before anything is asked
+    return check(
+        _hash_rows(settings),
+        lambda: read_benchmarks(settings.benchmarks, settings.limits, settings.store, credentials),
+    )
+
+
+def _hash_rows(settings: CheckSettings) -> "HashRows":
+    from .hashed_rows import row_hasher
+
+    return lambda wanted: row_hasher(settings.source(), settings.store)(wanted)
+
+
+_FACTORIES: Mapping[CheckName, Callable[[CheckSettings], Check]] = {
+    "consistency": _consistency,
+    "confidence": _confidence,
+    "perturbed": _perturbed,
+    "blind": _blind,
+    "swapped": _swapped,
+    "judge": _judge,
+    "form": _form,
+    "duplicates": _duplicates,
+    "contamination": _contamination,
+}

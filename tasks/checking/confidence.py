@@ -1,0 +1,83 @@
+"""The check `confidence`: how probable the model finds the answer, at its least probable token.
+
+The model reads question and answer, and is asked what probability each token of the answer had:
+nothing is generated but one token, which is dropped. That costs the reading of the whole prompt,
+since a server cannot take these probabilities from its prefix cache.
+"""
+
+from collections.abc import Sequence
+
+import orjson
+import pyarrow as pa
+
+from ..parsing.parse import ParseSettings
+from ..parsing.parsers import Parsed
+from ..prompting.file_style import user_message
+from ..prompting.style import PromptInput, Rendered
+from ..records import Answered, Asked, FinishedRow, QAPair, ReplyForm
+from .check import AskedCheck, Values
+from .consistency import asked_pair, question_text
+
+NAME = "confidence"
+
+COLUMNS = (pa.field(NAME, pa.float64()), pa.field(f"{NAME}_token", pa.string()))
+"""The lowest log-probability (natural, at most 0) of a token of the answer; and that token."""
+
+_STYLE = f"{NAME}@1"
+
+_SCORED = {
+    "temperature": 0.0,
+    "max_tokens": 1,
+    "min_tokens": 0,
+    "prompt_logprobs": 0,
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+}
+"""Request options: score the last message, and write no more than has to be."""
+
+_LETTER = "Answer with the letter of the right option."
+_SHORT = "Answer in one to three words."
+_SHORT_WORDS = 3
+_SHORT_CHARACTERS = 40
+
+
+def check() -> AskedCheck:
+    """The check."""
+    return AskedCheck(
+        name=NAME,
+        columns=COLUMNS,
+        style=_answered,
+        parsing=ParseSettings(NAME, _parse, version=1),
+        verdict=_verdict,
+        sampling=_SCORED,
+    )
+
+
+def _answered(prompt_input: PromptInput) -> Rendered:
+    """The question, and the answer as what the model is about to have said.
+
+    The question asks for an answer of that form. Otherwise "Red" would be improbable where the
+    model would say "The bus is red.", and right as it is.
+    """
+    pair = asked_pair(prompt_input)
+    text, answer = question_text(pair), pair.answer
+    if pair.options and pair.correct:
+        text, answer = f"{text}\n{_LETTER}", pair.correct
+    elif len(answer.split()) <= _SHORT_WORDS and len(answer) <= _SHORT_CHARACTERS:
+        text = f"{text}\n{_SHORT}"
+    question = user_message(text, range(prompt_input.image_count))
+    asked = Asked(question=text, style=_STYLE, form=ReplyForm.ANSWER)
+    return Rendered((question, {"role": "assistant", "content": answer}), asked)
+
+
+def _parse(text: str, _asked: Asked) -> Parsed:
+    """What the client makes of the reply to a request that scores a text."""
+    return Parsed(orjson.loads(text))
+
+
+def _verdict(_pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
+    for outcome in outcomes:
+        match outcome:
+            case Answered(parsed={"token": str() as token, "logprob": float() as logprob}):
+                return (logprob, token) if logprob <= 0 else (None, None)
+    return None, None

@@ -1,0 +1,109 @@
+"""Numbers in words of English, and numbers with and without their zeros, in one form."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+
+def _counted(words: str, first: int = 0) -> dict[str, int]:
+    return {word: value for value, word in enumerate(words.split(), first)}
+
+
+_SMALL = _counted(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+)
+_TENS = {
+    word: 10 * value
+    for word, value in _counted("twenty thirty forty fifty sixty seventy eighty ninety", 2).items()
+}
+_TIMES = {"hundred": 100, "dozen": 12}
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+NUMBER_WORDS = frozenset((*_SMALL, *_TENS, *_TIMES, *_SCALES, "minus"))
+"""What `with_digits` changes."""
+
+_LONGEST = 15
+"""Digits of a number that is multiplied: more are no count."""
+
+
+def plain_number(number: str) -> str:
+    """A number without zeros that say nothing: "007" is 7, and "3.50" is 3.5.
+
+    What is no number with at most one decimal point, such as "10:30", stays as it is.
+    """
+    sign, digits = ("-", number[1:]) if number[:1] == "-" else ("", number)
+    whole, point, part = digits.partition(".")
+    if not (whole + part).isdecimal():
+        return number
+    whole = whole.lstrip("0") or "0"
+    part = part.rstrip("0") if point else ""
+    return f"{sign}{whole}.{part}" if part else f"{sign}{whole}"
+
+
+def with_digits(words: Sequence[str]) -> list[str]:
+    """The words with digits instead of number words: "twenty", "one" becomes "21".
+
+    Args:
+        words: of a text; "&" stands for "and".
+    """
+    result: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word in _SMALL or word in _TENS or word in _TIMES or word in _SCALES:
+            number, position = _number(words, position)
+        elif _is_scaled(words, position):
+            scale = _SCALES[words[position + 1]]
+            number, position = format((Decimal(word) * scale).normalize(), "f"), position + 2
+        else:
+            number, position = word, position + 1
+        if result[-1:] == ["minus"] and number[0].isdecimal():
+            result.pop()
+            number = f"-{number}"
+        result.append(number)
+    return result
+
+
+def _is_scaled(words: Sequence[str], position: int) -> bool:
+    """Whether it is a number in digits before a word such as "million"."""
+    word = words[position]
+    return (
+        word[0].isdecimal()
+        and len(word) <= _LONGEST
+        and word.replace(".", "", 1).isdecimal()
+        and position + 1 < len(words)
+        and words[position + 1] in _SCALES
+    )
+
+
+def _number(words: Sequence[str], position: int) -> tuple[str, int]:
+    """The number that starts at a position, and the position after it."""
+    total = current = 0
+    scale = 10**15
+    before = ""
+    while position < len(words):
+        word = words[position]
+        if word in _SMALL and before in {
+            "",
+            "times",
+            "scale",
+            *(("tens",) if _SMALL[word] else ()),
+        }:
+            if before == "tens" and _SMALL[word] > 9:
+                break
+            current, before = current + _SMALL[word], "small"
+        elif word in _TENS and before in {"", "times", "scale"}:
+            current, before = current + _TENS[word], "tens"
+        elif word in _TIMES and before in {"", "small", "tens", "scale"} and current < 100:
+            current, before = (current or 1) * _TIMES[word], "times"
+        elif word in _SCALES and _SCALES[word] < scale and before != "scale":
+            scale = _SCALES[word]
+            total, current, before = total + (current or 1) * scale, 0, "scale"
+        elif not (word == "&" and before in {"times", "scale"} and _is_small(words, position + 1)):
+            break
+        position += 1
+    return str(total + current), position
+
+
+def _is_small(words: Sequence[str], position: int) -> bool:
+    return position < len(words) and (words[position] in _SMALL or words[position] in _TENS)

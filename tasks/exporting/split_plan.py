@@ -1,0 +1,250 @@
+"""Decides which of the judged pairs are kept, and counts what each part of a filter does.
+
+A pair is filtered by the first that applies: a part of the condition that it does not meet, in the
+order in which they are written; an earlier turn of its dialogue that is filtered; a limit.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from ..checking.balance import Array, Cap, groups_of, left_out, order_of
+from ..checking.conditions import Condition
+from ..errors import ConditionError
+from ..object_store.store import ObjectStore
+from ..storing.layout import JUDGED
+from ..storing.parts import reported_corruption
+from .bounded_parquet import bounded_batches
+from .distinct_pairs import normal_form
+from .pairs_parquet import PAIRS_SCHEMA, dataset_fields
+
+EARLIER_TURN = "an earlier turn of the dialogue is filtered"
+
+_REMEDY = "run the same command again to rewrite it"
+
+_COLUMN_OF_CAP = {"type": "type", "answer": "answer", "image": "image_digest"}
+
+
+class PartCounts(BaseModel):
+    """What one part of a condition says of all pairs.
+
+    Attributes:
+        text: the part.
+        columns: the columns that it names.
+        passed: pairs that meet it.
+        failed: pairs that do not.
+        unknown: pairs of which it says nothing, since a column has no result: they are not kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    columns: tuple[str, ...]
+    passed: int
+    failed: int
+    unknown: int
+
+
+class PairSplit(BaseModel):
+    """What a split keeps.
+
+    Attributes:
+        pairs: pairs that are kept.
+        filtered_pairs: pairs that are not.
+        rows: rows that keep a pair.
+        filtered_rows: rows that had pairs, and keep none.
+        reasons: how many pairs are filtered for each reason.
+        parts: each part of the condition.
+        columns: for each column of the condition, the pairs that meet all parts that name it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pairs: int
+    filtered_pairs: int
+    rows: int
+    filtered_rows: int
+    reasons: Mapping[str, int]
+    parts: tuple[PartCounts, ...] = ()
+    columns: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which pairs are kept.
+
+    Attributes:
+        split: the counts.
+        codes: for each pair the number of its reason, from 1; 0 if it is kept.
+        reasons: the reasons.
+    """
+
+    split: PairSplit
+    codes: Array
+    reasons: Sequence[str]
+
+    def reasons_of(self, start: int, count: int) -> pa.Array:
+        """The reasons of some pairs in a row; null for those that are kept."""
+        codes = self.codes[start : start + count].astype(np.int32)
+        return pa.array(self.reasons, pa.string()).take(pa.array(codes - 1, mask=codes == 0))
+
+
+def judged_schema(store: ObjectStore, name: str = JUDGED) -> pa.Schema:
+    """The columns of a file with judged pairs.
+
+    Raises:
+        ObjectMissingError: there are no judged pairs.
+        ValueError: it is no such file.
+    """
+    with store.open(name) as source:
+        schema = pq.read_schema(pa.PythonFile(source, mode="r")).remove_metadata()
+    dataset_fields(schema, PAIRS_SCHEMA)
+    if len(set(schema.names)) < len(schema):
+        raise ValueError("columns of the same name")
+    return schema
+
+
+def plan_split(
+    store: ObjectStore,
+    keep: str = "",
+    caps: Sequence[Cap] = (),
+    seed: int = 0,
+    name: str = JUDGED,
+) -> SplitPlan:
+    """Decide which pairs of a file are kept; see `split_pairs` for the other arguments and errors.
+
+    Held in memory are about 20 bytes for each pair, and 8 more for each limit.
+    """
+    with reported_corruption(store, name, _REMEDY):
+        tally = _Tally(Condition(keep, judged_schema(store, name)), caps, seed)
+        for batch in bounded_batches(store, name, PAIRS_SCHEMA, tally.needed):
+            if any(batch.column(column).null_count for column in ("row", "key", "pair")):
+                raise ValueError("missing values")
+            tally.add(batch)
+    return tally.plan()
+
+
+class _Tally:
+    """Reads pairs batch by batch, and holds only numbers of each."""
+
+    def __init__(self, condition: Condition, caps: Sequence[Cap], seed: int) -> None:
+        self._condition = condition
+        self._caps = caps
+        self._seed = seed
+        own = ["row", "key", "pair", "turn", *(_COLUMN_OF_CAP[cap.column] for cap in caps)]
+        self.needed = list(dict.fromkeys([*own, *condition.columns]))
+        self._reasons: dict[str, int] = {}
+        self._parts = [Counter(passed=0, failed=0, unknown=0) for _ in condition.parts]
+        self._columns = Counter[str]()
+        empty = np.empty(0, np.int64)
+        self._arrays: dict[str, list[Array]] = {
+            name: [empty.astype(kind)]
+            for name, kind in {"row": "i8", "turn": "i4", "code": "i2", "order": "u8"}.items()
+        }
+        self._groups = [[empty.astype(np.uint64)] for _ in caps]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Read the next pairs."""
+        arrays = self._arrays
+        arrays["row"].append(batch.column("row").to_numpy())
+        arrays["turn"].append(pc.fill_null(batch.column("turn"), 0).to_numpy())
+        arrays["code"].append(self._codes(batch))
+        if self._caps:
+            keys = (batch.column(name).to_pylist() for name in ("key", "pair"))
+            arrays["order"].append(order_of(self._seed, zip(*keys, strict=True)))
+        for cap, groups in zip(self._caps, self._groups, strict=True):
+            values = batch.column(_COLUMN_OF_CAP[cap.column]).to_pylist()
+            if cap.column != "image":
+                values = [normal_form(value) if value else None for value in values]
+            groups.append(groups_of(values))
+
+    def plan(self) -> SplitPlan:
+        """Decide, now that all pairs are known."""
+        rows, turns, codes, order = (
+            np.concatenate(self._arrays[name]) for name in ("row", "turn", "code", "order")
+        )
+        self._filter_later_turns(rows, turns, codes)
+        if self._caps:
+            self._apply_caps(codes, order)
+            self._filter_later_turns(rows, turns, codes)
+        reasons = list(self._reasons)
+        counts = np.bincount(codes, minlength=len(reasons) + 1).tolist()
+        all_rows, kept_rows = len(np.unique(rows)), len(np.unique(rows[codes == 0]))
+        parts = tuple(
+            PartCounts(text=part.text, columns=part.columns, **dict(counter))
+            for part, counter in zip(self._condition.parts, self._parts, strict=True)
+        )
+        split = PairSplit(
+            pairs=counts[0],
+            filtered_pairs=len(codes) - counts[0],
+            rows=kept_rows,
+            filtered_rows=all_rows - kept_rows,
+            reasons={
+                reason: count for reason, count in zip(reasons, counts[1:], strict=True) if count
+            },
+            parts=parts,
+            columns={name: self._columns[name] for name in self._condition.columns},
+        )
+        return SplitPlan(split, codes, reasons)
+
+    def _code(self, reason: str) -> int:
+        return self._reasons.setdefault(reason, len(self._reasons) + 1)
+
+    def _codes(self, batch: pa.RecordBatch) -> Array:
+        """For each pair, the number of the first reason; 0 for none."""
+        codes = np.zeros(len(batch), np.int16)
+        met = {name: np.ones(len(batch), bool) for name in self._condition.columns}
+        results = self._condition.evaluate(batch)
+        for part, counter, result in zip(self._condition.parts, self._parts, results, strict=True):
+            unknown = _flags(result.is_null())
+            passed = _flags(pc.fill_null(result, False))
+            found = {"passed": passed, "unknown": unknown, "failed": ~passed & ~unknown}
+            counter.update({name: int(flags.sum()) for name, flags in found.items()})
+            for name in part.columns:
+                met[name] &= passed
+                is_null = _flags(batch.column(name).is_null())
+                codes[(codes == 0) & unknown & is_null] = self._code(f"null in {name}")
+            codes[(codes == 0) & ~passed] = self._code(part.text)
+        self._columns.update({name: int(flags.sum()) for name, flags in met.items()})
+        return codes
+
+    def _filter_later_turns(self, rows: Array, turns: Array, codes: Array) -> None:
+        """Filter the turns of dialogues that follow a filtered one: they build on it."""
+        is_turn = turns > 0
+        if not is_turn.any():
+            return
+        at = np.arange(len(codes))
+        last_filtered = np.maximum.accumulate(np.where(is_turn & (codes > 0), at, -1))
+        starts = np.maximum.accumulate(
+            np.where(np.concatenate([[True], rows[1:] != rows[:-1]]), at, 0)
+        )
+        codes[is_turn & (codes == 0) & (last_filtered >= starts)] = self._code(EARLIER_TURN)
+
+    def _apply_caps(self, codes: Array, order: Array) -> None:
+        kept = np.flatnonzero(codes == 0)
+        groups = [np.concatenate(group)[kept] for group in self._groups]
+        by = left_out(self._caps, groups, order[kept])
+        for number, cap in enumerate(self._caps):
+            codes[kept[by == number]] = self._code(f"more than {cap}")
+        if len(kept) and (by >= 0).all():
+            counts = ", ".join(
+                f"{len(np.unique(group)):,} for {cap}"
+                for cap, group in zip(self._caps, groups, strict=True)
+            )
+            raise ConditionError(
+                f"the limits {' '.join(map(str, self._caps))} leave none of {len(kept):,} pairs: a "
+                "share of 0.3 needs at least 4 different values, 0.1 at least 10; there are "
+                f"{counts}"
+            )
+
+
+def _flags(array: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    flags: np.ndarray[Any, np.dtype[np.bool_]] = array.to_numpy(zero_copy_only=False)
+    return flags
