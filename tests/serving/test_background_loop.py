@@ -117,7 +117,7 @@ def test_coroutines_do_not_keep_the_context_of_their_caller(loop: BackgroundLoop
         assert loop.start(look()).result(timeout=10) == ""
         mailbox.put(None)
 
-    mailbox = Mailbox(loop, report)
+    mailbox = Mailbox[None](loop, report)
     copy_context().run(call)
     assert received.wait(10)
     assert seen == [""]

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from prefect_imageqa import Columns, Images, ObjectStore, StoreError, image_qa
 from prefect_imageqa.flows.cli import export
-from prefect_imageqa.tasks.images.references import ImageRef
-from prefect_imageqa.tasks.records import Kind, RowError
+from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 from prefect_imageqa.tasks.storing.layout import open_output
 
 from .conftest import Call

@@ -14,6 +14,7 @@ from prefect_imageqa.tasks.checking import contamination, hashed_rows
 from prefect_imageqa.tasks.checking.benchmarks import open_benchmark, read_benchmarks
 from prefect_imageqa.tasks.checking.check import CheckedPair
 from prefect_imageqa.tasks.checking.hashed_rows import ImageSource, row_hasher
+from prefect_imageqa.tasks.checking.texts import form_digest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -125,7 +126,7 @@ def test_questions_with_options_are_found_in_them(
     benchmark = dataset / "mcq.json"
     benchmark.write_text(json.dumps(rows))
     read = read_benchmarks([str(benchmark)], LIMITS, ObjectStore(uri=str(tmp_path / "o")))
-    assert contamination.form_digest("where") in read.questions
+    assert form_digest("where") in read.questions
 
 
 def test_a_second_run_decodes_nothing(

@@ -12,7 +12,7 @@ from prefect_imageqa.serving.demo_model.scenes import draw_scene, held_out_rng, 
 from prefect_imageqa.tasks.checking import duplicates, hashed_rows
 from prefect_imageqa.tasks.checking.check import CheckedPair
 from prefect_imageqa.tasks.checking.hashed_rows import HashedRows, HashRows, ImageSource, row_hasher
-from prefect_imageqa.tasks.checking.known_hashes import DATASET_HASHES
+from prefect_imageqa.tasks.checking.known_hashes import DATASET_HASHES, KnownHashes
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
@@ -61,7 +61,7 @@ def judged(pairs: Sequence[CheckedPair], hash_rows: HashRows) -> list[dict[str, 
 
 def no_images(rows: Iterable[int]) -> HashedRows:
     assert not rows
-    return HashedRows(hashed_rows.KnownHashes(ObjectStore(uri="unused"), "unused").hashes, [])
+    return HashedRows(KnownHashes(ObjectStore(uri="unused"), "unused").hashes, [])
 
 
 def test_copies_name_the_row_that_came_first(

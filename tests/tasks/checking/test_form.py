@@ -33,7 +33,7 @@ REPLIES: list[dict[str, Any]] = yaml.safe_load(
 )
 
 
-def pair_of(fields: Mapping[str, Any] | list[str]) -> QAPair:
+def pair_of(fields: Mapping[str, Any] | list[Any]) -> QAPair:
     if isinstance(fields, list):
         return QAPair(*fields)
     return QAPair(**{**fields, "options": tuple(map(str, fields.get("options", ())))})

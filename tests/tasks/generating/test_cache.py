@@ -35,8 +35,8 @@ def test_a_batch_is_generated_once(where: str, stored_where: str, stub: Any, tmp
         return task.submit(quote(batch), quote(client), quote(settings)).result()
 
     with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub")) as client:
-        first = run(quote(client), {prompt.key: reply})
-        second = run(quote(client), {})
+        first: Any = run(quote(client), {prompt.key: reply})
+        second: Any = run(quote(client), {})
         assert client.stats.requests == 0
     assert first.replies[0].reply == reply
     (stored,) = Completions.load(second).replies

@@ -257,7 +257,12 @@ def test_rows_that_pass_twice_are_read_once(
 ) -> None:
     make_output(local, 6, lambda _: None)
     source, read = source_of(local), list[Any]()
-    monkeypatch.setattr(row_images, "sampled_images", lambda value, *_: read.append(value) or ())
+
+    def read_none(value: Any, *_: Any) -> tuple[()]:
+        read.append(value)
+        return ()
+
+    monkeypatch.setattr(row_images, "sampled_images", read_none)
     with ImageReader(1 << 20) as reader:
         images = RowImages(source, reader, ImageSettings())
         for wanted in ({1, 4}, {1, 2}):
