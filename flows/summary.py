@@ -55,8 +55,9 @@ class RunSummary(RunCounts):
     def to_json_line(self) -> str:
         """The counts as one line of JSON."""
         left_out = {
-            *("attempted", "duplicates", "lost_pairs", "reasons", "retried", "store"),
+            *("attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"),
             *("duplicate_pairs", "unanswered", "corrected", "corrections"),
+            *("filtered_pairs", "unjudged"),
         }
         return self.model_dump_json(exclude=left_out)
 

@@ -109,7 +109,7 @@ def test_the_form_describes_every_parameter(
             element = field(form, f"{name}/{inner['title']}")
             expect(element).to_contain_text(as_shown(inner["description"]))
         groups += bool(group)
-    assert groups == 9
+    assert groups == 10
     assert page_log.external() == []
 
 

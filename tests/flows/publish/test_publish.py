@@ -39,7 +39,8 @@ def test_an_output_on_s3_is_an_asset_with_its_counts(
     data.write("a.png", (drawn / "images" / "000.png").read_bytes())
     image_qa(f"{folder}/rows.json", f"{folder}/qa", endpoint=stub.url)
     [event] = materializations(f"{folder}/qa")
-    assert event["payload"] == {"rows": 2, "ok": 1, "quarantined": 1, "pairs": 1}
+    counts = {"rows": 2, "ok": 1, "filtered": 0, "quarantined": 1}
+    assert event["payload"] == counts | {"pairs": 1, "filtered_pairs": 0}
     roles = {related["prefect.resource.role"] for related in event["related"]}
     assert {"asset", "flow-run", "task-run"} <= roles
     upstream = {related["prefect.resource.id"] for related in event["related"]}
