@@ -65,6 +65,7 @@ bench: $(FLOW_ENV) $(SERVER_ENV) ## Measure speed, CPU and memory beside other c
 
 bench-checks: $(FLOW_ENV) $(SERVER_ENV) ## Measure what the checks find and lose, into docs/checks.md
 	$(BIN)/python benchmarks/checks.py
+	$(BIN)/python benchmarks/duplicates.py
 
 # With the hashes of all files of a version, for all Pythons and systems. `make` and the image install
 # exactly these files.

@@ -142,16 +142,16 @@ def tables(results: Mapping[str, Result]) -> str:
     return "\n".join(
         [
             "The filter that goes with each source:\n",
-            _table(_FILTERS, _filters(results)),
+            markdown_table(_FILTERS, _filters(results)),
             "Each check alone, of the pairs with a result. *Wrong found* is the share of the wrong "
             "pairs that do not pass, *rightly dropped* the share of wrong ones among those that "
             "do not pass, *right lost* the share of the right pairs that do not pass. In source "
             "give-away, the wrong pairs are those whose question contains the answer.\n",
-            _table(_CHECKS, _checks(results)),
+            markdown_table(_CHECKS, _checks(results)),
             "What is wrong before and after the filter, by kind of question or image:\n",
-            _table(_GROUPS, _groups(results)),
+            markdown_table(_GROUPS, _groups(results)),
             "What the checks cost, over all sources:\n",
-            _table(_COSTS, _costs(results)),
+            markdown_table(_COSTS, _costs(results)),
         ]
     )
 
@@ -185,8 +185,8 @@ def _filters(results: Mapping[str, Result]) -> Lines:
                 f"{result.pairs:,}",
                 f"`{result.filter.rule}`",
                 _percent(found.passed),
-                _with_interval(found.before),
-                _with_interval(found.after),
+                with_interval(found.before),
+                with_interval(found.after),
                 _percent(found.lost),
                 _met(found, goal) if goal else "",
             )
@@ -208,10 +208,10 @@ def _checks(results: Mapping[str, Result]) -> Lines:
                 judged.rule,
                 _percent(Share(judged.judged, result.pairs)),
                 _percent(found.passed),
-                _with_interval(found.after),
-                _with_interval(found.recall),
-                _with_interval(found.precision),
-                _with_interval(found.lost),
+                with_interval(found.after),
+                with_interval(found.recall),
+                with_interval(found.precision),
+                with_interval(found.lost),
             )
 
 
@@ -233,7 +233,8 @@ def _costs(results: Mapping[str, Result]) -> Lines:
         yield label, f"{requests / pairs:.2f}", f"{1000 * seconds / pairs:.0f}"
 
 
-def _table(headings: Sequence[str], lines: Lines) -> str:
+def markdown_table(headings: Sequence[str], lines: Lines) -> str:
+    """A table in Markdown."""
     rows = [headings, ["---"] * len(headings), *lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
@@ -242,9 +243,9 @@ def _percent(share: Share) -> str:
     return "" if share.value is None else f"{share.value:.1%}"
 
 
-def _with_interval(share: Share) -> str:
+def with_interval(share: Share, digits: int = 1) -> str:
     """A share of 0 to 1 in percent, with its 95 % confidence interval."""
     if share.value is None:
         return ""
-    low, high = share.interval
-    return f"{share.value:.1%} [{100 * low:.1f}-{100 * high:.1f}]"
+    low, high = (f"{100 * end:.{digits}f}" for end in share.interval)
+    return f"{share.value:.{digits}%} [{low}-{high}]"

@@ -124,6 +124,7 @@ def _record(item: Item, path: str) -> dict[str, str | bool]:
     if item.question:
         record["question"] = item.question
     if item.answer:
+        record["answer"] = item.answer
         record["is_right"] = item.is_right(item.question, item.answer)
     if item.group:
         record["group"] = item.group

@@ -12,7 +12,6 @@ goes on with the others. A source that was cut off goes on where it was: its out
 
 import argparse
 import hashlib
-import inspect
 import json
 import sys
 import time
@@ -29,14 +28,12 @@ import pyarrow.parquet as pq
 from check_figures import Cost, Result, evaluate, tables
 from check_sources import SOURCES, Item, draw_source
 from performance import BEGIN, END, machine, read, write
-from prefect_imageqa import Sampling, image_qa
-from prefect_imageqa.flows.batch_requests import open_pending
-from prefect_imageqa.flows.batch_results import BatchResults
+from prefect_imageqa import Columns, Sampling, image_qa
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
 from prefect_imageqa.tasks.checking.catalogue import CheckName
 from prefect_imageqa.tasks.runs.checks import Checks
-from prefect_imageqa.tasks.runs.parameters import Limits, Parsing, RunParameters
+from prefect_imageqa.tasks.runs.parameters import Limits, Parsing
 from prefect_imageqa.tasks.runs.pilot import Pilot
 from prefect_imageqa.tasks.storing.layout import JUDGED
 
@@ -80,9 +77,6 @@ def measure(name: str, bench: Bench) -> Result:
     folder = bench.folder / f"{name}-{bench.pairs}-{SEED}-{bench.digest}"
     items = draw_source(name, folder / "data", bench.pairs, SEED)
     parameters = _parameters(name, folder, items, bench)
-    if items[0].answer:
-        replies = _given_replies(folder / "given.jsonl", items, parameters)
-        image_qa(**parameters | {"endpoint": BatchResults([replies])})
     _run("", parameters, folder / COSTS)
     for number, check in enumerate(bench.checks, 1):
         checks = Checks(names=tuple(bench.checks[:number]), rubric=str(RUBRIC))
@@ -99,6 +93,7 @@ def _parameters(name: str, folder: Path, items: Sequence[Item], bench: Bench) ->
         "endpoint": bench.url,
         "model": bench.model,
         "sampling": Sampling(temperature=SOURCES[name].temperature, top_p=1.0, seed=SEED),
+        "columns": Columns(answer="answer" if items[0].answer else None),
         "parsing": Parsing(parser="answer" if items[0].question else "qa_pairs"),
         "limits": Limits(max_error_rate=1.0),
         "pilot": Pilot(image_proof=False),
@@ -117,29 +112,6 @@ def _run(check: str, parameters: dict[str, Any], costs: Path) -> None:
     if check not in known or summary.requests:
         known[check] = asdict(Cost(summary.requests, round(time.monotonic() - started, 1)))
         costs.write_text(json.dumps(known))
-
-
-def _given_replies(file: Path, items: Sequence[Item], parameters: dict[str, Any]) -> Path:
-    """Write the given answers as the results of a batch file, so that the model is not asked."""
-    bound = inspect.signature(image_qa.fn).bind(**parameters)
-    bound.apply_defaults()
-    with open_pending(RunParameters(**bound.arguments)) as pending, file.open("wb") as lines:
-        for key, item in zip(pending.keys(), items, strict=True):
-            lines.write(_result_line(key, item.answer, str(parameters["model"])))
-    return file
-
-
-def _result_line(key: str, answer: str, model: str) -> bytes:
-    message = {"role": "assistant", "content": answer}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    body = {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [choice],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    }
-    result = {"custom_id": key, "response": {"status_code": 200, "body": body}}
-    return json.dumps(result).encode() + b"\n"
 
 
 def measure_all(names: Sequence[str], bench: Bench, results: Path) -> list[str]:

@@ -100,12 +100,12 @@ def section(kept: dict[str, Any]) -> str:
     )
 
 
-def write(page: Path, text: str) -> None:
+def write(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what is between the marks on the page."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    assert mark, f"{page} has no {BEGIN.strip()} and {END.strip()}"
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, mark, after = rest.partition(end)
+    assert mark, f"{page} has no {begin.strip()} and {end.strip()}"
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")
 
 
 def main() -> None:

@@ -67,8 +67,9 @@ class Faults:
         return self._draws(share, data)
 
     def refuses(self, data: bytes) -> bool:
-        """Whether the request asks for a JSON schema, which this server does not support."""
-        return self.refuses_schemas and b'"response_format"' in data
+        """Whether the request asks for a form of the reply, which this server does not support."""
+        guides = (b'"response_format"', b'"structured_outputs"')
+        return self.refuses_schemas and any(guide in data for guide in guides)
 
     def _draws(self, share: float, data: bytes) -> bool:
         """Whether a row is among such a share of all rows, always the same ones."""

@@ -41,7 +41,7 @@ class RequestCounts:
 
     Attributes:
         requests: rows whose request is exported.
-        finished: rows that have an answer, or failed for a permanent reason.
+        finished: rows that have an answer, in the dataset or the output, or failed for good.
         duplicates: rows that ask the same as an earlier one.
         problems: rows that cannot be asked, such as those with a broken image.
         suspects: rows that may crash the server, which would cost a whole file.
@@ -152,7 +152,7 @@ class PendingRequests:
                 match status:
                     case RowStatus.PENDING if prompt.problem:
                         counts.problems += 1
-                    case RowStatus.PENDING if prompt.key not in unparsed:
+                    case RowStatus.PENDING if not (prompt.given_answer or prompt.key in unparsed):
                         yield prompt, attempt
                     case RowStatus.DUPLICATE:
                         counts.duplicates += 1

@@ -3,16 +3,18 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..tasks.checking.balance import Cap
+from ..tasks.checking.best import Best
 from ..tasks.errors import StoreError
 from ..tasks.exporting.pairs_parquet import PAIRS
 from ..tasks.exporting.split import split_pairs
@@ -30,7 +32,9 @@ _LOGGER = logging.getLogger("prefect_imageqa.filtering")
 _RUN_AGAIN = "run the same command again"
 
 
-def planned_filter(output: ObjectStore, keep: str, caps: Sequence[Cap]) -> PairSplit:
+def planned_filter(
+    output: ObjectStore, keep: str, caps: Sequence[Cap], best: Sequence[Best] = ()
+) -> PairSplit:
     """What `filtered` would keep; nothing is written.
 
     Raises:
@@ -38,23 +42,26 @@ def planned_filter(output: ObjectStore, keep: str, caps: Sequence[Cap]) -> PairS
     """
     last = completed_run(output)
     name = _pairs_before(output, last)
-    return plan_split(output, keep, caps, last.parameters.checks.seed, name).split
+    return plan_split(output, keep, caps, last.parameters.checks.seed, name, best=best).split
 
 
 @contextmanager
-def filtered(output: ObjectStore, keep: str, caps: Sequence[Cap]) -> Iterator[PairSplit]:
+def filtered(
+    output: ObjectStore, keep: str, caps: Sequence[Cap], best: Sequence[Best] = ()
+) -> Iterator[PairSplit]:
     """Split the pairs of the last completed run anew; nobody else writes inside the block.
 
-    The manifest then has the new counts, and the condition and limits in place of those of the run.
+    The manifest then has the new counts, and condition, shares and limits in place of the run's.
 
     Args:
         output: the output.
         keep: the condition; empty if there is none.
         caps: limits on what it keeps.
+        best: shares to keep of that, before the limits.
 
     Raises:
         ConditionError: the condition is none, names a column that there is not, or cannot be
-            evaluated; or the limits leave no pair.
+            evaluated; a share is of no column of numbers; or the limits leave no pair.
         OutputBusyError: a run is writing to the output.
         StoreError: no run has completed, or the output is damaged, cannot be read or written.
     """
@@ -62,8 +69,13 @@ def filtered(output: ObjectStore, keep: str, caps: Sequence[Cap]) -> Iterator[Pa
         last = completed_run(output)  # as it is now that no run writes
         if _pairs_before(output, last) == PAIRS:
             _copy(output, PAIRS, JUDGED)
-        split = split_pairs(output, keep, caps, last.parameters.checks.seed)
-        complete_run(output, _changed(last, split, keep, caps))
+        split = split_pairs(output, keep, caps, last.parameters.checks.seed, best=best)
+        changed = {
+            "keep": keep,
+            "keep_best": tuple(map(str, best)),
+            "max_per": tuple(map(str, caps)),
+        }
+        complete_run(output, _changed(last, split, changed))
         yield split
 
 
@@ -102,7 +114,7 @@ def _copy(output: ObjectStore, source: str, target: str) -> None:
         output.put(target, path)
 
 
-def _changed(last: RunRecord, split: PairSplit, keep: str, caps: Sequence[Cap]) -> RunRecord:
+def _changed(last: RunRecord, split: PairSplit, filtering: Mapping[str, Any]) -> RunRecord:
     """The record of the last run, as if it had filtered so."""
     before = last.counts
     ok = before.ok + before.filtered - split.filtered_rows
@@ -114,9 +126,7 @@ def _changed(last: RunRecord, split: PairSplit, keep: str, caps: Sequence[Cap]) 
         "filtered_pairs": split.filtered_pairs,
     }
     counts = RunCounts(**{**before.model_dump(), **changes})
-    checks = last.parameters.checks.model_copy(
-        update={"keep": keep, "max_per": tuple(map(str, caps))}
-    )
+    checks = last.parameters.checks.model_copy(update=filtering)
     parameters = last.parameters.model_copy(update={"checks": checks})
     return last.model_copy(update={"counts": counts, "parameters": parameters})
 

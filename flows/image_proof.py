@@ -65,7 +65,11 @@ def _failing(error: ImageQAError) -> Iterator[Batch]:
 
 
 def _image_tokens(run: Run, current: OpenPass, batches: list[Batch]) -> float | None:
-    prompts = (prompt for batch in batches for prompt in batch.prompts)
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    if not run.checks.requests:
+        prompts = [prompt for prompt in prompts if not prompt.given_answer]
+        if not prompts:
+            return None
     note = f"asking whether the model sees the images, up to {duration(REPLY_SECONDS)}"
     with run.progress.saying(note):
         by_server = image_tokens(run.client, prompts, current.generation_settings)

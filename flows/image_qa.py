@@ -12,6 +12,7 @@
 6. `export_rows` reads the table again and joins it with the stored rows.
 7. If there are checks, `judge_pairs` makes them: each that asks the model is a further pass, in
    which each pair is a row. `keep_pairs` splits the pairs into those that are kept and the others.
+   If unanswerable pairs are wanted, `add_negatives` first adds them by such a pass.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
 images, `generate_batch` broken ones and rejected requests, `parse_and_store` truncated replies.
@@ -72,6 +73,7 @@ from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
 from .checks import judge_pairs, keep_pairs
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
+from .negatives import add_negatives
 from .open_pass import OpenPass
 from .open_run import open_run
 from .pilot import run_pilot
@@ -197,6 +199,7 @@ def image_qa(
             reserved=run.checks.column_names,
         )
         if checks.are_wanted:
+            counts = add_negatives(run, table, counts, answer_rows)
             judged = judge_pairs(run, table, counts.pairs, answer_rows)
             counts = last_step(run.output, checks, counts, judged)
         for name in exports.formats:

@@ -4,8 +4,9 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 
 from prefect.logging.loggers import LoggingAdapter
 from prefect.runtime import deployment
@@ -20,7 +21,8 @@ from ..serving.server.checkpoint import checkpoint_digest
 from ..serving.server.launch import ServerOptions, local_checkpoint
 from ..serving.server.recovery import Recovery
 from ..serving.server.server import VLLMServer
-from ..tasks.errors import EndpointError
+from ..tasks.errors import EndpointError, EndpointUnreachableError
+from ..tasks.runs.checks import Checks
 from ..tasks.runs.parameters import Limits
 from .batch_results import NO_RESULT, BatchResults
 from .run_log import HAS_LINES
@@ -36,11 +38,22 @@ class RunModel:
     Attributes:
         revision: identifies its weights; empty where unknown.
         results: what it has replied already, in batch files; None where it is asked.
+        connect: opens the client and checks its servers, unless that is done.
     """
 
     client: ChatClient
     revision: str
     results: BatchResults | None = None
+    connect: Callable[[], object] = lambda: None
+
+    @property
+    def name(self) -> str:
+        """The name it is served under; empty if only its servers know it, and none answers."""
+        with suppress(EndpointUnreachableError):
+            if self.client.endpoint.model is None:
+                self.connect()
+            return self.client.model
+        return ""
 
 
 def resolve_endpoint(
@@ -68,6 +81,26 @@ def resolve_endpoint(
         )
     local_checkpoint(model)
     return None
+
+
+def resolve_judge(checks: Checks) -> VLLMEndpoint | None:
+    """The endpoint of the judge; None if the run's own is asked, or there is no such check.
+
+    Raises:
+        EndpointError: a URL is malformed, no block has that name, or there is only a model.
+    """
+    if "judge" not in checks.names:
+        return None
+    endpoint, model = (checks.judge_endpoint or "").strip(), (checks.judge_model or "").strip()
+    if not endpoint:
+        if model:
+            raise EndpointError(f"check judge: model {model!r} needs an endpoint, judge_endpoint")
+        return None
+    try:
+        found = resolve_endpoint(endpoint, model or None)
+    except EndpointError as error:
+        raise EndpointError(f"check judge: {error}") from None
+    return found if isinstance(found, VLLMEndpoint) else None  # always one: it is a text
 
 
 def _with_key(endpoint: VLLMEndpoint) -> VLLMEndpoint:
@@ -122,24 +155,77 @@ def open_model(
             recovery = Recovery(server, lambda: client.stats.completions)
             if checkpoint := local_checkpoint(model):
                 revision = checkpoint_digest(checkpoint)
-        client = stack.enter_context(
-            ChatClient(
-                block,
-                limits.max_in_flight,
-                loop,
-                request_timeout=limits.request_timeout,
-                server_wait=limits.server_wait,
-                recovery=recovery,
-            )
-        )
-        stack.enter_context(watching(client.stats))
-        client.check(limits.server_wait if limits.wait else 0.0)
+        client = _client(block, limits, loop, recovery)
+        stack.enter_context(_connected(client, limits, watching))
         try:
             yield RunModel(client, revision)
         except EndpointError:
             if server is not None:
                 server.check()  # if it died, this raises the reason with the end of its log
             raise
+
+
+def judge_model(
+    endpoint: VLLMEndpoint,
+    limits: Limits,
+    loop: BackgroundLoop,
+    watching: Callable[[ClientStats], AbstractContextManager[object]],
+    stack: ExitStack,
+) -> RunModel:
+    """A model that is not asked before `connect` is called: its server need not be up until then.
+
+    Args:
+        endpoint: the servers.
+        limits: as for `open_model`, like `loop` and `watching`.
+        loop: the event loop of the client.
+        watching: shows the notes of the client.
+        stack: closes it.
+    """
+    client = _client(endpoint, limits, loop)
+
+    @cache
+    def problem() -> EndpointUnreachableError | None:
+        try:
+            stack.enter_context(_connected(client, limits, watching))
+        except EndpointUnreachableError as error:
+            return error
+        except EndpointError as error:
+            raise EndpointError(f"check judge: {error}") from None
+        return None
+
+    def connect() -> None:
+        if (error := problem()) is not None:  # not waited for twice
+            raise error
+
+    return RunModel(client, "", connect=connect)
+
+
+def _client(
+    endpoint: VLLMEndpoint,
+    limits: Limits,
+    loop: BackgroundLoop | None,
+    recovery: Recovery | None = None,
+) -> ChatClient:
+    return ChatClient(
+        endpoint,
+        limits.max_in_flight,
+        loop,
+        request_timeout=limits.request_timeout,
+        server_wait=limits.server_wait,
+        recovery=recovery,
+    )
+
+
+@contextmanager
+def _connected(
+    client: ChatClient,
+    limits: Limits,
+    watching: Callable[[ClientStats], AbstractContextManager[object]],
+) -> Iterator[None]:
+    """Open a client and check its servers; closed on exit."""
+    with client, watching(client.stats):
+        client.check(limits.server_wait if limits.wait else 0.0)
+        yield
 
 
 @contextmanager

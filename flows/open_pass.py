@@ -1,7 +1,8 @@
 """A pass in progress: which rows are pending, their batches, and their results so far."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,8 @@ from ..tasks.concurrency import chunks, memory_of
 from ..tasks.errors import StoreError
 from ..tasks.generating.again import is_settled
 from ..tasks.generating.batching import make_batch
-from ..tasks.generating.chat_requests import GenerationSettings
+from ..tasks.generating.chat_requests import GUIDES, GenerationSettings
+from ..tasks.generating.probe import takes_guide
 from ..tasks.parsing.parse import ParseSettings
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings
@@ -20,6 +22,7 @@ from ..tasks.records import Batch, FinishedRow, Kind, Prompt, Quarantined
 from ..tasks.runs.run_record import RunCounts
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.store import StoredBatch
+from .open_model import RunModel
 from .progress import RunProgress
 
 FIRST_ROWS = 128
@@ -43,6 +46,10 @@ class OpenPass:
         cache_buster: goes into all batch keys; if empty, stored completions are reused.
         row_keys: keys of the rows read so far, in the order of the table.
         suspects: rows that may have crashed the server.
+        is_optional: whether the run goes on without the rest of the rows if the servers are lost.
+        is_partial: whether it does.
+        model: what is connected to before the first batch, and asked whether it takes guides; None
+            if that is done.
     """
 
     keys_name: str
@@ -56,6 +63,10 @@ class OpenPass:
     cache_buster: str = ""
     row_keys: KeyList = field(default_factory=KeyList)
     suspects: list[Prompt] = field(default_factory=list)
+    is_optional: bool = False
+    is_partial: bool = False
+    model: RunModel | None = None
+    _unread: Iterator[Prompt] = field(default_factory=lambda: iter(()))
 
     @property
     def parts_folder(self) -> str:
@@ -69,9 +80,18 @@ class OpenPass:
             prompts: the rows, in pieces that are each in memory at once.
             first: no batch has both rows before and after this many.
         """
-        pending = self._pending(prompts)
+        pending = self._unread = self._pending(prompts)
         yield from self._batches(islice(pending, first))
         yield from self._batches(pending)
+
+    def leave_rest(self) -> int:
+        """Ask about no more rows in this run, but read them; returns how many have no outcome.
+
+        Those that an earlier run has asked about keep theirs.
+        """
+        self.is_partial = True
+        deque(self._unread, maxlen=0)
+        return self.ledger.counts(self.row_keys).missing
 
     def suspect_batches(self) -> Iterator[Batch]:
         """Batches of the rows that may crash the server: run one at a time, after all others."""
@@ -117,27 +137,35 @@ class OpenPass:
             outcome += f", {len(crashed)} deferred"
         if batch.corrections:
             outcome += f", {len(batch.corrected)} of {batch.corrections} corrected"
-        get_run_logger().info("batch %s: %s; %s", batch.number, outcome, self.progress)
+        get_run_logger().info("batch %s: %s; %s", batch, outcome, self.progress)
         return finished
 
     def outcomes(self) -> Iterator[FinishedRow | None]:
         """The stored outcome of each row read so far, in order."""
         return self.ledger.outcomes(self.row_keys)
 
+    @property
+    def stored_keys(self) -> Sequence[str]:
+        """The keys of the rows that have an outcome: of all, unless the pass is partial."""
+        if not self.is_partial:
+            return self.row_keys
+        index = self.ledger.rows.index
+        return [key for key in self.row_keys if bytes.fromhex(key) in index]
+
     def counts(self) -> RunCounts:
         """Stored results of the rows read so far, and the requests and time they took.
 
         Raises:
-            StoreError: some rows are neither answered nor quarantined.
+            StoreError: some rows are neither answered nor quarantined; not of a partial pass.
         """
         stored = self.ledger.counts(self.row_keys)
-        if stored.missing:
+        if stored.missing and not self.is_partial:
             raise StoreError(
                 f"{stored.missing} of {len(self.row_keys)} rows are neither answered nor "
                 "quarantined: run again to finish them"
             )
         results = {
-            "rows": len(self.row_keys),
+            "rows": len(self.row_keys) - stored.missing,
             "ok": stored.answered,
             "quarantined": stored.quarantined,
             "reasons": {kind.value: count for kind, count in stored.reasons.items()},
@@ -161,10 +189,20 @@ class OpenPass:
     def _batches(self, prompts: Iterator[Prompt], isolated: bool = False) -> Iterator[Batch]:
         first, most = min(FIRST_ROWS, self.batch_size), self.batch_size
         for some in chunks(prompts, first, _memory_of_prompt, grows_to=most):
+            if self.model is not None:
+                self._prepare(self.model, some[0])
             batch = self._batch(some, isolated)
             self.progress.attempted += len(some)
             self.progress.retried += sum(attempt > 0 for attempt in batch.attempts)
             yield batch
+
+    def _prepare(self, model: RunModel, row: Prompt) -> None:
+        model.connect()
+        guide = {name: row.options[name] for name in GUIDES & row.options.keys()}
+        if guide and not takes_guide(model.client, guide):
+            self.generation_settings = replace(self.generation_settings, guided=False)
+        self.progress.before = replace(model.client.stats)  # without the requests of `takes_guide`
+        self.model = None
 
     def _batch(self, prompts: Sequence[Prompt], isolated: bool) -> Batch:
         self.progress.batches += 1
@@ -174,6 +212,7 @@ class OpenPass:
             self.ledger.attempts([prompt.key for prompt in prompts]),
             cache_buster=self.cache_buster,
             isolated=isolated,
+            label=self.prompt_settings.label,
         )
 
 

@@ -92,6 +92,7 @@ def prompt_settings(
         user_prompt=definition.user_prompt,
         columns=definition.columns,
         limits=parameters.images.settings,
+        label=definition.label,
     )
 
 

@@ -7,6 +7,7 @@ from itertools import chain
 
 from prefect import get_run_logger
 
+from ..tasks.checking.negatives import tried_share
 from ..tasks.errors import PilotError
 from ..tasks.records import Batch, Prompt
 from ..tasks.reporting.markdown import GALLERY_ROWS
@@ -104,7 +105,10 @@ def _statement(run: Run, current: OpenPass, pilot: PilotRows, tokens: float | No
     clauses += [rate(speed), _estimate(run, speed)]
     if requests := run.checks.requests:
         plural = "" if requests == 1 else "s"
-        clauses.append(f"then the checks ask {requests} request{plural} for each pair")
+        clauses.append(f"then the checks ask at most {requests} request{plural} for each pair")
+    if negatives := run.checks.wanted.negatives:
+        tried = tried_share(negatives)
+        clauses.append(f"negatives ask 2 requests for up to {tried:.0%} of the pairs")
     return clauses
 
 

@@ -30,7 +30,7 @@ from .prefect_outage import (
 from .prefect_server import check_server
 from .run_log import shorten_log
 
-URIS = frozenset({"dataset", "output", "endpoint", "store", "cache", "root"})
+URIS = frozenset({"dataset", "output", "endpoint", "judge_endpoint", "store", "cache", "root"})
 """Parameters that may be URIs: people put passwords into these, although they are rejected."""
 
 _PREFECTS_WORDS = {

@@ -44,7 +44,7 @@ from .cached_batches import parse_cached
 from .circuit_breaker import CircuitBreaker
 from .dataset_notes import note_columns, note_rows
 from .new_record import new_record
-from .open_model import RunModel, open_model, resolve_endpoint
+from .open_model import RunModel, judge_model, open_model, resolve_endpoint, resolve_judge
 from .open_pass import OpenPass
 from .output_lease import OutputLease
 from .own_files import check_own_files
@@ -98,12 +98,12 @@ class Run:
 
     @property
     def client(self) -> ChatClient:
-        """The client of the model."""
-        return self._model.client
+        """The client of the model that the current pass asks."""
+        return self._asked.client
 
     @property
     def model(self) -> str:
-        """The name the model is served under."""
+        """The name the model of the run is served under."""
         return self._model.client.model
 
     @property
@@ -114,6 +114,7 @@ class Run:
     def stop(self) -> None:
         """Send no more requests, and wait for no store: the run is stopped from outside."""
         self.client.stop()
+        self._model.client.stop()
         self.patience.stop()
 
     def start(self, table: Dataset) -> OpenPass:
@@ -129,6 +130,7 @@ class Run:
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
+        self._judge = resolve_judge(parameters.checks)
         check_own_files(self.output, table, parameters.exports, parameters.checks)
         if endpoint is not None:  # fail before anything is written
             self._open_model(endpoint)
@@ -142,10 +144,8 @@ class Run:
         if self._is_unguided():
             self.style = run_style(parameters, self.credentials, guided=False)
             main = main_pass(parameters, self.style, table.columns)
-        if "judge" in parameters.checks.names and not server_guides(self.client):
-            self.checks = self._open_checks(guided=False)
         self.progress.begin(self.client.stats, table.count)
-        spec = self._spec(main)
+        spec = self._spec(main, self._model)
         self._keys_name = self._lease.record_model(parameters, main, spec, self.style)
         shown = show_progress(self.output, table, self.progress)
         self._show_complete = self._stack.enter_context(shown)
@@ -167,38 +167,48 @@ class Run:
         questions.counts()  # raises if one is missing
         return self.open_pass(answers_pass(self._main, self.style))
 
-    def _open_checks(self, *, guided: bool = True) -> OpenChecks:
+    def _open_checks(self) -> OpenChecks:
         limits = self.parameters.images.settings
+        return open_checks(self.parameters.checks, self.output, limits, self.image_source)
 
-        def source() -> ImageSource:
-            return ImageSource(
-                self.rows.read_again, self._main.columns, self._base, self.reader, limits
-            )
-
-        return open_checks(self.parameters.checks, self.output, limits, source, guided=guided)
+    def image_source(self) -> ImageSource:
+        """The rows of the dataset, and how their images are read."""
+        rows, limits = self.rows.read_again, self.parameters.images.settings
+        return ImageSource(rows, self._main.columns, self._base, self.reader, limits)
 
     def open_check(self, check: AskedCheck, pairs: int) -> OpenPass:
         """Open the pass of a check over this many pairs.
 
         Raises:
+            EndpointError: the judge's endpoint refuses the key, or does not serve the model.
             StoreError: the output cannot be read or written.
         """
-        self.breaker = CircuitBreaker(self.parameters.limits.max_error_rate)
-        return self.open_pass(check_pass(self._main, check), pairs * check.times)
+        limits, model = self.parameters.limits, self._model
+        self.breaker = CircuitBreaker(limits.max_error_rate)
+        if check.name == "judge" and self._judge is not None:
+            model = judge_model(
+                self._judge, limits, self._loop, self.progress.watching, self._stack
+            )
+        opened = self.open_pass(check_pass(self._main, check), pairs * check.times, model)
+        opened.model, opened.is_optional = model, model is not self._model
+        return opened
 
     def _open_model(self, endpoint: VLLMEndpoint | BatchResults | None) -> None:
         name, limits = self.parameters.model or None, self.parameters.limits
         model = open_model(endpoint, name, limits, self._loop, self.progress.watching)
-        self._model: RunModel = self._stack.enter_context(model)
+        self._model = self._asked = self._stack.enter_context(model)
 
-    def open_pass(self, definition: Pass, total: int | None = None) -> OpenPass:
+    def open_pass(
+        self, definition: Pass, total: int | None = None, model: RunModel | None = None
+    ) -> OpenPass:
         """Read which rows of a pass are finished, and parse completions that were never parsed.
 
-        `total` is how many rows it has at most, if that is known.
+        `total` is how many rows it has at most, if known; `model` by default that of the run.
 
         Raises:
             StoreError: the output cannot be read or written.
         """
+        self._asked = model or self._model
         if self.passes:  # requests from now on belong to this pass
             self.passes[-1].progress = self.progress.end()
             self.progress.begin(self.client.stats, total, definition.unit)
@@ -219,7 +229,7 @@ class Run:
             keys_name=folder.keys_of(self._keys_name),
             generate_batch=generate_batch.with_options(**batch_cache(completions)),
             prompt_settings=prompt_settings(
-                parameters, definition, self._spec(definition), self._base, self.reader
+                parameters, definition, self._spec(definition, self._asked), self._base, self.reader
             ),
             generation_settings=generation_settings(
                 parameters,
@@ -264,7 +274,7 @@ class Run:
         """
         for each in self.passes:
             compact(self.output, each.ledger, each.row_keys)
-            write_keys(self.output, each.keys_name, each.row_keys)
+            write_keys(self.output, each.keys_name, each.stored_keys)
         counts = [each.counts() for each in self.passes]
         answered, failed = exported.ok + exported.filtered, exported.quarantined
         is_joined = self.parameters.asking.answer == "separately"  # a row may lose its answers
@@ -281,5 +291,7 @@ class Run:
         note_rows(self.rows, summary.rows)
         return summary
 
-    def _spec(self, definition: Pass) -> RequestSpec:
-        return request_spec(self.parameters, definition, self.model, self._model.revision)
+    def _spec(self, definition: Pass, model: RunModel) -> RequestSpec:
+        judges = {} if model is self._model else {"model_revision": ""}  # it is the run's
+        parameters = self.parameters.model_copy(update=judges)
+        return request_spec(parameters, definition, model.name, model.revision)

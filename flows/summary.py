@@ -43,6 +43,8 @@ class RunSummary(RunCounts):
             text += f"; {self.unanswered:,} of their questions could not be answered"
         if self.filtered_pairs:
             text += f"; {self.pairs:,} of {self.pairs + self.filtered_pairs:,} pairs kept"
+        if self.negatives:
+            text += f"; {self.negatives:,} unanswerable pairs added"
         for check, count in self.unjudged.items():
             text += f"; {count:,} pairs without a result of check {check}"
         if self.duplicate_pairs:
@@ -57,7 +59,7 @@ class RunSummary(RunCounts):
         left_out = {
             *("attempted", "duplicates", "lost_pairs", "pairs", "reasons", "retried", "store"),
             *("duplicate_pairs", "unanswered", "corrected", "corrections"),
-            *("filtered_pairs", "unjudged"),
+            *("filtered_pairs", "negatives", "unjudged"),
         }
         return self.model_dump_json(exclude=left_out)
 

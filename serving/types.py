@@ -83,7 +83,7 @@ class Completion:
         completion_tokens: tokens generated.
         latency: seconds from sending the first attempt to receiving the complete reply.
         model: the model name in the server's reply.
-        attempts: how many requests it took, at least 1.
+        attempts: how many requests it took; 0 for what was known without one.
         reasoning: the model's reasoning, if the server keeps it apart from the reply.
     """
 

@@ -118,6 +118,8 @@ class ReplyForm(StrEnum):
     """The answer to the question that was asked, and nothing else."""
     QUESTIONS = "questions"
     """Questions without answers: another pass answers them."""
+    GIVEN = "given"
+    """The answer that the row itself has to its question: the model is not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,8 @@ class Prompt:
     """A row ready to be sent: rendered messages, image references and the row key.
 
     In `messages` an image is a part `{"type": "image", "image": i}`, where i indexes `images`:
-    those of the row, then those of a style's examples.
+    those of the row, then those of a style's examples. An answer that the row itself has is the
+    last message.
 
     Attributes:
         asked: what the messages ask for.
@@ -159,6 +162,11 @@ class Prompt:
     problem: Problem | None = None
     asked: Asked = Asked()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def given_answer(self) -> str:
+        """The answer that the row itself has; empty if the model is asked."""
+        return self.messages[-1]["content"] if self.asked.form is ReplyForm.GIVEN else ""
 
 
 Reply = Completion | Problem
@@ -189,6 +197,7 @@ class Batch:
         corrected: row key -> the unusable text that the reply to a corrective request replaced.
         unsent: rows not sent to the model yet; 0 means that the batch only waits for replies.
         embedded_bytes: total size of the images embedded in its rows.
+        label: of its pass, for the names of task runs; empty for the main pass.
     """
 
     number: int
@@ -201,6 +210,7 @@ class Batch:
     settled: set[str] = field(default_factory=set)
     corrections: int = 0
     corrected: dict[str, str] = field(default_factory=dict)
+    label: str = ""
     unsent: int = field(init=False)
     embedded_bytes: int = field(init=False)
 
@@ -210,7 +220,7 @@ class Batch:
         self.embedded_bytes = sum(len(image.data or b"") for image in images)
 
     def __str__(self) -> str:
-        return f"{self.number}"
+        return f"{self.label}-{self.number}" if self.label else f"{self.number}"
 
     @property
     def has_all_replies(self) -> bool:

@@ -29,7 +29,8 @@ from ...tasks.runs.parameters import RunParameters
 from ..batch_requests import PendingRequests, RequestCounts, open_pending
 from ..batch_results import BatchResults
 from ..image_qa import image_qa
-from .run import Json, UsageError, flow_command, with_code
+from .options import UsageError
+from .run import Json, flow_command, with_code
 from .terminal import run_in_terminal
 
 RowsPerFile = Annotated[

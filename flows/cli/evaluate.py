@@ -151,7 +151,7 @@ def _per_image(per_image: Mapping[int, int]) -> str:
 def _counted(counts: Mapping[str, int], total: int) -> Iterator[tuple[str, ...]]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     for name, count in ordered[:_MAX_LINES]:
-        yield name, f"{count:,}", f"{count / total:.1%}"
+        yield name, f"{count:,}", f"{100 * count / total:.1f} %"
     if len(ordered) > _MAX_LINES:
         yield f"and {len(ordered) - _MAX_LINES:,} more", "", ""
 

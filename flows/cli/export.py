@@ -2,28 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
 from pydantic import ValidationError
 
 from ...tasks.errors import DatasetError
-from ...tasks.exporting.trainers import FORMATS, ExportSource, write_export
+from ...tasks.exporting.trainers import FORMATS, write_export
 from ...tasks.exporting.trainers.export_record import export_folder, split_lines
 from ...tasks.exporting.trainers.write import warning_lines
-from ...tasks.images.reader import ImageReader
-from ...tasks.images.references import ImageBase
-from ...tasks.loading.dataset import open_dataset
-from ...tasks.object_store.store import ObjectStore
-from ...tasks.reporting.report import make_report
-from ...tasks.reporting.row_images import ImageSource, RowImages
 from ...tasks.runs.exports import ExportFormat, ExportImages, Exports
-from ...tasks.runs.run_record import completed_run
 from ..open_store import open_store
-from .options import Count, Flag, Output, Store
+from .options import Count, Flag, Output, Store, UsageError
+from .run import validation_message
+from .source import open_source, write_report
 
 
 def export(
@@ -75,8 +67,7 @@ def export(
         Also fetch web images from private and loopback addresses.
     """
     if format is None:
-        print(f"prefect-imageqa: give --format: {', '.join(FORMATS)}", file=sys.stderr)
-        return 2
+        raise UsageError(f"give --format: {', '.join(FORMATS)}")
     try:
         settings = Exports(
             formats=(format,),
@@ -86,11 +77,7 @@ def export(
             split_seed=seed,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        flag = f"--{first['loc'][0]}" if first["loc"] else "--images"
-        message = first["msg"].removeprefix("Value error, ")
-        print(f"prefect-imageqa: {flag}: {message}", file=sys.stderr)
-        return 2
+        raise UsageError(validation_message(error)) from error
     output_store = open_store(output, store)
     target = open_store(to, store) if to else export_folder(output_store, format)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -106,35 +93,3 @@ def export(
         print(line)
     print(target.uri)
     return 0
-
-
-@contextmanager
-def open_source(
-    output: ObjectStore, dataset: str | None, image_root: str | None, allow_private_hosts: bool
-) -> Iterator[ExportSource]:
-    """The last completed run of an output, with the images of the dataset that the caller names."""
-    parameters = completed_run(output).parameters
-    columns, limits = parameters.columns, parameters.images.settings
-    with ImageReader(
-        limits.max_file_bytes,
-        credentials=output.s3_credentials,
-        allow_private_hosts=allow_private_hosts,
-        root=image_root,
-    ) as reader:
-        if dataset is None:
-            yield ExportSource(output, None, columns, ImageBase(), reader, limits)
-            return
-        table = open_dataset(
-            dataset, columns, image_root=image_root, credentials=output.s3_credentials
-        )
-        table = replace(table, max_rows=parameters.max_rows, samples=parameters.asking.samples)
-        yield ExportSource(output, table.rows, table.columns, table.base, reader, limits)
-
-
-def write_report(source: ExportSource) -> None:
-    """Write the report and the dataset card of an output."""
-    images = None
-    if source.rows is not None:
-        found = ImageSource(source.rows, source.columns, source.base)
-        images = RowImages(found, source.reader, source.limits)
-    make_report(source.output, images)

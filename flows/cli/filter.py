@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from ...serving.printable import printable
 from ...tasks.checking.balance import Cap
+from ...tasks.checking.best import Best
 from ...tasks.exporting.split_plan import PairSplit
 from ...tasks.exporting.trainers import ExportSource, write_export
 from ...tasks.exporting.trainers.export_record import ExportRecord, export_folder, read_exports
@@ -17,8 +18,8 @@ from ...tasks.runs.exports import Exports
 from ...tasks.runs.run_record import completed_run
 from ..filtering import filtered, planned_filter
 from ..open_store import open_store
-from .export import open_source, write_report
 from .options import Flag, Output, Store
+from .source import open_source, write_report
 
 _WIDTH = 60
 """Characters of the first column; what is longer is cut."""
@@ -29,6 +30,7 @@ def filter_output(
     /,
     *,
     keep: str = "",
+    keep_best: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     max_per: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     dry_run: Flag = False,
     json: Flag = False,
@@ -41,9 +43,9 @@ def filter_output(
 
     Starts from all pairs, whatever an earlier filter took out: pairs.parquet gets those that are
     kept, filtered.parquet the others, each with the reason. Exports for training that are there are
-    written anew, and so are the report and the dataset card. A run does the same with --keep and
-    --max-per. Exit code 0: done; 1: the condition is none, or there is no completed run, or
-    something cannot be read or written; 2: usage error.
+    written anew, and so are the report and the dataset card. A run does the same with --keep,
+    --keep-best and --max-per. Exit code 0: done; 1: the condition is none, or there is no completed
+    run, or something cannot be read or written; 2: usage error.
 
     Example: prefect-imageqa filter qa --keep "consistency >= 0.66 AND length(answer) < 100"
 
@@ -52,6 +54,10 @@ def filter_output(
     keep:
         SQL condition on the columns of pairs.parquet. Where it says nothing, because a check has
         no result, a pair is not kept. true keeps all.
+    keep_best:
+        Of the pairs that meet the condition, the best share by a number of a check, such as
+        confidence=0.9 (the best 90 %). Pairs without a result are not kept. May be given several
+        times.
     max_per:
         Limit on the kept pairs of one type, answer or image, such as type=0.3 (at most 30 % of
         all) or image=5 (at most 5 each). Which ones stay is drawn with the run's seed of checks.
@@ -68,18 +74,21 @@ def filter_output(
         Also fetch web images from private and loopback addresses.
     """
     keep = keep.strip()
-    if not keep and not max_per:
-        return _usage_error("give --keep or --max-per; --keep true keeps all pairs")
+    if not keep and not keep_best and not max_per:
+        return _usage_error("give --keep, --keep-best or --max-per; --keep true keeps all pairs")
+    flag = "--max-per"
     try:
         caps = list(dict.fromkeys(map(Cap.parse, max_per)))
+        flag = "--keep-best"
+        best = list(dict.fromkeys(map(Best.parse, keep_best)))
     except ValueError as error:
-        return _usage_error(f"--max-per: {error}")
+        return _usage_error(f"{flag}: {error}")
     output_store = open_store(output, store)
     if dry_run:
-        split = planned_filter(output_store, keep, caps)
+        split = planned_filter(output_store, keep, caps, best)
     else:
         with (
-            filtered(output_store, keep, caps) as split,
+            filtered(output_store, keep, caps, best) as split,
             open_source(output_store, dataset, image_root, allow_private_hosts) as source,
         ):
             _rewrite_exports(source, with_dataset=dataset is not None)

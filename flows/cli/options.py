@@ -1,4 +1,4 @@
-"""Option types shared by several commands."""
+"""What several commands share: types of options, and the error of options that make no sense."""
 
 from typing import Annotated
 
@@ -15,3 +15,7 @@ Store = Annotated[
         "AWS environment, profile or role."
     ),
 ]
+
+
+class UsageError(Exception):
+    """The options of a command do not go together; the message says what to give. Exit code 2."""

@@ -17,8 +17,8 @@ from ..preview.model import NO_ENDPOINT, UNNAMED
 from ..preview.page import check_page
 from ..preview.session import open_session
 from ..preview.show import print_requests, show_changes, show_once
-from .options import Count, Flag
-from .run import UsageError, flow_command, with_code
+from .options import Count, Flag, UsageError
+from .run import flow_command, with_code
 
 _LIMITS = Limits(server_wait=60, store_wait=60)
 """Somebody sits in front of a preview and waits."""

@@ -39,7 +39,7 @@ def report(
     """
     from ...tasks.reporting.report import REPORT
     from ..open_store import open_store
-    from .export import open_source, write_report
+    from .source import open_source, write_report
 
     output_store = open_store(output, store)
     with open_source(output_store, dataset, image_root, allow_private_hosts) as source:

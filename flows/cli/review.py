@@ -58,7 +58,7 @@ def review(
     from ...tasks.reporting.row_images import ImageSource, RowImages
     from ...tasks.runs.run_record import completed_run
     from ..open_store import open_store
-    from .export import open_source
+    from .source import open_source
 
     output_store = open_store(output, store)
     names = completed_run(output_store).parameters.checks.names

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...tasks.runs.plugins import import_parser
 from ..image_qa import image_qa
-from .options import Flag
+from .options import Flag, UsageError
 from .terminal import run_in_terminal
 
 _TYPES: dict[str, Any] = {
@@ -28,6 +28,7 @@ _TYPES: dict[str, Any] = {
 _FLAGS = {
     ("columns", "image"): "image-key",
     ("columns", "conversation"): "conversation-key",
+    ("columns", "answer"): "answer-key",
     ("columns", "output"): "output-key",
     ("images", "root"): "image-root",
     ("exports", "formats"): "export",
@@ -43,10 +44,6 @@ _FLAGS = {
 """Flags whose name differs from the field of their group."""
 
 Json = Annotated[Flag, Parameter(help="Print one line of JSON last on stdout.")]
-
-
-class UsageError(Exception):
-    """The options of a command do not go together; the message says what to give."""
 
 
 def flag_of(group: str, field: str) -> str:
@@ -123,7 +120,7 @@ def _flags_of(group: str) -> Callable[[str], str]:
 def flow_command(without: Collection[str] = ()) -> Callable[[Callable[..., int]], Any]:
     """Give a command the flow's parameters as options after its own, with their descriptions.
 
-    What is wrong with their values is printed in one line, and the exit code is 2.
+    The command raises a `UsageError` if something is wrong with their values.
 
     Args:
         without: names of parameters that the command does not have.
@@ -132,14 +129,12 @@ def flow_command(without: Collection[str] = ()) -> Callable[[Callable[..., int]]
     def with_options(command: Callable[..., int]) -> Any:
         @wraps(command)
         def checked(*args: Any, **options: Any) -> int:
+            if problem := _extra_body_problem():
+                raise UsageError(problem)
             try:
-                if problem := _extra_body_problem():
-                    raise UsageError(problem)
                 return command(*args, **options)
-            except (UsageError, ValidationError) as error:
-                text = error if isinstance(error, UsageError) else validation_message(error)
-                print(f"prefect-imageqa: {text}", file=sys.stderr)
-                return 2
+            except ValidationError as error:
+                raise UsageError(validation_message(error)) from error
 
         own = inspect.signature(command).parameters
         flow = _flow_parameters()

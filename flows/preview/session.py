@@ -127,7 +127,8 @@ class Session:
 
     def count_unasked(self, styles: Sequence[AskedStyle]) -> int:
         """How many rows the model is asked about in the next preview."""
-        keys = {each.key for style in styles for each in style.prompts if not each.problem}
+        prompts = (each for style in styles for each in style.prompts)
+        keys = {each.key for each in prompts if not (each.problem or each.given_answer)}
         return len(keys - self._replies.keys())
 
     def generation_settings(self, style: AskedStyle) -> GenerationSettings:

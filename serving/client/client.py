@@ -101,6 +101,7 @@ class ChatClient:
         if self._group is not None:
             self._mailbox.close()
             self._group.end(self._pool.close_line)
+            self.stats.notes = ()  # it waits for nothing any more
 
     @property
     def max_in_flight(self) -> int:

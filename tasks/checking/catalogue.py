@@ -27,6 +27,9 @@ CheckName = Literal[
 
 CHECK_NAMES: Sequence[CheckName] = get_args(CheckName)
 
+NEGATIVES = "negatives"
+"""The pass that finds unanswerable pairs: it asks as a check does, and gives no column."""
+
 READING: frozenset[CheckName] = frozenset({"duplicates", "contamination"})
 """Checks that read files, which may have changed since."""
 
@@ -41,7 +44,6 @@ class CheckSettings:
         times: how often consistency asks a question again.
         none_option: whether options get another one, "None of the above".
         rubric: path or `s3://` URI of what the judge rates; empty for the built-in one.
-        guided: whether the server makes replies follow a JSON schema.
         benchmarks: sets that the pairs should have nothing of.
         limits: on the images of these.
         seed: of whatever is drawn.
@@ -52,7 +54,6 @@ class CheckSettings:
     times: int = 1
     none_option: bool = False
     rubric: str = ""
-    guided: bool = True
     benchmarks: Sequence[str] = ()
     limits: ImageSettings = field(default_factory=ImageSettings)
     seed: int = 0
@@ -103,7 +104,7 @@ def _judge(settings: CheckSettings) -> Check:
 
     credentials = settings.store.s3_credentials
     rubric = read_rubric(settings.rubric, credentials) if settings.rubric else BUILT_IN
-    return check(rubric, guided=settings.guided)
+    return check(rubric)
 
 
 def _form(_: CheckSettings) -> Check:

@@ -49,6 +49,7 @@ class AskedCheck:
         sampling: options of its requests that differ from those of the run.
         times: requests for a pair, numbered as `PromptInput.sample`.
         other_image: whether the model is shown the images of another row instead.
+        sends_image: whether it is shown any.
     """
 
     name: str
@@ -59,6 +60,7 @@ class AskedCheck:
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     times: int = 1
     other_image: bool = False
+    sends_image: bool = True
 
 
 @dataclass(frozen=True)

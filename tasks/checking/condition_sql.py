@@ -71,8 +71,9 @@ _MAX_TEXTS = 20
 _MAX_PATTERN = 200
 """Characters of a text that is looked for."""
 
-_MAX_PATTERN_COST = 50
-"""Repetitions in a regular expression, times 10 for each `\\p`: up to 3 s a megabyte of text."""
+_MAX_PATTERN_COST = 1000
+"""Characters of all patterns of a condition, times the repetitions in each, and times 10 for each
+`\\p` of it: up to 20 s a megabyte of text. What users write takes 0.1 s."""
 
 
 class ConditionWriter:
@@ -89,7 +90,7 @@ class ConditionWriter:
     def __init__(self, columns: Mapping[str, pa.Field], *, shown: bool = False) -> None:
         self._columns = columns
         self._shown = shown
-        self._nodes = self._texts = 0
+        self._nodes = self._texts = self._cost = 0
         self.used: dict[str, None] = {}
 
     def condition(self, node: Node) -> str:
@@ -238,6 +239,7 @@ class ConditionWriter:
             return f"{text} {operator} {_quoted(pattern)}"
         parts = re.split("([%_])", pattern)
         regular = "".join({"%": ".*", "_": "."}.get(part, re.escape(part)) for part in parts)
+        self._add_cost(len(pattern))
         matches = f"regexp_full_match({text}, {_quoted(regular)}, '{options}')"
         return f"NOT {matches}" if "NOT" in operator else matches
 
@@ -246,13 +248,17 @@ class ConditionWriter:
         regular = _text(pattern, _MAX_PATTERN, name)
         counts = re.findall(r"\{(?:[0-9]+,)?([0-9]+),?\}", regular)
         repeated = math.prod(max(1, int(count[:9])) for count in counts)
-        if repeated * (1 + 10 * len(re.findall(r"\\[pP]", regular))) > _MAX_PATTERN_COST:
-            raise ConditionError(f"the pattern of {name} takes too long: repeat less in it")
+        self._add_cost(len(regular) * repeated * (1 + 10 * len(re.findall(r"\\[pP]", regular))))
         flags = "".join(_text(option, 4, name) for option in options)
         if not set("cimsn").issuperset(flags):
             raise ConditionError(f"the options of {name} can be c, i, m, n and s")
         last = f", {_quoted(flags)}" if options else ""
         return f"{name}({self.write(text)}, {_quoted(regular)}{last})"
+
+    def _add_cost(self, cost: int) -> None:
+        self._cost += cost
+        if self._cost > _MAX_PATTERN_COST:
+            raise ConditionError("its patterns take too long: shorten them, or repeat less in them")
 
     def _operand(self, node: Node) -> str:
         return self._enclosed(node, self.write)

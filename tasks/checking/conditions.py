@@ -7,6 +7,7 @@ writes anew.
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 4000
 """Length of a condition."""
+
+_SECONDS, _SECONDS_PER_MB = 10.0, 1.0
+"""Processor time that a condition may take: so much, and so much for each megabyte of its columns.
+Patterns of users take up to 0.1 s a megabyte, hostile ones more than a hundred times that."""
+
+_PIECE_BYTES = 1 << 20
+"""What is evaluated at once."""
 
 _TABLE = "pairs"
 _NOT_ONE = "it must be one condition, and nothing else"
@@ -75,6 +83,7 @@ class Condition:
         for field in filter(_is_usable, schema):
             self._columns.setdefault(field.name.lower(), field)
         self._sql = ""
+        self._spent = 0.0
         parts: Sequence[Part] = ()
         if text.strip():
             self._database = _database()
@@ -89,16 +98,29 @@ class Condition:
 
         Raises:
             ConditionError: a part cannot be evaluated for a row, such as a cast of a text that is
-                no number.
+                no number; or the condition takes too long.
         """
         if not self.parts:
             return []
         table = pa.Table.from_batches([batch]).select(self.columns)
+        step = max(1, _PIECE_BYTES * len(batch) // max(table.nbytes, 1))
         with _reported(self._text):
-            result = self._selected(table, len(batch)).to_arrow_table()
-        if len(result) != len(batch):
-            raise ConditionError(f"keep {self._text!r}: it gives another number of rows")
-        return list(result.columns)
+            pieces = [
+                self._evaluated(table.slice(start, step), min(step, len(batch) - start))
+                for start in range(0, max(len(batch), 1), step)
+            ]
+        return list(pa.concat_tables(pieces).columns)
+
+    def _evaluated(self, table: pa.Table, count: int) -> pa.Table:
+        began = time.thread_time()
+        result = self._selected(table, count).to_arrow_table()
+        if len(result) != count:
+            raise ConditionError("it gives another number of rows")
+        megabytes = (table.nbytes + 8 * count) / 1e6
+        self._spent += time.thread_time() - began - _SECONDS_PER_MB * megabytes
+        if self._spent > _SECONDS:
+            raise ConditionError("it takes too long: use simpler patterns")
+        return result
 
     def _open(self, text: str) -> Sequence[Part]:
         node = self._parsed(text)

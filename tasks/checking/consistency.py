@@ -15,6 +15,7 @@ from ..prompting.style import PromptInput, Rendered
 from ..records import Answered, Asked, FinishedRow, Kind, QAPair, ReplyForm, RowError
 from .agreement import agree
 from .check import AskedCheck, Values
+from .declining import UNANSWERABLE, is_denial
 
 NAME = "consistency"
 
@@ -79,17 +80,20 @@ def _verdict(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
     lines = "\n".join(" ".join(answer.split()) for answer in given) or None
     if not given or len(given) < len(answers):
         return None, lines
-    same = [
-        agree(
-            pair.answer,
-            answer,
-            options=pair.options,
-            correct=pair.correct,
-            question=pair.question,
-        )
-        for answer in given
-    ]
+    same = [agrees(pair, answer) for answer in given]
     return sum(same) / len(same), lines
+
+
+def agrees(pair: QAPair, answer: str) -> bool:
+    """Whether an answer to the question of a pair says the same as the pair's own.
+
+    Of an unanswerable one, each that denies what is asked does.
+    """
+    if pair.type == UNANSWERABLE and is_denial(answer):
+        return True
+    return agree(
+        pair.answer, answer, options=pair.options, correct=pair.correct, question=pair.question
+    )
 
 
 def answer_of(outcome: FinishedRow) -> str:

@@ -9,6 +9,9 @@ import re
 
 from .refusals import refusal_in
 
+UNANSWERABLE = "unanswerable"
+"""Type of the pairs, and name of the style, whose right answer denies what is asked."""
+
 _START = 300
 """Characters of an answer that are looked at."""
 

@@ -1,21 +1,19 @@
 """Images that are there before, as copies or nearly so; and questions that repeat another one.
 
-Two images are alike by the same content, or by `image_hashes`: copies in half the size or encoded
-again are nearly all found, crops of 5 % mostly in photographs and rarely in drawings, and other
-brightness never. Questions are compared in their normal form, among all those about images that are
-alike.
+Two images are alike by the same content, or by `image_hashes`. Questions are compared in their
+normal form, among all those about images that are alike.
 """
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 
 from .check import CheckedPair, Columns, ComputedCheck, Values
-from .hashed_rows import HashedRows, HashRows
+from .hashed_rows import HashRows, first_rows
 from .image_hashes import Array, first_alike
 from .texts import form_digest
 
@@ -30,6 +28,16 @@ of both differ, from 0 (the same) to 4 of 255, null if it is this one; the pair 
 that asked the same before, such as "row 12, pair 0", or empty; and the share of all images that
 are asked this question, from 0 to 1."""
 
+_PAIR = np.dtype(
+    [("row", "i8"), ("number", "i4"), ("subject", "i4"), ("form", "u8"), ("asked", "u8")]
+)
+"""A pair: its row, and its number there; the number of what it is about, a row's images or a row
+without any; the digest of its question's normal form; and that with its options, and of a turn of a
+dialogue, which depends on those before, with its place."""
+
+_NO_IMAGES = "row "
+"""Begins the name of what a pair is about that has no images."""
+
 
 def check(hash_rows: HashRows) -> ComputedCheck:
     """Images and questions that repeat earlier ones.
@@ -43,99 +51,73 @@ def check(hash_rows: HashRows) -> ComputedCheck:
     return ComputedCheck("duplicates", COLUMNS, partial(_judge, hash_rows))
 
 
-@dataclass
-class _Pairs:
-    """The pairs of a set, by column; 33 bytes each.
+def _repeated(rows: Mapping[str, int], hash_rows: HashRows) -> dict[str, tuple[str, float] | None]:
+    """Which images are nearly those of an earlier row.
 
-    Attributes:
-        rows: row of each.
-        numbers: number of each in its row.
-        subjects: number of what each is about: a row's images, or a row without any.
-        forms: digest of its question's normal form.
-        asked: the same with its options; of a turn of a dialogue, which depends on those before,
-            also with its place.
-        first_rows: the first row about each subject.
-        have_images: whether a subject is images.
+    Args:
+        rows: the first row that has them, by the digest of the images; rows ascend.
+        hash_rows: hashes the images of rows.
+
+    Returns:
+        By the digest of images that came before, the digest of the first ones, and how much the
+        colours differ, from 0 to 4 of 255; None for those that cannot be read.
     """
+    hashed = hash_rows(list(rows.values()))
+    order = dict.fromkeys(image for images in hashed.images for image in images or ())
+    alike, differences = first_alike(hashed.hashes, order)
+    firsts: dict[tuple[int, ...], str] = {}
+    found: dict[str, tuple[str, float] | None] = {}
+    for digest, images in zip(rows, hashed.images, strict=True):
+        if images is None:
+            found[digest] = None
+        elif images:
+            first = firsts.setdefault(tuple(alike[list(images)].tolist()), digest)
+            if first != digest:
+                found[digest] = first, float(differences[list(images)].max())
+    return found
 
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
-    numbers: "array[int]" = field(default_factory=lambda: array("i"))
-    subjects: "array[int]" = field(default_factory=lambda: array("i"))
-    forms: "array[int]" = field(default_factory=lambda: array("Q"))
-    asked: "array[int]" = field(default_factory=lambda: array("Q"))
-    first_rows: list[int] = field(default_factory=list)
-    have_images: list[bool] = field(default_factory=list)
+
+def first_images(pairs: Iterable[CheckedPair], hash_rows: HashRows) -> dict[str, str]:
+    """Digests of images that are nearly those of an earlier row, with the digest of the first."""
+    repeated = _repeated(first_rows(pairs), hash_rows)
+    return {digest: found[0] for digest, found in repeated.items() if found}
 
 
 def _judge(hash_rows: HashRows, pairs: Callable[[], Iterable[CheckedPair]]) -> Iterator[Values]:
-    read = _read(pairs())
-    wanted = [row for row, images in zip(read.first_rows, read.have_images, strict=True) if images]
-    repeated = _repeated_images(read, hash_rows(wanted))
-    classes = np.array(repeated.classes, np.int64)[np.array(read.subjects)]
-    first_pair = _first_equal(classes, np.array(read.asked))
-    shares = _shares(classes, np.array(read.forms))
-    for pair, (subject, first) in enumerate(zip(read.subjects, first_pair.tolist(), strict=True)):
-        question = ""
-        if first != pair:
-            question = f"row {read.rows[first]}, pair {read.numbers[first]}"
-        image, difference = repeated.images[subject]
-        yield image, difference, question, float(shares[pair])
-
-
-def _read(pairs: Iterable[CheckedPair]) -> _Pairs:
-    read, known = _Pairs(), dict[str, int]()
-    for checked in pairs:
-        name = checked.images or f"row {checked.row}"
-        subject = known.setdefault(name, len(known))
-        if subject == len(read.first_rows):
-            read.first_rows.append(checked.row)
-            read.have_images.append(bool(checked.images))
-        pair = checked.pair
-        read.rows.append(checked.row)
-        read.numbers.append(checked.number)
-        read.subjects.append(subject)
-        form = form_digest(pair.question)
-        own = (f"row {checked.row}, pair {checked.number}",) if pair.turn else ()
-        others = (*pair.options, *own)
-        read.forms.append(form)
-        read.asked.append(form_digest(pair.question, others) if others else form)
-    return read
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    """What is known of each subject of the pairs.
-
-    Attributes:
-        images: the values of the first two columns.
-        classes: the first subject that it is alike, or itself.
-    """
-
-    images: Sequence[tuple[str | None, float | None]]
-    classes: Sequence[int]
-
-
-def _repeated_images(read: _Pairs, hashed: HashedRows) -> _Repeated:
-    order = dict.fromkeys(image for images in hashed.images for image in images or ())
-    alike, differences = first_alike(hashed.hashes, order)
-    found: list[tuple[str | None, float | None]] = []
-    classes: list[int] = []
-    firsts: dict[tuple[int, ...], int] = {}
-    of_rows = iter(hashed.images)
-    for subject, has_images in enumerate(read.have_images):
-        images = next(of_rows) if has_images else ()
-        first = subject
-        if images:
-            first = firsts.setdefault(tuple(alike[list(images)].tolist()), subject)
-        classes.append(first)
-        if images is None:
-            found.append((None, None))
-        elif first == subject:
-            found.append(("", None))
+    numbers = defaultdict[str, int](count().__next__)
+    read = np.fromiter((_read(checked, numbers) for checked in pairs()), _PAIR)
+    _, first_pairs = np.unique(read["subject"], return_index=True)
+    rows = dict(zip(numbers, read["row"][first_pairs].tolist(), strict=True))
+    repeated = _repeated(
+        {name: row for name, row in rows.items() if not name.startswith(_NO_IMAGES)}, hash_rows
+    )
+    images, classes = list[tuple[str | None, float | None]](), np.arange(len(numbers))
+    for subject, name in enumerate(numbers):
+        if name not in repeated:
+            images.append(("", None))
+        elif (found := repeated[name]) is None:
+            images.append((None, None))
         else:
-            difference = float(differences[list(images)].max())
-            found.append((f"row {read.first_rows[first]}", difference))
-    return _Repeated(found, classes)
+            first, difference = found
+            images.append((f"row {rows[first]}", difference))
+            classes[subject] = numbers[first]
+    about = classes[read["subject"]]
+    firsts, shares = _first_equal(about, read["asked"]), _shares(about, read["form"])
+    subjects = read["subject"].tolist()
+    for pair, (asked_by, subject) in enumerate(zip(firsts.tolist(), subjects, strict=True)):
+        row, number = read["row"][asked_by], read["number"][asked_by]
+        question = f"row {row}, pair {number}" if asked_by != pair else ""
+        yield *images[subject], question, float(shares[pair])
+
+
+def _read(checked: CheckedPair, numbers: Mapping[str, int]) -> tuple[int, ...]:
+    pair = checked.pair
+    form = asked = form_digest(pair.question)
+    if pair.options or pair.turn:
+        place = (f"row {checked.row}, pair {checked.number}",) if pair.turn else ()
+        asked = form_digest(pair.question, (*pair.options, *place))
+    subject = numbers[checked.images or f"{_NO_IMAGES}{checked.row}"]
+    return checked.row, checked.number, subject, form, asked
 
 
 def _first_equal(classes: Array, asked: Array) -> Array:

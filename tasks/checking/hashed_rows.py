@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeAlias
 
 from ...serving.printable import printable
@@ -17,6 +18,7 @@ from ..loading.conversations import read_conversation
 from ..object_store.store import ObjectStore
 from ..prompting.row_images import row_images
 from ..records import ImageRef, Kind, Row, RowError
+from .check import CheckedPair
 from .image_hashes import Array, hash_image
 from .known_hashes import DATASET_HASHES, KnownHashes
 
@@ -66,6 +68,15 @@ HashRows: TypeAlias = Callable[[Sequence[int]], HashedRows]
 """Hashes the images of the rows at these positions of the dataset, in ascending order."""
 
 
+def first_rows(pairs: Iterable[CheckedPair]) -> dict[str, int]:
+    """The first row with each digest of images that pairs are about, in ascending order."""
+    rows: dict[str, int] = {}
+    for checked in pairs:
+        if checked.images:
+            rows.setdefault(checked.images, checked.row)
+    return rows
+
+
 def row_hasher(source: ImageSource, store: ObjectStore) -> HashRows:
     """Hashes the images of a dataset's rows; the hashes are remembered in its output.
 
@@ -78,8 +89,9 @@ def row_hasher(source: ImageSource, store: ObjectStore) -> HashRows:
         known, unreadable = KnownHashes.read(store, DATASET_HASHES), Unreadable()
         images: list[tuple[int, ...] | None] = []
         try:
-            rows = _at(source.rows(), wanted)
-            for row, found in hashed(rows, source, known):
+            positions = frozenset(wanted)
+            rows = (row for row in source.rows() if row.index in positions)
+            for row, found in hashed(islice(rows, len(wanted)), source, known):
                 if isinstance(found, RowError):
                     unreadable.add(row, found)
                 images.append(None if isinstance(found, RowError) else found)
@@ -170,15 +182,3 @@ def _refs(row: Row, source: ImageSource) -> tuple[ImageRef, ...]:
         if error.problem.kind is Kind.NO_IMAGE:
             return ()
         raise
-
-
-def _at(rows: Iterable[Row], wanted: Sequence[int]) -> Iterator[Row]:
-    """The rows at these positions, which ascend."""
-    remaining = iter(wanted)
-    next_row = next(remaining, None)
-    for row in rows:
-        if next_row is None:
-            return
-        if row.index == next_row:
-            yield row
-            next_row = next(remaining, None)

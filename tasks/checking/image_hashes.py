@@ -101,10 +101,13 @@ class AlikeImages:
     def __init__(self, hashes: Array) -> None:
         self._shapes: Array = np.ascontiguousarray(hashes["shape"])
         self._colours: Array = hashes["colours"]
+        self._contents: Array = hashes["content"]
+        self._first: dict[bytes, int] = {}
         self._buckets: list[dict[int, list[int]]] = [{} for _ in range(_CHUNKS)]
 
     def add(self, image: int) -> None:
         """Add an image to the set."""
+        self._first.setdefault(self._contents[image].tobytes(), image)
         for buckets, part in zip(self._buckets, _parts(int(self._shapes[image])), strict=True):
             bucket = buckets.setdefault(part, [])
             if len(bucket) < MAX_BUCKET:
@@ -117,6 +120,8 @@ class AlikeImages:
             image: one `HASH`.
         """
         shape, found = int(image["shape"]), list[int]()
+        if (same := self._first.get(image["content"].tobytes())) is not None:
+            found.append(same)  # also if its buckets are full
         for buckets, part in zip(self._buckets, _parts(shape), strict=True):
             for flipped in _NEIGHBOURS:
                 if bucket := buckets.get(part ^ flipped):
@@ -149,14 +154,9 @@ def first_alike(hashes: Array, images: Iterable[int]) -> tuple[Array, Array]:
     """
     first = np.arange(len(hashes))
     differences = np.zeros(len(hashes), np.float32)
-    contents: dict[bytes, int] = {}
     places: dict[int, int] = {}
     known = AlikeImages(hashes)
     for place, image in enumerate(images):
-        same = contents.setdefault(hashes["content"][image].tobytes(), image)
-        if same != image:
-            first[image], differences[image] = first[same], differences[same]
-            continue
         found, difference = known.find(hashes[image])
         if len(found):
             earliest = min(range(len(found)), key=lambda number: places[int(found[number])])

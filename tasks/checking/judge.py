@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,7 +13,6 @@ from ..parsing.parse import ParseSettings
 from ..parsing.parsers import Parsed
 from ..parsing.wrappers import unwrap
 from ..prompting.file_style import user_message
-from ..prompting.reply_forms import response_format
 from ..prompting.style import PromptInput, Rendered, Style
 from ..records import Answered, Asked, FinishedRow, QAPair, ReplyForm
 from .check import AskedCheck, Values
@@ -25,6 +23,9 @@ NAME = "judge"
 
 _MAX_REASON = 400
 """Characters of a reason."""
+
+_CHARACTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
+"""One of a JSON string."""
 
 _RATINGS = range(1, 6)
 _RATING = re.compile(r"\s*+(?P<rating>[1-5])(?:\.0+)?(?:\s*+/\s*+5)?\s*+")
@@ -38,44 +39,43 @@ _DATA = (
 )
 
 
-def check(rubric: Rubric = BUILT_IN, *, guided: bool = True) -> AskedCheck:
+def check(rubric: Rubric = BUILT_IN) -> AskedCheck:
     """The check.
 
     Args:
         rubric: what is rated.
-        guided: whether the server is made to follow the JSON schema of the reply.
     """
     axes = axis_names(rubric)
+    longest = json.dumps({REASON: "x" * _MAX_REASON} | dict.fromkeys(axes, 5))
     ratings = [pa.field(f"{NAME}_{axis}", pa.int8()) for axis in axes]
     return AskedCheck(
         name=NAME,
         columns=(*ratings, pa.field(f"{NAME}_{REASON}", pa.string())),
-        style=_style(rubric, guided=guided),
+        style=_style(rubric),
         parsing=ParseSettings(NAME, partial(read_ratings, axes), version=1),
         verdict=partial(_verdict, axes),
+        sampling={"temperature": 0.0, "max_tokens": len(longest)},  # a token has a character
     )
 
 
-def rating_schema(axes: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of a reply: the reason comes first, so that the ratings follow from it."""
-    reason = {"type": "string", "minLength": 1, "maxLength": _MAX_REASON}
-    ratings = {axis: {"type": "integer", "enum": list(_RATINGS)} for axis in axes}
-    return {
-        "type": "object",
-        "properties": {REASON: reason, **ratings},
-        "required": [REASON, *axes],
-        "additionalProperties": False,
-    }
+def rating_pattern(axes: Sequence[str]) -> str:
+    """The regular expression of a reply: the reason comes first, so that the ratings follow it.
+
+    Not a JSON schema, since vLLM allows any whitespace between the tokens of one, and a small model
+    may write no end of that.
+    """
+    ratings = "".join(f', "{axis}": [1-5]' for axis in axes)
+    return rf'\{{"{REASON}": "{_CHARACTER}{{1,{_MAX_REASON}}}"{ratings}\}}'
 
 
-def _style(rubric: Rubric, *, guided: bool) -> Style:
+def _style(rubric: Rubric) -> Style:
     """The pair comes last: a server keeps the rest of an image's prompt in its prefix cache."""
     axes = axis_names(rubric)
     sections = [f"## {axis.name}\n{axis.text}" for axis in rubric.axes]
     example = json.dumps({REASON: "..."} | dict.fromkeys(axes, 0)).replace(": 0", ": <1-5>")
     form = f"Reply as JSON, with the reason in one sentence: {example}"
     constant = "\n\n".join(filter(None, [rubric.introduction, _TASK, *sections, form, _DATA]))
-    options = {"response_format": response_format(rating_schema(axes))} if guided else {}
+    options = {"structured_outputs": {"regex": rating_pattern(axes)}}
 
     def style(prompt_input: PromptInput) -> Rendered:
         pair = asked_pair(prompt_input)

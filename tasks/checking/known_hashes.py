@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +104,9 @@ class KnownHashes:
                 raise ValueError("a row group that is too large")
             for batch in file.iter_batches(_PER_GROUP, use_threads=False):
                 batch.validate(full=True)
-                for digest, record in zip(*map(_values, batch.columns), strict=True):
+                if any(column.null_count for column in batch.columns):
+                    raise ValueError("a hash is missing")
+                for digest, record in zip(*map(pa.Array.to_pylist, batch.columns), strict=True):
                     if len(self._numbers) >= _MAX_REMEMBERED:
                         return
                     self._add(digest, record)
@@ -130,25 +131,14 @@ class KnownHashes:
         self._saved = len(self._numbers)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        digests = list(self._numbers)
+        digests, records = list(self._numbers), self.hashes
         for start in range(0, len(digests), _PER_GROUP):
-            some = digests[start : start + _PER_GROUP]
-            first, last = start * HASH.itemsize, (start + len(some)) * HASH.itemsize
-            columns = [b"".join(some), bytes(self._records[first:last])]
-            arrays = [
-                pa.Array.from_buffers(field.type, len(some), [None, pa.py_buffer(column)])
-                for field, column in zip(_SCHEMA, columns, strict=True)
-            ]
-            yield pa.record_batch(arrays, schema=_SCHEMA)
+            some = slice(start, start + _PER_GROUP)
+            columns = digests[some], [record.tobytes() for record in records[some]]
+            arrays = map(pa.array, columns, _SCHEMA.types)
+            yield pa.record_batch(list(arrays), schema=_SCHEMA)
 
 
 def _digest(identity: str) -> bytes:
     content = identity.encode(errors="surrogatepass")
     return hashlib.blake2b(content, digest_size=_IDENTITY_BYTES).digest()
-
-
-def _values(column: pa.Array) -> list[Any]:
-    if column.null_count:
-        raise ValueError("a hash is missing")
-    values: list[Any] = column.to_pylist()
-    return values

@@ -1,39 +1,26 @@
 """Unanswerable pairs: a question with the image of another row, which does not answer it.
 
 A model that has only seen questions with answers invents one to every question. So some questions
-are asked about another image, and where the model says that it does not show what is asked, they
-become pairs that say so:
-
-1. `is_candidate` says which pairs have a question that another image may not answer, `rank` draws
-   among them with a seed, and the check asks those below `tried_share`;
-2. `chosen` takes as many of those that turned out unanswerable as there should be;
-3. `unanswerable_pair` is the new pair, about the row whose image was shown.
+are asked about another image, and again without any. Where the model says that the image does not
+show what is asked, and cannot answer without one, they become pairs that say so.
 """
 
-import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import pyarrow as pa
-
-from ...serving.printable import printable
 from ..parsing.parse import ANSWER
 from ..prompting.file_style import user_message
 from ..prompting.keys import canonical_digest
 from ..prompting.style import PromptInput, Rendered
-from ..records import Asked, FinishedRow, Kind, QAPair, ReplyForm, RowError
-from .check import AskedCheck, CheckedPair, Values
+from ..records import Asked, FinishedRow, QAPair, ReplyForm
+from .agreement import agree
+from .catalogue import NEGATIVES
+from .check import AskedCheck, Values
 from .consistency import asked_pair, question_text
-from .declining import is_denial, is_refusal
+from .declining import UNANSWERABLE, is_denial, is_refusal
 from .visual import reply_of
 
-NAME = "negatives"
-
-COLUMNS = (pa.field("unanswerable", pa.bool_()), pa.field("unanswerable_answer", pa.string()))
-"""Whether the model says that the other image does not show what is asked; and its answer."""
-
-TYPE = "unanswerable"
-"""Type of the pairs, as of those of the style of that name."""
+STYLE = f"{NEGATIVES}@1"
 
 DECLINING = (
     "The image does not show that.",
@@ -43,8 +30,9 @@ DECLINING = (
     "There is nothing in the image that answers this question.",
 )
 
-_TRIES = 4
-"""Questions that are tried for each pair that is wanted: many are answered by other images, too."""
+_TRIES = 6
+"""Pairs that are tried for each one that is wanted: many are no candidates, and of these many are
+answered by the other image, too."""
 
 _MAX_ANSWER = 1000
 """Characters of an answer; a longer one is not used."""
@@ -60,32 +48,31 @@ _COUNTING_TYPES = frozenset({"counting", "count", "number"})
 
 
 def check() -> AskedCheck:
-    """The check: the question with the image of another row, which the model has to deny."""
+    """The pass: each question with the image of another row, and without any.
+
+    Its verdict is one value, whether the question turned out unanswerable; it gives no column.
+    """
     return AskedCheck(
-        name=NAME,
-        columns=COLUMNS,
-        style=_with_other_image,
+        name=NEGATIVES,
+        columns=(),
+        style=_style,
         parsing=ANSWER,
         verdict=_verdict,
+        times=2,
         other_image=True,
     )
 
 
-def is_candidate(pair: QAPair, blind_answerable: bool | None = None) -> bool:
+def is_candidate(pair: QAPair) -> bool:
     """Whether a question could be one that another image does not answer.
 
     "No" and "none" are answers: questions for yes or no and for a number stay out. So do those
-    that go with options or with earlier turns, that are denied already, or that need no image.
-
-    Args:
-        pair: the pair.
-        blind_answerable: what the check `blind` says about it, if it was made.
+    that go with options or are turns of a dialogue, and those that are denied already.
     """
     answer = " ".join(pair.answer[:_MAX_ANSWER].casefold().split())
     return not (
         pair.options
-        or pair.turn > 1
-        or blind_answerable
+        or pair.turn
         or pair.type.casefold() in _COUNTING_TYPES
         or _COUNTS.search(pair.question.casefold())
         or _YES_OR_NO.match(answer)
@@ -94,12 +81,12 @@ def is_candidate(pair: QAPair, blind_answerable: bool | None = None) -> bool:
     )
 
 
-def rank(checked: CheckedPair, seed: int) -> float:
-    """A number from 0 to 1 drawn for a pair: pairs with lower ones are taken first.
+def rank(images: str, question: str, seed: int) -> float:
+    """A number from 0 to 1 drawn for a question: those with lower ones are taken first.
 
     It depends on images and question only: rows may be added to the dataset.
     """
-    drawn = canonical_digest([checked.images, checked.pair.question, seed])
+    drawn = canonical_digest([images, question, seed])
     return int.from_bytes(drawn[:8], "big") / 2**64
 
 
@@ -118,45 +105,32 @@ def tried_share(share: float) -> float:
     return min(1.0, _TRIES * share / (1 - share))
 
 
-def chosen(found: Iterable[tuple[float, int, int]], count: int) -> list[tuple[float, int, int]]:
-    """The pairs that are taken of those that turned out unanswerable, in order of their rank.
-
-    Args:
-        found: rank, row and number of each.
-        count: how many there should be; there may be fewer.
-    """
-    return heapq.nsmallest(count, found)
-
-
-def unanswerable_pair(
-    pair: QAPair, answer: str, *, own_answer: bool = True, seed: int = 0
-) -> QAPair:
+def unanswerable_pair(pair: QAPair, answer: str, seed: int) -> QAPair:
     """The pair that says that an image does not show what is asked.
 
     Args:
         pair: the pair whose question was asked about that image.
-        answer: what the model said of it.
-        own_answer: whether that is the answer of the pair. Otherwise, and if the model speaks of
-            itself ("I cannot see it."), it is one of `DECLINING`, in English.
+        answer: what the model said of it. If it speaks of itself ("I cannot see it."), one of
+            `DECLINING` takes its place, in English.
         seed: which of them.
     """
-    if not own_answer or is_refusal(answer):
+    if is_refusal(answer):
         drawn = canonical_digest([pair.question, answer, seed])
         answer = DECLINING[int.from_bytes(drawn[:8], "big") % len(DECLINING)]
-    return QAPair(pair.question, answer, type=TYPE, language=pair.language)
+    return QAPair(pair.question, answer, type=UNANSWERABLE, language=pair.language)
 
 
-def _with_other_image(prompt_input: PromptInput) -> Rendered:
-    if not prompt_input.image_count:
-        raise RowError(Kind.NO_IMAGE, "the row whose image should be shown has none")
+def _style(prompt_input: PromptInput) -> Rendered:
     text = question_text(asked_pair(prompt_input))
-    asked = Asked(question=text, style=f"{NAME}@1", form=ReplyForm.ANSWER)
-    return Rendered((user_message(text, range(prompt_input.image_count)),), asked)
+    images = range(0 if prompt_input.sample else prompt_input.image_count)
+    return Rendered((user_message(text, images),), Asked(text, STYLE, ReplyForm.ANSWER))
 
 
-def _verdict(_pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
-    for outcome in outcomes:
-        if reply := reply_of(outcome):
-            shown = printable(reply.answer, _MAX_ANSWER)
-            return len(reply.answer) <= _MAX_ANSWER and is_denial(reply.answer), shown
-    return None, None
+def _verdict(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
+    """Whether the other image does not answer the question; None if a request failed."""
+    replies = [reply_of(outcome) for outcome in outcomes]
+    sighted, blind = (reply.answer if reply else "" for reply in replies)
+    if not sighted or not blind:
+        return (None,)
+    is_denied = len(sighted) <= _MAX_ANSWER and is_denial(sighted)
+    return (is_denied and not agree(pair.answer, blind, question=pair.question),)

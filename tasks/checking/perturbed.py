@@ -14,9 +14,8 @@ from ..images.changes import CHANGES
 from ..parsing.parse import ANSWER
 from ..prompting.style import PromptInput, Rendered, Style
 from ..records import Asked, FinishedRow, Kind, QAPair, ReplyForm, RowError
-from .agreement import agree
 from .check import AskedCheck, Values
-from .consistency import asked_pair, question_text
+from .consistency import agrees, asked_pair, question_text
 from .visual import reply_of
 
 NAME = "perturbed"
@@ -73,10 +72,5 @@ def _verdict(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
     shown = "\n".join(printable(reply, _MAX_ANSWER) for reply in replies) or None
     if not replies or len(replies) < len(outcomes):
         return None, shown
-    same = [
-        agree(
-            pair.answer, reply, options=pair.options, correct=pair.correct, question=pair.question
-        )
-        for reply in replies
-    ]
+    same = [agrees(pair, reply) for reply in replies]
     return sum(same) / len(same), shown

@@ -20,7 +20,7 @@ from ..records import Answered, Asked, FinishedRow, Kind, QAPair, ReplyForm, Row
 from .agreement import agree
 from .check import AskedCheck, Values
 from .consistency import asked_pair, question_text
-from .declining import is_refusal
+from .declining import UNANSWERABLE, is_denial, is_refusal
 
 BLIND, SWAPPED = "blind", "swapped"
 
@@ -50,6 +50,7 @@ def blind_check(*, none_option: bool = False, seed: int = 0) -> AskedCheck:
         parsing=ANSWER,
         verdict=_verdict,
         times=_ROTATIONS,
+        sends_image=False,
     )
 
 
@@ -126,8 +127,8 @@ def _judged(pair: QAPair, outcome: FinishedRow) -> tuple[bool, str] | None:
     reply = reply_of(outcome)
     if reply is None:
         return None
-    if is_refusal(reply.answer):
-        return False, _shown(reply.answer)
+    if is_refusal(reply.answer) or (pair.type == UNANSWERABLE and is_denial(reply.answer)):
+        return False, _shown(reply.answer)  # without the image, to deny it says nothing
     options = _asked_options(pair, reply.question) if pair.options else ()
     if options is None:
         return None

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 
 from ..checking import AskedCheck, CheckedPair, Values
 from ..object_store.store import ObjectStore
 from ..records import FinishedRow, QAPair, Row
+from ..storing.key_index import Array
 from ..storing.layout import ALL_PAIRS
 from .row_pairs import RowPairs, read_pairs
 
@@ -16,7 +17,7 @@ WINDOW = 32
 """Earlier rows with other images, from which that of `AskedCheck.other_image` is drawn. Only the
 first rows take a later one: so it stays the same when the dataset grows."""
 
-_Joined = tuple[Row | None, RowPairs]
+Joined = tuple[Row | None, RowPairs]
 
 
 def checked_pairs(store: ObjectStore) -> Iterator[CheckedPair]:
@@ -27,7 +28,10 @@ def checked_pairs(store: ObjectStore) -> Iterator[CheckedPair]:
 
 
 def check_rows(
-    check: AskedCheck, joined: Iterable[tuple[Row, RowPairs]], seed: int
+    check: AskedCheck,
+    joined: Iterable[tuple[Row, RowPairs]],
+    seed: int,
+    dropped: Array,
 ) -> Iterator[Row]:
     """A row for each request of a check.
 
@@ -35,8 +39,9 @@ def check_rows(
         check: the check.
         joined: the rows of the dataset that have pairs, with these.
         seed: draws other images.
+        dropped: for each pair whether it is dropped already, and not asked about.
     """
-    for row, number, pair, other in _asked(check, joined, seed):
+    for row, number, pair, other in _asked(check, joined, seed, dropped):
         if pair is None or row is None:
             continue
         where, record = f"{row.where}, pair {number + 1}", row.record
@@ -49,7 +54,11 @@ def check_rows(
 
 
 def asked_values(
-    check: AskedCheck, pairs: Iterable[RowPairs], outcomes: Iterator[FinishedRow | None], seed: int
+    check: AskedCheck,
+    pairs: Iterable[RowPairs],
+    outcomes: Iterator[FinishedRow | None],
+    seed: int,
+    dropped: Array,
 ) -> Iterator[Values]:
     """What a check says of each pair, in order; null if it was not asked.
 
@@ -58,9 +67,10 @@ def asked_values(
         pairs: all pairs.
         outcomes: of the rows of the check, in their order.
         seed: the one with which these were made.
+        dropped: as it was for these.
     """
     nothing = (None,) * len(check.columns)
-    for _, _, pair, _ in _asked(check, ((None, found) for found in pairs), seed):
+    for _, _, pair, _ in _asked(check, ((None, found) for found in pairs), seed, dropped):
         if pair is None:
             yield nothing
             continue
@@ -71,37 +81,47 @@ def asked_values(
 
 
 def _asked(
-    check: AskedCheck, joined: Iterable[_Joined], seed: int
+    check: AskedCheck, joined: Iterable[Joined], seed: int, dropped: Array
 ) -> Iterator[tuple[Row | None, int, QAPair | None, Row | None]]:
     """For each pair: its row and number; itself, if it is asked about; the row with other images.
 
-    Not asked about is a turn of a dialogue, which may not stand on its own, and a pair that is to
-    be shown with another image, but there is none.
+    Not asked about is a pair that is dropped, a turn of a dialogue, which may not stand on its own,
+    and a pair that is to be shown with another image, but there is none. Which image that is does
+    not depend on what is dropped.
     """
-    with_others: Iterable[tuple[_Joined, list[_Joined]]] = (
-        _with_others(joined) if check.other_image else ((each, []) for each in joined)
+    places = count()
+    with_others: Iterable[tuple[Joined, list[Joined]]] = (
+        rows_with_others(joined) if check.other_image else ((each, []) for each in joined)
     )
     for (row, found), others in with_others:
         for number, pair in enumerate(found.pairs):
-            if pair.turn or (check.other_image and not others):
+            is_dropped = dropped[next(places)]
+            if is_dropped or pair.turn or (check.other_image and not others):
                 yield row, number, None, None
             elif check.other_image:
-                other, _ = min(others, key=lambda each: _draw(seed, found, number, each[1]))
+                other, _ = drawn_other(others, seed, found, number)
                 yield row, number, pair, other
             else:
                 yield row, number, pair, None
 
 
-def _draw(seed: int, found: RowPairs, number: int, other: RowPairs) -> bytes:
-    """A number drawn for a candidate; that of another one does not depend on which there are."""
-    drawn = f"{seed}:{found.row}:{number}:{other.images}"
-    return hashlib.sha256(drawn.encode()).digest()
+def drawn_other(others: Sequence[Joined], seed: int, found: RowPairs, number: int) -> Joined:
+    """The row whose images a pair is shown with: the lowest of numbers drawn for each candidate.
+
+    That of a candidate does not depend on which others there are.
+    """
+
+    def drawn(other: Joined) -> bytes:
+        text = f"{seed}:{found.row}:{number}:{other[1].images}"
+        return hashlib.sha256(text.encode()).digest()
+
+    return min(others, key=drawn)
 
 
-def _with_others(joined: Iterable[_Joined]) -> Iterator[tuple[_Joined, list[_Joined]]]:
+def rows_with_others(joined: Iterable[Joined]) -> Iterator[tuple[Joined, list[Joined]]]:
     """Each row with those near it that have other images, if it has images itself."""
-    earlier: OrderedDict[str, _Joined] = OrderedDict()
-    waiting: list[_Joined] = []
+    earlier: OrderedDict[str, Joined] = OrderedDict()
+    waiting: list[Joined] = []
     """The first rows, as long as all have the same images."""
     for each in joined:
         digest = each[1].images

@@ -15,7 +15,7 @@ from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import Answered, FinishedRow, Row
 from ..runs.run_record import RunCounts
-from ..storing.layout import ALL_PAIRS, FILTERED, JUDGED, JUDGED_RECORD, SPLIT
+from ..storing.layout import ALL_PAIRS, ANSWERED_PAIRS, FILTERED, JUDGED, JUDGED_RECORD, SPLIT
 from .dataset_columns import DatasetColumns
 from .distinct_pairs import DistinctPairs
 from .embedded import image_names, images_digest
@@ -56,7 +56,8 @@ def export_rows(
         columns: the columns of images and conversations, and the column for the raw completion.
         json_array: whether to write `qa.json` as well.
         inputs: digest of all that the exports are made from; empty if it is not known.
-        pairs_name: where the pairs go: `ALL_PAIRS` if they are checked or filtered afterwards.
+        pairs_name: where the pairs go: `ALL_PAIRS` if they are checked or filtered afterwards,
+            `ANSWERED_PAIRS` if unanswerable ones are added before.
         reserved: names of the columns that checks will add: one of the dataset is renamed.
 
     Raises:
@@ -70,19 +71,45 @@ def export_rows(
     if last is not None and last.inputs == inputs and last.has(store, names):
         _LOGGER.info("the exports are up to date: nothing has changed since they were written")
         return last.counts
-    rows_read = unanswered = 0
-    lost_pairs, first_loss = 0, ""
-    reasons: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as name, ExitStack() as stack:
+    own_names = OWN_NAMES.union(reserved)
+    with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as name:
         folder = Path(name)
+        counts = _join(folder, outcomes, rows, columns, own_names, json_array=json_array)
+        if counts.rows != count:
+            raise DatasetError("the dataset changed during the run: run again")
+        for path in folder.iterdir():
+            store.put(pairs_name if path.name == PAIRS else path.name, path)
+        if pairs_name != ANSWERED_PAIRS:
+            store.remove(ANSWERED_PAIRS)
+        if pairs_name == PAIRS:
+            _remove_judged(store)
+    if inputs:
+        LastExport(inputs=inputs, counts=counts).add(store, names)
+    return counts
+
+
+def _join(
+    folder: Path,
+    outcomes: Iterable[FinishedRow | None],
+    rows: Iterable[Row],
+    columns: Columns,
+    own_names: Collection[str],
+    *,
+    json_array: bool,
+) -> RunCounts:
+    """Write the exports of the rows that have an outcome into a folder."""
+    read = unanswered = lost_pairs = 0
+    first_loss = ""
+    reasons: Counter[str] = Counter()
+    with ExitStack() as stack:
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
-        left_out = [name for name in (columns.image, columns.conversation) if name]
-        own_names = OWN_NAMES.union(reserved)
+        known = (columns.image, columns.conversation, columns.answer)
+        left_out = [name for name in known if name]
         tables = ParquetWriter(folder, stack, DatasetColumns(left_out, own_names))
         distinct = DistinctPairs()
         quarantine = QuarantineWriter(folder, stack, columns)
         for row, outcome in zip(rows, outcomes, strict=False):
-            rows_read += 1
+            read += 1
             if isinstance(outcome, Answered):
                 answers.add(row, outcome)
                 pairs = distinct.of(row, outcome)
@@ -99,15 +126,8 @@ def export_rows(
                 quarantine.add(row, outcome)
             else:
                 raise StoreError(f"{row.where} is neither answered nor quarantined")
-        if rows_read != count:
-            raise DatasetError("the dataset changed during the run: run again")
         answers.finish()
         tables.finish()
-        stack.close()
-        for path in folder.iterdir():
-            store.put(pairs_name if path.name == PAIRS else path.name, path)
-        if pairs_name == PAIRS:
-            _remove_judged(store)
     if lost_pairs:
         _LOGGER.warning(
             "%s in the replies of answered rows could not be read (a question without an answer, "
@@ -116,20 +136,16 @@ def export_rows(
             first_loss,
             QA_JSONL,
         )
-    quarantined = reasons.total()
-    counts = RunCounts(
-        rows=rows_read,
-        ok=rows_read - quarantined,
-        quarantined=quarantined,
+    return RunCounts(
+        rows=read,
+        ok=read - reasons.total(),
+        quarantined=reasons.total(),
         pairs=tables.pairs,
         duplicate_pairs=distinct.dropped,
         lost_pairs=lost_pairs,
         unanswered=unanswered,
         reasons=reasons,
     )
-    if inputs:
-        LastExport(inputs=inputs, counts=counts).add(store, names)
-    return counts
 
 
 def _remove_judged(store: ObjectStore) -> None:

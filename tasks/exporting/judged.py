@@ -3,34 +3,29 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..checking import AskedCheck, Check, CheckSettings, Values, open_check
+from ..checking import CHECK_NAMES, AskedCheck, Check, CheckSettings, open_check
 from ..checking.conditions import Condition
 from ..checking.hashed_rows import ImageSource
 from ..concurrency import TASK_OPTIONS
-from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
+from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..images.prepare import ImageSettings
 from ..object_store.store import ObjectStore
 from ..runs.checks import Checks
-from ..storing.layout import ALL_PAIRS, JUDGED, JUDGED_RECORD, MAX_METADATA_BYTES
+from ..storing.layout import ALL_PAIRS, ANSWERED_PAIRS, JUDGED, JUDGED_RECORD, MAX_METADATA_BYTES
 from ..storing.parts import reported_corruption
-from .bounded_parquet import bounded_batches
+from .check_values import CheckValues, all_batches
 from .export import REWRITE_REMEDY
-from .pairs_parquet import PAIRS, PAIRS_SCHEMA, dataset_fields, encodable
-
-MAX_EVIDENCE = 4000
-"""Characters of a text that a check gives; what is longer is cut. The whole reply is in the parts
-of the check."""
+from .pairs_parquet import LATER_CHECKS, PAIRS, PAIRS_SCHEMA, dataset_fields
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,35 @@ class OpenChecks:
     Attributes:
         wanted: what the run says about them.
         checks: those that are made.
+        dropping: the condition on what is asked about; without parts if all pairs are.
     """
 
     wanted: Checks
     checks: Sequence[Check]
+    dropping: Condition
+
+    @property
+    def by_cost(self) -> list[Check]:
+        """The checks in the order in which they are made, so that dropped pairs cost little.
+
+        Those that ask nothing come first, then those that send no image, then those with fewer
+        requests for a pair; else it is the order of `CHECK_NAMES`. It does not depend on the
+        condition: so a stricter one needs no request.
+        """
+        names: list[str] = list(CHECK_NAMES)
+
+        def cost(check: Check) -> tuple[int, ...]:
+            if not isinstance(check, AskedCheck):
+                return ()
+            return check.sends_image, check.times, names.index(check.name)
+
+        return sorted(self.checks, key=cost)
 
     @property
     def pairs_name(self) -> str:
         """Where the export puts the pairs: where none is checked or filtered, in their place."""
+        if self.wanted.negatives:
+            return ANSWERED_PAIRS
         return ALL_PAIRS if self.wanted.are_wanted else PAIRS
 
     @property
@@ -66,8 +82,6 @@ def open_checks(
     store: ObjectStore,
     limits: ImageSettings,
     source: Callable[[], ImageSource],
-    *,
-    guided: bool = True,
 ) -> OpenChecks:
     """Open the checks of a run; its condition is looked at, too, before anything is asked.
 
@@ -76,10 +90,10 @@ def open_checks(
         store: the output.
         limits: on images.
         source: the rows of the dataset, when pairs are judged.
-        guided: whether the server makes replies follow a JSON schema.
 
     Raises:
-        ImageQAError: something that a check needs cannot be used, or the condition is none.
+        ImageQAError: something that a check needs cannot be used, the condition is none, or no
+            check gives the numbers of which the best are to be kept.
     """
     settings = CheckSettings(
         store,
@@ -87,15 +101,16 @@ def open_checks(
         times=wanted.times,
         none_option=wanted.none_option,
         rubric=wanted.rubric or "",
-        guided=guided,
         benchmarks=wanted.benchmarks,
         limits=limits,
         seed=wanted.seed,
     )
     checks = [open_check(name, settings) for name in wanted.names]
-    if keep := (wanted.keep or "").strip():
-        Condition(keep, pa.schema([*PAIRS_SCHEMA, *check_fields(checks)]))
-    return OpenChecks(wanted, checks)
+    schema = pa.schema([*PAIRS_SCHEMA, *check_fields(checks)])
+    condition = Condition(wanted.keep or "", schema)
+    for best in wanted.best:
+        best.check(check_fields(checks))
+    return OpenChecks(wanted, checks, Condition("", schema) if wanted.ask_dropped else condition)
 
 
 def check_fields(checks: Sequence[Check]) -> list[pa.Field]:
@@ -115,7 +130,8 @@ class Judged(BaseModel):
         inputs: digest of that; empty if it is not known.
         stamp: of the file, see `ObjectStore.stamp`.
         pairs: how many pairs it has.
-        unjudged: by check, of how many of them it has no result; without checks that judged all.
+        unjudged: by check, of how many of them it has no result; without checks that judged all,
+            and without pairs that were dropped before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -138,45 +154,35 @@ def last_judged(store: ObjectStore, inputs: str) -> Judged | None:
 
 @task(name="judge", task_run_name="judge", **TASK_OPTIONS)
 def write_judged(
-    store: ObjectStore,
-    checks: Sequence[Check],
-    values: Sequence[Iterator[Values]],
-    inputs: str = "",
+    store: ObjectStore, checks: Sequence[Check], values: CheckValues, inputs: str = ""
 ) -> Judged:
     """Write the judged pairs, streamed.
 
     Args:
         store: the output, which has `ALL_PAIRS`.
-        checks: the checks.
-        values: of each check, what it says of each pair, in order.
+        checks: the checks, in the order of their columns.
+        values: what they say of each pair.
         inputs: digest of what the values are made from; empty if it is not known.
 
     Raises:
         ObjectCorruptedError: the pairs are corrupted.
         StoreError: they cannot be read, or the judged ones not be written.
     """
-    unjudged: Counter[str] = Counter()
+    unjudged = Counter({check.name: -values.skipped(check.name) for check in checks})
     pairs = 0
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as folder:
         path = Path(folder) / "judged"
-        own = _dataset_fields(store)
-        schema = pa.schema([*PAIRS_SCHEMA, *check_fields(checks), *own])
+        schema = _schema(store, checks, values)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in _batches(store):
-                columns = list(batch.columns)
+            for number, batch in enumerate(all_batches(store)):
                 said = list[pa.Array]()
-                for check, iterator in zip(checks, values, strict=True):
-                    rows = list(islice(iterator, len(batch)))
-                    if len(rows) < len(batch):
-                        raise StoreError(
-                            f"{store.uri_of(ALL_PAIRS)} has more pairs than check {check.name} "
-                            f"has judged, {pairs + len(rows):,}: run again"
-                        )
-                    said += _arrays(check, rows)
-                    unjudged[check.name] += sum(row[0] is None for row in rows)
+                for check in checks:
+                    arrays = values.arrays(check.name, number, len(batch))
+                    unjudged[check.name] += arrays[0].null_count
+                    said += arrays
                 place = len(PAIRS_SCHEMA)
-                arrays = [*columns[:place], *said, *columns[place:]]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                columns = [*batch.columns[:place], *said, *batch.columns[place:]]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 pairs += len(batch)
         store.put(JUDGED, path)
     judged = Judged(
@@ -189,22 +195,9 @@ def write_judged(
     return judged
 
 
-def _dataset_fields(store: ObjectStore) -> list[pa.Field]:
+def _schema(store: ObjectStore, checks: Sequence[Check], values: CheckValues) -> pa.Schema:
     with reported_corruption(store, ALL_PAIRS, REWRITE_REMEDY), store.open(ALL_PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"))
-        return dataset_fields(file.schema_arrow, PAIRS_SCHEMA)
-
-
-def _batches(store: ObjectStore) -> Iterator[pa.RecordBatch]:
-    with reported_corruption(store, ALL_PAIRS, REWRITE_REMEDY):
-        yield from bounded_batches(store, ALL_PAIRS, PAIRS_SCHEMA)
-
-
-def _arrays(check: Check, rows: Sequence[Values]) -> Iterator[pa.Array]:
-    """The columns of a check, of some pairs."""
-    for field, column in zip(check.columns, zip(*rows, strict=True), strict=True):
-        yield pa.array(map(_bounded, column), field.type)
-
-
-def _bounded(value: Any) -> Any:
-    return encodable(value[:MAX_EVIDENCE]) if isinstance(value, str) else value
+        own = dataset_fields(file.schema_arrow, PAIRS_SCHEMA)
+    names = ";".join(" ".join(field.name for field in check.columns) for check in values.later)
+    return pa.schema([*PAIRS_SCHEMA, *check_fields(checks), *own], {LATER_CHECKS: names})

@@ -12,6 +12,7 @@ from ..runs.run_record import RunRecord, last_completed, read_runs, unfinished_r
 from ..storing.key_index import KEY
 from ..storing.layout import (
     ALL_PAIRS,
+    ANSWERED_PAIRS,
     CHECKS,
     COMPLETIONS,
     FILTERED,
@@ -113,7 +114,7 @@ def _by_kind(sizes: Mapping[str, int]) -> dict[str, Objects]:
         if first == CHECKS and len(rest) > 1:
             rest.pop(0)
         # Objects of a pass are in <pass>/<kind>/.
-        is_export = name in (*EXPORTS, ALL_PAIRS, JUDGED) or first == EXPORT
+        is_export = name in (*EXPORTS, ANSWERED_PAIRS, ALL_PAIRS, JUDGED) or first == EXPORT
         kind = "exports" if is_export else rest[0] if len(rest) > 1 else first
         kinds.get(kind, kinds["other"]).append(size)
     return {kind: Objects(len(group), sum(group)) for kind, group in kinds.items() if group}

@@ -4,7 +4,7 @@ Both carry the dataset's own small columns, so that they can be joined with it. 
 the same rows as `qa.jsonl`, but one schema.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,10 @@ PAIRS_SCHEMA = pa.schema(
     ]
 )
 """The columns of `pairs.parquet`, before those of the dataset; null where a pair has nothing."""
+
+LATER_CHECKS = b"later_checks"
+"""Metadata of the judged pairs: the columns of each check that was not made of pairs that were
+dropped before, in the order of the checks."""
 
 FILTERED_BY = "filtered_by"
 """The last column of the filtered pairs: the part of the condition that a pair does not meet, the
@@ -152,22 +156,28 @@ class ParquetWriter:
         row, key, image, *own = (array.take(row_of_pair) for array in (*of_row, *own))
         number = pa.array(group.numbers, pa.int32())
         last = [pa.array(values, pa.string()) for values in (group.styles, group.digests)]
-        arrays = [row, key, number, image, *_pair_columns(group.pairs), *last, *own]
+        arrays = [row, key, number, image, *pair_columns(group.pairs).values(), *last, *own]
         schema = pa.schema([*PAIRS_SCHEMA, *fields])
         self._pairs_file.write(pa.Table.from_arrays(arrays, schema=schema))
         self.pairs += len(group.numbers)
         self._group, self._size = _Group(), 0
 
 
-def _pair_columns(pairs: Sequence[QAPair]) -> list[pa.Array]:
-    """The columns of `PAIRS_SCHEMA` from the question to the reasoning."""
+def later_checks(schema: pa.Schema) -> Mapping[str, int]:
+    """The columns in LATER_CHECKS; those of the first of these checks have 1, and so on."""
+    checks = (schema.metadata or {}).get(LATER_CHECKS, b"").decode(errors="replace").split(";")
+    return {column: place for place, names in enumerate(checks, 1) for column in names.split()}
+
+
+def pair_columns(pairs: Sequence[QAPair]) -> dict[str, pa.Array]:
+    """The columns of `PAIRS_SCHEMA` from the question to the reasoning, by name."""
 
     def column(name: str) -> pa.Array:
         values = [getattr(pair, name) or None for pair in pairs]
         return pa.array(values, PAIRS_SCHEMA.field(name).type)
 
     first, last = (PAIRS_SCHEMA.get_field_index(name) for name in ("question", "style"))
-    return [column(name) for name in PAIRS_SCHEMA.names[first:last]]
+    return {name: column(name) for name in PAIRS_SCHEMA.names[first:last]}
 
 
 def pairs_of(answer: Answered, where: str) -> tuple[QAPair, ...]:

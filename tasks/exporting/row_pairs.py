@@ -65,17 +65,25 @@ def read_pairs(store: ObjectStore, name: str = PAIRS) -> Iterator[RowPairs]:
 
 def pairs_of_rows(store: ObjectStore, rows: Collection[int]) -> Mapping[int, Sequence[QAPair]]:
     """The exported pairs of a few rows, given by their positions."""
-    found: dict[int, list[QAPair]] = {}
+    lines = lines_of_rows(store, rows, PAIRS, PAIRS_SCHEMA.names)
+    return {row: list(map(pair_of_line, of_row)) for row, of_row in lines.items()}
+
+
+def lines_of_rows(
+    store: ObjectStore, rows: Collection[int], name: str, columns: Sequence[str]
+) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+    """The lines of a file with pairs that are about a few rows, given by their positions."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
     wanted = pa.array(sorted(rows), pa.int64())
     size = 0
-    with reported_corruption(store, PAIRS, REWRITE_REMEDY):
-        for batch in _batches(store, PAIRS_SCHEMA.names):
+    with reported_corruption(store, name, REWRITE_REMEDY):
+        for batch in _batches(store, columns, name):
             lines = batch.filter(pc.is_in(batch.column("row"), wanted))
             size += int(sum(text_bytes(column).sum() for column in lines.columns))
             if size > MAX_ROW_BYTES:
                 raise ValueError("rows longer than any reply")
             for line in lines.to_pylist():
-                found.setdefault(line["row"], []).append(pair_of_line(line))
+                found.setdefault(line["row"], []).append(line)
     return found
 
 

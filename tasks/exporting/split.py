@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..checking.balance import Cap
+from ..checking.best import Best
 from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
 from ..storing.layout import FILTERED, JUDGED, MAX_METADATA_BYTES, SPLIT
@@ -37,6 +38,7 @@ class SplitRecord(BaseModel):
 
     Attributes:
         keep: the condition; empty if there is none.
+        keep_best: the shares to keep.
         max_per: the limits.
         seed: of the limits.
         judged: stamp of JUDGED.
@@ -49,6 +51,7 @@ class SplitRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     keep: str
+    keep_best: tuple[str, ...]
     max_per: tuple[str, ...]
     seed: int
     judged: str
@@ -58,8 +61,17 @@ class SplitRecord(BaseModel):
     split: PairSplit
 
 
+_MadeFrom = tuple[str, tuple[str, ...], tuple[str, ...], int, str, str]
+"""The first fields of a `SplitRecord`."""
+
+
 def split_pairs(
-    store: ObjectStore, keep: str = "", caps: Sequence[Cap] = (), seed: int = 0
+    store: ObjectStore,
+    keep: str = "",
+    caps: Sequence[Cap] = (),
+    seed: int = 0,
+    *,
+    best: Sequence[Best] = (),
 ) -> PairSplit:
     """Write `filtered.parquet`, then `pairs.parquet`, then the record; no request is made.
 
@@ -71,26 +83,28 @@ def split_pairs(
         keep: the condition.
         caps: limits on what it keeps.
         seed: draws the pairs that a limit leaves out.
+        best: shares to keep of what the condition keeps, before the limits.
 
     Raises:
         ConditionError: the condition is none, names a column that there is not, or cannot be
-            evaluated; or the limits leave no pair.
+            evaluated; a share is of no column of numbers; or the limits leave no pair.
         ObjectCorruptedError: JUDGED is corrupted.
         ObjectMissingError: there is none.
         StoreError: the output cannot be read or written.
     """
-    made_from = (keep, tuple(map(str, caps)), seed, store.stamp(JUDGED), version("prefect-imageqa"))
+    shares, limits = tuple(map(str, best)), tuple(map(str, caps))
+    made_from = (keep, shares, limits, seed, store.stamp(JUDGED), version("prefect-imageqa"))
     last = last_split(store)
     if last is not None and _is_current(store, last, made_from):
         return last.split
-    plan = plan_split(store, keep, caps, seed)
+    plan = plan_split(store, keep, caps, seed, best=best)
     with tempfile.TemporaryDirectory(prefix="prefect-imageqa-") as name:
         kept, filtered = Path(name) / "kept", Path(name) / "filtered"
         _write(store, plan, kept, filtered)
         store.put(FILTERED, filtered)
         store.put(PAIRS, kept)
     stamps = (store.stamp(PAIRS), store.stamp(FILTERED))
-    names = ("keep", "max_per", "seed", "judged", "version", "pairs", "filtered")
+    names = ("keep", "keep_best", "max_per", "seed", "judged", "version", "pairs", "filtered")
     values = dict(zip(names, (*made_from, *stamps), strict=True))
     record = SplitRecord.model_validate({**values, "split": plan.split})
     store.write(SPLIT, json.dumps(record.model_dump(mode="json"), indent=2).encode())
@@ -105,10 +119,9 @@ def last_split(store: ObjectStore) -> SplitRecord | None:
         return None
 
 
-def _is_current(
-    store: ObjectStore, last: SplitRecord, made_from: tuple[str, tuple[str, ...], int, str, str]
-) -> bool:
-    if (last.keep, last.max_per, last.seed, last.judged, last.version) != made_from:
+def _is_current(store: ObjectStore, last: SplitRecord, made_from: _MadeFrom) -> bool:
+    same = (last.keep, last.keep_best, last.max_per, last.seed, last.judged, last.version)
+    if same != made_from:
         return False
     try:
         return (store.stamp(PAIRS), store.stamp(FILTERED)) == (last.pairs, last.filtered)
@@ -119,7 +132,7 @@ def _is_current(
 def _write(store: ObjectStore, plan: SplitPlan, kept: Path, filtered: Path) -> None:
     """Write both files, streamed."""
     with reported_corruption(store, JUDGED, _REMEDY):
-        schema = judged_schema(store)
+        schema = judged_schema(store).remove_metadata()
         with_reason = schema.append(pa.field(FILTERED_BY, pa.string()))
         done = 0
         with _writing(kept, schema) as keep, _writing(filtered, with_reason) as drop:

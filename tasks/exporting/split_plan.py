@@ -1,7 +1,8 @@
 """Decides which of the judged pairs are kept, and counts what each part of a filter does.
 
 A pair is filtered by the first that applies: a part of the condition that it does not meet, in the
-order in which they are written; an earlier turn of its dialogue that is filtered; a limit.
+order in which they are written, but last those on checks that were not made of pairs that the
+others drop; an earlier turn of its dialogue that is filtered; not being among the best; a limit.
 """
 
 from collections import Counter
@@ -16,14 +17,15 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ..checking.balance import Array, Cap, groups_of, left_out, order_of
-from ..checking.conditions import Condition
+from ..checking.best import Best
+from ..checking.conditions import Condition, Part
 from ..errors import ConditionError
 from ..object_store.store import ObjectStore
 from ..storing.layout import JUDGED
 from ..storing.parts import reported_corruption
 from .bounded_parquet import bounded_batches
 from .distinct_pairs import normal_form
-from .pairs_parquet import PAIRS_SCHEMA, dataset_fields
+from .pairs_parquet import PAIRS_SCHEMA, dataset_fields, later_checks
 
 EARLIER_TURN = "an earlier turn of the dialogue is filtered"
 
@@ -33,14 +35,15 @@ _COLUMN_OF_CAP = {"type": "type", "answer": "answer", "image": "image_digest"}
 
 
 class PartCounts(BaseModel):
-    """What one part of a condition says of all pairs.
+    """What one part of a condition, or a share to keep, says of all pairs.
 
     Attributes:
         text: the part.
-        columns: the columns that it names.
+        columns: the columns that a part of the condition names.
         passed: pairs that meet it.
         failed: pairs that do not.
-        unknown: pairs of which it says nothing, since a column has no result: they are not kept.
+        unknown: pairs of which it says nothing, since a column has no result, or the check was not
+            made of a pair that is dropped anyway: they are not kept.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,7 +64,7 @@ class PairSplit(BaseModel):
         rows: rows that keep a pair.
         filtered_rows: rows that had pairs, and keep none.
         reasons: how many pairs are filtered for each reason.
-        parts: each part of the condition.
+        parts: each part of the condition, and each share to keep.
         columns: for each column of the condition, the pairs that meet all parts that name it.
     """
 
@@ -97,14 +100,14 @@ class SplitPlan:
 
 
 def judged_schema(store: ObjectStore, name: str = JUDGED) -> pa.Schema:
-    """The columns of a file with judged pairs.
+    """The columns of a file with judged pairs, and its metadata.
 
     Raises:
         ObjectMissingError: there are no judged pairs.
         ValueError: it is no such file.
     """
     with store.open(name) as source:
-        schema = pq.read_schema(pa.PythonFile(source, mode="r")).remove_metadata()
+        schema = pq.read_schema(pa.PythonFile(source, mode="r"))
     dataset_fields(schema, PAIRS_SCHEMA)
     if len(set(schema.names)) < len(schema):
         raise ValueError("columns of the same name")
@@ -117,13 +120,18 @@ def plan_split(
     caps: Sequence[Cap] = (),
     seed: int = 0,
     name: str = JUDGED,
+    *,
+    best: Sequence[Best] = (),
 ) -> SplitPlan:
     """Decide which pairs of a file are kept; see `split_pairs` for the other arguments and errors.
 
-    Held in memory are about 20 bytes for each pair, and 8 more for each limit.
+    Held in memory are about 20 bytes for each pair, and 8 more for each share and limit.
     """
     with reported_corruption(store, name, _REMEDY):
-        tally = _Tally(Condition(keep, judged_schema(store, name)), caps, seed)
+        schema = judged_schema(store, name)
+        for each in best:
+            each.check(list(schema)[len(PAIRS_SCHEMA) :])
+        tally = _Tally(Condition(keep, schema), best, caps, seed, later_checks(schema))
         for batch in bounded_batches(store, name, PAIRS_SCHEMA, tally.needed):
             if any(batch.column(column).null_count for column in ("row", "key", "pair")):
                 raise ValueError("missing values")
@@ -134,12 +142,22 @@ def plan_split(
 class _Tally:
     """Reads pairs batch by batch, and holds only numbers of each."""
 
-    def __init__(self, condition: Condition, caps: Sequence[Cap], seed: int) -> None:
+    def __init__(
+        self,
+        condition: Condition,
+        best: Sequence[Best],
+        caps: Sequence[Cap],
+        seed: int,
+        later: Mapping[str, int],
+    ) -> None:
         self._condition = condition
+        self._later = later
+        self._best = best
         self._caps = caps
         self._seed = seed
         own = ["row", "key", "pair", "turn", *(_COLUMN_OF_CAP[cap.column] for cap in caps)]
-        self.needed = list(dict.fromkeys([*own, *condition.columns]))
+        numbers = [each.column for each in best]
+        self.needed = list(dict.fromkeys([*own, *condition.columns, *numbers]))
         self._reasons: dict[str, int] = {}
         self._parts = [Counter(passed=0, failed=0, unknown=0) for _ in condition.parts]
         self._columns = Counter[str]()
@@ -149,6 +167,7 @@ class _Tally:
             for name, kind in {"row": "i8", "turn": "i4", "code": "i2", "order": "u8"}.items()
         }
         self._groups = [[empty.astype(np.uint64)] for _ in caps]
+        self._values = [[empty.astype(np.float64)] for _ in best]
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Read the next pairs."""
@@ -156,6 +175,9 @@ class _Tally:
         arrays["row"].append(batch.column("row").to_numpy())
         arrays["turn"].append(pc.fill_null(batch.column("turn"), 0).to_numpy())
         arrays["code"].append(self._codes(batch))
+        for best, known in zip(self._best, self._values, strict=True):
+            numbers = pc.cast(batch.column(best.column), pa.float64(), safe=False)
+            known.append(numbers.to_numpy(zero_copy_only=False))
         if self._caps:
             keys = (batch.column(name).to_pylist() for name in ("key", "pair"))
             arrays["order"].append(order_of(self._seed, zip(*keys, strict=True)))
@@ -170,6 +192,8 @@ class _Tally:
         rows, turns, codes, order = (
             np.concatenate(self._arrays[name]) for name in ("row", "turn", "code", "order")
         )
+        self._filter_later_turns(rows, turns, codes)
+        shares = self._keep_best(codes)
         self._filter_later_turns(rows, turns, codes)
         if self._caps:
             self._apply_caps(codes, order)
@@ -189,7 +213,7 @@ class _Tally:
             reasons={
                 reason: count for reason, count in zip(reasons, counts[1:], strict=True) if count
             },
-            parts=parts,
+            parts=(*parts, *shares),
             columns={name: self._columns[name] for name in self._condition.columns},
         )
         return SplitPlan(split, codes, reasons)
@@ -202,18 +226,23 @@ class _Tally:
         codes = np.zeros(len(batch), np.int16)
         met = {name: np.ones(len(batch), bool) for name in self._condition.columns}
         results = self._condition.evaluate(batch)
-        for part, counter, result in zip(self._condition.parts, self._parts, results, strict=True):
+        parts = zip(self._condition.parts, self._parts, results, strict=True)
+        for part, counter, result in sorted(parts, key=lambda each: self._place(each[0])):
             unknown = _flags(result.is_null())
             passed = _flags(pc.fill_null(result, False))
             found = {"passed": passed, "unknown": unknown, "failed": ~passed & ~unknown}
             counter.update({name: int(flags.sum()) for name, flags in found.items()})
-            for name in part.columns:
+            for name in sorted(part.columns, key=lambda name: self._later.get(name, 0)):
                 met[name] &= passed
                 is_null = _flags(batch.column(name).is_null())
                 codes[(codes == 0) & unknown & is_null] = self._code(f"null in {name}")
             codes[(codes == 0) & ~passed] = self._code(part.text)
         self._columns.update({name: int(flags.sum()) for name, flags in met.items()})
         return codes
+
+    def _place(self, part: Part) -> int:
+        """When a part could be evaluated; 0 for the beginning."""
+        return max((self._later.get(name, 0) for name in part.columns), default=0)
 
     def _filter_later_turns(self, rows: Array, turns: Array, codes: Array) -> None:
         """Filter the turns of dialogues that follow a filtered one: they build on it."""
@@ -226,6 +255,26 @@ class _Tally:
             np.where(np.concatenate([[True], rows[1:] != rows[:-1]]), at, 0)
         )
         codes[is_turn & (codes == 0) & (last_filtered >= starts)] = self._code(EARLIER_TURN)
+
+    def _keep_best(self, codes: Array) -> list[PartCounts]:
+        """Filter the pairs that are not among the best of those that are left."""
+        left, parts = codes == 0, list[PartCounts]()
+        for best, found in zip(self._best, self._values, strict=True):
+            values = np.concatenate(found)
+            unknown = np.isnan(values)
+            passed = values >= best.bound(values[left & ~unknown])
+            codes[(codes == 0) & unknown] = self._code(f"null in {best.column}")
+            codes[(codes == 0) & ~passed] = self._code(f"not among the {best.text}")
+            parts.append(
+                PartCounts(
+                    text=best.text,
+                    columns=(),
+                    passed=int(passed.sum()),
+                    failed=int((~passed & ~unknown).sum()),
+                    unknown=int(unknown.sum()),
+                )
+            )
+        return parts
 
     def _apply_caps(self, codes: Array, order: Array) -> None:
         kept = np.flatnonzero(codes == 0)

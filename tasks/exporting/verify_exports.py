@@ -20,8 +20,6 @@ from .quarantine_jsonl import QUARANTINE_JSONL
 
 RUN_AGAIN = "run the same command again"
 
-_BYTES_AT_ONCE = 1 << 20
-
 
 class Findings:
     """The problems of an output; those of one kind in one object are reported in one line."""

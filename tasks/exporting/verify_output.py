@@ -21,6 +21,7 @@ from ..records import Answered
 from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
 from ..storing.layout import (
+    ANSWERED_PAIRS,
     ANSWERS,
     COMPLETIONS,
     FILTERED,
@@ -137,7 +138,7 @@ def verify(store: ObjectStore) -> Verification:
             questions = _read_keys(store, _ANSWERS.keys_of(last.keys), findings)
             if questions is not None:
                 _check_stored(answers, "question", questions, _index(rows[answers]), findings)
-        made = {check_name(name) for name in last.parameters.checks.names}
+        made = set(map(check_name, last.parameters.checks.passes))
         for check in (each for each in checks if each.name in made):
             asked = _read_keys(store, check.keys_of(last.keys), findings)
             if asked is not None:
@@ -268,13 +269,16 @@ def _check_exports(
     expected = {PAIRS: counts.pairs}
     if checks.are_wanted:
         expected |= {FILTERED: counts.filtered_pairs, JUDGED: every_pair}
-    complete = JUDGED if checks.are_wanted else PAIRS
+    if checks.negatives:
+        expected[ANSWERED_PAIRS] = every_pair - counts.negatives
+    complete = (JUDGED, ANSWERED_PAIRS) if checks.are_wanted else (PAIRS,)
     sums = {
-        name: check_pairs(store, name, keys, quarantined, count, findings, has_all=name == complete)
+        name: check_pairs(store, name, keys, quarantined, count, findings, has_all=name in complete)
         for name, count in expected.items()
         if name in sizes
     }
-    if len(sums) == 3 and sums[JUDGED] != (sums[PAIRS] + sums[FILTERED]) % (1 << 64):
+    split = [sums[name] for name in (PAIRS, FILTERED) if name in sums]
+    if JUDGED in sums and len(split) == 2 and sums[JUDGED] != sum(split) % (1 << 64):
         findings.add(PAIRS, f"its pairs and those of {FILTERED} are not those of {JUDGED}")
     if ROWS in sizes:
         check_rows(store, keys, quarantined, answered, findings)

@@ -14,7 +14,7 @@ from ...serving.client.client import ChatClient
 from ...serving.types import Completion
 from ..prompting.correction import Correction
 from ..records import Batch, Prompt, Reply
-from .chat_requests import GenerationSettings
+from .chat_requests import GUIDES, GenerationSettings, request_options
 from .rows import complete_rows
 from .runaway import is_runaway
 
@@ -29,7 +29,7 @@ def is_settled(prompt: Prompt, batch: Batch, settings: GenerationSettings) -> bo
     reply = batch.replies.get(prompt.key)
     if reply is None or prompt.key in batch.settled:
         return reply is not None
-    return not _is_runaway(reply) and not _fault(prompt, reply, settings)
+    return not _is_runaway(prompt, reply, settings) and not _fault(prompt, reply, settings)
 
 
 def complete_unguided(
@@ -37,12 +37,15 @@ def complete_unguided(
 ) -> None:
     """Ask once more where a reply was cut off in the middle of whitespace or of a repetition.
 
-    Guided decoding causes that most often, so this time the form of the reply is free.
+    Guided decoding causes that most often, so this time the form of the reply is free. Where it was
+    free before, and decoding is greedy, the reply would be the same.
 
     Raises:
         EndpointError: as `complete_rows` does.
     """
-    runaway = [prompt for prompt in prompts if _is_runaway(batch.replies[prompt.key])]
+    runaway = [
+        prompt for prompt in prompts if _is_runaway(prompt, batch.replies[prompt.key], settings)
+    ]
 
     def send(replies: Replies) -> None:
         complete_rows(runaway, batch, client, settings, replies, unguided=True)
@@ -50,10 +53,13 @@ def complete_unguided(
     _complete_again(runaway, batch, send, lambda _, reply: reply.finish_reason not in _CUT_OFF)
 
 
-def _is_runaway(reply: Reply) -> bool:
-    return (
-        isinstance(reply, Completion) and reply.finish_reason in _CUT_OFF and is_runaway(reply.text)
-    )
+def _is_runaway(prompt: Prompt, reply: Reply, settings: GenerationSettings) -> bool:
+    """Whether a reply was cut off in a loop, and another request may bring another one."""
+    if not isinstance(reply, Completion) or reply.finish_reason not in _CUT_OFF:
+        return False
+    options = request_options(prompt, settings)
+    is_same = options.get("temperature") == 0 and not GUIDES & options.keys()
+    return not is_same and is_runaway(reply.text)
 
 
 def complete_corrected(

@@ -20,6 +20,7 @@ def make_batch(
     *,
     cache_buster: str = "",
     isolated: bool = False,
+    label: str = "",
 ) -> Batch:
     """One batch of all these prompts.
 
@@ -30,7 +31,10 @@ def make_batch(
             of the batch key, so that a failed row is sent again instead of found in the cache.
         cache_buster: makes the key differ from those of earlier runs with the same rows.
         isolated: whether the rows may crash the server; see `Batch`.
+        label: of the pass.
     """
     attempts = tuple(attempts) if attempts is not None else (0,) * len(prompts)
     key = batch_key([prompt.key for prompt in prompts], attempts, cache_buster)
-    return Batch(number, key, tuple(prompts), attempts, cache_buster, isolated)
+    return Batch(
+        number, key, tuple(prompts), attempts, cache_buster, isolated=isolated, label=label
+    )

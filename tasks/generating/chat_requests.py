@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...serving.types import ChatRequest, Completion, DataURI, Message, Outcome
-from ..images.changes import changed_image
 from ..images.prepare import ImageSettings, PreparedImage
 from ..images.reader import ImageReader
 from ..prompting.correction import Correction, corrective_messages
@@ -24,6 +23,7 @@ class GenerationSettings:
             usable, or that asking again would not mend. None to ask no row again for that reason.
         known_reply: the outcome for a row key where it is known without a request, as in the
             results of batch files; else None.
+        guided: whether the server can make replies follow a form; if not, no request asks for it.
     """
 
     reader: ImageReader
@@ -31,6 +31,7 @@ class GenerationSettings:
     images: ImageSettings = field(default_factory=ImageSettings)
     fault_of: Callable[[Completion, Asked], str] | None = None
     known_reply: Callable[[str], Outcome | None] | None = None
+    guided: bool = True
 
 
 def build_request(
@@ -58,19 +59,28 @@ def build_request(
     """
     if prompt.problem:
         raise RowError(prompt.problem.kind, prompt.problem.message)
-    if images is None:
-        images = [settings.reader.prepare(ref, settings.images) for ref in prompt.images]
+    prepared: Sequence[PreparedImage] = images or [
+        settings.reader.prepare(ref, settings.images) for ref in prompt.images
+    ]
+
+    def image_of(part: Mapping[str, Any]) -> PreparedImage:
+        number: int = part["image"]
+        if change := part.get("change"):
+            ref, image = prompt.images[number], prepared[number]
+            return settings.reader.changed(ref, image, change, settings.images)
+        return prepared[number]
+
     messages: Sequence[Message] = prompt.messages
-    options = {**settings.options, **prompt.options}
+    options = request_options(prompt, settings)
     if unguided:
-        options = {name: value for name, value in options.items() if name not in GUIDES}
+        options = _without_guides(options)
         attempt += _UNGUIDED_ATTEMPT
     if correction:
         messages = corrective_messages(messages, prompt.asked, correction)
         options["temperature"] = corrective_temperature(options.get("temperature"))
         attempt += _CORRECTIVE_ATTEMPT
     return ChatRequest(
-        [_with_images(message, images, settings.images) for message in messages],
+        [_with_images(message, image_of) for message in messages],
         _with_row_seed(options, prompt.key, attempt),
     )
 
@@ -93,6 +103,17 @@ def images_at_once(prompt: Prompt, settings: GenerationSettings) -> list[Prepare
 
 GUIDES = frozenset({"response_format", "structured_outputs"})
 """Request options that constrain the form of a reply."""
+
+
+def request_options(prompt: Prompt, settings: GenerationSettings) -> dict[str, Any]:
+    """The options of a prompt's request, before it is asked once more."""
+    options = {**settings.options, **prompt.options}
+    return options if settings.guided else _without_guides(options)
+
+
+def _without_guides(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in GUIDES}
+
 
 _UNGUIDED_ATTEMPT = 1 << 16
 _CORRECTIVE_ATTEMPT = 1 << 17
@@ -129,16 +150,14 @@ def _has_changes(message: Message) -> bool:
 
 
 def _with_images(
-    message: Message, images: Sequence[PreparedImage], settings: ImageSettings
+    message: Message, image_of: Callable[[Mapping[str, Any]], PreparedImage]
 ) -> Message:
-    """A message with its images, each with the change that its part asks for, if any."""
+    """A message with the images of its parts."""
 
     def sent(part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] != "image":
             return part
-        image = images[part["image"]]
-        if "change" in part:
-            image = changed_image(image, part["change"], settings)
+        image = image_of(part)
         return {"type": "image_url", "image_url": {"url": DataURI(image.mime, image.data)}}
 
     content = message["content"]

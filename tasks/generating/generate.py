@@ -15,7 +15,7 @@ from .again import complete_corrected, complete_unguided
 from .cache import load_cached, store_in_cache
 from .chat_requests import GenerationSettings
 from .completions import Completions
-from .rows import complete_rows, reply_of
+from .rows import complete_rows, known_replies
 
 BATCH_RETRIES = 2
 """Retries of a batch that failed for a reason that nobody has foreseen."""
@@ -49,11 +49,9 @@ def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSetting
     """
     if (stored := load_cached()) is not None:
         return stored
-    if settings.known_reply is not None:
-        known = {prompt.key: settings.known_reply(prompt.key) for prompt in batch.prompts}
-        found = {key: reply_of(reply) for key, reply in known.items() if reply is not None}
-        batch.replies |= found
-        batch.settled |= found.keys()
+    known = known_replies(batch, settings)
+    batch.replies |= known
+    batch.settled |= known.keys()
     pending = [prompt for prompt in batch.prompts if prompt.key not in batch.replies]
     batch.unsent = len(pending)
     if batch.isolated:

@@ -34,41 +34,51 @@ def server_guides(client: ChatClient, schema: Mapping[str, Any] | None = None) -
     Raises:
         EndpointError: the server refuses the user's schema; or no server answers.
     """
-    schemas = [reply_schema(*form) for form in _BUILT_IN] if schema is None else [schema]
-    refusals = (schema_refusal(client, each) for each in schemas)
-    reason = printable(next(filter(None, refusals), ""), _MAX_REASON)
-    if not reason:
-        return True
-    if schema is not None:
+    if schema is None:
+        schemas = [reply_schema(*form) for form in _BUILT_IN]
+        return all(takes_guide(client, {"response_format": response_format(s)}) for s in schemas)
+    if reason := guide_refusal(client, {"response_format": response_format(schema)}):
         raise EndpointError(
             f"the server refuses the JSON schema ({reason}): simplify it, or use the format json "
             "or text"
         )
-    _LOGGER.warning(
-        "the server does not make replies follow a JSON schema (%s): it is asked without one, and "
-        "the prompts ask for JSON",
-        reason,
-    )
-    return False
+    return True
 
 
-def schema_refusal(client: ChatClient, schema: Mapping[str, Any]) -> str:
-    """Why the server refuses requests with a JSON schema, in its own words; empty if it does not.
-
-    A request that fails without the schema, too, says nothing about the schema: the model may want
-    an image. Of several servers, one is asked.
+def takes_guide(client: ChatClient, guide: Mapping[str, Any]) -> bool:
+    """Whether the server accepts an option that makes replies follow a form; if not, that is told.
 
     Raises:
         EndpointError: no server answers, or it refuses to.
     """
-    guided = _probe(client, {**_PROBE_OPTIONS, "response_format": response_format(schema)})
-    if not isinstance(guided, Failure) or guided.kind not in _BY_SCHEMA:
+    reason = guide_refusal(client, guide)
+    if reason:
+        _LOGGER.warning(
+            "the server does not make replies follow a JSON schema (%s): it is asked without one, "
+            "and the prompts ask for JSON",
+            reason,
+        )
+    return not reason
+
+
+def guide_refusal(client: ChatClient, guide: Mapping[str, Any]) -> str:
+    """Why the server refuses requests with such an option, in its own words; empty if it does not.
+
+    A request that fails without it, too, says nothing about it: the model may want an image. Of
+    several servers, one is asked.
+
+    Raises:
+        EndpointError: no server answers, or it refuses to.
+    """
+    guided = _probe(client, {**_PROBE_OPTIONS, **guide})
+    if not isinstance(guided, Failure) or guided.kind not in _BY_GUIDE:
         return ""
-    return "" if isinstance(_probe(client, _PROBE_OPTIONS), Failure) else guided.message
+    is_other = isinstance(_probe(client, _PROBE_OPTIONS), Failure)
+    return "" if is_other else printable(guided.message, _MAX_REASON)
 
 
-_BY_SCHEMA = {FailureKind.BAD_REQUEST, FailureKind.SERVER_ERROR, FailureKind.CRASH}
-"""Failures that a schema can cause, after the client's retries; others pass."""
+_BY_GUIDE = {FailureKind.BAD_REQUEST, FailureKind.SERVER_ERROR, FailureKind.CRASH}
+"""Failures that it can cause, after the client's retries; others pass."""
 
 
 def _probe(client: ChatClient, options: Mapping[str, Any]) -> Outcome:

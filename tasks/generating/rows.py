@@ -106,6 +106,17 @@ def _build(
         yield first, building.result()
 
 
+def known_replies(batch: Batch, settings: GenerationSettings) -> dict[str, Reply]:
+    """The replies that need no request, by row key: answers that rows have, and known ones."""
+    replies = dict[str, Reply]()
+    for prompt in batch.prompts:
+        if prompt.given_answer:
+            replies[prompt.key] = Completion(prompt.given_answer, "stop", 0, 0, 0.0, "", attempts=0)
+        elif settings.known_reply and (outcome := settings.known_reply(prompt.key)) is not None:
+            replies[prompt.key] = reply_of(outcome)
+    return replies
+
+
 def reply_of(outcome: Outcome) -> Reply:
     """Convert a failure into the problem of its row; a completion is returned unchanged."""
     if isinstance(outcome, Completion):

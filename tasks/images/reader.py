@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Self, TypeVar
 
 import fsspec
@@ -23,6 +24,7 @@ from ..errors import (
 from ..object_store.credentials import S3Credentials
 from ..object_store.filesystems import call_store, read_start
 from ..records import ImageRef, Kind, RowError
+from .changes import changed_image
 from .decoding_budget import FILES
 from .file_digests import FileDigests
 from .local_images import SMALL_BYTES, LocalImages, too_large
@@ -197,6 +199,17 @@ class ImageReader:
             StoreUnavailableError: as for `read`.
         """
         return self._recent.get(ref, settings, lambda: self._prepare(ref, settings))
+
+    def changed(
+        self, ref: ImageRef, image: PreparedImage, change: str, settings: ImageSettings
+    ) -> PreparedImage:
+        """A prepared image with a slight change; made once for rows that share it and are near.
+
+        Raises:
+            RowError: as for `changed_image`.
+        """
+        changed = partial(changed_image, image, change, settings)
+        return self._recent.get(ref, settings, changed, change)
 
     def prepare_at_once(self, ref: ImageRef, settings: ImageSettings) -> PreparedImage | None:
         """The prepared image, if that takes neither waiting nor decoding: no thread is worth it.

@@ -12,7 +12,7 @@ MAX_BYTES = 16 << 20
 """Images that are kept, with the bytes that identify embedded ones: rows about the same image are
 prepared close together."""
 
-_Key = tuple[str | None, bytes | None, str, ImageSettings]
+_Key = tuple[str | None, bytes | None, str, ImageSettings, str]
 
 
 class RecentImages:
@@ -25,14 +25,24 @@ class RecentImages:
         self._bytes = 0
 
     def get(
-        self, ref: ImageRef, settings: ImageSettings, prepare: Callable[[], PreparedImage]
+        self,
+        ref: ImageRef,
+        settings: ImageSettings,
+        prepare: Callable[[], PreparedImage],
+        change: str = "",
     ) -> PreparedImage:
         """The prepared image; another thread that prepares it at the moment is waited for.
+
+        Args:
+            ref: the image.
+            settings: how it is prepared.
+            prepare: prepares it.
+            change: what is changed about it then, see `changes`.
 
         Raises:
             Exception: as `prepare` does; a later call tries it again.
         """
-        key = _key(ref, settings)
+        key = _key(ref, settings, change)
         with self._lock:
             if image := self._find(key):
                 return image
@@ -78,8 +88,8 @@ class RecentImages:
             self._bytes -= _size(*self._images.popitem(last=False))
 
 
-def _key(ref: ImageRef, settings: ImageSettings) -> _Key:
-    return ref.path, ref.data, ref.version, settings
+def _key(ref: ImageRef, settings: ImageSettings, change: str = "") -> _Key:
+    return ref.path, ref.data, ref.version, settings, change
 
 
 def _size(key: _Key, image: PreparedImage) -> int:

@@ -70,7 +70,7 @@ class ColumnFinder:
     @property
     def missing(self) -> list[str]:
         """Columns that are given by name, and that no record has had so far."""
-        given = (self.columns.image, self.columns.conversation)
+        given = (self.columns.image, self.columns.conversation, self.columns.answer)
         return [name for name in given if name not in (None, AUTO) and name not in self.names]
 
     def is_done(self, rows: int) -> bool:
@@ -146,6 +146,7 @@ class ColumnFinder:
         names = {"images": found.image, "conversations": found.conversation}
         if found.has_embedded_images:
             names = {"images and conversations": found.conversation}
+        names["answers"] = found.answer
         read = [f"{what} from column {quoted(name)}" for what, name in names.items() if name]
         sent = {*names.values(), *(used or ())}
         others = [name for name in self.names if name not in sent]

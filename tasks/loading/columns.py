@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 from ...serving.printable import printable
 from ..records import Kind, Record, RowError
 from .cells import parse_cell
-from .conversations import read_conversation
+from .conversations import read_conversation, valid_text
 
 AUTO = "auto"
 """As the name of a column: it is found by the usual names."""
+
+MAX_ANSWER = 100_000
+"""Characters of an answer that a record has."""
 
 _SHOWN_NAMES = 20
 
@@ -44,11 +47,16 @@ class Columns(BaseModel):
             "messages, texts, question, questions; without one, all rows get the user prompt.",
         )
     )
+    answer: Annotated[str | None, WithJsonSchema(_column_or_none("No answers"))] = Field(
+        default=None,
+        description="Column with the answer to the row's own question, to check or export pairs "
+        "that are there already: the model is only asked about rows that have none.",
+    )
     output: str = Field(
         default="output", min_length=1, description="Column that gets the raw reply."
     )
 
-    @field_validator("image", "conversation")
+    @field_validator("image", "conversation", "answer")
     @classmethod
     def _no_empty_name(cls, name: str | None) -> str | None:
         return name or None
@@ -75,6 +83,26 @@ def read_value(record: Record, column: str | None) -> Any:
         raise RowError(Kind.BAD_ROW, message) from None
     # "[1, 2, 3]" may be what is asked, or a strange name.
     return text if isinstance(value, list) and any(map(_is_number, value)) else value
+
+
+def given_answer(record: Record, column: str | None) -> str:
+    """The answer that a record has: a text as it is, or a number; empty if it has none.
+
+    Raises:
+        RowError: it is something else, or too long.
+    """
+    value = None if column is None else record.get(column)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value).removesuffix(".0")
+    if value is None:
+        return ""
+    where = f"the answer in column {quoted(column or '')}"
+    if not isinstance(value, str):
+        raise RowError(Kind.BAD_ROW, f"{where} is a {type(value).__name__}; give one text")
+    if len(value) > MAX_ANSWER:
+        limit = f"{len(value):,} characters, more than {MAX_ANSWER:,}"
+        raise RowError(Kind.BAD_ROW, f"{where} has {limit}")
+    return valid_text(value).strip()
 
 
 def image_value(record: Record, columns: Columns) -> Any:

@@ -75,13 +75,13 @@ def read_conversation(value: Any) -> tuple[Turn, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return (Turn("user", _valid_text(value)),)
+        return (Turn("user", valid_text(value)),)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         raise RowError(Kind.BAD_ROW, f"the conversation is a {type(value).__name__}, not a list")
     if len(value) == 1 and isinstance(value[0], str):
-        return (Turn("user", _valid_text(value[0])),)
+        return (Turn("user", valid_text(value[0])),)
     return tuple(turn for number, item in enumerate(value, 1) for turn in _turns(number, item))
 
 
@@ -161,7 +161,7 @@ def _turns(number: int, item: Any) -> Iterator[Turn]:
 def _turn(number: int, role: Role, content: Any) -> Turn:
     """A turn of a text, or of a list of OpenAI content parts, where images become placeholders."""
     if isinstance(content, str):
-        return Turn(role, _valid_text(content))
+        return Turn(role, valid_text(content))
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, Sequence) or isinstance(content, bytes):
@@ -184,7 +184,7 @@ def _part(number: int, part: Any) -> Iterator[tuple[str, bool, Any]]:
     Qwen's parts need no type, and may have both.
     """
     if isinstance(part, str):
-        yield _valid_text(part), False, None
+        yield valid_text(part), False, None
         return
     if not isinstance(part, Mapping):
         raise RowError(Kind.BAD_ROW, f"turn {number} of the conversation has no text")
@@ -194,7 +194,7 @@ def _part(number: int, part: Any) -> Iterator[tuple[str, bool, Any]]:
         kinds = [name for name in part if part[name] is not None]
     for kind in kinds:
         if kind in _TEXT_PARTS:
-            yield _valid_text(str(part.get("text") or "")), False, None
+            yield valid_text(str(part.get("text") or "")), False, None
         elif kind in _IMAGE_PARTS:
             yield IMAGE_PLACEHOLDER, True, _reference(part)
         elif len(kinds) == 1:
@@ -217,6 +217,6 @@ def _reference(part: Mapping[str, Any]) -> Any:
     return value
 
 
-def _valid_text(text: str) -> str:
+def valid_text(text: str) -> str:
     """JSON can contain a lone surrogate, which no server accepts."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -18,7 +18,7 @@ from ..object_store.filesystems import open_filesystem
 from ..records import Kind, Problem, Record, Row, RowError
 from ..run_names import short_name
 from .column_search import ColumnFinder, overlooked_column
-from .columns import AUTO, Columns, quoted, read_value, shown_names
+from .columns import AUTO, Columns, given_answer, quoted, read_value, shown_names
 from .conversations import questions
 from .files import DatasetFiles, find_files
 from .json_formats import LocatedRecord
@@ -107,6 +107,11 @@ class Dataset:
         """The record; or, for each question of a list, the same record with that one question."""
         try:
             asked = questions(read_value(record, self.columns.conversation))
+            if len(asked) > 1 and given_answer(record, self.columns.answer):
+                raise RowError(
+                    Kind.BAD_ROW,
+                    "the row has one answer and several questions; give each a row of its own",
+                )
         except RowError as error:
             yield where, error.problem
             return
@@ -148,9 +153,9 @@ def load_dataset(
             these.
 
     Raises:
-        DatasetError: as `open_dataset` does; or the output column exists already, a conversation
-            column is named but not read, a column is needed but not there, or the output is inside
-            the dataset's folder.
+        DatasetError: as `open_dataset` does; or the output column exists already, a column of
+            conversations or answers is named but not read, a column is needed but not there, or the
+            output is inside the dataset's folder.
     """
     if used is not None and columns.conversation not in (AUTO, None):
         raise DatasetError(
@@ -160,6 +165,11 @@ def load_dataset(
     open_with = partial(
         open_dataset, dataset, image_root=image_root, credentials=credentials, used=used
     )
+    if used is not None and columns.answer is not None:
+        raise DatasetError(
+            f"the answers in column {quoted(columns.answer)} are to the rows' own questions, which "
+            "this style does not ask: leave the column out, or use style chat"
+        )
     table = open_with(columns)
     if used is not None and not table.columns.has_embedded_images:
         table = open_with(columns.model_copy(update={"conversation": None}))

@@ -52,11 +52,13 @@ class ParseSettings:
     )
 
     def parse(self, text: str, asked: Asked) -> Parsed:
-        """What the parser makes of a reply.
+        """What the parser makes of a reply; an answer that was given is taken as it is.
 
         Raises:
             Exception: as the parser does.
         """
+        if asked.form is ReplyForm.GIVEN:
+            return Parsed(_plain([QAPair(asked.question, text)]))
         return self.recent.parse(self.parser, text, asked)
 
     @property
@@ -204,7 +206,7 @@ def parse_completion(
         settings: how it is parsed.
         asked: what the row was asked.
     """
-    problem = unfinished(completion)
+    problem = None if asked.form is ReplyForm.GIVEN else unfinished(completion)
     if problem is not None:
         return problem
     try:
@@ -239,6 +241,7 @@ _MISSING: Mapping[ReplyForm, str] = {
     ReplyForm.MULTIPLE_CHOICE: "has no question with options and the letter of the right one",
     ReplyForm.ANSWER: "has no answer that can be read",
     ReplyForm.QUESTIONS: "has no question that can be read",
+    ReplyForm.GIVEN: "has nothing that can be read",
 }
 
 

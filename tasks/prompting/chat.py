@@ -1,12 +1,13 @@
 """The style `chat`: a row's own conversation, or a request for QA pairs where it has none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from ...serving.types import Message
 from ..loading.conversations import IMAGE_PLACEHOLDER, Turn
-from ..records import Asked, Kind, RowError
+from ..records import Asked, Kind, ReplyForm, RowError
 from .style import MessagesOf, PromptInput, Rendered, Style
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -123,6 +124,24 @@ def chat_style(prompt_input: PromptInput) -> Rendered:
     return _without_turns(
         prompt_input.image_count, prompt_input.system_prompt, prompt_input.user_prompt
     )
+
+
+GIVEN = "given"
+"""Style of the pairs whose answers the dataset has."""
+
+
+def given_style(answer: str) -> Style:
+    """The style of a row that has an answer to its question: nothing is asked."""
+
+    def style(prompt_input: PromptInput) -> Rendered:
+        own = replace(prompt_input, system_prompt="", user_prompt="")
+        messages = (*chat_prompt(own), {"role": "assistant", "content": answer})
+        question = last_question(messages)
+        if not question:
+            raise RowError(Kind.BAD_ROW, "the row has an answer, but no question")
+        return Rendered(messages, Asked(question, GIVEN, ReplyForm.GIVEN))
+
+    return style
 
 
 @lru_cache(maxsize=64)

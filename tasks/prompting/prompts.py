@@ -7,7 +7,7 @@ content.
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect import task
@@ -16,10 +16,10 @@ from ..concurrency import STORE_THREADS, TASK_OPTIONS
 from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..images.references import ImageBase
-from ..loading.columns import Columns, read_value
+from ..loading.columns import Columns, given_answer, read_value
 from ..loading.conversations import Turn, read_conversation
 from ..records import ImageRef, Kind, Problem, Prompt, Row, RowError
-from .chat import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT, chat_style
+from .chat import DEFAULT_SYSTEM_PROMPT, DEFAULT_USER_PROMPT, chat_style, given_style
 from .keys import RequestSpec, problem_key, row_key
 from .row_images import row_images
 from .style import PromptInput, Rendered, Style
@@ -36,8 +36,9 @@ class PromptSettings:
         style: builds the messages.
         system_prompt: comes before every conversation.
         user_prompt: used if a row's conversation leaves nothing to answer.
-        columns: where a row's images and conversation are.
+        columns: where a row's images, conversation and answer are.
         limits: limits on the images of a row.
+        label: what task runs are named by, besides the rows; empty for the main pass.
     """
 
     base: ImageBase
@@ -48,6 +49,7 @@ class PromptSettings:
     user_prompt: str = DEFAULT_USER_PROMPT
     columns: Columns = Columns(image="image", conversation="conversation")  # noqa: RUF009 - frozen
     limits: ImageSettings = field(default_factory=ImageSettings)
+    label: str = ""
 
 
 _ReadRow = tuple[tuple[Turn, ...], tuple[ImageRef, ...]]
@@ -73,6 +75,8 @@ def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Pro
     turns, images = read
     identify = settings.reader.identify
     try:
+        if answer := "" if row.question else given_answer(row.record, settings.columns.answer):
+            settings = replace(settings, style=given_style(answer))
         ids = [identify(image) for image in images]
         rendered, referenced = _render(row, turns, tuple(ids), settings)
         if row.pair is not None and not referenced:
@@ -83,7 +87,8 @@ def _prompt(row: Row, read: _ReadRow | Problem, settings: PromptSettings) -> Pro
     # The same question about the same images is answered once, whichever sample asked it; but a
     # check may ask it several times, if the answers can differ.
     is_greedy = settings.spec.sampling.get("temperature") == 0
-    sample = 0 if row.question and (row.pair is None or is_greedy) else row.sample
+    is_same = answer or (row.question and (row.pair is None or is_greedy))
+    sample = 0 if is_same else row.sample
     return Prompt(
         row.index,
         row_key(ids, rendered, sample, settings.spec),
@@ -137,9 +142,10 @@ def _render(
 
 
 def prompt_run_name(parameters: dict[str, Any]) -> str:
-    """Name of the task run that renders these rows, by their positions: `prompt-0-255`."""
-    rows = parameters["rows"]
-    return f"prompt-{rows[0].index}-{rows[-1].index}" if rows else "prompt"
+    """Name of the task run that renders these rows: `prompt-0-255`, `prompt-blind-0-255`."""
+    rows, label = parameters["rows"], parameters["settings"].label
+    places = [str(row.index) for row in (rows[0], rows[-1])] if rows else []
+    return "-".join(filter(None, ["prompt", label, *places]))
 
 
 _PIECE = 32

@@ -30,7 +30,11 @@ Variable = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 Values = dict[StrictStr, StrictStr]
 
 _REQUIRED = {"name", "version", "description", "reply"}
-_FORMS = [form.value for form in ReplyForm if form is not ReplyForm.QUESTIONS]
+_NOT_ASKED = {
+    ReplyForm.QUESTIONS: "is that of a section `# questions`",
+    ReplyForm.GIVEN: "asks nothing",
+}
+_FORMS = [form.value for form in ReplyForm if form not in _NOT_ASKED]
 _SINGLE = (ReplyForm.ANSWER, ReplyForm.MULTIPLE_CHOICE)
 
 
@@ -67,8 +71,8 @@ class StyleHead(BaseModel):
     @field_validator("reply")
     @classmethod
     def _no_questions(cls, form: ReplyForm) -> ReplyForm:
-        if form is ReplyForm.QUESTIONS:
-            raise ValueError("is that of a section `# questions`")
+        if form in _NOT_ASKED:
+            raise ValueError(_NOT_ASKED[form])
         return form
 
     @field_validator("draw", mode="before")

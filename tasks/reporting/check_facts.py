@@ -125,6 +125,7 @@ def kept_sentence(evaluation: Evaluation, checks: Checks = Checks()) -> str:  # 
     clauses[0] += f" ({share})" if share else ""
     if keep := (checks.keep or "").strip():
         clauses.append(f"by the condition {truncate(keep, 'reason')}")
+    clauses += [f"the {truncate(best.text, 'reason')}" for best in checks.best]
     if checks.max_per:
         clauses.append(f"at most {truncate(', '.join(checks.max_per), 'reason')}")
     return "; ".join(clauses)

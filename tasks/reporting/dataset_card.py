@@ -90,7 +90,7 @@ def render_card(
         counts={name: f"{getattr(run.counts, name):,}" for name in counts},
         facts=facts,
         reasons=list(reasons(run)),
-        example=next((row for row in rows if row.pairs), None),
+        example=next((row for row in rows if row.pairs and not row.kind), None),
         kinds=_kinds(statistics) if statistics else [],
         checks=checks,
         exports=list(export_facts(exports)),

@@ -11,7 +11,7 @@ from ..exporting.trainers.export_record import ExportRecord, split_lines
 from ..records import TRANSIENT, QAPair
 from ..runs.run_record import RunRecord
 from .quarantine import QuarantineGroup
-from .samples import SampledRow
+from .samples import FILTERED_KIND, SampledRow
 from .statistics import Statistics, Tally
 
 _MAX_BARS = 12
@@ -70,6 +70,8 @@ def headline(run: RunRecord, statistics: Statistics) -> Iterator[Fact]:
     notes = [f"{counts.pairs / counts.ok:,.2f} a row"] if counts.ok else []
     if counts.filtered_pairs:
         notes.append(f"{counts.filtered_pairs:,} filtered out")
+    if counts.negatives:
+        notes.append(f"{counts.negatives:,} unanswerable ones added")
     if counts.duplicate_pairs:
         notes.append(f"{counts.duplicate_pairs:,} repetitions left out")
     yield Fact("QA pairs", f"{counts.pairs:,}", "; ".join(notes))
@@ -115,21 +117,26 @@ def options(pair: QAPair) -> Iterator[Fact]:
 
 def filters(cards: Sequence[Card]) -> list[Fact]:
     """The filter buttons, each with how many cards it shows."""
-    kinds = sorted({card.row.kind for card in cards if card.row.kind})
-    failed = sum(bool(card.row.kind) for card in cards)
-    names = ["all", "answered", *(["quarantined"] if len(kinds) > 1 else []), *kinds]
-    counts = {"all": len(cards), "answered": len(cards) - failed, "quarantined": failed}
-    counts |= {kind: sum(card.row.kind == kind for card in cards) for kind in kinds}
-    return [Fact(name.replace("_", " "), name, f"{counts[name]:,}") for name in names]
+    counts = Counter(card.row.kind for card in cards)
+    answered, filtered = counts.pop("", 0), counts.pop(FILTERED_KIND, 0)
+    names = {"all": len(cards), "answered": answered}
+    names |= {FILTERED_KIND: filtered} if filtered else {}
+    names |= {"quarantined": counts.total()} if len(counts) > 1 else {}
+    names |= dict(sorted(counts.items()))
+    return [Fact(name.replace("_", " "), name, f"{count:,}") for name, count in names.items()]
 
 
 def gallery_note(run: RunRecord, cards: Sequence[Card]) -> str:
     """How many rows are shown, of how many."""
-    failed = sum(bool(card.row.kind) for card in cards)
-    note = f"{len(cards) - failed:,} of {run.counts.ok:,} answered"
+    shown = Counter(card.row.kind for card in cards)
+    answered, filtered = shown.pop("", 0), shown.pop(FILTERED_KIND, 0)
+    notes = [f"{answered:,} of {run.counts.ok:,} answered"]
+    if run.counts.filtered:
+        notes.append(f"{filtered:,} of {run.counts.filtered:,} filtered")
     if run.counts.quarantined:
-        note += f" and {failed:,} of {run.counts.quarantined:,} quarantined"
-    return f"{note} rows, spread evenly over the dataset."
+        notes.append(f"{shown.total():,} of {run.counts.quarantined:,} quarantined")
+    listed = " and ".join(filter(None, [", ".join(notes[:-1]), notes[-1]]))
+    return f"{listed} rows, spread evenly over the dataset."
 
 
 def bar_charts(statistics: Statistics) -> Iterator[tuple[str, Sequence[Fact]]]:

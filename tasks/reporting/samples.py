@@ -2,23 +2,28 @@
 
 import json
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..exporting.export import REWRITE_REMEDY
+from ..exporting.pairs_parquet import FILTERED_BY, PAIRS_SCHEMA
 from ..exporting.quarantine_jsonl import QUARANTINE_JSONL
-from ..exporting.row_pairs import pairs_of_rows
+from ..exporting.row_pairs import lines_of_rows, pair_of_line, pairs_of_rows
 from ..object_store.store import ObjectStore
 from ..records import Answered, Kind, QAPair
 from ..runs.run_record import RunRecord
 from ..storing.key_index import Array
+from ..storing.layout import FILTERED
 from ..storing.parts import ANSWERED_NUMBER, reported_corruption
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import StoredRows
 from .row_images import MAX_IMAGES, RowImages, SampledImage
+
+FILTERED_KIND = "filtered"
+"""Of rows that had pairs and keep none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,10 @@ class SampledRow:
         key: the row key.
         images: its first images; empty if the dataset was not read.
         more_images: how many images are left out.
-        pairs: its exported QA pairs; empty for a quarantined row.
+        pairs: its QA pairs that are kept, or if there are none, those that are filtered; empty
+            for a quarantined row.
         text: the raw reply; empty if there was none.
-        kind: why it is quarantined; empty for an answered row.
+        kind: why it is quarantined, or `FILTERED_KIND`; empty for a row with pairs that are kept.
         reason: the same as a sentence.
         prompt_tokens: including image tokens.
         completion_tokens: tokens of the reply.
@@ -85,7 +91,8 @@ def sample_rows(
         failures = [_failure(line) for _, line in _numbered_lines(store, QUARANTINE_JSONL, chosen)]
     numbers = _spread(answered_rows, len(keys), answered)
     pairs = pairs_of_rows(store, numbers)
-    rows = [*_answers(run.dataset, stored, keys, numbers, pairs), *failures]
+    answers = _answers(run.dataset, stored, keys, numbers, pairs)
+    rows = [*_with_filtered(store, answers), *failures]
     where_by_row = dict.fromkeys(numbers) | {failure.row: failure.where for failure in failures}
     shown = images.of(where_by_row) if images else {}
     rows = [with_images(row, shown.get(row.row, ())) for row in rows]
@@ -157,6 +164,22 @@ def _answers(
                 completion_tokens=answer.completion_tokens,
                 latency=answer.latency,
             )
+
+
+def _with_filtered(store: ObjectStore, answers: Iterable[SampledRow]) -> Iterator[SampledRow]:
+    """Give rows without pairs those that were filtered, and the reasons."""
+    rows = list(answers)
+    bare = [row.row for row in rows if not row.pairs]
+    columns = [*PAIRS_SCHEMA.names, FILTERED_BY]
+    is_read = bare and store.exists(FILTERED)
+    filtered = lines_of_rows(store, bare, FILTERED, columns) if is_read else {}
+    for row in rows:
+        if lines := filtered.get(row.row):
+            reasons = dict.fromkeys(line[FILTERED_BY] or "" for line in lines)
+            pairs, reason = tuple(map(pair_of_line, lines)), "; ".join(filter(None, reasons))
+            yield replace(row, pairs=pairs, kind=FILTERED_KIND, reason=reason)
+        else:
+            yield row
 
 
 def with_images(row: SampledRow, images: Sequence[SampledImage]) -> SampledRow:

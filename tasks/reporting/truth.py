@@ -14,12 +14,10 @@ import pyarrow.compute as pc
 from ...serving.demo_model.judge import Claim, Verdict, is_denial, judge_claims
 from ...serving.demo_model.questions import parse_question
 from ...serving.demo_model.scenes import Scene, Shape
+from ..checking.declining import UNANSWERABLE
 from ..errors import DatasetError
 from ..storing.key_index import Array
 from .evaluate import TruthOf
-
-_UNANSWERABLE = "unanswerable"
-"""Style or type of pairs that ask about what is not there: the right answer says so."""
 
 
 def column_truth(name: str) -> TruthOf:
@@ -93,20 +91,21 @@ def read_scenes(path: str) -> list[Scene]:
 
 def _judged(scene: Scene, pairs: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
     """Whether each pair of a row is right."""
+    answered = [pair for pair in pairs if not _is_unanswerable(pair)]
     try:
-        verdicts = judge_claims(scene, list(map(_claim, pairs)))
+        verdicts = iter(judge_claims(scene, list(map(_claim, answered))))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise DatasetError("the scenes are not those of a demo dataset") from None
-    for pair, verdict in zip(pairs, verdicts, strict=True):
+    for pair in pairs:
         if _is_unanswerable(pair):
             yield is_denial(scene, pair["question"] or "", pair["answer"] or "")
         else:
-            yield verdict is Verdict.RIGHT
+            yield next(verdicts) is Verdict.RIGHT
 
 
 def _is_unanswerable(pair: Mapping[str, Any]) -> bool:
     style = (pair["style"] or "").partition("@")[0].partition("/")[0]
-    return _UNANSWERABLE in (style, pair["type"])
+    return UNANSWERABLE in (style, pair["type"])
 
 
 def _claim(pair: Mapping[str, Any]) -> Claim:

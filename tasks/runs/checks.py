@@ -3,7 +3,8 @@
 from pydantic import Field, field_validator
 
 from ..checking.balance import Cap
-from ..checking.catalogue import CheckName
+from ..checking.best import Best
+from ..checking.catalogue import NEGATIVES, CheckName
 from .form_types import Group, OptionalText, plain_uri
 
 NO_CHECKS = (
@@ -30,6 +31,17 @@ class Checks(Group):
         "consistency >= 0.66 AND NOT blind_answerable. Pairs that do not meet it go to "
         "filtered.parquet. By default all are kept.",
     )
+    keep_best: tuple[str, ...] = Field(
+        default=(),
+        max_length=20,
+        description="Of the pairs that meet the condition, the best share by a number of a check "
+        "to keep, such as confidence=0.9 (the best 90 %). Pairs without a result are not kept.",
+    )
+    ask_dropped: bool = Field(
+        default=False,
+        description="Also make the checks of pairs that the condition already drops, so that a "
+        "looser condition needs no request.",
+    )
     max_per: tuple[str, ...] = Field(
         default=(),
         description="Limits on the kept pairs of one type, answer or image, such as type=0.3 (at "
@@ -46,10 +58,29 @@ class Checks(Group):
         default=False,
         description="Add the option None of the above where blind and swapped ask with options.",
     )
+    negatives: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="Share of all pairs, up to 0.5, that should be unanswerable: questions about "
+        "another image, which the model says does not answer them. They are added to the pairs of "
+        "that image, of type unanswerable.",
+    )
     rubric: OptionalText = Field(
         default="",
         description="Path or s3:// URI of a file with the axes that judge rates; by default "
         "formatting, relevance, visual dependency and correspondence with the image.",
+    )
+    judge_endpoint: OptionalText = Field(
+        default="",
+        description="URL of the server that judge asks, several URLs separated by spaces, or the "
+        "name of a saved vLLM Endpoint block; by default the endpoint of the run.",
+    )
+    judge_model: OptionalText = Field(
+        default="",
+        description="Name the judge's model is served under, if its server serves several. With "
+        "it, a judge whose ratings are all there need not be up.",
     )
     benchmarks: tuple[str, ...] = Field(
         default=(),
@@ -60,7 +91,7 @@ class Checks(Group):
         default=0, description="Another seed draws other pairs and images where checks draw some."
     )
 
-    @field_validator("names", "max_per", "benchmarks")
+    @field_validator("names", "keep_best", "max_per", "benchmarks")
     @classmethod
     def _once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(given))
@@ -71,6 +102,13 @@ class Checks(Group):
         for cap in caps:
             Cap.parse(cap)
         return caps
+
+    @field_validator("keep_best")
+    @classmethod
+    def _check_best(cls, best: tuple[str, ...]) -> tuple[str, ...]:
+        for each in best:
+            Best.parse(each)
+        return best
 
     @field_validator("rubric")
     @classmethod
@@ -87,7 +125,23 @@ class Checks(Group):
     @property
     def are_wanted(self) -> bool:
         """Whether there is anything to be done."""
-        return bool(self.names or (self.keep or "").strip() or self.max_per)
+        return bool(
+            self.names
+            or (self.keep or "").strip()
+            or self.keep_best
+            or self.max_per
+            or self.negatives
+        )
+
+    @property
+    def best(self) -> list[Best]:
+        """The shares to keep."""
+        return list(map(Best.parse, self.keep_best))
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The names of the passes that may be made."""
+        return (*self.names, *((NEGATIVES,) if self.negatives else ()))
 
     @property
     def caps(self) -> list[Cap]:

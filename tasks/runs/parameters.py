@@ -287,6 +287,10 @@ class RunParameters(BaseModel):
             path = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (keeps links)
         return path
 
+    @field_serializer("checks")
+    def _recorded_checks(self, checks: Checks) -> dict[str, Any]:
+        return checks.model_dump(mode="json", exclude={"judge_endpoint"})
+
     @field_serializer("style")
     def _style_name(self, style: Any) -> str:
         return recorded_style(style)

@@ -46,6 +46,11 @@ class Pass:
     sampling: Mapping[str, Any]
     unit: str = "rows"
 
+    @property
+    def label(self) -> str:
+        """What its task runs are named by: the name of the check; empty for the main pass."""
+        return "" if self.name == layout.PAIRS else self.name.removeprefix(f"{layout.CHECKS}/")
+
 
 def run_style(
     parameters: RunParameters, credentials: S3Credentials | None, *, guided: bool = True

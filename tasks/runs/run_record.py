@@ -44,6 +44,7 @@ class RunCounts(BaseModel):
             not part of `rows` until the run has ended.
         pairs: QA pairs of the ok rows; those that are kept.
         filtered_pairs: pairs that checks, conditions or limits have filtered out.
+        negatives: unanswerable pairs that were added, whether or not they are kept.
         unjudged: by check, pairs of which it has no result; without checks that judged all.
         lost_pairs: pairs that replies of the ok rows seem to have, but that could not be read; 0
             until the run has ended.
@@ -70,6 +71,7 @@ class RunCounts(BaseModel):
     duplicates: int = 0
     pairs: int = 0
     filtered_pairs: int = 0
+    negatives: int = 0
     unjudged: Mapping[str, int] = Field(default_factory=dict)
     lost_pairs: int = 0
     duplicate_pairs: int = 0

@@ -9,6 +9,7 @@
 <pass>/keys/<configuration>/<dataset>.before   other row keys, which earlier runs on it had
 pairs/exported.json                            what the exports were made from, to tell if they are
                                                still right
+checks/answered.parquet                        all pairs, before unanswerable ones are added to them
 checks/pairs.parquet, judged.parquet           all pairs, before and after the checks if there are
                                                any
 checks/judged.json, split.json                 what the judged and the kept pairs were made from
@@ -49,6 +50,7 @@ PARTS = "parts"
 KEYS = "keys"
 RUNS = "runs"
 EXPORTED = f"{PAIRS}/exported.json"
+ANSWERED_PAIRS = f"{CHECKS}/answered.parquet"
 ALL_PAIRS = f"{CHECKS}/pairs.parquet"
 JUDGED = f"{CHECKS}/judged.parquet"
 JUDGED_RECORD = f"{CHECKS}/judged.json"

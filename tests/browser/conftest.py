@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -255,3 +256,39 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectUI]:
             ui = _configure(tmp_path_factory.mktemp("prefect"))
             _start(ui, running)
         yield ui
+
+
+def form_field(form: Page, path: str) -> Locator:
+    """A parameter of the form, or a nested field: its label, description and input."""
+    element = form.locator("body")
+    for name in path.split("/"):
+        label = form.locator(
+            ":scope > .p-label__header .schema-form-property__label",
+            has_text=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"),
+        )
+        element = element.locator(".schema-form-property").filter(has=label)
+    return element
+
+
+def fill(form: Page, path: str, text: str) -> None:
+    """Fill in a field of the form."""
+    form_field(form, path).locator("textarea, input").fill(text)
+
+
+def press(page: Page, button: str, path: str) -> Any:
+    """Press a button that posts to an API path; retry while the server's database is locked."""
+    for _ in range(5):
+        with page.expect_response(
+            lambda response: response.request.method == "POST" and response.url.endswith(path)
+        ) as response:
+            page.get_by_role("button", name=button).click()
+        if response.value.status != 503:
+            break
+    assert response.value.ok, response.value.text()
+    return response.value.json()
+
+
+def artifacts_of(ui: Any, run_id: str) -> dict[str, str]:
+    """The ids of a run's artifacts, by the last part of their keys."""
+    found = ui.api("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    return {artifact["key"].rpartition("-")[2]: artifact["id"] for artifact in found}

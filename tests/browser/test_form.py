@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 from prefect_imageqa.tasks.prompting.catalogue import built_in_styles
 from prefect_imageqa.tasks.records import QAPair
@@ -15,6 +15,8 @@ from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.row_images import SampledImage
 from prefect_imageqa.tasks.reporting.samples import SampledRow
 from prefect_imageqa.tasks.runs.plugins import PARSERS
+
+from .conftest import artifacts_of, fill, form_field, press
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -56,35 +58,6 @@ def form(ui: Any, deployment: dict[str, Any], page: Page) -> Page:
     return page
 
 
-def field(form: Page, path: str) -> Locator:
-    """A parameter of the form, or a nested field: its label, description and input."""
-    element = form.locator("body")
-    for name in path.split("/"):
-        label = form.locator(
-            ":scope > .p-label__header .schema-form-property__label",
-            has_text=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"),
-        )
-        element = element.locator(".schema-form-property").filter(has=label)
-    return element
-
-
-def fill(form: Page, path: str, text: str) -> None:
-    field(form, path).locator("textarea, input").fill(text)
-
-
-def press(page: Page, button: str, path: str) -> Any:
-    """Press a button that posts to an API path; retry while the server's database is locked."""
-    for _ in range(5):
-        with page.expect_response(
-            lambda response: response.request.method == "POST" and response.url.endswith(path)
-        ) as response:
-            page.get_by_role("button", name=button).click()
-        if response.value.status != 503:
-            break
-    assert response.value.ok, response.value.text()
-    return response.value.json()
-
-
 def run_ids(ui: Any) -> set[str]:
     return {run["id"] for run in ui.api("/flow_runs/filter", {})}
 
@@ -102,11 +75,11 @@ def test_the_form_describes_every_parameter(
     for name, parameter in schema["properties"].items():
         group = schema["definitions"].get(parameter.get("$ref", "").rpartition("/")[2], {})
         described = group | parameter  # a description from the model's class is only there
-        expect(field(form, name)).to_have_count(1)
+        expect(form_field(form, name)).to_have_count(1)
         for paragraph in described["description"].split("\n\n"):
-            expect(field(form, name)).to_contain_text(as_shown(paragraph))
+            expect(form_field(form, name)).to_contain_text(as_shown(paragraph))
         for inner in group.get("properties", {}).values():
-            element = field(form, f"{name}/{inner['title']}")
+            element = form_field(form, f"{name}/{inner['title']}")
             expect(element).to_contain_text(as_shown(inner["description"]))
         groups += bool(group)
     assert groups == 10
@@ -121,7 +94,7 @@ def test_the_form_describes_every_parameter(
 def test_a_style_or_parser_can_be_chosen_or_typed(
     form: Page, path: str, names: list[str], screenshot: Any
 ) -> None:
-    plug_in = field(form, path)
+    plug_in = form_field(form, path)
     plug_in.locator(".p-select-button__control").press("Space")
     expect(form.locator(".p-select-option")).to_have_text(list(names))
     form.locator(".p-select-option").last.click()
@@ -136,18 +109,18 @@ def test_invalid_values_are_rejected_before_a_run_is_created(ui: Any, form: Page
     before = run_ids(ui)
     fill(form, "dataset", "qas.json")
     fill(form, "output", "qa")
-    field(form, "max_rows").get_by_role("button", name="First rows").click()
+    form_field(form, "max_rows").get_by_role("button", name="First rows").click()
     fill(form, "max_rows", "5")
-    field(form, "pairs_per_image").get_by_role("button", name="Pairs").click()
+    form_field(form, "pairs_per_image").get_by_role("button", name="Pairs").click()
     fill(form, "pairs_per_image", "1")
     for path, invalid, message in INVALID:
-        box = field(form, path).locator("textarea, input")
+        box = form_field(form, path).locator("textarea, input")
         valid = box.input_value()
         box.fill(invalid)
         form.get_by_role("button", name="Submit").click()
         expect(form.get_by_text(message).first).to_be_visible()
         box.fill(valid)
-    number = field(form, "pairs_per_image").locator("input")
+    number = form_field(form, "pairs_per_image").locator("input")
     number.press_sequentially("many")
     expect(number).to_have_value("1")
     assert run_ids(ui) == before
@@ -249,12 +222,6 @@ def test_a_run_is_cancelled_and_resumed(
 def broken_up(text: str) -> re.Pattern[str]:
     """A text as artifacts show it: word joiners break up links, and long texts are wrapped."""
     return re.compile(r"[\u2060\s]*".join(re.escape(letter) for letter in text if letter != " "))
-
-
-def artifacts_of(ui: Any, run_id: str) -> dict[str, str]:
-    """The ids of a run's artifacts, by the last part of their keys."""
-    found = ui.api("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
-    return {artifact["key"].rpartition("-")[2]: artifact["id"] for artifact in found}
 
 
 def everything(ui: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from prefect_imageqa import (
     Asking,
     Checks,
@@ -185,6 +186,10 @@ def test_clean_keeps_what_the_checks_of_the_kept_configuration_need(run: dict[st
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "column": ({"keep": "consistence > 1"}, "consistence"),
     "condition": ({"names": ("consistency",), "keep": "consistency >="}, "consistency >="),
+    "best by a check that is not made": (
+        {"names": ("consistency",), "keep_best": ("confidence=0.9",)},
+        "no such column of numbers; those that there are: consistency",
+    ),
     "column of a check that is not made": ({"keep": "consistency > 0.5"}, "consistency"),
     "benchmarks": ({"names": ("contamination",)}, "benchmark"),
     "rubric": ({"names": ("judge",), "rubric": "nowhere.md"}, "nowhere.md"),
@@ -204,7 +209,9 @@ def test_a_mistake_is_one_line_before_any_request(
     assert not Path(run["output"]).exists()
 
 
-@pytest.mark.parametrize("given", [{"names": ("consistence",)}, {"max_per": ("type",)}])
+@pytest.mark.parametrize(
+    "given", [{"names": ("consistence",)}, {"max_per": ("type",)}, {"keep_best": ("x=1",)}]
+)
 def test_unknown_names_and_limits_are_no_parameters(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Checks(**given)
@@ -241,3 +248,11 @@ def test_a_computed_check_is_made_without_requests(run: dict[str, Any]) -> None:
 def test_a_check_that_shows_another_image_sends_it(stub: Any, run: dict[str, Any]) -> None:
     summary = image_qa(**run, checks=Checks(names=("swapped",)))
     assert (summary.requests, summary.unjudged) == (3 + 4, {"swapped": 1})
+
+
+def test_a_copy_is_not_another_image(run: dict[str, Any], drawn: Path, tmp_path: Path) -> None:
+    original, copy = drawn / "images" / "000.png", tmp_path / "copy.jpg"
+    Image.open(original).save(copy, quality=80)
+    frame = pd.DataFrame({"image": [str(original), str(copy)], "conversation": ROWS[::2]})
+    summary = image_qa(**run | {"dataset": frame}, checks=Checks(names=("swapped",)))
+    assert (summary.requests, summary.unjudged) == (2, {"swapped": 3})

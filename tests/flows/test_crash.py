@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from typing import Any
 import pytest
 from fault_proxy import FaultProxy, Rule
 from prefect.settings import PREFECT_API_URL
-from prefect_imageqa import Limits, ObjectStore, image_qa
+from prefect_imageqa import Checks, Limits, ObjectStore, image_qa
+from prefect_imageqa.flows.filtering import filtered
+from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS
+from prefect_imageqa.tasks.exporting.row_pairs import read_pairs
+from prefect_imageqa.tasks.exporting.verify_output import verify
+from prefect_imageqa.tasks.runs.run_record import RunCounts, completed_run
+from prefect_imageqa.tasks.storing.layout import ALL_PAIRS, FILTERED, JUDGED
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,6 +32,7 @@ LATENCY = 0.15
 KILLS = 20
 AT_RISK = 2 * IN_FLIGHT + BATCH_SIZE
 """Rows of the batches in flight at any moment: sent, being prepared, and about to be stored."""
+PLACES = re.compile(r"Row \d+, (?:left|right)\.")
 
 
 def text_of(row: int) -> str:
@@ -32,7 +40,7 @@ def text_of(row: int) -> str:
     return f"STUB text **Question:** Which row?\n**Answer:** Row {row}."
 
 
-def start(dataset: str, output: str, url: str) -> "subprocess.Popen[str]":
+def start(dataset: str, output: str, url: str, *more: str) -> "subprocess.Popen[str]":
     options = {
         "output": output,
         "endpoint": url,
@@ -40,7 +48,7 @@ def start(dataset: str, output: str, url: str) -> "subprocess.Popen[str]":
         "max-in-flight": IN_FLIGHT,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    flags.append("--no-image-proof")  # so that the first request is one for a row
+    flags += ["--no-image-proof", *more]  # so that the first request is one for a row
     return subprocess.Popen(
         [str(COMMAND), "run", dataset, *flags],
         env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
@@ -62,9 +70,9 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
     process.communicate()
 
 
-def finish(dataset: str, output: str, url: str) -> Any:
+def finish(dataset: str, output: str, url: str, **options: Any) -> Any:
     limits = Limits(batch_size=BATCH_SIZE, max_in_flight=IN_FLIGHT)
-    return image_qa(dataset, output, endpoint=url, limits=limits)
+    return image_qa(dataset, output, endpoint=url, limits=limits, **options)
 
 
 def stored_rows(output: str) -> set[int]:
@@ -166,3 +174,79 @@ def test_a_run_killed_at_each_step_of_storing_resumes(
     assert count <= requests["during export"] <= count + 2 * AT_RISK
     assert stub.stats()["requests"] == requests["before the manifest"] == requests["during export"]
     check_export(output, count)
+
+
+def text_with_pairs(row: int) -> str:
+    """The user text of a row: the stub writes two pairs, and answers their questions again.
+
+    Of every sixth row both answers then differ, of every fourth the second. Every tenth row fails.
+    """
+    if row % 10 == 9:
+        return f"STUB status 400 row {row}"
+    left, right = f"Row {row}, left.", f"Row {row}, right."
+    answers = ["Blue." if row % 6 == 0 else left, "Blue." if {0} & {row % 4, row % 6} else right]
+    asked = zip((left, right), answers, strict=True)
+    lines = [f"**Question:** STUB text {again}\n**Answer:** {answer}" for again, answer in asked]
+    return "STUB text " + "\n".join(lines)
+
+
+def check_conserved(output: str, counts: RunCounts) -> None:
+    """Check that `verify` finds nothing, and that each row and each pair is there once."""
+    store = ObjectStore(uri=output)
+    assert verify(store).problems == []
+    assert counts.rows == counts.ok + counts.filtered + counts.quarantined
+    kept, taken, all_pairs = (
+        Counter((found.row, pair) for found in read_pairs(store, name) for pair in found.pairs)
+        for name in (PAIRS, FILTERED, ALL_PAIRS)
+    )
+    assert kept + taken == all_pairs
+    assert max(all_pairs.values()) == 1
+    assert (kept.total(), taken.total()) == (counts.pairs, counts.filtered_pairs)
+
+
+def test_a_run_killed_in_a_check_goes_on_where_it_was(
+    start_stub: Any, write_rows: Callable[[list[str]], str], tmp_path: Path
+) -> None:
+    count, output = 240, str(tmp_path / "out")
+    stub = start_stub(f"--count-texts={tmp_path / 'texts'}", latency=LATENCY, slots=IN_FLIGHT)
+    dataset = write_rows([text_with_pairs(row) for row in range(count)])
+
+    def sent() -> Counter[str]:
+        return Counter(stub.stats()["texts"])
+
+    plain = finish(dataset, output, stub.url)
+    rows = sent()
+    assert (plain.ok, plain.quarantined, plain.pairs) == (216, 24, 432)
+    assert rows == dict.fromkeys(map(text_with_pairs, range(count)), 1)
+    questions = Counter({f"STUB text {place}" for place in PLACES.findall("\n".join(rows))})
+
+    check = ["--check", "consistency", "--keep", "consistency > 0"]
+    kill_when(start(dataset, output, stub.url, *check), lambda: len(sent() - rows) > 100)
+    stored = ObjectStore(uri=f"{output}/checks/consistency/completions")
+    replies = b"".join(map(stored.read, stored.list())).decode()
+    finished = {f"STUB text {place}" for place in PLACES.findall(replies)}
+    assert 0 < len(finished) < 216 * 2
+    at_risk = len(sent() - rows) - len(finished)
+    kill_when(
+        start(dataset, output, stub.url, *check),
+        lambda: ObjectStore(uri=output).exists(JUDGED),
+    )
+    asked = sent() - rows
+    assert asked.keys() == questions.keys()
+    assert {asked[question] for question in finished} == {1}
+    assert asked.total() - len(questions) == at_risk <= AT_RISK
+
+    checks = Checks(names=("consistency",), keep="consistency > 0")
+    checked = finish(dataset, output, stub.url, checks=checks)
+    assert (checked.requests, checked.quarantined) == (0, 24)
+    assert (checked.filtered, checked.filtered_pairs) == (40, 80 + 40)
+    check_conserved(output, checked)
+
+    before = sent()
+    more = finish(dataset, output, stub.url, checks=Checks(names=("consistency", "blind")))
+    assert sent() - before == questions
+    check_conserved(output, more)
+    with filtered(ObjectStore(uri=output), "row % 2 = 0 AND NOT blind_answerable", []):
+        pass
+    check_conserved(output, completed_run(ObjectStore(uri=output)).counts)
+    assert sent() == before + questions

@@ -162,9 +162,10 @@ DEAD: dict[str, dict[str, Any]] = {
 def test_a_dead_run_is_not_waited_for(
     case: str, lease: Callable[..., OutputLease], record: MakeRecord, tmp_path: Path
 ) -> None:
-    record("other", **{"state": "running", **DEAD[case]}).write(ObjectStore(uri=str(tmp_path)))
-    with lease().acquire(wait=False):  # would raise, if it had to wait
-        pass
+    store = ObjectStore(uri=str(tmp_path))
+    record("other", **{"state": "running", **DEAD[case]}).write(store)
+    with lease().acquire(wait=False):
+        assert {run.run: run.state for run in read_runs(store)}["own"] == "running"
 
 
 def test_a_run_on_another_machine_is_waited_for_while_it_has_a_heartbeat(
@@ -225,7 +226,9 @@ def test_the_same_run_in_two_processes_writes_only_once(
 
 
 def test_the_heartbeat_continues_after_an_error(
-    lease: Callable[..., OutputLease], monkeypatch: pytest.MonkeyPatch
+    lease: Callable[..., OutputLease],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(output_lease, "HEARTBEAT_SECONDS", 0.02)
     write, written = RunRecord.write, [0]
@@ -239,6 +242,7 @@ def test_the_heartbeat_continues_after_an_error(
     monkeypatch.setattr(RunRecord, "write", fail_once)
     with lease().acquire(wait=False):
         wait_until(lambda: written[0] > 6)
+    assert caplog.messages == ["the record of the run could not be written: unexpected"]
 
 
 def test_corrupted_records_of_other_runs_are_skipped(

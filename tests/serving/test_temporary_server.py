@@ -1,6 +1,7 @@
 """A temporary Prefect server: started only if none is configured, and never left behind."""
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -55,15 +56,42 @@ PREFECT_API_URL = "http://127.0.0.1:4200/api"
 """
 
 
-@pytest.fixture
-def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A working directory, and Prefect's folder `home` in it, in which nothing is configured."""
+def unconfigure(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Work in a folder, with Prefect's folder `home` in it, in which nothing is configured."""
     for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
         monkeypatch.delenv(name)
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+    (folder / "home").mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    unconfigure(monkeypatch, tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that two servers have created at once."""
+    folder = tmp_path_factory.mktemp("created")
+    with pytest.MonkeyPatch.context() as patch:
+        unconfigure(patch, folder)
+        servers = [TemporaryServer() for _ in range(2)]
+        try:
+            for server in servers:
+                server.wait()
+        finally:
+            for server in servers:
+                server.stop()
+    return folder / "home" / "prefect.db"
+
+
+@pytest.fixture
+def with_database(unset: Path, created: Path) -> Path:
+    """As `unset`, with a database, which takes a server most of its start to create."""
+    shutil.copytree(created.parent, unset / "home", dirs_exist_ok=True)
+    return unset
 
 
 @pytest.mark.parametrize(
@@ -137,7 +165,7 @@ def test_none_is_started_if_the_environment_may_configure_one(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed owner leaves its server")
 def test_the_server_ends_with_an_owner_that_is_killed(
-    unset: Path, temporary_servers: ServersOf
+    with_database: Path, temporary_servers: ServersOf
 ) -> None:
     command = [sys.executable, "-c", OWNER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
@@ -153,10 +181,12 @@ def test_the_server_ends_with_an_owner_that_is_killed(
         socket.create_connection((address.hostname, address.port))
 
 
-def test_the_server_records_every_task_run_and_saved_block_before_it_ends(unset: Path) -> None:
+def test_the_server_records_every_task_run_and_saved_block_before_it_ends(
+    with_database: Path,
+) -> None:
     """It records 50 states at once: here, those of a short run. Other types of blocks it leaves."""
     subprocess.run([sys.executable, "-c", FLOW], check=True, timeout=120)
-    with closing(sqlite3.connect(unset / "home" / "prefect.db")) as database:
+    with closing(sqlite3.connect(with_database / "home" / "prefect.db")) as database:
         states = "SELECT state_name, count(*) FROM task_run GROUP BY state_name"
         assert database.execute(states).fetchall() == [("Completed", 7)]
         assert database.execute("SELECT slug FROM block_type").fetchall() == [("secret",)]
@@ -190,14 +220,9 @@ def test_the_log_of_a_server_is_summed_up_without_secrets(log: str, expected: st
     assert last_error(log) == expected
 
 
-def test_servers_that_create_one_database_at_once_all_start(unset: Path) -> None:
-    servers = [TemporaryServer() for _ in range(2)]
-    try:
-        for server in servers:
-            server.wait()
-    finally:
-        for server in servers:
-            server.stop()
+def test_servers_may_create_one_database_at_once(created: Path) -> None:
+    with closing(sqlite3.connect(created)) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchall() == [(0,)]
 
 
 def test_a_server_that_is_not_needed_is_stopped_at_once(

@@ -5,8 +5,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from prefect_imageqa.tasks.generating.batching import make_batch
+from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.images.references import ImageBase
 from prefect_imageqa.tasks.loading.dataset import load_run_name
-from prefect_imageqa.tasks.prompting.prompts import prompt_run_name
+from prefect_imageqa.tasks.prompting.keys import RequestSpec
+from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_run_name
 from prefect_imageqa.tasks.records import Row
 from prefect_imageqa.tasks.run_names import short_name
 
@@ -30,7 +34,11 @@ def test_a_source_is_named_by_its_last_part(source: Any, name: str) -> None:
     assert short_name(source) == name
 
 
-def test_task_runs_are_named_by_dataset_and_rows() -> None:
+def test_task_runs_are_named_by_dataset_check_and_rows() -> None:
     rows = [Row(index, {}, "") for index in range(256, 512)]
     assert load_run_name({"dataset": "/data/qa.json"}) == "load-qa.json"
-    assert prompt_run_name({"rows": rows}) == "prompt-256-511"
+    spec = RequestSpec("m", "", {}, {})
+    for label, name in {"": "prompt-256-511", "blind": "prompt-blind-256-511"}.items():
+        settings = PromptSettings(ImageBase(), ImageReader(1), spec, label=label)
+        assert prompt_run_name({"rows": rows, "settings": settings}) == name
+        assert str(make_batch(2, [], label=label)) == f"{label}-2".strip("-")

@@ -66,13 +66,13 @@ def make_lesson(scene: Scene, rng: random.Random, progress: float) -> Lesson:
     if rng.random() < (0.6 if progress < 0.15 else 0.05):
         return _describe(scene, rng)
     draw = rng.random() if progress > 0.3 else rng.uniform(0.77, 1)
-    if draw < 0.54:
+    if draw < 0.46:
         return _styled(scene, rng)
-    if draw < 0.6:
+    if draw < 0.51:
         return _generate(scene, rng, Form.PAIR)
-    if draw < 0.63:
+    if draw < 0.54:
         return _generate(scene, rng, Form.JSON)
-    if draw < 0.69:
+    if draw < 0.6:
         return _generate(scene, rng, Form.MANY)
     if draw < 0.77:
         return _judge(scene, rng)

@@ -97,7 +97,7 @@ AXIS_TEXTS = (
     "Is it correct?",
 )
 BEST, WORST = "5", "1"
-_RATED = 0.3  # share of requests that ask for a rating
+_RATED = 0.6  # share of requests that ask for a rating
 
 
 @dataclass(frozen=True, slots=True)

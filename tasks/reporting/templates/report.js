@@ -11,7 +11,7 @@ const cards = [...document.querySelectorAll(".card")].map((card) => ({
 let selected = "all";
 
 function matchesKind(kind) {
-  return selected === "all" || selected === kind || (selected === "quarantined" && kind !== "answered");
+  return selected === "all" || selected === kind || (selected === "quarantined" && kind !== "answered" && kind !== "filtered");
 }
 
 function update() {

@@ -83,9 +83,9 @@ def test_an_output_is_evaluated(call: Call, output: ObjectStore) -> None:
     for expected in (
         "20 pairs about 20 images: 20 with 1",
         "20 distinct questions",
-        "count 1 5.0%",
+        "count 1 5.0 %",
         "16 of 20 pairs are kept (80.0 %)",
-        "keep 4 20.0%",
+        "keep 4 20.0 %",
         "consistency at least 0.5 15 4 1 0, 1, 1",
         "form no problem found 20 0 0",
         "consistency form 15 0 4 0",

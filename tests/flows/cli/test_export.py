@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from prefect_imageqa import Columns, Images, ObjectStore, StoreError, image_qa
-from prefect_imageqa.flows.cli import export
+from prefect_imageqa.flows.cli import source
 from prefect_imageqa.tasks.records import ImageRef, Kind, RowError
 from prefect_imageqa.tasks.storing.layout import open_output
 
@@ -105,12 +105,12 @@ def test_images_are_read_up_to_the_size_that_the_run_allowed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     parameters = SimpleNamespace(columns=Columns(), images=Images(max_file_bytes=9))
-    monkeypatch.setattr(export, "completed_run", lambda _: SimpleNamespace(parameters=parameters))
+    monkeypatch.setattr(source, "completed_run", lambda _: SimpleNamespace(parameters=parameters))
     (tmp_path / "a.png").write_bytes(b"0123456789")
     store = ObjectStore(uri=str(tmp_path))
     with (
-        export.open_source(store, None, None, allow_private_hosts=False) as source,
+        source.open_source(store, None, None, allow_private_hosts=False) as opened,
         pytest.raises(RowError) as raised,
     ):
-        source.reader.read(ImageRef(path=str(tmp_path / "a.png")))
+        opened.reader.read(ImageRef(path=str(tmp_path / "a.png")))
     assert raised.value.problem.kind is Kind.IMAGE_TOO_LARGE

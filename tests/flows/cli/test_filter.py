@@ -96,6 +96,7 @@ def test_another_filter_asks_nothing_and_keeps_everything_in_order(
 def test_a_dry_run_says_the_same_and_writes_nothing(call: Call, output: ObjectStore) -> None:
     judge(output)
     flags = ["filter", output.uri, "--keep", "consistency > 0", "--max-per", "answer=2"]
+    flags += ["--keep-best", "consistency=0.7"]
     before = {name: output.stamp(name) for name in output.list()}
     code, planned, err = call(*flags, "--dry-run", "--json")
     assert (code, err) == (0, "")
@@ -111,9 +112,16 @@ def test_a_dry_run_says_the_same_and_writes_nothing(call: Call, output: ObjectSt
     assert json.loads(out)["reasons"] == {
         "null in consistency": 1,
         "consistency > 0": 1,
-        "more than answer=2": 2,
+        "not among the best 70 % by consistency": 1,
+        "more than answer=2": 1,
     }
-    assert completed_run(output).parameters.checks.max_per == ("answer=2",)
+    checks = completed_run(output).parameters.checks
+    assert (checks.keep_best, checks.max_per) == (("consistency=0.7",), ("answer=2",))
+    _, out, _ = call(*flags, "--dry-run")
+    assert [line.split() for line in out.splitlines()[1:3]] == [
+        ["consistency", ">", "0", "4", "1", "1"],
+        ["best", "70", "%", "by", "consistency", "3", "2", "1"],
+    ]
 
 
 def test_pairs_that_no_check_has_judged_can_be_filtered_too(
@@ -177,10 +185,10 @@ def test_only_one_writes_to_an_output(
 
     reached, go_on = threading.Event(), threading.Event()
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **others: Any) -> Any:
         reached.set()
         assert go_on.wait(30)
-        return split_pairs(*arguments)
+        return split_pairs(*arguments, **others)
 
     monkeypatch.setattr("prefect_imageqa.flows.filtering.split_pairs", slow)
 
@@ -207,12 +215,13 @@ def test_only_one_writes_to_an_output(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --keep or --max-per; --keep true keeps all pairs"),
-        (["--keep", " "], "give --keep or --max-per; --keep true keeps all pairs"),
+        ([], "give --keep, --keep-best or --max-per; --keep true keeps all pairs"),
+        (["--keep", " "], "give --keep, --keep-best or --max-per; --keep true keeps all pairs"),
+        (["--keep-best", "confidence"], "--keep-best: 'confidence' is no share to keep"),
         (["--max-per", "type"], "--max-per: 'type' is no limit"),
         (["--max-per", "row=3"], "--max-per: 'row=3' is no limit"),
     ],
-    ids=["nothing", "empty", "no limit", "other column"],
+    ids=["nothing", "empty", "no share", "no limit", "other column"],
 )
 def test_usage_errors(flags: list[str], message: str, call: Call, tmp_path: Path) -> None:
     code, out, err = call("filter", str(tmp_path / "out"), *flags)
@@ -245,6 +254,10 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         ("CAST(answer AS INTEGER) > 1", "TRY_CAST gives NULL instead"),
     ):
         assert message in refused("--keep", keep)
+    for column in ("blind_answerable", "clarity", "row"):
+        message = refused("--keep-best", f"{column}=0.5")
+        assert f"'{column}=0.5': there is no such column of numbers" in message
+        assert "those that there are: consistency" in message
     assert "leave none of 6 pairs" in refused("--max-per", "answer=0.3")
     sink = pa.BufferOutputStream()
     pq.write_table(pq.read_table(io.BytesIO(output.read(JUDGED))).slice(1), sink)

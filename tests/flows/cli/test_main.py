@@ -87,13 +87,13 @@ def test_startup_imports_no_slow_modules(
 def test_the_help_of_a_command_says_what_its_exit_codes_mean(command: str, call: Call) -> None:
     code, out, err = call(command, "--help")
     assert (code, err) == (0, "")
-    assert "exit code" in out.lower()
+    assert "exit code" in " ".join(out.lower().split())
 
 
-def test_serve_help_names_the_command_that_builds_a_server_environment() -> None:
-    done = run_cli("serve", "--help")
-    assert "Usage: prefect-imageqa serve" in done.stdout
-    assert "python -m prefect_imageqa.serving.server.cpu_env" in done.stdout
+def test_serve_help_names_the_command_that_builds_a_server_environment(call: Call) -> None:
+    _, out, _ = call("serve", "--help")
+    assert "Usage: prefect-imageqa serve" in out
+    assert "python -m prefect_imageqa.serving.server.cpu_env" in out
 
 
 def test_a_run_without_a_server_starts_one_and_ends_it(
@@ -169,23 +169,6 @@ ERRORS = {
         1,
         "missing.json",
     ),
-    "empty dataset": (["run", "EMPTY", "--output", "OUT", "--endpoint", "URL"], 1, "empty"),
-    "unknown format": (["run", "ODD", "--output", "OUT", "--endpoint", "URL"], 1, "odd.xyz"),
-    "no column": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--image-key", "pic"],
-        1,
-        "image, conversation",
-    ),
-    "no server": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "http://127.0.0.1:9"],
-        1,
-        "no server answers",
-    ),
-    "no scheme": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "127.0.0.1:9"],
-        1,
-        "'127.0.0.1:9' is not an http:// or https:// URL",
-    ),
     "one slash": (
         ["run", "DATASET", "--output", "s3:/bucket/qa", "--endpoint", "URL"],
         1,
@@ -196,30 +179,10 @@ ERRORS = {
         1,
         "no-checkpoint: no such folder",
     ),
-    "wrong model": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--model", "gpt-5"],
-        1,
-        "does not serve 'gpt-5'",
-    ),
     "no parser": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--parser", "no_such:parser"],
         1,
         "cannot load the parser 'no_such:parser' (No module named 'no_such')",
-    ),
-    "no style": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "single=2,nope=1"],
-        1,
-        "there is no style 'nope': give one of chat, ",
-    ),
-    "broken style": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "BROKEN"],
-        1,
-        "broken.md, line 8: not allowed in a template: calls",
-    ),
-    "column of a style": (
-        ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--style", "STYLE"],
-        1,
-        "dataset.json has no column 'caption', which the style uses; the columns are: image, ",
     ),
     "unknown export": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--export", "llama"],
@@ -244,22 +207,12 @@ ERRORS = {
         2,
         "--pilot-approval: an approval needs a pilot: give its number of rows",
     ),
-    "no interpreter": (["serve", "./no-model", "--python", "/no/python"], 1, "/no/python"),
 }
 
 
 def fill_in(arguments: list[str], stub: Any, drawn: Path, tmp_path: Path) -> list[str]:
-    (drawn / "empty.json").write_text("[]")
-    (drawn / "odd.xyz").write_text("?")
-    head = "---\nname: mine\nversion: 1\ndescription: Mine.\nreply: pairs\n---\n# user\n"
-    (drawn / "mine.md").write_text(head + "{{ caption }}\n")
-    (drawn / "broken.md").write_text(head + "{{ caption() }}\n")
     names = {
         "DATASET": str(drawn / "dataset.json"),
-        "EMPTY": str(drawn / "empty.json"),
-        "ODD": str(drawn / "odd.xyz"),
-        "STYLE": str(drawn / "mine.md"),
-        "BROKEN": str(drawn / "broken.md"),
         "OUT": str(tmp_path / "out"),
         "URL": stub.url,
     }

@@ -66,6 +66,7 @@ def test_closing_ends_each_wait(
                 with pytest.raises(EndpointError, match=r"the client (was|is) closed"):
                     future.result(30)
             assert time.monotonic() - began < 5
+            assert not client.stats.notes
             sent = client.stats.requests  # the server may not have read all of them yet
             for call in (lambda: client.complete([ask("hello")]), client.check):
                 with pytest.raises(EndpointError, match="the client is closed"):

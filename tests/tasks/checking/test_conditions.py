@@ -1,5 +1,6 @@
 """What a condition keeps, and that it can do nothing but look at a pair."""
 
+import random
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from prefect_imageqa import ConditionError
+from prefect_imageqa.tasks.checking import conditions
 from prefect_imageqa.tasks.checking.conditions import Condition
 
 SCHEMA = pa.schema(
@@ -175,8 +177,10 @@ ATTACKS = [
     "contains(question, answer)",
     "question ~ '((a{100}){100}){10}'",
     "question ~ '(\\pL?\\pN?\\pM?){90}z'",
+    "question ~ '(.*a.{90})b'" + " OR question ~ '(.*a.{90})c'",
+    "question LIKE '%a" + "_" * 600 + "%' OR answer LIKE '%b" + "_" * 600 + "%'",
     "question ~ '('",
-    "question SIMILAR TO 'a{51}'",
+    "question SIMILAR TO 'a{251}'",
     "regexp_matches(question, 'a', answer)",
     "regexp_matches(question, 'a', 'gx')",
     "question GLOB '*'",
@@ -306,13 +310,31 @@ def test_a_long_text_takes_linear_time(text: str) -> None:
     assert found.to_pylist() == [False]
 
 
+def test_a_pattern_that_takes_minutes_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes some 15 s a megabyte, of which there is a tenth."""
+    monkeypatch.setattr(conditions, "_SECONDS", 0.2)
+    monkeypatch.setattr(conditions, "_PIECE_BYTES", 1 << 14)
+    schema = pa.schema([("question", pa.string())])
+    letters = random.Random(1).choices("ab", k=100_000)
+    texts = ["".join(letters[start : start + 2000]) for start in range(0, len(letters), 2000)]
+    batch = pa.record_batch([pa.array(texts)], schema=schema)
+    condition = Condition("question LIKE '%a" + "_" * 990 + "%'", schema)
+    began = time.thread_time()
+    with pytest.raises(ConditionError, match="it takes too long: use simpler patterns"):
+        condition.evaluate(batch)
+    assert time.thread_time() - began < 6
+    simple = Condition("question ~ '.*(ab|ba){3}.*' OR question ILIKE '%b_a%b'", schema)
+    [found] = simple.evaluate(batch)
+    assert found.to_pylist() == [True] * len(batch)
+
+
 def test_conditions_share_nothing_between_threads() -> None:
-    conditions = [Condition(f"row = {number}", SCHEMA) for number in range(3)]
+    opened = [Condition(f"row = {number}", SCHEMA) for number in range(3)]
     found: dict[int, list[bool]] = {}
 
     def evaluate(number: int) -> None:
         for _ in range(20):
-            found[number] = conditions[number].evaluate(PAIRS)[0].to_pylist()
+            found[number] = opened[number].evaluate(PAIRS)[0].to_pylist()
 
     threads = [threading.Thread(target=evaluate, args=(number,)) for number in range(3)]
     for thread in threads:

@@ -117,6 +117,15 @@ def test_a_broken_image_is_no_result_and_told(
     assert "2.png" in caplog.text
 
 
+def test_copies_are_known_by_the_first_images(
+    images: Path, hasher: Callable[[Path], HashRows]
+) -> None:
+    (images / "1.png").write_bytes(b"no image")
+    pairs = [*map(pair, range(5)), pair(5, images="")]
+    found = duplicates.first_images(pairs, hasher(images))
+    assert found == dict.fromkeys(["digest of 2", "digest of 3", "digest of 4"], "digest of 0")
+
+
 def test_a_shorter_dataset_is_an_error(images: Path, hasher: Callable[[Path], HashRows]) -> None:
     with pytest.raises(DatasetError, match="fewer rows"):
         judged([pair(9)], hasher(images))

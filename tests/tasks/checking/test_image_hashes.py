@@ -148,10 +148,13 @@ def test_one_small_object_makes_another_image() -> None:
     assert first_alike(hashes, range(3))[0].tolist() == [0, 0, 2]
 
 
-def test_the_same_content_is_found_without_a_comparison() -> None:
-    hashes = np.zeros(2, HASH)
-    hashes["shape"] = [0, ~np.uint64(0)]
-    assert first_alike(hashes, [1, 0])[0].tolist() == [1, 1]
+def test_the_same_content_is_found_also_if_too_many_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(image_hashes, "MAX_BUCKET", 0)
+    hashes = np.zeros(3, HASH)
+    hashes["content"] = np.array([1, 2, 1]).astype("V16")
+    assert first_alike(hashes, [2, 1, 0])[0].tolist() == [2, 1, 2]
 
 
 def test_work_is_bounded_for_images_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:

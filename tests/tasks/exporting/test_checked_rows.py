@@ -1,6 +1,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from prefect_imageqa.tasks.checking import AskedCheck, Values
@@ -11,6 +12,8 @@ from prefect_imageqa.tasks.prompting.style import PromptInput, Rendered
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row
 
 PAIR = QAPair("Which?", "red")
+NONE = np.zeros(1000, bool)
+"""Of the pairs that are dropped."""
 TURN = QAPair("And that?", "blue", turn=2)
 
 
@@ -47,7 +50,7 @@ def outcomes(count: int, failed: int = -1, missing: int = -1) -> Iterator[Finish
 
 
 def test_each_request_is_a_row_about_its_pair() -> None:
-    rows = list(check_rows(check(times=2), joined("ab", [PAIR, TURN, PAIR]), 0))
+    rows = list(check_rows(check(times=2), joined("ab", [PAIR, TURN, PAIR]), 0, NONE))
     assert [(row.index, row.where, row.sample) for row in rows] == [
         (index, f"d:{index}, pair {number}", sample)
         for index in (0, 1)
@@ -71,13 +74,13 @@ def test_a_pair_has_the_verdict_on_its_own_outcomes_or_none(
     count: int, failed: int, missing: int, expected: list[str | None]
 ) -> None:
     pairs = [found for _, found in joined("a", [PAIR, TURN, PAIR])]
-    values = asked_values(check(times=2), pairs, outcomes(count, failed, missing), 0)
+    values = asked_values(check(times=2), pairs, outcomes(count, failed, missing), 0, NONE)
     assert [value for (value,) in values] == expected
 
 
 def other_images(images: str, seed: int = 0) -> list[str]:
     """The image that is shown in place of that of each row; a space if the row is not asked."""
-    rows = check_rows(check(other_image=True), joined(images), seed)
+    rows = check_rows(check(other_image=True), joined(images), seed, NONE)
     shown = {row.index: row.record["image"] for row in rows}
     return [shown.get(number, " ") for number in range(len(images))]
 
@@ -100,5 +103,5 @@ def test_a_dataset_with_one_image_does_not_fill_the_memory() -> None:
 
 def test_outcomes_of_other_images_belong_to_the_pairs_that_were_asked() -> None:
     pairs = [found for _, found in joined("a b")]
-    values = asked_values(check(other_image=True), pairs, outcomes(2), 0)
+    values = asked_values(check(other_image=True), pairs, outcomes(2), 0, NONE)
     assert [value for (value,) in values] == ["0", None, "1"]

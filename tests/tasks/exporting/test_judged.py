@@ -1,14 +1,17 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect_imageqa.tasks.checking import CheckedPair, ComputedCheck, Values
+from prefect_imageqa.tasks.checking.conditions import Condition
 from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
+from prefect_imageqa.tasks.exporting.check_values import MAX_EVIDENCE, CheckValues
 from prefect_imageqa.tasks.exporting.checked_rows import checked_pairs
 from prefect_imageqa.tasks.exporting.export import export_rows
-from prefect_imageqa.tasks.exporting.judged import MAX_EVIDENCE, Judged, last_judged, write_judged
+from prefect_imageqa.tasks.exporting.judged import Judged, last_judged, write_judged
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, Row
@@ -41,7 +44,9 @@ def exported(local: ObjectStore) -> ObjectStore:
 
 def written(store: ObjectStore, values: list[Values], inputs: str = "") -> Judged:
     check, said = checked(values)
-    return write_judged.fn(store, [check], [said], inputs)
+    found = CheckValues(store, [check], Condition("", pa.schema([])), len(values), "unused")
+    found.add(check.name, said, np.zeros(len(values), bool))
+    return write_judged.fn(store, [check], found, inputs)
 
 
 def test_judged_pairs_have_what_the_checks_say(exported: ObjectStore) -> None:
@@ -71,7 +76,7 @@ def test_they_are_known_to_be_right_by_what_they_were_made_from(exported: Object
 
 
 def test_a_check_says_something_of_every_pair(exported: ObjectStore) -> None:
-    with pytest.raises(StoreError, match="more pairs than check duplicates has judged, 1"):
+    with pytest.raises(StoreError, match="more pairs than check duplicates has judged"):
         written(exported, [("", 1)])
 
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prefect_imageqa import ConditionError, ObjectStore
 from prefect_imageqa.tasks.checking.balance import Cap
+from prefect_imageqa.tasks.checking.best import Best
 from prefect_imageqa.tasks.errors import ObjectCorruptedError, ObjectMissingError
 from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS, PAIRS_SCHEMA
 from prefect_imageqa.tasks.exporting.row_pairs import read_pairs
@@ -134,6 +135,59 @@ def test_limits_come_after_the_condition(local: ObjectStore) -> None:
     assert places(table(local, PAIRS)) != first
 
 
+def test_the_best_are_those_of_what_the_condition_keeps(local: ObjectStore) -> None:
+    """Eight have a result and meet it: half of these are four, and one more is as good."""
+    scores = [0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, None, float("nan")]
+    lines = [
+        pair(row, consistency=score, judge_visual=5 if row < 8 else 1 if row < 10 else 5)
+        for row, score in enumerate(scores)
+    ]
+    judged(local, lines)
+    half = [Best("consistency", 0.5)]
+    split = split_pairs(local, "judge_visual > 4", best=half)
+    assert places(table(local, PAIRS)) == [(row, 0) for row in (3, 4, 5, 6, 7)]
+    assert split.reasons == {
+        "judge_visual > 4": 2,
+        "null in consistency": 2,
+        "not among the best 50 % by consistency": 3,
+    }
+    part = split.parts[1]
+    assert (part.text, part.passed, part.failed, part.unknown) == (
+        *("best 50 % by consistency", 7, 3),
+        2,
+    )
+    assert split_pairs(local, best=half).pairs == 5
+    assert places(table(local, PAIRS)) == [(row, 0) for row in (5, 6, 7, 8, 9)]
+    record = last_split(local)
+    assert record is not None
+    assert record.keep_best == ("consistency=0.5",)
+
+
+def test_pairs_are_among_the_best_by_each_number(local: ObjectStore) -> None:
+    judged(local, [pair(row, consistency=row / 10, judge_visual=10 - row) for row in range(10)])
+    best = [Best("consistency", 0.7), Best("judge_visual", 0.7)]
+    split_pairs(local, best=best)
+    assert places(table(local, PAIRS)) == [(row, 0) for row in (3, 4, 5, 6)]
+    split_pairs(local, best=best[::-1])
+    assert places(table(local, PAIRS)) == [(row, 0) for row in (3, 4, 5, 6)]
+
+
+def test_limits_come_after_the_best(local: ObjectStore) -> None:
+    judged(local, [pair(row, consistency=row / 10, answer="ab"[row % 2]) for row in range(10)])
+    split = split_pairs(local, "", [Cap("answer", 2)], best=[Best("consistency", 0.6)])
+    assert min(places(table(local, PAIRS))) >= (4, 0)
+    assert split.pairs == 4
+
+
+def test_turns_after_one_that_is_not_among_the_best_are_filtered_too(local: ObjectStore) -> None:
+    scores = [0.9, 0.1, 0.9, 0.8]
+    lines = [pair(0, place, turn=place + 1, consistency=it) for place, it in enumerate(scores)]
+    judged(local, lines)
+    split = split_pairs(local, best=[Best("consistency", 0.75)])
+    assert places(table(local, PAIRS)) == [(0, 0)]
+    assert split.reasons == {"not among the best 75 % by consistency": 1, EARLIER_TURN: 2}
+
+
 def test_limits_that_no_choice_meets_are_refused_and_change_nothing(local: ObjectStore) -> None:
     judged(local, [pair(row, type="count" if row % 2 else "colour") for row in range(9)])
     split_pairs(local)
@@ -215,6 +269,7 @@ _LINES = st.lists(
         max_size=2,
         unique=True,
     ),
+    shares=st.lists(st.sampled_from([0.01, 0.5, 0.99]), max_size=2),
     group=st.integers(1, 20),
 )
 @settings(
@@ -223,8 +278,14 @@ _LINES = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_no_pair_is_lost_or_doubled(
-    local: ObjectStore, values: list[Any], keep: str, caps: list[Cap], group: int
+    local: ObjectStore,
+    values: list[Any],
+    keep: str,
+    caps: list[Cap],
+    shares: list[float],
+    group: int,
 ) -> None:
+    best = [Best("consistency", share) for share in shares]
     lines, row, number = list[Line](), 0, 0
     for step, score, flag, answer, turn in values:
         number = 0 if step or not lines else number + 1
@@ -233,10 +294,10 @@ def test_no_pair_is_lost_or_doubled(
         lines.append({**line, "turn": turn or None, "type": answer.upper()})
     judged(local, lines, group)
     try:
-        plan = plan_split(local, keep, caps, 7)
+        plan = plan_split(local, keep, caps, 7, best=best)
     except ConditionError:  # the limits contradict one another
         return
-    split = split_pairs(local, keep, caps, 7)
+    split = split_pairs(local, keep, caps, 7, best=best)
     assert split == plan.split
     kept, filtered = table(local, PAIRS), table(local, FILTERED)
     assert (len(kept), len(filtered)) == (split.pairs, split.filtered_pairs)
@@ -250,4 +311,5 @@ def test_no_pair_is_lost_or_doubled(
         pa.Table.from_pylist(lines, SCHEMA).to_pylist()
     )
     judged(local, lines, 1000)
-    assert plan_split(local, keep, caps, 7).codes.tolist() == plan.codes.tolist()
+    again = plan_split(local, keep, caps, 7, best=best)
+    assert again.codes.tolist() == plan.codes.tolist()

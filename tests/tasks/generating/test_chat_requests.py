@@ -76,6 +76,8 @@ def test_an_image_is_changed_where_the_message_asks_for_it() -> None:
     assert Image.open(io.BytesIO(first)).size == Image.open(io.BytesIO(second)).size
     assert Image.open(io.BytesIO(first)).getpixel((0, 0)) == (255, 0, 0)
     assert Image.open(io.BytesIO(second)).getpixel((0, 0)) != (255, 0, 0)
+    again = build_request(prompt(messages=(message,), images=pending.images), SETTINGS)
+    assert again.messages[0]["content"][1]["image_url"]["url"].data is second  # made once
     plain_only = {"role": "user", "content": [plain]}
     assert images_at_once(replace(pending, messages=(plain_only,)), SETTINGS) is not None
 

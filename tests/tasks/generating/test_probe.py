@@ -8,9 +8,9 @@ from prefect_imageqa.serving.client.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from prefect_imageqa.tasks.errors import EndpointError
-from prefect_imageqa.tasks.generating.probe import schema_refusal, server_guides
+from prefect_imageqa.tasks.generating.probe import guide_refusal, server_guides
 
-SCHEMA = {"type": "object"}
+GUIDE = {"response_format": {"type": "json_object"}}
 REPLY = Completion("{", "length", 1, 16, 0.1, "stub")
 REFUSAL = Failure(FailureKind.BAD_REQUEST, "HTTP 400: the schema is odd", 400)
 TIMEOUT = Failure(FailureKind.TIMEOUT, "no reply within 300 s")
@@ -54,9 +54,9 @@ def test_a_schema_is_refused_if_the_same_request_succeeds_without(
     guided: Outcome, unguided: Outcome, refusal: str, requests: int
 ) -> None:
     client = ProbedClient(guided, unguided)
-    assert schema_refusal(client, SCHEMA) == refusal
+    assert guide_refusal(client, GUIDE) == refusal
     assert len(client.requests) == requests
-    assert client.requests[0].options["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert client.requests[0].options["response_format"] == GUIDE["response_format"]
     assert all(request.options["max_tokens"] <= 16 for request in client.requests)
 
 

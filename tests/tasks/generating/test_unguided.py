@@ -1,6 +1,7 @@
 """A reply that was cut off in the middle of a loop is asked for once more, without guidance."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,19 @@ def test_other_replies_are_asked_for_once(reply: Any) -> None:
     client = GuidedClient({"a": reply}, {"a": WHOLE})
     generate(batch("a"), client)
     assert len(client.options) == 1
+
+
+def test_a_greedy_request_that_would_be_the_same_is_not_sent() -> None:
+    greedy = replace(SETTINGS, options={"temperature": 0.0, "seed": 42})
+    for settings in (
+        greedy,
+        replace(SETTINGS, options={**SETTINGS.options, **greedy.options}, guided=False),
+    ):
+        client = GuidedClient({}, {"a": LOOP})
+        pending = batch("a")
+        generate_batch.fn(pending, client, settings)
+        assert (len(client.options), list(pending.settled)) == (1, [pending.prompts[0].key])
+        assert "response_format" not in client.options[0]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,9 @@ def test_copies_of_a_patient_store_share_its_patience_and_its_connection() -> No
 
 
 def test_a_working_store_passes_the_check(working: dict[str, str]) -> None:
-    ObjectStore(**working).check()
+    store = ObjectStore(**working)
+    store.check()
+    assert store.list() == []
 
 
 @pytest.mark.parametrize(

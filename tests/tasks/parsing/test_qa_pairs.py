@@ -5,7 +5,7 @@ import gc
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -421,7 +421,7 @@ def test_pairs_from_any_text_are_stripped_and_complete(text: str) -> None:
     for pair in parse_qa_pairs(text):
         assert pair.question == pair.question.strip() != ""
         assert pair.answer == pair.answer.strip() != ""
-    for form in ReplyForm:
+    for form in set(ReplyForm) - {ReplyForm.GIVEN}:  # a given answer is not read
         for pair in find_pairs(text, Asked("What?", form=form)).pairs:
             assert pair.question == pair.question.strip() != ""
             assert (pair.answer == "") is (form is ReplyForm.QUESTIONS)
@@ -437,50 +437,55 @@ def no_gc() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.usefixtures("no_gc")
-@pytest.mark.parametrize(
-    "unit",
-    ["Question:", "Question:\n", "Q:\nA:\n", "Q:x\nA:\n\n", "A:\n", "{", '{"', '{"a":', '{"a":[',
-     '{"\\"', '{"question":"q","answer":"a"}', '{"q":1,"a":{"q":1,"a":"b"}', "[", '["', "**", "*",
-     "_", "#", "# ", "> ", " ", "\n", "\r\n", "1. ", "1", "---\n", "- ", "```\n", "`", "<think>",
-     "</think>", "<think></think>", "问题", "问：答：", "\ud800", '"', "\\", "\\n", "'", "{'",
-     '{"q":"', ',"q":"', "<question>", "<answer>", "<|channel|>", "<|channel|>final<|message|>",
-     "<|im_end|>", "</s>", "Q: x? A: y. ", "? A:", "? ", "analysis", "[THINK]",
-     "[Q", "Q(", "【问题】", "|", "| ", "|---|---|\n", "|a|b|\n", "A: x\nB: y\n", "\\ne $x",
-     "\\ne \\(", "\\ne \\[x", "\\ne \\\\( $$", "x <think> ", "a </think> b"],
-    ids=repr,
+HOSTILE = (
+    "Question:", "Question:\n", "Q:\nA:\n", "Q:x\nA:\n\n", "A:\n", "{", '{"', '{"a":', '{"a":[',
+    '{"\\"', '{"question":"q","answer":"a"}', '{"q":1,"a":{"q":1,"a":"b"}', "[", '["', "**", "*",
+    "_", "#", "# ", "> ", " ", "\n", "\r\n", "1. ", "1", "---\n", "- ", "```\n", "`", "<think>",
+    "</think>", "<think></think>", "问题", "问：答：", "\ud800", '"', "\\", "\\n", "'", "{'",
+    '{"q":"', ',"q":"', "<question>", "<answer>", "<|channel|>", "<|channel|>final<|message|>",
+    "<|im_end|>", "</s>", "Q: x? A: y. ", "? A:", "? ", "analysis", "[THINK]",
+    "[Q", "Q(", "【问题】", "|", "| ", "|---|---|\n", "|a|b|\n", "A: x\nB: y\n", "\\ne $x",
+    "\\ne \\(", "\\ne \\[x", "\\ne \\\\( $$", "x <think> ", "a </think> b",
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "frame",
-    ["{}", "**Q:** x\n**A: {}\nQ: z", "**Question{}x", "|Question|Answer|\n|-|-|\n{}"],
-    ids=["bare", "as-answer", "within-label", "in-table"],
-)
-def test_time_grows_linearly_with_hostile_text(unit: str, frame: str) -> None:
-    check_time(unit, frame, Asked(), 25_000)
+HOSTILE_IN_A_FORM = (
+    "A. ", "A. x\n", "A. x\nB. x\n", "- A) x\n", "(a) ", "(a) (b) ", "Options:\n", "Options: ",
+    "- x\n", "Type: x\n", "k: v\nType: x\n", "Reasoning: x\n", "1. x\n", "x?\n", "x? ", "**x",
+    '["', '"x?",', "A and ", "the answer is ", "B is correct ", " ✓", "<type>", "User: x\n",
+    "User: x\nAI: y\n", " \n", "``` \n", ",", '\\"', '"a\\', "Answer: x\n",
+    "x?\nA. x\nB. y\nAnswer: A\n", "- Type: x\n", "a) x\n1. x\n",
+)  # fmt: skip
 
 
-def check_time(unit: str, frame: str, asked: Asked, size: int) -> None:
-    def seconds(size: int) -> float:
+def slow_units(units: Sequence[str], frame: str, asked: Asked, size: int) -> list[str]:
+    """The units that take more than linear time, repeated in a frame to a text of that size."""
+
+    def seconds(unit: str, size: int) -> float:
         text = frame.replace("{}", unit * (size // len(unit)))
         start = time.thread_time()
         find_pairs(text, asked)
         return time.thread_time() - start
 
-    # Twice the text should take twice the time; if it were quadratic, four times a time that is far
-    # above the 20 ms added for noise. Several tries, because a busy machine disturbs some.
-    assert any(seconds(2 * size) < 3 * seconds(size) + 0.02 for _ in range(5))
+    def is_linear(unit: str) -> bool:
+        # Twice the text should take twice the time; if it were quadratic, four times a time that is
+        # far above the 20 ms added for noise.
+        twice = seconds(unit, 2 * size)
+        return twice < 0.02 or twice < 3 * seconds(unit, size) + 0.02
+
+    # Several tries, because a busy machine disturbs some.
+    return [unit for unit in units if not any(is_linear(unit) for _ in range(5))]
 
 
 @pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize(
-    "unit",
-    ["A. ", "A. x\n", "A. x\nB. x\n", "- A) x\n", "(a) ", "(a) (b) ", "Options:\n", "Options: ",
-     "- x\n", "Type: x\n", "k: v\nType: x\n", "Reasoning: x\n", "1. x\n", "x?\n", "x? ", "**x",
-     '["', '"x?",', "A and ", "the answer is ", "B is correct ", " ✓", "<type>", "User: x\n",
-     "User: x\nAI: y\n", " \n", "``` \n", ",", '\\"', '"a\\', "Answer: x\n",
-     "x?\nA. x\nB. y\nAnswer: A\n", "- Type: x\n", "a) x\n1. x\n"],
-    ids=repr,
-)  # fmt: skip
+    "frame",
+    ["{}", "**Q:** x\n**A: {}\nQ: z", "**Question{}x", "|Question|Answer|\n|-|-|\n{}"],
+    ids=["bare", "as-answer", "within-label", "in-table"],
+)
+def test_time_grows_linearly_with_hostile_text(frame: str) -> None:
+    assert not slow_units(HOSTILE, frame, Asked(), 25_000)
+
+
+@pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize(
     ("form", "frame"),
     [
@@ -500,8 +505,8 @@ def check_time(unit: str, frame: str, asked: Asked, size: int) -> None:
         *("questions", "json-questions", "json-question"),
     ],
 )
-def test_time_grows_linearly_in_every_form(unit: str, form: ReplyForm, frame: str) -> None:
-    check_time(unit, frame, Asked("x?", form=form), 20_000)
+def test_time_grows_linearly_in_every_form(form: ReplyForm, frame: str) -> None:
+    assert not slow_units(HOSTILE_IN_A_FORM, frame, Asked("x?", form=form), 20_000)
 
 
 LOST = {

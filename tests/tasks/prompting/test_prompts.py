@@ -119,6 +119,47 @@ def test_a_pair_is_asked_only_once_if_the_answers_cannot_differ(folder: Path) ->
     assert len(keys) == 1
 
 
+def test_an_answer_that_a_row_has_is_in_its_key_and_no_other_key_changes(folder: Path) -> None:
+    plain = settings(folder)
+    columns = plain.columns.model_copy(update={"answer": "gold"})
+
+    def prompt(settings: PromptSettings, sample: int = 0, **record: Any) -> Prompt:
+        asked = row({"image": "a.png", "conversation": "Which?", **record})
+        return prompt_row(replace(asked, sample=sample), settings)
+
+    with_answers = replace(plain, columns=columns)
+    unanswered = [prompt(with_answers, gold=gold) for gold in (None, "", " ")]
+    assert {found.key for found in unanswered} == {prompt(plain).key}
+    assert {found.given_answer for found in unanswered} == {""}
+    keys = {prompt(with_answers, gold=gold).key for gold in ("this", "that", "1")}
+    assert len(keys | {prompt(plain).key}) == 4
+    given = [prompt(with_answers, sample, gold=gold) for sample, gold in enumerate((1, 1.0, "1"))]
+    assert {found.given_answer for found in given} == {"1"}
+    assert len({found.key for found in given}) == 1
+    elsewhere = replace(
+        with_answers, system_prompt="", user_prompt="", style=style_of(lambda _: [], "x")
+    )
+    assert prompt(elsewhere, gold="this").key in keys
+
+
+@pytest.mark.parametrize(
+    ("gold", "message"),
+    [
+        (["this"], "the answer in column 'gold' is a list; give one text"),
+        (True, "the answer in column 'gold' is a bool; give one text"),
+        ("a" * 100_001, "the answer in column 'gold' has 100,001 characters, more than 100,000"),
+    ],
+    ids=["list", "bool", "long"],
+)
+def test_what_is_no_answer(gold: Any, message: str, folder: Path) -> None:
+    plain = settings(folder)
+    columns = plain.columns.model_copy(update={"answer": "gold"})
+    record = {"image": "a.png", "conversation": "Which?", "gold": gold}
+    assert prompt_row(row(record), replace(plain, columns=columns)).problem == Problem(
+        Kind.BAD_ROW, message
+    )
+
+
 def test_without_an_image_column_no_image_is_sent(folder: Path) -> None:
     prompt = prompt_row(row({"image": "nowhere.png"}), settings(folder, image_key=None))
     assert prompt.problem is None

@@ -221,6 +221,9 @@ def test_turns_of_a_dialogue_in_several_batches_are_judged_together() -> None:
         for n, (question, answer) in enumerate(turns)
     ]
     assert judged_by_scenes(lines).filter.before == Share(2, 2)
+    negative = {"question": "What color is the star?", "answer": "There is no star in the image."}
+    lines.append({**negative, "row": 0, "pair": 2, "type": "unanswerable"})
+    assert judged_by_scenes(lines).filter.before == Share(3, 3)
 
 
 def test_samples_of_a_record_are_about_its_scene() -> None:

@@ -18,6 +18,7 @@ from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS
 from prefect_imageqa.tasks.exporting.qa_json import QA_JSONL
 from prefect_imageqa.tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
+from prefect_imageqa.tasks.exporting.split import split_pairs
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.thumbnails import LARGE_SIDE, SIDE, thumbnail
@@ -27,12 +28,18 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row
 from prefect_imageqa.tasks.reporting import row_images
+from prefect_imageqa.tasks.reporting.facts import card, filters, gallery_note
 from prefect_imageqa.tasks.reporting.row_images import ImageSource, RowImages
-from prefect_imageqa.tasks.reporting.samples import SampledRow, likely_sample, sample_rows
+from prefect_imageqa.tasks.reporting.samples import (
+    FILTERED_KIND,
+    SampledRow,
+    likely_sample,
+    sample_rows,
+)
 from prefect_imageqa.tasks.reporting.statistics import Statistics, Tally, compute_statistics
 from prefect_imageqa.tasks.runs.run_record import RunRecord, complete_run, completed_run
 from prefect_imageqa.tasks.storing.key_index import pack_keys
-from prefect_imageqa.tasks.storing.layout import PassFolder, open_output
+from prefect_imageqa.tasks.storing.layout import JUDGED, PassFolder, open_output
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.row_keys import write_keys
 from prefect_imageqa.tasks.storing.store import write_part
@@ -476,3 +483,29 @@ def test_thumbnails_contain_no_metadata() -> None:
 )
 def test_unsafe_images_have_no_thumbnail(data: bytes, changed: dict[str, Any]) -> None:
     assert thumbnail(data, ImageSettings(**changed)) == ""
+
+
+def test_filtered_rows_are_shown_with_their_pairs_and_the_reason(
+    make_output: MakeOutput, tmp_path: Path
+) -> None:
+    store = ObjectStore(uri=str(tmp_path / "out"))
+    make_output(store, 20, every_fifth)
+    store.write(JUDGED, store.read(PAIRS))
+    split = split_pairs(store, "row % 4 <> 1 AND pair = 0")
+    rows = {row.row: row for row in sampled(store)}
+    filtered = [row for row in rows.values() if row.kind == FILTERED_KIND]
+    assert [row.row for row in filtered] == [1, 5, 13, 17]
+    assert len(filtered) == split.filtered_rows
+    assert [len(row.pairs) for row in filtered] == [2] * 4
+    assert {row.reason for row in filtered} == {"(row % 4) <> 1"}
+    assert (len(rows[3].pairs), rows[3].kind) == (1, "")
+    run = completed_run(store)
+    counts = run.counts.model_copy(update={"ok": 12, "filtered": 4})
+    cards = list(map(card, rows.values()))
+    assert gallery_note(run.model_copy(update={"counts": counts}), cards) == (
+        "12 of 12 answered, 4 of 4 filtered and 4 of 4 quarantined rows, spread evenly over the "
+        "dataset."
+    )
+    assert [(fact.name, fact.note) for fact in filters(cards)] == [
+        *(("all", "20"), ("answered", "12"), ("filtered", "4"), ("truncated", "4"))
+    ]
