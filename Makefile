@@ -63,7 +63,7 @@ demo-accuracy: $(FLOW_ENV) $(SERVER_ENV) ## Measure the demo model and write the
 bench: $(FLOW_ENV) $(SERVER_ENV) ## Measure speed, CPU and memory beside other clients, into docs/performance.md
 	$(BIN)/python benchmarks/performance.py
 
-bench-checks: $(FLOW_ENV) $(SERVER_ENV) ## Measure what the checks find and lose, into docs/checks.md
+bench-checks: $(FLOW_ENV) $(SERVER_ENV) ## Measure what the checks find and lose, into docs/checks_measured.md
 	$(BIN)/python benchmarks/checks.py
 	$(BIN)/python benchmarks/duplicates.py
 

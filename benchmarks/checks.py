@@ -5,9 +5,9 @@
 Each source is a dataset whose pairs are known to be right or wrong (`check_sources.py`). It is run
 with all checks on a real vLLM server with the demo model, one check after the other, so that the
 requests and seconds of each are known. The results are kept in `build/checks/results.json` after
-each source, and the tables in `docs/checks.md` are written from all that are there: `--missing`
-goes on with the others. A source that was cut off goes on where it was: its output is in
-`build/checks` too. With `--quick`, there are few pairs and the docs are left alone.
+each source, and the tables in `docs/checks_measured.md` are written from all that are there:
+`--missing` goes on with the others. A source that was cut off goes on where it was: its output is
+in `build/checks` too. With `--quick`, there are few pairs and the docs are left alone.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from prefect_imageqa.tasks.storing.layout import JUDGED
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "checks"
-PAGE = ROOT / "docs" / "checks.md"
+PAGE = ROOT / "docs" / "checks_measured.md"
 CHECKPOINT = ROOT / "serving" / "demo_model" / "checkpoint"
 RUBRIC = Path(__file__).with_name("demo_rubric.md")
 """The demo model was taught to judge with it; it cannot follow the built-in one."""

@@ -20,7 +20,7 @@ from planted_copies import COPIES, LIGHTS, QUESTIONS, WORDINGS, Sets, draw, enco
 from prefect_imageqa.serving.demo_model.scenes import Scene
 from prefect_imageqa.tasks.reporting.detection import Share
 
-PAGE = ROOT / "docs" / "checks.md"
+PAGE = ROOT / "docs" / "checks_measured.md"
 BEGIN, END = "<!-- duplicates: begin -->\n", "<!-- duplicates: end -->\n"
 CHECKS = {"duplicates": "near_duplicate_image", "contamination": "contamination"}
 PLANTED, RANDOM = 600, 20_000

@@ -37,7 +37,7 @@ Answer = Callable[[Run, OpenPass, Iterator[Row]], None]
 """Makes one pass over rows."""
 
 
-def judge_pairs(run: Run, table: Dataset, pairs: int, answer: Answer) -> Judged:
+def check_pairs(run: Run, table: Dataset, pairs: int, answer: Answer) -> Judged:
     """Make all checks of the exported pairs, and store what they say of each.
 
     Nothing is asked twice, and a pair of which a request failed has no result.
@@ -63,7 +63,7 @@ def judge_pairs(run: Run, table: Dataset, pairs: int, answer: Answer) -> Judged:
                 said = check.judge(lambda: checked_pairs(run.output))
                 values.add(check.name, said, np.zeros(pairs, bool))
         wanted, inputs = run.checks.wanted, run.export_inputs()
-        if inputs:  # which do not say which of the unanswerable pairs were added
+        if inputs:  # and which unanswerable pairs were added
             inputs = values.digest(f"{inputs} {wanted.negatives} {wanted.seed}", READING)
         judged = last_judged(run.output, inputs)
         if judged is None:

@@ -10,9 +10,9 @@
    by bisection: the row that crashes it on its own is quarantined.
 5. If questions are answered separately, a second pass does so, in which each question is a row.
 6. `export_rows` reads the table again and joins it with the stored rows.
-7. If there are checks, `judge_pairs` makes them: each that asks the model is a further pass, in
-   which each pair is a row. `keep_pairs` splits the pairs into those that are kept and the others.
-   If unanswerable pairs are wanted, `add_negatives` first adds them by such a pass.
+7. If there are checks, `add_negatives` adds the unanswerable pairs that are wanted, `check_pairs`
+   makes the checks, and `keep_pairs` splits the pairs into those that are kept and the others. A
+   check that asks the model is a further pass, in which each pair is a row.
 
 A row that fails is quarantined: stored and exported with the reason. `prompt_rows` finds missing
 images, `generate_batch` broken ones and rejected requests, `parse_and_store` truncated replies.
@@ -70,7 +70,7 @@ from ..tasks.runs.pilot import Pilot
 from ..tasks.storing import StoredBatch, parse_and_store
 from ..tasks.storing.questions import question_rows, with_answers
 from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
-from .checks import judge_pairs, keep_pairs
+from .checks import check_pairs, keep_pairs
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
 from .negatives import add_negatives
@@ -185,6 +185,7 @@ def image_qa(
             answer_rows(run, answers, question_rows(run.rows.read_again(), outcomes))
             outcomes = with_answers(main_pass.outcomes(), answers.outcomes())
         rows = thumbnails.watch(run.rows.read_again(), final_sample(main_pass))
+        # The task that writes `pairs.parquet` materializes the asset.
         last_step = as_asset(keep_pairs if checks.are_wanted else export_rows, run.output, table)
         export = export_rows if checks.are_wanted else last_step
         counts = export(
@@ -200,7 +201,7 @@ def image_qa(
         )
         if checks.are_wanted:
             counts = add_negatives(run, table, counts, answer_rows)
-            judged = judge_pairs(run, table, counts.pairs, answer_rows)
+            judged = check_pairs(run, table, counts.pairs, answer_rows)
             counts = last_step(run.output, checks, counts, judged)
         for name in exports.formats:
             export_for_training(quote(run.training_source(table)), name, exports)

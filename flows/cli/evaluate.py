@@ -104,7 +104,9 @@ def _lines(
     yield ""
     yield printable(kept_sentence(evaluation, run.parameters.checks))
     yield from _table(("filtered by", "pairs", ""), _counted(evaluation.reasons, pairs))
-    headers = ("check", "passes if", "pass", "fail", "not judged", "5 %, median, 95 %")
+    headers: tuple[str, ...] = (
+        *("check", "passes if", "pass", "fail", "not judged", "not asked", "5 %, median, 95 %"),
+    )
     yield from _table(headers, map(_check_row, evaluation.checks))
     headers = ("first", "second", "both pass", "only first", "only second", "none")
     yield from _table(headers, agreement_rows(evaluation))
@@ -126,7 +128,10 @@ def _truth_lines(evaluation: "Evaluation") -> Iterator[str]:
     yield from _table(
         ("", "right of those that pass", "precision", "recall", "right pairs lost", "AUC"), rows
     )
-    yield "precision: wrong ones among the pairs that fail; recall: wrong pairs that fail"
+    yield (
+        "precision: wrong ones among the pairs that fail; recall: wrong pairs that fail; "
+        "AUC: how often a right pair scores above a wrong one"
+    )
     kinds = sorted(evaluation.kinds.items(), key=lambda item: -item[1].before.of)
     by_kind = [
         (
@@ -151,13 +156,13 @@ def _per_image(per_image: Mapping[int, int]) -> str:
 def _counted(counts: Mapping[str, int], total: int) -> Iterator[tuple[str, ...]]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     for name, count in ordered[:_MAX_LINES]:
-        yield name, f"{count:,}", f"{100 * count / total:.1f} %"
+        yield name, f"{count:,}", f"{100 * count / max(total, 1):.1f} %"
     if len(ordered) > _MAX_LINES:
         yield f"and {len(ordered) - _MAX_LINES:,} more", "", ""
 
 
 def _check_row(check: "CheckCounts") -> tuple[str, ...]:
-    counts = (check.passed, check.failed, check.unjudged)
+    counts = (check.passed, check.failed, check.unjudged, check.unasked)
     quantiles = ", ".join(f"{value:.3g}" for value in check.quantiles)
     return (check.column.name, check.column.rule, *(f"{count:,}" for count in counts), quantiles)
 
@@ -224,6 +229,7 @@ def _check_json(check: "CheckCounts") -> dict[str, Any]:
         "passed": check.passed,
         "failed": check.failed,
         "unjudged": check.unjudged,
+        "unasked": check.unasked,
         "quantiles": list(check.quantiles),
         "bins": dict(check.bins),
     }

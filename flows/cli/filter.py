@@ -44,8 +44,8 @@ def filter_output(
     Starts from all pairs, whatever an earlier filter took out: pairs.parquet gets those that are
     kept, filtered.parquet the others, each with the reason. Exports for training that are there are
     written anew, and so are the report and the dataset card. A run does the same with --keep,
-    --keep-best and --max-per. Exit code 0: done; 1: the condition is none, or there is no completed
-    run, or something cannot be read or written; 2: usage error.
+    --keep-best and --max-per. Exit code 0: done; 1: the condition cannot be used, there is no
+    completed run, or something cannot be read or written; 2: usage error.
 
     Example: prefect-imageqa filter qa --keep "consistency >= 0.66 AND length(answer) < 100"
 
@@ -88,8 +88,8 @@ def filter_output(
         split = planned_filter(output_store, keep, caps, best)
     else:
         with (
-            filtered(output_store, keep, caps, best) as split,
             open_source(output_store, dataset, image_root, allow_private_hosts) as source,
+            filtered(output_store, keep, caps, best) as split,
         ):
             _rewrite_exports(source, with_dataset=dataset is not None)
             write_report(source)
@@ -142,12 +142,10 @@ def _settings(record: ExportRecord, exports: Exports) -> Exports:
 def _lines(split: PairSplit) -> Iterator[str]:
     """What each part of the filter does, and what is kept."""
     if split.parts:
-        yield f"{'':<{_WIDTH}}{'met':>12}{'not met':>12}{'no result':>12}"
+        headers = ("met", "not met", "no result", "not asked")
+        yield " " * _WIDTH + "".join(f"{header:>12}" for header in headers)
     for part in split.parts:
-        yield _line(part.text, part.passed, part.failed, part.unknown)
-    named = [name for part in split.parts for name in part.columns]
-    for name in dict.fromkeys(name for name in named if named.count(name) > 1):
-        yield _line(f"all parts with {name}", split.columns[name])
+        yield _line(part.text, part.passed, part.failed, part.unknown, part.unasked)
     for reason, count in split.reasons.items():
         yield _line(f"filtered: {reason}", count)
     pairs, rows = split.pairs + split.filtered_pairs, split.rows + split.filtered_rows

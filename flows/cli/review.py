@@ -68,9 +68,10 @@ def review(
             found = ImageSource(source.rows, source.columns, source.base)
             images = RowImages(found, source.reader, source.limits)
         pairs = sample_pairs(output_store, sample, seed, names, images)
+    page = render_review(pairs, output_store.uri)
     try:
         with to.open("xb") as file:
-            file.write(render_review(pairs, output_store.uri))
+            file.write(page)
     except FileExistsError:
         raise ImageQAError(f"{to} exists: give another file with --to, or remove it") from None
     except OSError as error:

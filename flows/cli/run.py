@@ -78,7 +78,8 @@ def validation_message(error: ValidationError, flag: str = "") -> str:
         flag = f"--{flag_of(*path[:2])}"
     elif path:
         flag = f"--{path[0].replace('_', '-')}"
-    return f"{flag}: {first['msg'].removeprefix('Value error, ')}"
+    given = f", not {first['input']!r:.100}" if first["type"] == "literal_error" else ""
+    return f"{flag}: {first['msg'].removeprefix('Value error, ')}{given}"
 
 
 def with_code(parameters: dict[str, Any]) -> dict[str, Any]:

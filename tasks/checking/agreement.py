@@ -8,8 +8,8 @@ words, units, yes and no, and short answers within sentences. It does not know s
 from collections.abc import Sequence
 
 from ..parsing.choices import LETTERS, choice_in, normal
-from .answer_words import Said, said
-from .declining import is_denial, is_refusal
+from .answer_words import NEGATIONS, Said, said
+from .declining import is_denial, is_refusal, is_unsure
 
 LONGEST = 1000
 """Characters of an answer; a longer one agrees only with one that is the same but for case, white
@@ -70,7 +70,9 @@ def _same(a: str, b: str, question: str) -> bool:
 
 def _is_no(verdict: Said, other: Said, text: str) -> bool:
     """Whether a sentence without "yes" and "no" says no, as the other answer does."""
-    return verdict.verdict == "no" and bool(other.denied) and not is_refusal(text)
+    denials = NEGATIONS - {"without"}
+    denied = any(not denials.isdisjoint(clause.split()) for clause in other.denied)
+    return verdict.verdict == "no" and denied and not is_unsure(text)
 
 
 def _is_begun(one: Said, other: Said) -> bool:

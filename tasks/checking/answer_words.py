@@ -20,8 +20,8 @@ def _set(words: str) -> frozenset[str]:
 
 NEGATIONS = _set(
     "not no 0 never nothing nobody nowhere neither nor without 不 没 沒 非 无 無 ない ません nicht "
-    "kein keine keinen pas aucun aucune нет не não nunca nessun nessuna unanswerable unknown "
-    "unclear impossible"
+    "kein keine keinen pas aucun aucune нет не não nunca non nessun nessuna niet geen inte ikke "
+    "nie δεν όχι değil không tidak bukan नहीं ليس ليست لا unanswerable unknown unclear impossible"
 )
 
 _CATEGORIES: Mapping[str, str] = {
@@ -80,10 +80,11 @@ _SPELLINGS = _canonical("""
     euro €
     pound £
     yen ¥
+    rupee ₹
     degree °
     & and & und et y 和 与 與 及
-    , , 、 ， / or but oder ou 或
-    . . ; ! ? 。 ！ ？
+    , , 、 ، / or but oder ou 或
+    . . ; ! ? 。 । ؟ ؛
 """) | {"\n": "."}
 _UNITS = _canonical("""
     meter m metre
@@ -113,32 +114,36 @@ _UNITS = _canonical("""
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER = rf"[^\W\d_{_CJK}]"
+_MARKS = (  # vowels and the like, which are no letters to `re`
+    r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u109f\u1780-\u17d3\u200c\u200d"
+)
+
 _TOKEN = re.compile(
     rf"""
-    (?:[a-z]\.){{2,}}+(?:[a-z](?![a-z]))?+                            # a.m., U.S.A
-  | (?:(?<![\w.,])[-−])?+ (?:\d++(?:[.,:/]\d++)*+ | \.\d++) (?:{_LETTER}++)?+
+    [a-z]\.(?:\ ?[a-z]\.)++(?:[a-z](?![a-z]))?+                       # a.m., U.S.A, J. K.
+  | (?:(?<![\w.,])[-−])?+ (?:\d++(?:[.,:/]\d++)*+ | \.\d++) (?:'?{_LETTER}++)?+
   | ない|ません|[{_CJK}]
-  | {_LETTER}(?:[^\W_{_CJK}])*+(?:'{_LETTER}++|[+\#]{{1,2}})?+   # C++
-  | [.,;!?\n、，。！？&/%°$€£¥]
+  | {_LETTER}(?:[^\W_{_CJK}]|[{_MARKS}])*+(?:'{_LETTER}++|[+\#]{{1,2}})?+   # C++
+  | [.,;!?\n、。।،؛؟&/%°$€£¥₹]
     """,
     re.VERBOSE,
 )
-_MONEY = re.compile(r"([$€£¥])[^\S\n]?(\d[\d.,]{0,20})")
-_NUMBER = re.compile(rf"([-−]?)([\d.,:/]++)({_LETTER}*+)")
-_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})++(?:\.\d++)?+")
+_MONEY = re.compile(r"([$€£¥₹])[^\S\n]?(\d[\d.,]{0,20}(?: (?:thousand|[mbtr]{1,2}illion)\b)?)")
+_PER_HOUR = re.compile(r"\b(?:km|kilomet(?:er|re)s?|mi|miles?)(?:/hr?\b| (?:per|an) hour\b)")
+_NUMBER = re.compile(rf"([-−]?[\d.,:/]++)'?({_LETTER}*+)")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 
 _YES = re.compile(
-    r"\W{0,5}(?:(?:yes|yeah|yep|oui|sí|sì|ja|jawohl|sim|da|да)(?![^\W_])"
+    r"\W{0,5}(?:(?:yes|yeah|yep|oui|sí|sì|ja|jawohl|sim|da|да|نعم|हाँ|हां|ναι)(?![^\W_])"
     r"|はい|ええ|是的|네|예|(?:是|对|對)(?=\s*(?:$|[,，。.!！])))"
 )
 _NO = re.compile(
-    r"\W{0,5}(?:(?:no|nope|non|nein|não|nee|nej|нет)"
-    r"(?=\W*$|\s*[,.;:!，—–-]|\s+(?:it|there|the|they|this|that|these|those|he|she)\b)"
+    r"\W{0,5}(?:(?:no|nope|non|nein|não|nee|nej|нет|لا|नहीं|όχι)"
+    r"(?=\W*$|\s*[,.;:!،।—–-]|\s+(?:it|there|the|they|this|that|these|those|he|she)\b)"
     r"|いいえ|不是的?|아니요|아니오|否|(?:不|没有|沒有)(?=\s*(?:$|[,，。.!！])))"
 )
 _AT_LAST = re.compile(r"\b(?:so|is|but|answer:?)\s+(yes|no)(?=\s*(?:[.!]|$))")
-_BEGIN_OTHERWISE = frozenset("abcefghiklmpqrtuvwxz0123456789")
-"""First characters of most texts that do not begin with yes or no: saves trying."""
+_BEGIN_OTHERWISE = frozenset("abcefghiklmpqrtuvwxz0123456789")  # not with yes or no
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +174,17 @@ class Said:
 _LONG_PART = 5
 """Words of a part of a sentence; with more, it is no item of a list."""
 
-_NUMBERS = "number"
-
 
 @lru_cache(maxsize=1024)
 def said(text: str) -> Said:
     """What an answer says; the time is linear in its length."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
+        text = _OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), text)
     text = text.casefold().replace("’", "'").replace("⁄", "/")
     verdict, text = _verdict(text)
+    if "/h" in text or " hour" in text:
+        text = _PER_HOUR.sub(lambda unit: "kph" if unit[0][0] == "k" else "mph", text)
     if not text.isascii() or "$" in text:
         text = _MONEY.sub(r"\2 \1", text)
     tokens = _TOKEN.findall(text)
@@ -196,7 +202,7 @@ def said(text: str) -> Said:
     parts = affirmed or denied
     categories: dict[str, set[str]] = {}
     for word in (word for part in parts for word in part):
-        category = _NUMBERS if word[0].isdecimal() or word[0] == "-" else CATEGORY_OF.get(word)
+        category = "number" if word[0].isdecimal() or word[0] == "-" else CATEGORY_OF.get(word)
         if category:
             categories.setdefault(category, set()).add(word)
     return Said(
@@ -231,14 +237,16 @@ def _counting(token: str) -> tuple[str, ...]:
     if spelling := _SPELLINGS.get(token):
         return (spelling,)
     if number := _NUMBER.fullmatch(token):
-        value, suffix = plain_number(_decimal(number[1], number[2])), number[3]
+        value, suffix = plain_number(number[1]), number[2]
         if not suffix:
             return (value,)
+        if suffix == "s" and len(value) == 4:  # "1990s" are no seconds
+            return (f"{value}s",)
         if suffix in {"am", "pm"} or suffix in _UNITS:
             return (value, _UNITS.get(suffix, suffix))
         return (value + suffix,)
     if "." in token and len(token) > 1:
-        return (token.replace(".", ""),)
+        return (token.replace(".", "").replace(" ", ""),)
     if "'" in token:
         if token.endswith("n't"):
             return ("not",)
@@ -246,14 +254,6 @@ def _counting(token: str) -> tuple[str, ...]:
         return () if token in DROPPED else (_SPELLINGS.get(token, _singular(token)),)
     single = _singular(token)
     return (_SPELLINGS.get(single, single),)
-
-
-def _decimal(sign: str, digits: str) -> str:
-    """A number with a decimal point, and without separators of thousands."""
-    if "," in digits:
-        is_grouped = _THOUSANDS.fullmatch(digits) is not None
-        digits = digits.replace(",", "" if is_grouped else ".")
-    return ("-" if sign else "") + digits
 
 
 def _singular(word: str) -> str:

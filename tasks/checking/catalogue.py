@@ -1,6 +1,6 @@
 """The checks by name. The module of a check is imported when it is opened."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -68,6 +68,16 @@ def open_check(name: CheckName, settings: CheckSettings) -> Check:
     return _FACTORIES[name](settings)
 
 
+def missing_check(column: str, columns: Iterable[str]) -> str:
+    """The check that gives such a column, by its name, if none of `columns` is its; else empty."""
+
+    def of(name: str) -> set[str]:
+        words = name.lower().split("_")
+        return {check for check in CHECK_NAMES if check.removesuffix("s") in words}
+
+    return next(iter(of(column).difference(*map(of, columns))), "")
+
+
 def _consistency(settings: CheckSettings) -> Check:
     from .consistency import check
 
@@ -124,7 +134,7 @@ def _contamination(settings: CheckSettings) -> Check:
     from .contamination import check
 
     if not settings.benchmarks:
-        raise ImageQAError("check contamination: give the benchmark sets to compare with")
+        raise ImageQAError("check contamination: name the test sets to compare with (--benchmark)")
     credentials = settings.store.s3_credentials
     for source in settings.benchmarks:
         open_benchmark(source, credentials)  # before anything is asked

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...serving.printable import printable
 from ..errors import ConditionError
+from .catalogue import missing_check
 
 Node = Mapping[str, Any]
 """A node of the syntax tree, as DuckDB's `json_serialize_sql` gives it."""
@@ -129,19 +130,25 @@ class ConditionWriter:
         names = node["column_names"]
         field = self._columns.get(names[0].lower()) if len(names) == 1 else None
         if field is None:
+            name = printable(".".join(names), 100)
+            if check := missing_check(name, self._columns):
+                raise ConditionError(f"there is no column {name}: run with --check {check}")
+            known = ", ".join(column.name for column in self._columns.values())
             raise ConditionError(
-                f"there is no column {printable('.'.join(names), 100)}; the columns are "
-                f"{_listed([column.name for column in self._columns.values()])} "
-                "(texts are in single quotes)"
+                f"there is no column {name} (texts are in single quotes); the columns are "
+                f"{printable(known, 1000)}"
             )
         return field
 
     def _reference(self, node: Node) -> str:
-        name: str = self._column(node).name
+        field = self._column(node)
+        name: str = field.name
         self.used[name] = None
         if self._shown and re.fullmatch(r"[a-z_][a-z0-9_]*", name):
             return name
-        return '"' + name.replace('"', '""') + '"'
+        quoted = '"' + name.replace('"', '""') + '"'
+        is_small = pa.types.is_integer(field.type) and not self._shown
+        return f"CAST({quoted} AS BIGINT)" if is_small else quoted  # 100 * a rating is no int8
 
     def _constant(self, node: Node) -> str:
         literal = node["literal"]
@@ -167,13 +174,6 @@ class ConditionWriter:
     def _between(self, node: Node) -> str:
         value, lower, upper = (self._operand(node[end]) for end in ("input", "lower", "upper"))
         return f"{value} BETWEEN {lower} AND {upper}"
-
-    def _case(self, node: Node) -> str:
-        cases = "".join(
-            f" WHEN {self.condition(case['when_expr'])} THEN {self._operand(case['then_expr'])}"
-            for case in node["case_checks"]
-        )
-        return f"CASE{cases} ELSE {self._operand(node['else_expr'])} END"
 
     def _cast(self, node: Node) -> str:
         of = node["type_expr"]
@@ -286,18 +286,12 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _listed(names: Sequence[str], most: int = 60) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(printable(name, 60) for name in names[:most]) + more
-
-
 _WRITERS: Mapping[str, Callable[[ConditionWriter, Node], str]] = {
     "COLUMN_REF": ConditionWriter._reference,
     "CONSTANT": ConditionWriter._constant,
     "COMPARISON": ConditionWriter._comparison,
     "CONJUNCTION": ConditionWriter._conjunction,
     "BETWEEN": ConditionWriter._between,
-    "CASE": ConditionWriter._case,
     "CAST": ConditionWriter._cast,
     "OPERATOR": ConditionWriter._operator,
     "FUNCTION": ConditionWriter._function,

@@ -4,11 +4,11 @@ It finds errors that are random, such as those of sampling at a high temperature
 gets wrong every time, it does not find.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 
+from ...serving.printable import printable
 from ..parsing.parse import ANSWER
 from ..prompting.file_style import user_message
 from ..prompting.style import PromptInput, Rendered
@@ -24,25 +24,26 @@ COLUMNS = (pa.field(NAME, pa.float64()), pa.field(f"{NAME}_answer", pa.string())
 
 _STYLE = f"{NAME}@1"
 
+_MAX_ANSWER = 1000
+"""Characters of each answer that are kept."""
+
 _SAMPLED = 0.7
 """Temperature if a question is asked several times: greedy answers would all be the same."""
 
 
-def check(times: int = 1, sampling: Mapping[str, Any] | None = None) -> AskedCheck:
+def check(times: int = 1) -> AskedCheck:
     """The check.
 
     Args:
         times: how often each question is asked. Once, it is asked greedily.
-        sampling: request options in place of those.
     """
-    default = {"temperature": 0.0 if times == 1 else _SAMPLED}
     return AskedCheck(
         name=NAME,
         columns=COLUMNS,
         style=_asked_again,
         parsing=ANSWER,
-        verdict=_verdict,
-        sampling=default if sampling is None else sampling,
+        verdict=share_agreeing,
+        sampling={"temperature": 0.0 if times == 1 else _SAMPLED},
         times=times,
     )
 
@@ -73,11 +74,11 @@ def _asked_again(prompt_input: PromptInput) -> Rendered:
     return Rendered((user_message(text, range(prompt_input.image_count)),), asked)
 
 
-def _verdict(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
-    """The share that agrees; no result if a request failed."""
+def share_agreeing(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
+    """The share that agrees, no result if a request failed; and the answers, a line each."""
     answers = [answer_of(outcome) for outcome in outcomes]
     given = [answer for answer in answers if answer]
-    lines = "\n".join(" ".join(answer.split()) for answer in given) or None
+    lines = "\n".join(printable(answer, _MAX_ANSWER) for answer in given) or None
     if not given or len(given) < len(answers):
         return None, lines
     same = [agrees(pair, answer) for answer in given]
@@ -98,9 +99,16 @@ def agrees(pair: QAPair, answer: str) -> bool:
 
 def answer_of(outcome: FinishedRow) -> str:
     """The answer in the reply to a question; empty if there is none."""
+    reply = reply_of(outcome)
+    return reply.answer if reply else ""
+
+
+def reply_of(outcome: FinishedRow) -> QAPair | None:
+    """What was asked and answered; None if there is no answer."""
     if not isinstance(outcome, Answered):
-        return ""
+        return None
     try:
-        return outcome.pairs[0].answer
-    except (TypeError, ValueError, IndexError):
-        return ""
+        first = next(iter(outcome.pairs), None)
+    except (TypeError, ValueError):
+        return None  # found in the output, but not what this program writes
+    return first if first and first.answer else None

@@ -81,6 +81,17 @@ _DENIAL = re.compile(
     """,
     re.VERBOSE,
 )
+_UNSURE = re.compile(
+    rf"""
+    (?:\bnot|n't)\ (?:\w{{1,12}}\ )?(?:sure|certain|know)\b | \b(?:unsure|uncertain)\b
+    | \bnot\ enough\ (?:information|details?|context|evidence|data)\b
+    | \b(?:not\ clear|unclear|unknown)\ (?:whether|if|from|what|who|how|based)\b
+    | \A\W*(?:it(?:'s|\ is)\ )?(?:not\ clear|unclear|unknown|unanswerable|impossible)\W*\Z
+    | (?:{_UNABLE}|\b(?:hard|difficult)\ to)\ (?:be\ )?
+        (?:determine|tell|told|know|say|said|judge|infer)
+    """,
+    re.VERBOSE,
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[。！？\n]")  # noqa: RUF001
 
 
@@ -102,6 +113,11 @@ def is_denial(answer: str) -> bool:
     if _NO_IMAGE.search(start) or _UNHELPFUL.search(start) or refusal_in(answer):
         return False
     return bool(_DENIAL.search(_SENTENCE_END.split(start, maxsplit=1)[0]))
+
+
+def is_unsure(answer: str) -> bool:
+    """Whether the answer says that it is none: that is no "no", although it denies something."""
+    return bool(_UNSURE.search(_start(answer))) or is_refusal(answer)
 
 
 def _start(answer: str) -> str:

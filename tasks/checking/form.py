@@ -149,6 +149,7 @@ def _repeats_question(pair: QAPair) -> str:
 
 
 _ASKS_FOR_ONE = re.compile(r"\b(?:or|between|among|than|versus|vs)\b|[,:;\n]", re.IGNORECASE)
+_LISTED = re.compile(r"(?<!\w)[a-h1-9]\)", re.IGNORECASE)
 _RELATIONS = frozenset(
     {"in", "on", "next", "near", "with", "which", "who", "under", "behind", "above", "below", "by"}
     | {"left", "right", "front", "beside", "between", "from", "inside", "around", "against", "top"}
@@ -169,7 +170,9 @@ def _answer_in_question(pair: QAPair) -> str:
     if not words or any(f" {word}" not in question for word in words):
         return ""  # as nearly all
     first = question.split(maxsplit=1)[0].strip("\"'*_¿")
-    if first in YES_NO_WORDS or _ASKS_FOR_ONE.search(QUOTED.sub(" ", pair.question)):
+    if first in YES_NO_WORDS or _LISTED.search(pair.question):
+        return ""
+    if _ASKS_FOR_ONE.search(QUOTED.sub(" ", pair.question)):
         return ""
     answer = said(pair.answer)
     if not 0 < answer.count <= _GIVEN_AWAY_WORDS or answer.verdict or answer.denied:

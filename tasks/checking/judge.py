@@ -52,7 +52,7 @@ def check(rubric: Rubric = BUILT_IN) -> AskedCheck:
         name=NAME,
         columns=(*ratings, pa.field(f"{NAME}_{REASON}", pa.string())),
         style=_style(rubric),
-        parsing=ParseSettings(NAME, partial(read_ratings, axes), version=1),
+        parsing=ParseSettings(NAME, read_ratings, version=1),
         verdict=partial(_verdict, axes),
         sampling={"temperature": 0.0, "max_tokens": len(longest)},  # a token has a character
     )
@@ -82,21 +82,22 @@ def _style(rubric: Rubric) -> Style:
         shown = {"question": pair.question, "options": list(pair.options), "answer": pair.answer}
         shown = {name: value for name, value in shown.items() if value}
         text = f"{constant}\n\n{json.dumps(shown, ensure_ascii=False)}"
-        asked = Asked(question=pair.question, style=f"{NAME}@1", form=ReplyForm.ANSWER)
+        # What the reply is read by is stored with it: the next run may have another rubric.
+        asked = Asked(pair.question, f"{NAME}@1", ReplyForm.ANSWER, type=" ".join(axes))
         message = user_message(text, range(prompt_input.image_count))
         return Rendered((message,), asked, options=options)
 
     return style
 
 
-def read_ratings(axes: Sequence[str], text: str, _asked: Asked) -> Parsed:
+def read_ratings(text: str, asked: Asked) -> Parsed:
     """The ratings in a reply, `{"relevance": 4, ..., "reason": "..."}`; empty unless all are there.
 
     Args:
-        axes: their names.
         text: the reply: JSON, which may be in a fence or between sentences.
+        asked: its type has the names of the axes.
     """
-    value = _json_object(text)
+    axes, value = asked.type.split(), _json_object(text)
     if value is None:
         return Parsed({}, reason="is no JSON object")
     members = {name.strip().casefold(): member for name, member in value.items()}

@@ -16,9 +16,8 @@ from ..records import Asked, FinishedRow, QAPair, ReplyForm
 from .agreement import agree
 from .catalogue import NEGATIVES
 from .check import AskedCheck, Values
-from .consistency import asked_pair, question_text
+from .consistency import answer_of, asked_pair, question_text
 from .declining import UNANSWERABLE, is_denial, is_refusal
-from .visual import reply_of
 
 STYLE = f"{NEGATIVES}@1"
 
@@ -128,8 +127,7 @@ def _style(prompt_input: PromptInput) -> Rendered:
 
 def _verdict(pair: QAPair, outcomes: Sequence[FinishedRow]) -> Values:
     """Whether the other image does not answer the question; None if a request failed."""
-    replies = [reply_of(outcome) for outcome in outcomes]
-    sighted, blind = (reply.answer if reply else "" for reply in replies)
+    sighted, blind = map(answer_of, outcomes)
     if not sighted or not blind:
         return (None,)
     is_denied = len(sighted) <= _MAX_ANSWER and is_denial(sighted)

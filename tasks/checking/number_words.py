@@ -1,5 +1,6 @@
 """Numbers in words of English, and numbers with and without their zeros, in one form."""
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -19,18 +20,25 @@ _TENS = {
 _TIMES = {"hundred": 100, "dozen": 12}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-NUMBER_WORDS = frozenset((*_SMALL, *_TENS, *_TIMES, *_SCALES, "minus"))
+_MORE, _LESS = frozenset(("more", "greater", "over")), frozenset(("less", "fewer", "under"))
+
+NUMBER_WORDS = frozenset((*_SMALL, *_TENS, *_TIMES, *_SCALES, "minus", "than", "over", "under"))
 """What `with_digits` changes."""
+
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})++(?:\.\d++)?+")
 
 _LONGEST = 15
 """Digits of a number that is multiplied: more are no count."""
 
 
 def plain_number(number: str) -> str:
-    """A number without zeros that say nothing: "007" is 7, and "3.50" is 3.5.
+    """A number with a decimal point and nothing that says nothing: "1,007.50" is 1007.5.
 
     What is no number with at most one decimal point, such as "10:30", stays as it is.
     """
+    number = number.replace("−", "-")  # noqa: RUF001
+    if "," in number:
+        number = number.replace(",", "" if _THOUSANDS.fullmatch(number) else ".")
     sign, digits = ("-", number[1:]) if number[:1] == "-" else ("", number)
     whole, point, part = digits.partition(".")
     if not (whole + part).isdecimal():
@@ -42,6 +50,8 @@ def plain_number(number: str) -> str:
 
 def with_digits(words: Sequence[str]) -> list[str]:
     """The words with digits instead of number words: "twenty", "one" becomes "21".
+
+    A number that is a bound ends with > or <: "more", "than", "twenty" becomes "20>".
 
     Args:
         words: of a text; "&" stands for "and".
@@ -60,8 +70,20 @@ def with_digits(words: Sequence[str]) -> list[str]:
         if result[-1:] == ["minus"] and number[0].isdecimal():
             result.pop()
             number = f"-{number}"
+        if number[0].isdecimal():
+            number += _bound(result)
         result.append(number)
     return result
+
+
+def _bound(words: list[str]) -> str:
+    """Takes what makes the next number a bound off the end of the words: > or <, or nothing."""
+    count = 2 if words[-1:] == ["than"] else 1
+    word = words[-count] if len(words) >= count else ""
+    if word not in _MORE | _LESS or (count == 1 and word not in {"over", "under"}):
+        return ""
+    del words[-count:]
+    return ">" if word in _MORE else "<"
 
 
 def _is_scaled(words: Sequence[str], position: int) -> bool:

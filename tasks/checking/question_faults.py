@@ -31,12 +31,14 @@ def _set(words: str) -> frozenset[str]:
 
 
 YES_NO_WORDS = _set(_AUXILIARIES)
-_ASKING = _set(f"{_WH} {_REQUESTS} {_AUXILIARIES}")
+_REQUESTED = _set(f"{_REQUESTS} be")
+_ASKING = _REQUESTED | _set(f"{_WH} {_AUXILIARIES}")
 _CLAUSE_START = re.compile(
     r"(?:^|[.,:;!\n(]|\b(?:and|then|or|if so|you))[\s\"'“‘*_(]*+([a-z]++(?:'[a-z]++)?+)"
 )
 _WITHIN = re.compile(
-    r"\b(?:what|how|why|whose|(?:in|on|at|to|from|for|of|by|with|under|about|into|near|through|"
+    r"\b(?:what|how|why|whose|true or false|yes or no|"
+    r"(?:in|on|at|to|from|for|of|by|with|under|about|into|near|through|"
     r"during|until|since|towards?) (?:which|where|when|who|whom))\b"
 )
 _SUBJECTS = _set(
@@ -65,7 +67,8 @@ QUOTED = re.compile(
 _INCHES = re.compile(r"\d\s?\"")
 _BAD_START = re.compile(r"[,;)\]}?!%]|[.:](?![\w.])")
 _BAD_END = re.compile(
-    r"[,;(\[{–—]\W*$|\b(?:the|an|and|but|its|their|your|because|very)$"
+    # A Greek question ends with ;
+    r"(?:[,–—]|(?<![\u0370-\u03ff\u1f00-\u1fff]);)\W*$|[(\[{][^\w)\]}]*$|\b(?:the|an|and|but|its|their|your|because|very)$"
     rf"|\b(?:the|an|and|their|your|its)\s?[{MARKS}]\W*$",
 )
 _TO_COMPLETE = re.compile(r"(?:complete|continue|finish|fill)\b", re.IGNORECASE)
@@ -129,19 +132,19 @@ def cut_at(question: str, *, is_choice: bool = False) -> str:
         return "ends with ..."
     marks = list(_MARK.finditer(text))
     rest = _FRAGMENT.match(text, marks[-1].end()) if marks else None
-    if rest and rest[1] not in _FINE_AFTER_MARK:
+    if rest and rest[1] not in _FINE_AFTER_MARK and rest[1].split()[0] not in _REQUESTED:
         return f"goes on after its end: {rest[1][:40]}"
     return ""
 
 
 def _unpaired(text: str) -> str:
     """A quotation mark or bracket without its counterpart."""
-    straight = text.count('"')
-    if straight % 2 and (straight - len(_INCHES.findall(text))) % 2:
+    double = sum(map(text.count, '"“”„'))  # „these" are a pair, too
+    if double % 2 and (double - len(_INCHES.findall(text))) % 2:
         return 'has one " without the other'
     if text.startswith("'") and text[1:2].isalpha() and text.count("'") == 1:
         return "has one ' without the other"
-    for marks in ("“”„", "«»", "「」"):
+    for marks in ("«»", "「」"):
         if sum(map(text.count, marks)) % 2:
             return f"has one {marks[0]} without the other"
     for mark in ("**", "`"):

@@ -13,7 +13,13 @@ from ...serving.printable import printable
 _START = 300
 """Characters of a text that are looked at."""
 
-_IMAGE = r"(?:images?|pictures?|photos?|photographs?|attachments?|files?|visual content)\b(?! of\b)"
+_IMAGE = (
+    r"(?:images?|pictures?|photos?|photographs?|attachments?|files?|visual content)\b"
+    r"(?! (?:of|on|above|behind|near|hanging|taped|inside|in (?:the|this|his|her) "
+    r"(?!chat|conversation|message|prompt|question|request))\b)"
+)
+"""Not one that the image shows: "I see no picture on the wall."."""
+
 _WHICH = r"(?:(?:the|any|an|this|that|your|attached|actual|uploaded|provided) ){0,3}+"
 _CANNOT = (
     r"i(?: |'m )(?:actually |currently |simply |just )?(?:cannot|can ?not|can't|could not|couldn't"
@@ -27,8 +33,10 @@ _ENGLISH = (
     r"(?:i(?:'m| am) )?(?:very |so |really )?(?:sorry|afraid)\b[^.!?\n]{0,40}?\b" + _CANNOT,
     r"(?:my |i )?apologi(?:es|[sz]e)\b[^!?\n]{0,80}?\b" + _CANNOT,
     _CANNOT
-    + r" (?:directly |actually |physically )?(?:(?:be )?(?:assist|help|comply|fulfil|engage)"
+    + r" (?:directly |actually |physically )?"
+    + r"(?:(?:be )?(?:assist|help(?! (?:it|but|\w{1,12}ing)\b)|comply|fulfil|engage)"
     + r"|(?:see|view|access|open|load|process|analy[sz]e|interpret|display)(?:ing)? "
+    + r"(?:(?:or|and) \w{1,12} )?"
     + rf"{_WHICH}{_IMAGE}"
     + r"|(?:identify|recogni[sz]e|identifying|name) (?:\w{1,12} ){0,2}(?:people|persons?"
     + r"|individuals?|faces?)\b|(?:see|view|look|do that|answer that)\W*$)",
@@ -39,8 +47,10 @@ _ENGLISH = (
     rf"(?:there(?: is|'s) )?no {_IMAGE}(?: (?:was|is|has been|were))? {_GIVEN}",
     rf"the {_IMAGE} (?:was|is|has) not (?:been )?{_GIVEN}",
     r"you (?:haven't|have not|didn't|did not) (?:provided?|attach(?:ed)?|upload(?:ed)?|shared?)",
-    r"(?:could|can|would) you (?:please )?(?:upload|provide|attach|share|send|describe)"
+    r"(?:could|can|would) you (?:please )?(?:upload|provide|attach|share|send)"
     rf" (?:me with )?(?:the|an|your|that) {_IMAGE}",
+    _CANNOT + r" answer [^.!?\n]{0,30}?\bwithout (?:\w{1,9} )?(?:the|an) (?:image|picture|photo)\b",
+    r"i(?:'d| would)? need (?:to see )?(?:the|an) (?:image|picture|photo) (?:to|in order)",
     rf"please (?:upload|provide|attach|share) (?:the|an|your) {_IMAGE} (?:so|and i|for me|you)",
 )
 _ASIAN = (
@@ -48,7 +58,7 @@ _ASIAN = (
     r"(?:无法|無法|不能|不会|没有|沒有)",
     r"我(?:无法|無法|不能|没有办法)(?:直接)?(?:查看|看到|看见|识别|識別|访问|打开|分析)"
     r"(?:这张|這張|该|您的|你的|任何)?(?:图片|图像|照片|圖片|圖像|人物身份)",
-    r"作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言|文本)",
+    r"(?:(?:很|非常|十分)?(?:抱歉|遗憾|对不起)[，,]?)?(?:作为|我是)(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言|文本)",
     r"申し訳(?:ありません|ございません|ない)[^\n]{0,40}?(?:できません|ません|ない)",
     r"(?:私は)?(?:ai|人工知能|言語モデル)(?:アシスタント|モデル)?(?:として|なので|です)",
     r"画像を(?:直接)?(?:見る|確認する|表示する)ことが?は?でき",
@@ -80,7 +90,8 @@ _EUROPEAN = (
     r"(?:üzgünüm|maalesef)\W{1,3}[^\n]{0,40}?(?:yapamam|edemem|göremiyorum|yardımcı olamam)",
 )
 _REFUSAL = re.compile(
-    r"\W{0,4}+(?:(?:oh|hmm|well|unfortunately|but|actually)\W{1,2})?+"
+    r"\W{0,4}+(?:(?:oh|hmm|well|unfortunately|but|actually"
+    r"|it (?:seems|looks like|appears)(?: that)?)\W{1,2})?+"
     rf"(?:{'|'.join((*_ENGLISH, *_ASIAN, *_EUROPEAN))})"
 )
 

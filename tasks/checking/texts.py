@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_ENDS = ".,;:!?。、"
+_ENDS = ".,;:!?。、।؟،؛"
 """After NFKC, which makes the usual ones of others, such as full-width ones."""
 
 _QUOTES = "\"'“”„‘’«»‹›()[]{}*_`\\¿¡「」"  # noqa: RUF001

@@ -16,10 +16,10 @@ from ..parsing.parse import ANSWER
 from ..prompting.file_style import user_message
 from ..prompting.keys import canonical_digest
 from ..prompting.style import PromptInput, Rendered, Style
-from ..records import Answered, Asked, FinishedRow, Kind, QAPair, ReplyForm, RowError
+from ..records import Asked, FinishedRow, Kind, QAPair, ReplyForm, RowError
 from .agreement import agree
 from .check import AskedCheck, Values
-from .consistency import asked_pair, question_text
+from .consistency import asked_pair, question_text, reply_of
 from .declining import UNANSWERABLE, is_denial, is_refusal
 
 BLIND, SWAPPED = "blind", "swapped"
@@ -142,17 +142,6 @@ def _judged(pair: QAPair, outcome: FinishedRow) -> tuple[bool, str] | None:
     )
     choice = choice_in(reply.answer, options)
     return same, _shown(options[choice.index] if choice else reply.answer)
-
-
-def reply_of(outcome: FinishedRow) -> QAPair | None:
-    """What was asked and answered; None if there is no answer."""
-    if not isinstance(outcome, Answered):
-        return None
-    try:
-        first = next(iter(outcome.pairs), None)
-    except (TypeError, ValueError):
-        return None  # found in the output, but not what this program writes
-    return first if first and first.answer else None
 
 
 def _asked_options(pair: QAPair, question: str) -> tuple[str, ...] | None:

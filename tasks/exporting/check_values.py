@@ -67,11 +67,6 @@ class CheckValues:
         self._values[check] = values
         self._skipped[check] = skipped
 
-    @property
-    def later(self) -> Sequence[Check]:
-        """The checks that were not made of all pairs, in the order in which they were added."""
-        return [self._checks[name] for name in self._values if self.skipped(name)]
-
     def skipped(self, check: str) -> int:
         """How many pairs a check was not made of."""
         return int(self._skipped[check].sum())

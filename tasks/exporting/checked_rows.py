@@ -60,7 +60,7 @@ def asked_values(
     seed: int,
     dropped: Array,
 ) -> Iterator[Values]:
-    """What a check says of each pair, in order; null if it was not asked.
+    """What a check says of each pair, in order; null if it was not asked, or has no result.
 
     Args:
         check: the check.
@@ -76,8 +76,8 @@ def asked_values(
             continue
         found = list(islice(outcomes, check.times))
         finished = [outcome for outcome in found if outcome is not None]
-        is_complete = len(finished) == check.times
-        yield check.verdict(pair, finished) if is_complete else nothing
+        said = check.verdict(pair, finished) if len(finished) == check.times else nothing
+        yield nothing if said[0] is None else said  # a condition on the answers must not be met
 
 
 def _asked(
@@ -108,11 +108,11 @@ def _asked(
 def drawn_other(others: Sequence[Joined], seed: int, found: RowPairs, number: int) -> Joined:
     """The row whose images a pair is shown with: the lowest of numbers drawn for each candidate.
 
-    That of a candidate does not depend on which others there are.
+    That of a candidate does not depend on which others there are, nor on the places of the rows.
     """
 
     def drawn(other: Joined) -> bytes:
-        text = f"{seed}:{found.row}:{number}:{other[1].images}"
+        text = f"{seed}:{found.images}:{number}:{other[1].images}"
         return hashlib.sha256(text.encode()).digest()
 
     return min(others, key=drawn)

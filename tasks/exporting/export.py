@@ -69,6 +69,8 @@ def export_rows(
     names += [QA_JSON] if json_array else []
     last = last_export(store) if inputs else None
     if last is not None and last.inputs == inputs and last.has(store, names):
+        if pairs_name == PAIRS:  # a filter that was killed may have left some
+            _remove_judged(store)
         _LOGGER.info("the exports are up to date: nothing has changed since they were written")
         return last.counts
     own_names = OWN_NAMES.union(reserved)
@@ -151,5 +153,6 @@ def _join(
 def _remove_judged(store: ObjectStore) -> None:
     """Remove what the checks of an earlier run have given: it is of no use without them."""
     if store.exists(JUDGED):  # else a file with the name of the filtered pairs is not ours
-        for name in (FILTERED, SPLIT, JUDGED_RECORD, ALL_PAIRS, JUDGED):
-            store.remove(name)
+        store.remove(FILTERED)
+    for name in (SPLIT, JUDGED_RECORD, ALL_PAIRS, JUDGED):
+        store.remove(name)

@@ -152,7 +152,7 @@ def last_judged(store: ObjectStore, inputs: str) -> Judged | None:
     return judged if is_right else None
 
 
-@task(name="judge", task_run_name="judge", **TASK_OPTIONS)
+@task(name="judged-pairs", task_run_name="judged-pairs", **TASK_OPTIONS)
 def write_judged(
     store: ObjectStore, checks: Sequence[Check], values: CheckValues, inputs: str = ""
 ) -> Judged:
@@ -199,5 +199,7 @@ def _schema(store: ObjectStore, checks: Sequence[Check], values: CheckValues) ->
     with reported_corruption(store, ALL_PAIRS, REWRITE_REMEDY), store.open(ALL_PAIRS) as source:
         file = pq.ParquetFile(pa.PythonFile(source, mode="r"))
         own = dataset_fields(file.schema_arrow, PAIRS_SCHEMA)
-    names = ";".join(" ".join(field.name for field in check.columns) for check in values.later)
-    return pa.schema([*PAIRS_SCHEMA, *check_fields(checks), *own], {LATER_CHECKS: names})
+    later = " ".join(
+        f"{field.name}={values.skipped(check.name)}" for check in checks for field in check.columns
+    )
+    return pa.schema([*PAIRS_SCHEMA, *check_fields(checks), *own], {LATER_CHECKS: later})

@@ -4,6 +4,7 @@ Both carry the dataset's own small columns, so that they can be joined with it. 
 the same rows as `qa.jsonl`, but one schema.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ PAIRS_SCHEMA = pa.schema(
 """The columns of `pairs.parquet`, before those of the dataset; null where a pair has nothing."""
 
 LATER_CHECKS = b"later_checks"
-"""Metadata of the judged pairs: the columns of each check that was not made of pairs that were
-dropped before, in the order of the checks."""
+"""Metadata of the judged pairs: `COLUMN=COUNT` of each column of a check, of how many pairs it was
+not made, since the condition dropped them before."""
 
 FILTERED_BY = "filtered_by"
 """The last column of the filtered pairs: the part of the condition that a pair does not meet, the
@@ -164,9 +165,9 @@ class ParquetWriter:
 
 
 def later_checks(schema: pa.Schema) -> Mapping[str, int]:
-    """The columns in LATER_CHECKS; those of the first of these checks have 1, and so on."""
-    checks = (schema.metadata or {}).get(LATER_CHECKS, b"").decode(errors="replace").split(";")
-    return {column: place for place, names in enumerate(checks, 1) for column in names.split()}
+    """The columns and counts in LATER_CHECKS. What is dropped adds up: a later check has more."""
+    text = (schema.metadata or {}).get(LATER_CHECKS, b"").decode(errors="replace")
+    return {column: int(count) for column, count in re.findall(r"([^\s=]+)=([0-9]{1,15})\b", text)}
 
 
 def pair_columns(pairs: Sequence[QAPair]) -> dict[str, pa.Array]:

@@ -5,10 +5,10 @@ order in which they are written, but last those on checks that were not made of 
 others drop; an earlier turn of its dialogue that is filtered; not being among the best; a limit.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..checking.balance import Array, Cap, groups_of, left_out, order_of
 from ..checking.best import Best
-from ..checking.conditions import Condition, Part
+from ..checking.conditions import Condition
 from ..errors import ConditionError
 from ..object_store.store import ObjectStore
 from ..storing.layout import JUDGED
@@ -39,20 +39,28 @@ class PartCounts(BaseModel):
 
     Attributes:
         text: the part.
-        columns: the columns that a part of the condition names.
         passed: pairs that meet it.
         failed: pairs that do not.
-        unknown: pairs of which it says nothing, since a column has no result, or the check was not
-            made of a pair that is dropped anyway: they are not kept.
+        unknown: pairs of which it says nothing, since a column has no result: they are not kept.
+        unasked: the same, since the run has dropped them before it made the check.
     """
 
     model_config = ConfigDict(frozen=True)
 
     text: str
-    columns: tuple[str, ...]
     passed: int
     failed: int
     unknown: int
+    unasked: int
+
+    @classmethod
+    def of(cls, text: str, counts: Array, skipped: int) -> Self:
+        """From pairs that pass, fail, and of which nothing is known; so many had no check."""
+        passed, failed, unknown = counts.tolist()
+        unasked = min(unknown, skipped)
+        return cls(
+            text=text, passed=passed, failed=failed, unknown=unknown - unasked, unasked=unasked
+        )
 
 
 class PairSplit(BaseModel):
@@ -65,7 +73,6 @@ class PairSplit(BaseModel):
         filtered_rows: rows that had pairs, and keep none.
         reasons: how many pairs are filtered for each reason.
         parts: each part of the condition, and each share to keep.
-        columns: for each column of the condition, the pairs that meet all parts that name it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,7 +83,6 @@ class PairSplit(BaseModel):
     filtered_rows: int
     reasons: Mapping[str, int]
     parts: tuple[PartCounts, ...] = ()
-    columns: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,9 @@ def plan_split(
         schema = judged_schema(store, name)
         for each in best:
             each.check(list(schema)[len(PAIRS_SCHEMA) :])
+        best, caps = tuple(dict.fromkeys(best)), tuple(dict.fromkeys(caps))
         tally = _Tally(Condition(keep, schema), best, caps, seed, later_checks(schema))
+        tally.add(pa.RecordBatch.from_pylist([], schema))  # a file may have no pairs
         for batch in bounded_batches(store, name, PAIRS_SCHEMA, tally.needed):
             if any(batch.column(column).null_count for column in ("row", "key", "pair")):
                 raise ValueError("missing values")
@@ -159,15 +167,8 @@ class _Tally:
         numbers = [each.column for each in best]
         self.needed = list(dict.fromkeys([*own, *condition.columns, *numbers]))
         self._reasons: dict[str, int] = {}
-        self._parts = [Counter(passed=0, failed=0, unknown=0) for _ in condition.parts]
-        self._columns = Counter[str]()
-        empty = np.empty(0, np.int64)
-        self._arrays: dict[str, list[Array]] = {
-            name: [empty.astype(kind)]
-            for name, kind in {"row": "i8", "turn": "i4", "code": "i2", "order": "u8"}.items()
-        }
-        self._groups = [[empty.astype(np.uint64)] for _ in caps]
-        self._values = [[empty.astype(np.float64)] for _ in best]
+        self._counts = [np.zeros(3, np.int64) for _ in condition.parts]
+        self._arrays = defaultdict[str | Best | Cap, list[Array]](list)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Read the next pairs."""
@@ -175,46 +176,43 @@ class _Tally:
         arrays["row"].append(batch.column("row").to_numpy())
         arrays["turn"].append(pc.fill_null(batch.column("turn"), 0).to_numpy())
         arrays["code"].append(self._codes(batch))
-        for best, known in zip(self._best, self._values, strict=True):
+        for best in self._best:
             numbers = pc.cast(batch.column(best.column), pa.float64(), safe=False)
-            known.append(numbers.to_numpy(zero_copy_only=False))
+            arrays[best].append(numbers.to_numpy(zero_copy_only=False))
         if self._caps:
             keys = (batch.column(name).to_pylist() for name in ("key", "pair"))
             arrays["order"].append(order_of(self._seed, zip(*keys, strict=True)))
-        for cap, groups in zip(self._caps, self._groups, strict=True):
+        for cap in self._caps:
             values = batch.column(_COLUMN_OF_CAP[cap.column]).to_pylist()
             if cap.column != "image":
                 values = [normal_form(value) if value else None for value in values]
-            groups.append(groups_of(values))
+            arrays[cap].append(groups_of(values))
 
     def plan(self) -> SplitPlan:
         """Decide, now that all pairs are known."""
-        rows, turns, codes, order = (
-            np.concatenate(self._arrays[name]) for name in ("row", "turn", "code", "order")
-        )
+        found = {name: np.concatenate(parts) for name, parts in self._arrays.items()}
+        rows, turns, codes = (found[name] for name in ("row", "turn", "code"))
         self._filter_later_turns(rows, turns, codes)
-        shares = self._keep_best(codes)
+        parts = [
+            PartCounts.of(part.text, counts, self._skipped(part.columns))
+            for part, counts in zip(self._condition.parts, self._counts, strict=True)
+        ]
+        left = codes == 0
+        parts += [self._keep_best(best, found[best], left, codes) for best in self._best]
         self._filter_later_turns(rows, turns, codes)
         if self._caps:
-            self._apply_caps(codes, order)
+            self._apply_caps(codes, found["order"], [found[cap] for cap in self._caps])
             self._filter_later_turns(rows, turns, codes)
         reasons = list(self._reasons)
-        counts = np.bincount(codes, minlength=len(reasons) + 1).tolist()
+        kept, *counts = np.bincount(codes, minlength=len(reasons) + 1).tolist()
         all_rows, kept_rows = len(np.unique(rows)), len(np.unique(rows[codes == 0]))
-        parts = tuple(
-            PartCounts(text=part.text, columns=part.columns, **dict(counter))
-            for part, counter in zip(self._condition.parts, self._parts, strict=True)
-        )
         split = PairSplit(
-            pairs=counts[0],
-            filtered_pairs=len(codes) - counts[0],
+            pairs=kept,
+            filtered_pairs=len(codes) - kept,
             rows=kept_rows,
             filtered_rows=all_rows - kept_rows,
-            reasons={
-                reason: count for reason, count in zip(reasons, counts[1:], strict=True) if count
-            },
-            parts=(*parts, *shares),
-            columns={name: self._columns[name] for name in self._condition.columns},
+            reasons={reason: n for reason, n in zip(reasons, counts, strict=True) if n},
+            parts=tuple(parts),
         )
         return SplitPlan(split, codes, reasons)
 
@@ -224,25 +222,21 @@ class _Tally:
     def _codes(self, batch: pa.RecordBatch) -> Array:
         """For each pair, the number of the first reason; 0 for none."""
         codes = np.zeros(len(batch), np.int16)
-        met = {name: np.ones(len(batch), bool) for name in self._condition.columns}
         results = self._condition.evaluate(batch)
-        parts = zip(self._condition.parts, self._parts, results, strict=True)
-        for part, counter, result in sorted(parts, key=lambda each: self._place(each[0])):
+        parts = zip(self._condition.parts, self._counts, results, strict=True)
+        for part, counts, result in sorted(parts, key=lambda each: self._skipped(each[0].columns)):
             unknown = _flags(result.is_null())
             passed = _flags(pc.fill_null(result, False))
-            found = {"passed": passed, "unknown": unknown, "failed": ~passed & ~unknown}
-            counter.update({name: int(flags.sum()) for name, flags in found.items()})
+            counts += _counted(passed, unknown)
             for name in sorted(part.columns, key=lambda name: self._later.get(name, 0)):
-                met[name] &= passed
                 is_null = _flags(batch.column(name).is_null())
                 codes[(codes == 0) & unknown & is_null] = self._code(f"null in {name}")
             codes[(codes == 0) & ~passed] = self._code(part.text)
-        self._columns.update({name: int(flags.sum()) for name, flags in met.items()})
         return codes
 
-    def _place(self, part: Part) -> int:
-        """When a part could be evaluated; 0 for the beginning."""
-        return max((self._later.get(name, 0) for name in part.columns), default=0)
+    def _skipped(self, columns: Sequence[str]) -> int:
+        """Of how many pairs the run did not make a check that gives one of these columns."""
+        return max((self._later.get(name, 0) for name in columns), default=0)
 
     def _filter_later_turns(self, rows: Array, turns: Array, codes: Array) -> None:
         """Filter the turns of dialogues that follow a filtered one: they build on it."""
@@ -256,29 +250,18 @@ class _Tally:
         )
         codes[is_turn & (codes == 0) & (last_filtered >= starts)] = self._code(EARLIER_TURN)
 
-    def _keep_best(self, codes: Array) -> list[PartCounts]:
-        """Filter the pairs that are not among the best of those that are left."""
-        left, parts = codes == 0, list[PartCounts]()
-        for best, found in zip(self._best, self._values, strict=True):
-            values = np.concatenate(found)
-            unknown = np.isnan(values)
-            passed = values >= best.bound(values[left & ~unknown])
-            codes[(codes == 0) & unknown] = self._code(f"null in {best.column}")
-            codes[(codes == 0) & ~passed] = self._code(f"not among the {best.text}")
-            parts.append(
-                PartCounts(
-                    text=best.text,
-                    columns=(),
-                    passed=int(passed.sum()),
-                    failed=int((~passed & ~unknown).sum()),
-                    unknown=int(unknown.sum()),
-                )
-            )
-        return parts
+    def _keep_best(self, best: Best, values: Array, left: Array, codes: Array) -> PartCounts:
+        """Filter the pairs that are not among the best of those that the condition has left."""
+        unknown = np.isnan(values)
+        passed = values >= best.bound(values[left & ~unknown])
+        codes[(codes == 0) & unknown] = self._code(f"null in {best.column}")
+        codes[(codes == 0) & ~passed] = self._code(f"not among the {best.text}")
+        unasked = self._skipped([best.column])
+        return PartCounts.of(best.text, _counted(passed, unknown), unasked)
 
-    def _apply_caps(self, codes: Array, order: Array) -> None:
+    def _apply_caps(self, codes: Array, order: Array, of_caps: Sequence[Array]) -> None:
         kept = np.flatnonzero(codes == 0)
-        groups = [np.concatenate(group)[kept] for group in self._groups]
+        groups = [group[kept] for group in of_caps]
         by = left_out(self._caps, groups, order[kept])
         for number, cap in enumerate(self._caps):
             codes[kept[by == number]] = self._code(f"more than {cap}")
@@ -292,6 +275,11 @@ class _Tally:
                 "share of 0.3 needs at least 4 different values, 0.1 at least 10; there are "
                 f"{counts}"
             )
+
+
+def _counted(passed: Array, unknown: Array) -> Array:
+    """How many pass, how many fail, and of how many nothing is known."""
+    return np.array([flags.sum() for flags in (passed, ~passed & ~unknown, unknown)])
 
 
 def _flags(array: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:

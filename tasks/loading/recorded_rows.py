@@ -30,8 +30,8 @@ class RecordedRows:
     Attributes:
         unasked: rows without a conversation, if the dataset has a column of them: they get the user
             prompt.
-        new: rows that only the second reading has found, as counted up to `COUNTED_ROWS` at the
-            end; known once that reading is finished.
+        new: rows that only a later reading has found, as counted up to `COUNTED_ROWS` at the end;
+            known once one is finished, and kept by those that end early.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -68,25 +68,25 @@ class RecordedRows:
         if not self._dataset.sources:
             yield from self._dataset.rows()
             return
-        self.new = 0
+        new = 0
         # Without the limit: new rows in the first of several files must not push out later ones.
         with closing(replace(self._dataset, max_rows=None).rows()) as rows:
             for index, digest in enumerate(self._digests):
-                row = self._find(digest, rows, index)
+                row, skipped = self._find(digest, rows, index)
+                new += skipped
                 yield row if row.index == index else replace(row, index=index)
             with suppress(DatasetError):  # half written, which is for the next run to find out
                 for _ in islice(rows, self._counted()):
-                    self.new += 1
+                    new += 1
+        self.new = new
 
-    def _find(self, digest: int, rows: Iterator[Row], index: int) -> Row:
-        """The next row with this digest; counts those before it as new."""
-        for row in rows:
+    def _find(self, digest: int, rows: Iterator[Row], index: int) -> tuple[Row, int]:
+        """The next row with this digest, and how many are new up to it."""
+        for skipped, row in enumerate(rows):
             if digest == _digest(row):
-                return row
+                return row, skipped
             if digest == _bits(_where(row)):  # now the line can be read
-                self.new += 1
-                return row
-            self.new += 1
+                return row, skipped + 1
         raise DatasetError(
             f"{self._dataset.name} changed during the run: row {index} (from 0) is not what it was "
             "any more, or gone; run again"

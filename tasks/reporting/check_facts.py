@@ -22,13 +22,14 @@ class Step:
         name: what remains.
         remaining: how many rows or pairs remain.
         share: of the rows, or of the pairs.
-        judged: pairs that pass this check, fail it, or have no result; empty if it is none.
+        judged: pairs that pass this check, fail it, have no result, or were not asked about; empty
+            if it is none.
     """
 
     name: str
     remaining: str
     share: str = ""
-    judged: tuple[str, str, str] = ("", "", "")
+    judged: tuple[str, str, str, str] = ("", "", "", "")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def funnel(counts: RunCounts, evaluation: Evaluation) -> Iterator[Step]:
             f"{check.column.name}: {check.column.rule}",
             f"{check.so_far:,}",
             share_of(check.so_far, pairs),
-            (f"{check.passed:,}", f"{check.failed:,}", f"{check.unjudged:,}"),
+            (
+                *(f"{check.passed:,}", f"{check.failed:,}"),
+                *(f"{check.unjudged:,}", f"{check.unasked:,}"),
+            ),
         )
     yield Step("pairs kept", f"{evaluation.kept:,}", share_of(evaluation.kept, pairs))
 

@@ -5,9 +5,10 @@ digest of its question, its place if it is filtered, and its scores.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, compress
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from ..errors import DatasetError
 from ..exporting.distinct_pairs import normal_form
+from ..exporting.pairs_parquet import later_checks
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array
 from .check_columns import ResultColumn, as_numbers, result_columns
@@ -71,7 +73,8 @@ def evaluate_output(
     wanted = {"question", "type", "image_digest", *(column.name for column in columns)}
     if truth is not None:
         wanted |= {*TRUTH_COLUMNS, *filter(None, [truth_column])}
-    return evaluate(read_batches(store, name, sorted(wanted)), columns, read_filtered(store), truth)
+    batches, later = read_batches(store, name, sorted(wanted)), later_checks(schema)
+    return evaluate(batches, columns, read_filtered(store), truth, later)
 
 
 def bounded_columns(store: ObjectStore, columns: Sequence[ResultColumn]) -> list[ResultColumn]:
@@ -83,7 +86,7 @@ def bounded_columns(store: ObjectStore, columns: Sequence[ResultColumn]) -> list
     for batch in read_batches(store, judged_name(store), open_names):
         for name, parts in values.items():
             numbers = as_numbers(batch.column(name))
-            parts.append(numbers[~np.isnan(numbers)].astype(np.float32))
+            parts.append(numbers[~np.isnan(numbers)])
     return [
         column.bounded(np.concatenate([np.empty(0), *values.get(column.name, ())]))
         for column in columns
@@ -95,6 +98,7 @@ def evaluate(
     columns: Sequence[ResultColumn],
     filtered: Filtered | None = None,
     truth: TruthOf | None = None,
+    later: Mapping[str, int] = MappingProxyType({}),
 ) -> Evaluation:
     """Evaluate pairs.
 
@@ -103,11 +107,12 @@ def evaluate(
         columns: results of checks.
         filtered: the pairs that are filtered out.
         truth: what is known about the pairs.
+        later: of how many pairs a check was not made, by column.
     """
     counting = _Counting(columns, filtered or Filtered())
     for batch in batches:
         counting.add(batch, truth(batch) if truth else None)
-    return counting.result()
+    return counting.result(later)
 
 
 class _Counting:
@@ -182,7 +187,7 @@ class _Counting:
         ):
             self._tables[table] += first @ second.T
 
-    def result(self) -> Evaluation:
+    def result(self, later: Mapping[str, int]) -> Evaluation:
         images, pairs_by_image = np.unique(_all(self._images, np.int64), return_counts=True)
         sizes, counts = np.unique(pairs_by_image, return_counts=True)
         known, right = _all(self._known, bool), _all(self._right, bool)
@@ -197,7 +202,7 @@ class _Counting:
             questions=len(np.unique(_all(self._questions, np.int64))),
             types=self._types,
             checks=tuple(
-                _with_scores(check, _all(scores, np.float32), known, right)
+                _with_scores(_with_unasked(check, later), _all(scores, np.float32), known, right)
                 for check, scores in zip(self._checks, self._scores, strict=True)
             ),
             agreements=tuple(agreements),
@@ -206,6 +211,11 @@ class _Counting:
             filter=self._filter,
             kinds=self._kinds,
         )
+
+
+def _with_unasked(check: CheckCounts, later: Mapping[str, int]) -> CheckCounts:
+    unasked = min(check.unjudged, later.get(check.column.name, 0))
+    return replace(check, unjudged=check.unjudged - unasked, unasked=unasked)
 
 
 def _with_scores(check: CheckCounts, scores: Array, known: Array, right: Array) -> CheckCounts:

@@ -17,6 +17,7 @@ class CheckCounts:
         passed: pairs that pass.
         failed: pairs that do not.
         unjudged: pairs without a result.
+        unasked: pairs of which the check was not made, since the run had dropped them before.
         so_far: pairs that none of the checks up to this one fails.
         quantiles: of numbers, those of 5 %, 50 % and 95 %.
         bins: of numbers, their distribution: values or ranges, and how many pairs have them.
@@ -28,6 +29,7 @@ class CheckCounts:
     passed: int = 0
     failed: int = 0
     unjudged: int = 0
+    unasked: int = 0
     so_far: int = 0
     quantiles: tuple[float, ...] = ()
     bins: tuple[tuple[str, int], ...] = ()

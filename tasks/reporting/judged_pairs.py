@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..exporting.bounded_parquet import MAX_ROW_BYTES, bounded_batches
 from ..exporting.export import REWRITE_REMEDY
-from ..exporting.pairs_parquet import FILTERED_BY, PAIRS, PAIRS_SCHEMA, dataset_fields
+from ..exporting.pairs_parquet import FILTERED_BY, PAIRS
+from ..exporting.split_plan import judged_schema
 from ..object_store.store import ObjectStore
 from ..storing.key_index import Array
 from ..storing.layout import FILTERED, JUDGED
@@ -37,7 +37,11 @@ class Filtered:
 
     def has(self, batch: pa.RecordBatch) -> Array:
         """Whether each pair was taken out."""
-        return np.isin(places_of(batch), self.places)
+        places = places_of(batch)
+        found: Array = np.searchsorted(self.places, places, "right") > np.searchsorted(
+            self.places, places
+        )
+        return found
 
 
 def places_of(batch: pa.RecordBatch) -> Array:
@@ -64,12 +68,8 @@ def read_schema(store: ObjectStore, name: str) -> pa.Schema:
         ObjectCorruptedError: it is no such file.
         StoreError: it cannot be read.
     """
-    with reported_corruption(store, name, REWRITE_REMEDY), store.open(name) as source:
-        schema = pq.read_schema(pa.PythonFile(source, mode="r"))
-        dataset_fields(schema, PAIRS_SCHEMA)
-        if len(set(schema.names)) < len(schema):
-            raise ValueError("columns with the same name")
-        return schema
+    with reported_corruption(store, name, REWRITE_REMEDY):
+        return judged_schema(store, name)
 
 
 def read_batches(store: ObjectStore, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -136,7 +136,7 @@ def gallery_markdown(rows: Sequence[SampledRow], *, of: int, limit: int = GALLER
 
 def funnel_markdown(run: RunCounts, evaluation: Evaluation) -> str:
     """What remains of the rows and pairs of a run after each step, and why pairs are filtered."""
-    headers = ("Step", "Remaining", "Share", "Pass", "Fail", "Not judged")
+    headers = ("Step", "Remaining", "Share", "Pass", "Fail", "Not judged", "Not asked")
     lines = [
         (escape_markdown(step.name), step.remaining, step.share, *step.judged)
         for step in funnel(run, evaluation)

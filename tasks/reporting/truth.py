@@ -62,7 +62,10 @@ def scene_truth(scenes: Sequence[Scene], samples: int = 1) -> TruthOf:
                     "scenes of the run's dataset"
                 )
             pairs = list(of_row)
-            right += _judged(scenes[row // samples], pairs)
+            try:
+                right += _judged(scenes[row // samples], pairs)
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+                raise DatasetError("the scenes are not those of a demo dataset") from None
             kinds += map(_kind, pairs)
         return np.ones(len(lines), bool), np.array(right, bool), kinds
 
@@ -92,10 +95,7 @@ def read_scenes(path: str) -> list[Scene]:
 def _judged(scene: Scene, pairs: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
     """Whether each pair of a row is right."""
     answered = [pair for pair in pairs if not _is_unanswerable(pair)]
-    try:
-        verdicts = iter(judge_claims(scene, list(map(_claim, answered))))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise DatasetError("the scenes are not those of a demo dataset") from None
+    verdicts = iter(judge_claims(scene, list(map(_claim, answered))))
     for pair in pairs:
         if _is_unanswerable(pair):
             yield is_denial(scene, pair["question"] or "", pair["answer"] or "")

@@ -86,8 +86,8 @@ def test_an_output_is_evaluated(call: Call, output: ObjectStore) -> None:
         "count 1 5.0 %",
         "16 of 20 pairs are kept (80.0 %)",
         "keep 4 20.0 %",
-        "consistency at least 0.5 15 4 1 0, 1, 1",
-        "form no problem found 20 0 0",
+        "consistency at least 0.5 15 4 1 0 0, 1, 1",
+        "form no problem found 20 0 0 0",
         "consistency form 15 0 4 0",
         "right before the filter: 90.0 % (69.9-97.2) of 20 pairs",
         "right after the filter: 100.0 % (80.6-100.0) of 16 pairs",
@@ -196,7 +196,8 @@ def test_the_report_of_a_checked_run(
     reply = "text **Question:** What is in the?\n**Answer:** A stub."
     rows[3]["conversation"] = [{"from": "human", "value": f"STUB {reply}"}]
     Path(dataset).write_text(json.dumps(rows))
-    checks = Checks(names=("consistency", "form"), keep="consistency >= 0.5 AND form = ''")
+    keep = "consistency >= 0.5 AND form = ''"
+    checks = Checks(names=("consistency", "form"), keep=keep, ask_dropped=True)
     summary = image_qa(dataset, output.uri, endpoint=stub.url, checks=checks)
     assert (summary.ok, summary.filtered, summary.filtered_pairs) == (11, 1, 1)
     pages = [output.read(name).decode() for name in ("report.html", "README.md")]

@@ -63,9 +63,9 @@ def test_another_filter_asks_nothing_and_keeps_everything_in_order(
     code, out, err = call("filter", output.uri, "--keep", condition, *dataset)
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()] == [
-        ["met", "not", "met", "no", "result"],
-        ["consistency", ">=", "0.5", "4", "1", "1"],
-        ["NOT", "blind_answerable", "5", "1", "0"],
+        ["met", "not", "met", "no", "result", "not", "asked"],
+        ["consistency", ">=", "0.5", "4", "1", "1", "0"],
+        ["NOT", "blind_answerable", "5", "1", "0", "0"],
         ["filtered:", "null", "in", "consistency", "1"],
         ["filtered:", "consistency", ">=", "0.5", "1"],
         ["filtered:", "NOT", "blind_answerable", "1"],
@@ -119,8 +119,8 @@ def test_a_dry_run_says_the_same_and_writes_nothing(call: Call, output: ObjectSt
     assert (checks.keep_best, checks.max_per) == (("consistency=0.7",), ("answer=2",))
     _, out, _ = call(*flags, "--dry-run")
     assert [line.split() for line in out.splitlines()[1:3]] == [
-        ["consistency", ">", "0", "4", "1", "1"],
-        ["best", "70", "%", "by", "consistency", "3", "2", "1"],
+        ["consistency", ">", "0", "4", "1", "1", "0"],
+        ["best", "70", "%", "by", "consistency", "3", "2", "1", "0"],
     ]
 
 
@@ -163,6 +163,27 @@ def test_killed_before_the_pairs_are_written_and_repeated(
     assert len(rows_in(output, PAIRS)) == 6
     assert call("filter", output.uri, "--keep", "consistency = 1")[0] == 0
     assert (len(rows_in(output, PAIRS)), len(rows_in(output, FILTERED))) == (3, 3)
+    assert verify(output).problems == []
+
+
+def test_killed_before_the_pairs_are_written_and_then_a_run(
+    call: Call, output: ObjectStore, stub: Any, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = ObjectStore.put
+
+    def dying(store: ObjectStore, name: str, path: Path) -> None:
+        if name == PAIRS:
+            raise KeyboardInterrupt
+        put(store, name, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStore, "put", dying)
+        assert call("filter", output.uri, "--keep", "row > 2")[0] == 130
+    assert len(rows_in(output, FILTERED)) == 3
+    image_qa(str(drawn / "dataset.json"), output.uri, endpoint=stub.url, max_rows=6)
+    assert not output.exists(FILTERED)
+    assert not output.exists(JUDGED)
+    assert "6 of 6 pairs are kept" in call("evaluate", output.uri)[1]
     assert verify(output).problems == []
 
 
@@ -247,8 +268,10 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert "is missing, which has the pairs before" in refused("--keep", "TRUE")
     output.remove(SPLIT)
     judge(output)
+    if not dry:
+        assert "none.json" in refused("--keep", "consistency = 1", "--dataset", "none.json")
     for keep, message in (
-        ("clarity > 1", "there is no column clarity; the columns are row, key, pair"),
+        ("clarity > 1", "there is no column clarity (texts are in single quotes); the columns"),
         ("row > 0; DROP TABLE pairs", "syntax error"),
         ("(SELECT count(*) FROM read_csv('/etc/passwd')) > 0", "a subquery cannot be part"),
         ("CAST(answer AS INTEGER) > 1", "TRY_CAST gives NULL instead"),

@@ -187,7 +187,7 @@ ERRORS = {
     "unknown export": (
         ["run", "DATASET", "--output", "OUT", "--endpoint", "URL", "--export", "llama"],
         2,
-        "--export: Input should be 'llava', ",
+        " or 'webdataset', not 'llama'",
     ),
     "images of an export": (
         [

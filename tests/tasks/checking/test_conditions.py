@@ -68,7 +68,7 @@ HIDDEN = pa.table({"a": [1]})
         ("consistency IS NOT NULL", [True, True, False]),
         ("coalesce(consistency, 1) > .5", [True, False, True]),
         ("nullif(answer, 'red') = '2'", [True, None, None]),
-        ("CASE WHEN blind_answerable THEN FALSE ELSE TRUE END", [True, False, True]),
+        ("judge_visual * 100 > 450", [True, False, False]),
         ("answer IN ('red', '2')", [True, True, None]),
         ("answer NOT IN ('red')", [True, False, None]),
         ("-consistency < -0.7", [True, False, None]),
@@ -147,6 +147,7 @@ ATTACKS = [
     "printf('%1000000000d', row) = 'x'",
     "list_transform(options, x -> x) = options",
     "[x FOR x IN options] = options",
+    "CASE WHEN blind_answerable THEN FALSE ELSE TRUE END",
     "{'a': 1}.a = 1",
     "sum(row) > 1",
     "count(*) > 1",
@@ -252,13 +253,29 @@ def test_the_database_itself_is_locked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [secret]
 
 
+@pytest.mark.parametrize(
+    ("column", "check"),
+    [("confidence", "confidence"), ("near_duplicate_image", "duplicates"), ("form", "form")],
+)
+def test_a_column_of_a_check_that_is_not_made_names_the_check(column: str, check: str) -> None:
+    with pytest.raises(ConditionError) as raised:
+        Condition(f"{column} > 1", SCHEMA)
+    message = f"there is no column {column}: run with --check {check}"
+    assert str(raised.value) == f"keep '{column} > 1': {message}"
+
+
+def test_an_unknown_column_of_a_check_that_is_made_is_told_with_those_there_are() -> None:
+    with pytest.raises(ConditionError, match=r"there is no column judge_tone \(texts"):
+        Condition("judge_tone > 1", SCHEMA)
+
+
 def test_an_unknown_column_is_told_with_those_there_are() -> None:
     with pytest.raises(ConditionError) as raised:
         Condition("consistancy > 1", SCHEMA)
     assert str(raised.value) == (
-        "keep 'consistancy > 1': there is no column consistancy; the columns are row, question, "
-        'answer, options, consistency, blind_answerable, judge_visual, a "b (texts are in single '
-        "quotes)"
+        "keep 'consistancy > 1': there is no column consistancy (texts are in single quotes); the "
+        "columns are row, question, answer, options, consistency, blind_answerable, judge_visual, "
+        'a "b'
     )
 
 

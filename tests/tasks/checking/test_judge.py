@@ -11,7 +11,7 @@ from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.checking.judge import check, rating_pattern
 from prefect_imageqa.tasks.checking.rubric import Axis, Rubric
 from prefect_imageqa.tasks.generating.completions import StoredReply
-from prefect_imageqa.tasks.parsing.parse import parse_reply
+from prefect_imageqa.tasks.parsing.parse import ParseSettings, parse_reply
 from prefect_imageqa.tasks.prompting.style import PromptInput, Rendered
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined
 
@@ -26,10 +26,10 @@ def asked(pair: QAPair = PAIR, image_count: int = 1) -> Rendered:
     return CHECK.style(PromptInput((), image_count, "", "", {}, pair=pair))
 
 
-def outcome_of(text: str) -> FinishedRow:
+def outcome_of(text: str, parsing: ParseSettings = CHECK.parsing) -> FinishedRow:
     completion = Completion(text, "stop", 40, 10, 0.1, "m")
     stored = StoredReply("ab" * 16, 0, 0, "row 0", completion, asked().asked)
-    return parse_reply(stored, CHECK.parsing)
+    return parse_reply(stored, parsing)
 
 
 def values_of(text: str) -> list[Any]:
@@ -156,3 +156,8 @@ def test_hostile_replies_are_read_in_linear_time(piece: str) -> None:
     began = time.perf_counter()
     assert values_of(piece * 100_000) == NOTHING
     assert time.perf_counter() - began < 2
+
+
+def test_replies_of_a_run_that_was_killed_are_read_by_the_rubric_that_asked() -> None:
+    outcome = outcome_of(json.dumps(GOOD), check().parsing)  # the next run has another rubric
+    assert list(CHECK.verdict(PAIR, [outcome])) == [4, 1, "It is right."]

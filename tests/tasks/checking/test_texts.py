@@ -42,6 +42,11 @@ def test_other_questions_have_other_forms(one: str, other: str) -> None:
     assert question_form(one) != question_form(other)
 
 
+@pytest.mark.parametrize("question", ["ما لون السيارة؟", "बस का रंग क्या है।"])
+def test_the_end_of_a_question_in_other_scripts_does_not_count(question: str) -> None:
+    assert question_form(question) == question_form(question[:-1])
+
+
 @pytest.mark.parametrize("text", ["In the image?", "please", "?", "In this photo, please"])
 def test_a_text_of_nothing_but_stock_words_keeps_some(text: str) -> None:
     assert question_form(text)

@@ -94,10 +94,13 @@ def test_the_reason_is_the_part_that_dropped_the_pair(
     values.add("rating", iter(ratings), dropped)
     write_judged.fn(exported, [RATING, FORM], values)
     reasons = {"form = ''": 1, "null in form": 1, "rating > 2": 1, "null in rating": 1}
-    assert split_pairs(exported, keep).reasons == reasons
+    split = split_pairs(exported, keep)
+    assert split.reasons == reasons
+    counts = {part.text: (part.unknown, part.unasked) for part in split.parts}
+    assert counts == {"rating > 2": (1, 2), "form = ''": (1, 0)}
     table = pq.read_table(exported.uri_of(JUDGED))
     pq.write_table(
-        table.replace_schema_metadata({LATER_CHECKS: b"\xff x;; rating"}), tmp_path / "f"
+        table.replace_schema_metadata({LATER_CHECKS: b"\xff x== rating=a form"}), tmp_path / "f"
     )
     exported.put(JUDGED, tmp_path / "f")
     assert plan_split(exported, keep).split.pairs == PAIRS - 4

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_a_pair_has_the_verdict_on_its_own_outcomes_or_none(
     assert [value for (value,) in values] == expected
 
 
+def test_a_pair_without_a_result_has_no_evidence_either() -> None:
+    pairs = [found for _, found in joined("a")]
+    columns = (pa.field("share", pa.float64()), pa.field("answers", pa.string()))
+    partly = replace(check(times=2), columns=columns, verdict=lambda *_: (None, "Red"))
+    assert list(asked_values(partly, pairs, outcomes(2, failed=1), 0, NONE)) == [(None, None)]
+
+
 def other_images(images: str, seed: int = 0) -> list[str]:
     """The image that is shown in place of that of each row; a space if the row is not asked."""
     rows = check_rows(check(other_image=True), joined(images), seed, NONE)
@@ -95,6 +103,8 @@ def test_another_image_is_one_with_another_content() -> None:
     assert len(set(shown)) > 50
     assert other_images(letters, seed=1) != shown
     assert other_images(letters[:150]) == shown[:150]  # more rows change nothing
+    # Without the first row, only those change for which it could be drawn.
+    assert other_images(letters[1:])[WINDOW:] == shown[WINDOW + 1 :]
 
 
 def test_a_dataset_with_one_image_does_not_fill_the_memory() -> None:

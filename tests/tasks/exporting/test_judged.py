@@ -15,7 +15,7 @@ from prefect_imageqa.tasks.exporting.judged import Judged, last_judged, write_ju
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, Row
-from prefect_imageqa.tasks.storing.layout import ALL_PAIRS, JUDGED, JUDGED_RECORD
+from prefect_imageqa.tasks.storing.layout import ALL_PAIRS, FILTERED, JUDGED, JUDGED_RECORD
 
 FIELDS = (pa.field("form", pa.string()), pa.field("rating", pa.int8()))
 
@@ -91,3 +91,10 @@ def test_no_pairs_are_judged_pairs(local: ObjectStore) -> None:
     assert nothing.pairs == 0
     assert written(local, []).pairs == 0
     assert "form" in pq.read_schema(local.uri_of(JUDGED)).names
+
+
+def test_pairs_that_were_never_judged_are_removed_with_the_checks(exported: ObjectStore) -> None:
+    exported.write(FILTERED, b"mine")  # it is not ours without JUDGED
+    export_rows.fn(exported, [], [], 0, Columns())
+    assert not exported.exists(ALL_PAIRS)
+    assert exported.exists(FILTERED)

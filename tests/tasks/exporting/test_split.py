@@ -75,7 +75,6 @@ def test_each_pair_is_in_one_of_two_files_with_the_first_reason(store: ObjectSto
     assert split.reasons == dict.fromkeys(reasons, 1)
     parts = [(part.text, part.passed, part.failed, part.unknown) for part in split.parts]
     assert parts == [("consistency >= 0.66", 4, 1, 1), ("NOT blind_answerable", 2, 3, 1)]
-    assert split.columns == {"consistency": 4, "blind_answerable": 2}
     assert [found.row for found in read_pairs(store)] == [0, 4]
 
 

@@ -120,6 +120,14 @@ def test_rows_beyond_max_rows_are_not_new(limit: int, read: int, new: int, tmp_p
     assert rows.new == new
 
 
+def test_a_reading_that_ends_early_leaves_the_count(tmp_path: Path) -> None:
+    rows, first = recorded(tmp_path / "d.jsonl", records_of(3))
+    (tmp_path / "d.jsonl").write_bytes(to_lines(records_of(5)))
+    assert list(rows.read_again()) == first
+    assert next(rows.read_again()) == first[0]
+    assert rows.new == 2
+
+
 def test_a_line_may_be_completed_meanwhile(tmp_path: Path) -> None:
     """A program that appends to a file writes it in blocks, which end anywhere in a line."""
     path, text = tmp_path / "d.jsonl", to_lines(records_of(4))

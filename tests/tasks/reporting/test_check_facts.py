@@ -207,9 +207,9 @@ def test_the_card_says_which_checks_were_made(
         "| rows | answered | filtered | quarantined | pairs |",
         "| 12 | 9 | 1 | 2 | 18 |",
         "18 of 20 pairs are kept (90.0 %); by the condition consistency \\>= 0.66 AND 'A text.'.",
-        "| step | remaining | share | pass | fail | not judged |\n| --- | ---: |",
-        "| consistency: at least 0.5 | 18 | 90.0 % | 18 | 2 | 0 |\n",
-        "| pairs kept | 18 | 90.0 % |  |  |  |\n",
+        "| step | remaining | share | pass | fail | not judged | not asked |\n| --- | ---: |",
+        "| consistency: at least 0.5 | 18 | 90.0 % | 18 | 2 | 0 | 0 |\n",
+        "| pairs kept | 18 | 90.0 % |  |  |  |  |\n",
         "| filtered by | pairs |\n| --- | ---: |\n| A text. | 2 |\n",
         "| `filtered.parquet` |",
     ):

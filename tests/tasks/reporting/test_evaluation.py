@@ -1,6 +1,7 @@
 """What checks are worth, on pairs whose truth is known, and what a page says about it."""
 
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -13,7 +14,12 @@ from prefect_imageqa.serving.demo_model.questions import FOLLOW_UPS, Question, Q
 from prefect_imageqa.serving.demo_model.scenes import Shape, random_scene
 from prefect_imageqa.serving.demo_model.truth import answer_to
 from prefect_imageqa.tasks.errors import DatasetError, ObjectCorruptedError
-from prefect_imageqa.tasks.exporting.pairs_parquet import FILTERED_BY, PAIRS, PAIRS_SCHEMA
+from prefect_imageqa.tasks.exporting.pairs_parquet import (
+    FILTERED_BY,
+    LATER_CHECKS,
+    PAIRS,
+    PAIRS_SCHEMA,
+)
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.reporting.check_columns import result_columns
 from prefect_imageqa.tasks.reporting.detection import Detection, Share, auc
@@ -21,6 +27,7 @@ from prefect_imageqa.tasks.reporting.evaluate import evaluate, evaluate_output
 from prefect_imageqa.tasks.reporting.evaluation import Agreement, Evaluation
 from prefect_imageqa.tasks.reporting.judged_pairs import (
     MAX_TEXTS,
+    Filtered,
     add_counts,
     read_batches,
     whole_rows,
@@ -104,6 +111,31 @@ def test_a_score_without_a_bound_of_its_own_fails_its_lowest_tenth(local: Object
     assert (check.passed, check.failed, check.unjudged) == (90, 10, 1)
     assert check.column.rule == "at least -90.1"
     assert len(check.bins) == 10
+
+
+def test_equal_scores_pass(local: ObjectStore) -> None:
+    """-0.7 is less than what it is in half the bits."""
+    write(local, JUDGED, table_of([{"confidence": -0.7}] * 9, pa.field("confidence", pa.float64())))
+    [check] = evaluate_output(local).checks
+    assert (check.passed, check.failed) == (9, 0)
+
+
+def test_pairs_that_were_not_asked_about_are_told_apart(local: ObjectStore) -> None:
+    table = table_of([{"consistency": None}] * 3 + [{"consistency": 1.0}], CHECKS[0])
+    write(local, JUDGED, table.replace_schema_metadata({LATER_CHECKS: "consistency=2 form=1"}))
+    [check] = evaluate_output(local).checks
+    assert (check.passed, check.failed, check.unjudged, check.unasked) == (1, 0, 1, 2)
+
+
+def test_which_pairs_are_filtered_is_found_in_linear_time() -> None:
+    filtered = Filtered(np.arange(0, 3_000_000, 3, dtype=np.int64) << 32)
+    table = table_of([{"row": row, "pair": row % 2} for row in range(12)])
+    [batch] = table.to_batches()
+    began = time.perf_counter()
+    for _ in range(20):
+        assert np.flatnonzero(filtered.has(batch)).tolist() == [0, 6]
+    assert time.perf_counter() - began < 2
+    assert not Filtered().has(batch).any()
 
 
 @pytest.mark.parametrize(
@@ -247,6 +279,14 @@ def test_a_file_without_scenes(tmp_path: Any, content: str | None) -> None:
         path.write_text(content)
     with pytest.raises(DatasetError, match=r"scenes\.json"):
         read_scenes(str(path))
+
+
+@pytest.mark.parametrize("style", ["short@1", "unanswerable@1"])
+def test_scenes_of_something_else_are_refused(style: str) -> None:
+    strange: Any = Shape(kind=5, colour="red", size="large", column=0, row=0, x=0, y=0, radius=0)  # type: ignore[arg-type]
+    lines = [{"question": "What color is the star?", "answer": "There is none.", "style": style}]
+    with pytest.raises(DatasetError, match="not those of a demo dataset"):
+        evaluate(table_of(lines).to_batches(), (), None, scene_truth([(strange,)]))
 
 
 def test_memory_does_not_grow_with_the_texts(
