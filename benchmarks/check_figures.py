@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from check_sources import SOURCES, Goal, Item
+from check_sources import SOURCES, Goal, Item, Source
+from prefect_imageqa.tasks.checking.best import Best
 from prefect_imageqa.tasks.checking.conditions import Condition
 from prefect_imageqa.tasks.errors import ConditionError
 from prefect_imageqa.tasks.reporting.check_columns import as_numbers, result_columns
@@ -98,21 +99,20 @@ def evaluate(name: str, items: Sequence[Item], table: pa.Table) -> Result:
         bool,
     )
     everything, table = np.ones(len(pairs), bool), table.combine_chunks()
-    columns, lowest = {}, 0.0
+    columns = {}
     for column in result_columns(table.schema):
         values = pa.concat_arrays(table.column(column.name).chunks)
         if column.needs_bound:
             numbers = as_numbers(values)
             column = column.bounded(numbers[~np.isnan(numbers)])
-            lowest = column.bound
         judged, passed = column.outcomes(values)
         found = detect(judged, good, passed)
         columns[column.name] = Judged(column.rule, int(judged.sum()), found)
-    keep = SOURCES[name].keep.format(lowest=f"{lowest:.6g}")
-    kept, kept_by = everything, None
+    source, kept, kept_by = SOURCES[name], everything, None
     try:
-        kept = _kept(Condition(keep, table.schema), table)
-        kept_by = Judged(keep, len(pairs), detect(everything, good, kept))
+        kept = _kept(source, table)
+        rule = " --keep-best ".join(filter(None, [source.keep, *source.best]))
+        kept_by = Judged(rule, len(pairs), detect(everything, good, kept))
     except ConditionError as error:  # it needs a check that was not made
         print(f"{name}: not filtered: {error}")
     groups = np.array(
@@ -127,13 +127,21 @@ def evaluate(name: str, items: Sequence[Item], table: pa.Table) -> Result:
     )
 
 
-def _kept(condition: Condition, table: pa.Table) -> Array:
-    """Whether each pair meets the condition; one without a result does not."""
-    kept = [np.empty(0, bool)]
+def _kept(source: Source, table: pa.Table) -> Array:
+    """Which pairs the filter of a source keeps; as `--keep` and `--keep-best` do."""
+    passed = [np.empty(0, bool)]
+    condition = Condition(source.keep, table.schema)
     for batch in table.to_batches():
         parts = [pc.fill_null(part, False).to_numpy() for part in condition.evaluate(batch)]
-        kept.append(np.all(parts, axis=0))
-    return np.concatenate(kept)
+        passed.append(np.all([np.ones(len(batch), bool), *parts], axis=0))
+    meeting = np.concatenate(passed)
+    kept = meeting
+    for best in map(Best.parse, source.best):
+        best.check(table.schema)
+        values = as_numbers(pa.concat_arrays(table.column(best.column).chunks))
+        has_value = meeting & ~np.isnan(values)
+        kept = kept & has_value & (values >= best.bound(values[has_value]))
+    return kept
 
 
 def tables(results: Mapping[str, Result]) -> str:

@@ -84,8 +84,8 @@ class Source:
         item: draws a row; the number is its position.
         draw: draws the image of a row.
         temperature: of the run.
-        keep: the condition of the filter that goes with it; `{lowest}` stands for the confidence
-            that a tenth of the pairs is below.
+        keep: the condition of the filter that goes with it; none if empty.
+        best: the shares that it keeps of the pairs that meet the condition.
         goal: what the filter should reach.
     """
 
@@ -94,6 +94,7 @@ class Source:
     keep: str
     draw: Callable[[Item, random.Random], Image.Image]
     temperature: float = 0.7
+    best: tuple[str, ...] = ()
     goal: Goal | None = None
 
 
@@ -259,13 +260,15 @@ SOURCES = {
         f"{_AGREES} AND form = ''",
         _plain,
         temperature=1.6,
+        best=("confidence=0.97", "fluency=0.95"),
         goal=Goal(0.99, 0.85),
     ),
     "given": Source(
         "questions of all kinds, answered by the model at temperature 0.7",
         _given_question,
-        "confidence >= {lowest}",
+        "",
         _plain,
+        best=("confidence=0.9",),
         goal=Goal(0.99, 0.9),
     ),
     "hard": Source(
@@ -274,6 +277,7 @@ SOURCES = {
         _hard,
         "perturbed >= 0.75",
         _hard_image,
+        best=("confidence=0.9",),
         goal=Goal(0.9, 0.8),
     ),
     "give-away": Source(

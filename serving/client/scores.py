@@ -67,7 +67,7 @@ def lowest_token(prompt_logprobs: object, text: str) -> str:
         missing -= len(ending[-1])
     if not sought or not "".join(reversed(ending)).endswith(sought):
         raise ValueError(
-            "the prompt does not end with the answer: the model's chat template changes it"
+            "the prompt does not end with the text to score: the model's chat template changes it"
         )
     logprob, token = min(found)
     return orjson.dumps({"token": token[:_MAX_TOKEN], "logprob": round(logprob, 6)}).decode()

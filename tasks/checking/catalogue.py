@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CheckName = Literal[
     "consistency",
     "confidence",
+    "fluency",
     "perturbed",
     "blind",
     "swapped",
@@ -90,6 +91,12 @@ def _confidence(_: CheckSettings) -> Check:
     return check()
 
 
+def _fluency(_: CheckSettings) -> Check:
+    from .confidence import fluency_check
+
+    return fluency_check()
+
+
 def _perturbed(_: CheckSettings) -> Check:
     from .perturbed import check
 
@@ -153,6 +160,7 @@ def _hash_rows(settings: CheckSettings) -> "HashRows":
 _FACTORIES: Mapping[CheckName, Callable[[CheckSettings], Check]] = {
     "consistency": _consistency,
     "confidence": _confidence,
+    "fluency": _fluency,
     "perturbed": _perturbed,
     "blind": _blind,
     "swapped": _swapped,

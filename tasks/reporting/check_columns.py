@@ -17,7 +17,12 @@ from ..storing.key_index import Array
 LOWEST_SHARE = 0.1
 """Of a score whose bounds differ from dataset to dataset, the lowest tenth does not pass."""
 
-_BOUNDS: Mapping[str, float] = {"consistency": 0.5, "perturbed": 0.75, "confidence": math.nan}
+_BOUNDS: Mapping[str, float] = {
+    "consistency": 0.5,
+    "perturbed": 0.75,
+    "confidence": math.nan,
+    "fluency": math.nan,
+}
 """A pair passes from this value on; NaN if the bound depends on the dataset."""
 
 MAX_COLUMNS = 40
@@ -40,6 +45,7 @@ _EVIDENCE: Collection[str] = frozenset(
     {
         "consistency_answer",
         "confidence_token",
+        "fluency_token",
         "perturbed_answers",
         "blind_answer",
         "swapped_answer",

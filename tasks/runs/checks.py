@@ -21,9 +21,10 @@ class Checks(Group):
         default=(),
         description="Checks to make of every pair; each gives columns in pairs.parquet. The model "
         "is asked for consistency (it answers the question again), confidence (how probable it "
-        "finds the answer), perturbed (again, with slightly changed images), blind (without the "
-        "image), swapped (with another image) and judge (it rates the pair); nothing is asked for "
-        "form, duplicates and contamination.",
+        "finds the answer), fluency (how probable it finds the question), perturbed (the answer "
+        "again, with slightly changed images), blind (without the image), swapped (with another "
+        "image) and judge (it rates the pair); nothing is asked for form, duplicates and "
+        "contamination.",
     )
     keep: OptionalText = Field(
         default="",

@@ -69,6 +69,33 @@ def test_the_question_asks_for_an_answer_of_that_form(
     assert [message["content"] for message in request.messages] == [question, answer]
 
 
+@pytest.mark.parametrize(
+    ("language", "request_text"),
+    [
+        (
+            "",
+            "Write one question about the image, without its answer.\n"
+            "Reply with the question only.",
+        ),
+        (
+            "German",
+            "Write one question about the image, without its answer.\nWrite in German.\n"
+            "Reply with the question only.",
+        ),
+    ],
+)
+def test_fluency_scores_the_question_as_one_that_the_model_asks(
+    language: str, request_text: str
+) -> None:
+    check = confidence.fluency_check()
+    pair = replace(PAIR, language=language)
+    rendered = check.style(PromptInput((), 1, "Write pairs.", "", record={}, pair=pair))
+    asking, scored = rendered.messages
+    assert asking["content"][1] == {"type": "text", "text": request_text}
+    assert scored == {"role": "assistant", "content": PAIR.question}
+    assert [field.name for field in check.columns] == ["fluency", "fluency_token"]
+
+
 def test_the_columns_are_the_lowest_log_probability_and_its_token() -> None:
     outcome = outcome_of('{"token":" red","logprob":-1.25}')
     assert isinstance(outcome, Answered)

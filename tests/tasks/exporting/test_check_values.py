@@ -145,5 +145,5 @@ def test_checks_that_cost_less_come_first(local: ObjectStore) -> None:
         ordered = OpenChecks(Checks(), checks, Condition("", SCHEMA)).by_cost
         assert {check.name for check in ordered[:2]} == {"form", "duplicates"}
         assert [check.name for check in ordered[2:]] == [
-            *("blind", "confidence", "swapped", "judge", "perturbed", "consistency")
+            *("blind", "confidence", "fluency", "swapped", "judge", "perturbed", "consistency")
         ]
