@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+import prefect.main  # noqa: F401  # its log handler keeps this stderr: a test's would be closed
 import pytest
 from prefect_imageqa.flows.cli.main import main
 

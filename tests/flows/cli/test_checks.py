@@ -73,7 +73,7 @@ def test_an_output_on_s3_is_checked_filtered_evaluated_and_reported(
     code, out, err = call("evaluate", output)
     assert (code, err) == (0, "")
     assert "4 of 12 pairs are kept (33.3 %); by the condition consistency < 0.5" in out
-    assert "consistency at least 0.5 8 4 0 0, 1, 1" in " ".join(out.split())
+    assert "consistency at least 0.5 8 4 0 0 0, 1, 1" in " ".join(out.split())
     assert call("report", output, "--dataset", dataset)[0] == 0
     page = store.read("report.html").decode()
     assert '<h2 id="checks">Checks</h2>' in page
