@@ -219,8 +219,8 @@ def _hard(rng: random.Random, number: int) -> Item:
         scene = tuple(
             replace(
                 shape,
-                x=(shape.column + 0.5) / 3 + rng.choice((-0.1, 0.1)),
-                y=(shape.row + 0.5) / 3 + rng.choice((-0.1, 0.1)),
+                x=(shape.column + 0.5) / 3 + rng.choice((-0.065, 0.065)),
+                y=(shape.row + 0.5) / 3 + rng.choice((-0.065, 0.065)),
             )
             for shape in scene
         )
@@ -273,7 +273,7 @@ SOURCES = {
     ),
     "hard": Source(
         "pairs that the model writes at temperature 0.7 about images that are shrunk to 16 px, "
-        "pale, rotated by 10 degrees, blurred, or have shapes far from the centers of their cells",
+        "pale, rotated by 10 degrees, blurred, or have shapes off the centers of their cells",
         _hard,
         "perturbed >= 0.75",
         _hard_image,
