@@ -111,7 +111,7 @@ def evaluate(name: str, items: Sequence[Item], table: pa.Table) -> Result:
     source, kept, kept_by = SOURCES[name], everything, None
     try:
         kept = _kept(source, table)
-        rule = " --keep-best ".join(filter(None, [source.keep, *source.best]))
+        rule = " ".join([source.keep, *(f"--keep-best {each}" for each in source.best)]).strip()
         kept_by = Judged(rule, len(pairs), detect(everything, good, kept))
     except ConditionError as error:  # it needs a check that was not made
         print(f"{name}: not filtered: {error}")
