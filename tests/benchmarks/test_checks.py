@@ -97,7 +97,7 @@ def test_hard_images_differ_from_plain_ones_as_their_group_says(tmp_path: Path) 
     for item in items:
         if item.group == "off-cell":
             for shape in item.scene:
-                assert abs(shape.x - (shape.column + 0.5) / 3) == pytest.approx(0.1)
+                assert abs(shape.x - (shape.column + 0.5) / 3) == pytest.approx(0.065)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,8 @@ def pending_pass(batch_size: int) -> OpenPass:
         attempts=lambda keys: [0 for _ in keys],
     )
     progress: Any = SimpleNamespace(batches=0, attempted=0, retried=0)
-    return OpenPass("", nothing, nothing, nothing, nothing, ledger, progress, batch_size)
+    prompting: Any = SimpleNamespace(label="")
+    return OpenPass("", nothing, prompting, nothing, nothing, ledger, progress, batch_size)
 
 
 def batch_sizes(current: OpenPass, rows: int, pilot: int = 0) -> list[int]:
@@ -234,7 +235,8 @@ def test_the_answered_part_of_a_batch_knows_what_was_corrected() -> None:
         nothing, fault_of=lambda reply, _: reply.text.partition("usable")[0]
     )
     progress = RunProgress()
-    current = OpenPass("", nothing, nothing, settings, nothing, ledger, progress, batch_size=8)
+    prompting: Any = SimpleNamespace(label="")
+    current = OpenPass("", nothing, prompting, settings, nothing, ledger, progress, batch_size=8)
     prompts = tuple(Prompt(row, f"{row:032x}", f"d:{row}") for row in range(3))
     batch = Batch(1, "b" * 32, prompts, (0, 0, 0), corrections=2)
     assert current.answered_part(batch) is None
