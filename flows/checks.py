@@ -32,6 +32,7 @@ from ..tasks.storing.layout import ALL_PAIRS
 from .open_pass import OpenPass
 from .run import Run
 from .run_log import IS_RESULT
+from .wording import counted
 
 Answer = Callable[[Run, OpenPass, Iterator[Row]], None]
 """Makes one pass over rows."""
@@ -115,8 +116,7 @@ def _told(judged: Judged, check: str, skipped: int, asked: OpenPass | None) -> s
     if skipped:
         text += f"; {skipped:,} were not asked about, since the condition drops them anyway"
     if asked and (failed := asked.counts()).quarantined:
-        kinds = sorted(failed.reasons.items(), key=lambda item: (-item[1], item[0]))
-        why = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+        why = counted(failed.reasons)
         text += f"; {failed.quarantined:,} of {failed.rows:,} requests failed: {why}"
     return text
 

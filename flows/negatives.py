@@ -22,6 +22,7 @@ from ..tasks.storing.layout import ALL_PAIRS, ANSWERED_PAIRS
 from .open_pass import OpenPass
 from .run import Run
 from .run_log import IS_RESULT
+from .wording import counted
 
 
 def add_negatives(
@@ -105,7 +106,6 @@ def _told(tried: Tried, added: int, count: int) -> str:
     if added < count:
         text += f", fewer than the {count:,} wanted"
     if tried.failed:
-        kinds = sorted(tried.reasons.items(), key=lambda item: (-item[1], item[0]))
-        why = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
-        text += f"; {tried.failed:,} questions without a result: {why or 'no reply'}"
+        why = counted(tried.reasons) or "no reply"
+        text += f"; {tried.failed:,} questions without a result: {why}"
     return text

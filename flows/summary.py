@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..tasks.exporting.qa_json import QA_JSONL
 from ..tasks.object_store.store import ObjectStore, load_store
 from ..tasks.runs.run_record import RunCounts
+from .wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +33,7 @@ class RunSummary(RunCounts):
             text += f", {self.filtered:,} filtered"
         text += f", {self.quarantined:,} quarantined"
         if self.reasons:
-            kinds = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
-            text += ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+            text += f": {counted(self.reasons)}"
         if self.duplicates:
             rows = "duplicates share" if self.duplicates > 1 else "duplicate shares"
             text += f"; {self.duplicates:,} {rows} the outcome of another row"

@@ -1,4 +1,6 @@
-"""Durations and rates as people write them."""
+"""Durations, rates and counts as people write them."""
+
+from collections.abc import Mapping
 
 
 def duration(seconds: float) -> str:
@@ -22,6 +24,12 @@ def rate(rows_per_second: float) -> str:
     if number < 1:
         number, unit = rows_per_second * 3600, "h"
     return f"{number:,.{0 if number >= 9.95 else 1}f} rows/{unit}"
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """How often there is each reason, the most frequent first: '9 not_an_image, 3 timeout'."""
+    by_count = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {reason}" for reason, count in by_count)
 
 
 def _two(count: int, per: int, large: str, small: str) -> str:

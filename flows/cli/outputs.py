@@ -207,8 +207,9 @@ def _life(run: "RunRecord") -> str:
 
 
 def _quarantined(reasons: Mapping[str, int], count: int) -> str:
-    kinds = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    details = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+    from ..wording import counted
+
+    details = counted(reasons)
     return f"{count:,} quarantined{f': {details}' if details else ''}"
 
 
