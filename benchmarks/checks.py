@@ -15,11 +15,9 @@ import hashlib
 import json
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 from urllib.request import urlopen
@@ -27,7 +25,7 @@ from urllib.request import urlopen
 import pyarrow.parquet as pq
 from check_figures import Cost, Result, evaluate, tables
 from check_sources import SOURCES, Item, draw_source
-from performance import BEGIN, END, machine, read, write
+from performance import BEGIN, END, measure_each, read, write
 from prefect_imageqa import Columns, Sampling, image_qa
 from prefect_imageqa.serving.server.launch import ServerOptions
 from prefect_imageqa.serving.server.server import VLLMServer
@@ -120,26 +118,8 @@ def measure_all(names: Sequence[str], bench: Bench, results: Path) -> list[str]:
     Returns:
         Those that failed; the others are measured all the same.
     """
-    failed = []
-    for name in names:
-        print(f"{name}: {SOURCES[name].about}", flush=True)
-        started = time.monotonic()
-        try:
-            result = measure(name, bench)
-        except Exception:
-            traceback.print_exc()
-            failed.append(name)
-            continue
-        kept = read(results)
-        kept[name] = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
-            "minutes": round((time.monotonic() - started) / 60, 1),
-            "result": result.to_plain(),
-        }
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(kept, indent=1) + "\n")
-    return failed
+    about = {name: SOURCES[name].about for name in names}
+    return measure_each(about, lambda name: {"result": measure(name, bench).to_plain()}, results)
 
 
 def section(kept: dict[str, Any]) -> str:

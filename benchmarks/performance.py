@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,18 +37,35 @@ ON_REQUEST = ("cores",)
 
 
 def measure(names: list[str], bench: Bench, results: Path) -> list[str]:
-    """Run the scenarios, and keep the results of each as soon as it has ended.
+    """Run the scenarios; see `measure_each`."""
+
+    def runs_of(name: str) -> dict[str, Any]:
+        runs = getattr(performance_scenarios, name)(bench)
+        return {"runs": {who: [asdict(run) for run in each] for who, each in runs.items()}}
+
+    about = {name: str(getattr(performance_scenarios, name).__doc__) for name in names}
+    return measure_each(about, runs_of, results)
+
+
+def measure_each(
+    about: Mapping[str, str], measured: Callable[[str], dict[str, Any]], results: Path
+) -> list[str]:
+    """Measure by name, and keep what was measured of each as soon as it has ended.
+
+    Args:
+        about: what each is, by its name.
+        measured: measures one.
+        results: file with what is kept, by name, with date, machine and minutes.
 
     Returns:
         Those that failed; the others are measured all the same.
     """
     failed = []
-    for name in names:
-        scenario = getattr(performance_scenarios, name)
-        print(f"{name}: {scenario.__doc__}", flush=True)
+    for name, text in about.items():
+        print(f"{name}: {text}", flush=True)
         started = time.monotonic()
         try:
-            runs = scenario(bench)
+            found = measured(name)
         except Exception:
             traceback.print_exc()
             failed.append(name)
@@ -57,9 +75,7 @@ def measure(names: list[str], bench: Bench, results: Path) -> list[str]:
             "date": datetime.now(UTC).date().isoformat(),
             "machine": machine(),
             "minutes": round((time.monotonic() - started) / 60, 1),
-            "runs": {
-                contestant: [asdict(run) for run in each] for contestant, each in runs.items()
-            },
+            **found,
         }
         results.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps(kept, indent=1) + "\n")
