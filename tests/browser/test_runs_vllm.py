@@ -156,6 +156,7 @@ def test_checks_from_the_form_to_the_report(
     screenshot("checks-funnel")
     assert (page_log.dialogs, page_log.external()) == ([], [])
 
+    page_log.errors.clear()  # of Prefect's pages
     page.goto((output / "report.html").as_uri())
     check_funnel(page, output)
     page.get_by_text("How the checks agree").click()
