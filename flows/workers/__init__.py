@@ -1,0 +1,1 @@
+"""A run on many workers: processes, flow runs of a work pool, Ray or Dask tasks."""

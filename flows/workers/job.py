@@ -1,0 +1,42 @@
+"""What a worker is told when it is started: plain JSON, without credentials of anything."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...tasks.runs.parameters import Images, Limits
+
+
+class WorkerJob(BaseModel):
+    """The job of a worker of a run. Engines pass it on as `model_dump(mode="json")`.
+
+    Attributes:
+        output: URI of the run's output, through which batches and replies are exchanged.
+        store: name of a saved Image QA Store block with the credentials; empty for those of the
+            worker's own environment.
+        run: id of the run.
+        worker: name of the worker within the run.
+        key: hexadecimal key, drawn for this run: the worker takes only batches signed with it.
+        endpoint: URLs of the servers; empty if a block is named.
+        endpoint_block: name of a saved vLLM Endpoint block.
+        model: name the model is served under.
+        workers: how many there are, which share the servers.
+        limits: those of the run; a number of requests in flight is that of this worker.
+        images: where images may come from, and the size they are sent at.
+        confined: the only folder that images may come from, in a run of a deployment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: str
+    store: str = ""
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+    worker: Annotated[str, Field(pattern=r"^[0-9]{1,6}$")]
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    endpoint: tuple[str, ...] = ()
+    endpoint_block: str = ""
+    model: str = ""
+    workers: Annotated[int, Field(ge=1)] = 1
+    limits: Limits = Limits()
+    images: Images = Images()
+    confined: str | None = None

@@ -1,0 +1,31 @@
+"""How many workers a run has, and what starts them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .form_types import Group, OptionalText
+
+EngineName = Literal["threads", "processes", "work-pool", "ray", "dask"]
+
+
+class Workers(Group):
+    """How many workers prepare images, ask the servers and store replies, and what starts them."""
+
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Number of workers; 1 means that the run does everything itself.",
+    )
+    engine: EngineName = Field(
+        default="threads",
+        description="What starts them: threads of the run's own process, processes on its machine, "
+        "flow runs of a work-pool, or tasks on a ray or dask cluster.",
+    )
+    engine_address: OptionalText = Field(
+        default="",
+        description="Of a work-pool, the deployment of the workers, by default "
+        "image-qa-worker/worker; of ray or dask, the address of the cluster, by default a local "
+        "one that ends with the run.",
+    )
