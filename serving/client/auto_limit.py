@@ -45,6 +45,11 @@ of them, or they have not reached the engine yet: at this many observations in a
 decides."""
 
 
+def first_limit(sharers: int) -> int:
+    """The limit at first, if so many clients share a server."""
+    return max(MIN_LIMIT, FIRST_LIMIT // sharers)
+
+
 class AutoLimit:
     """Limit of the requests in flight to one server: a function of what was observed.
 
@@ -52,12 +57,16 @@ class AutoLimit:
     none waits, and shrinks to what runs and a short queue. With other servers, it grows as long as
     that makes more requests complete per second.
 
+    Args:
+        sharers: how many clients that share the server have such a limit, this one included.
+
     Attributes:
         value: the limit.
     """
 
-    def __init__(self) -> None:
-        self.value = FIRST_LIMIT
+    def __init__(self, sharers: int = 1) -> None:
+        self.value = first_limit(sharers)
+        self._max_step = max(1, MAX_STEP // sharers)
         self._search = ThroughputSearch(MIN_LIMIT, MAX_LIMIT)
         self._growth = 1.0
         self._queues: deque[tuple[float, int]] = deque()
@@ -120,7 +129,7 @@ class AutoLimit:
             return self.value
         grown = int(self.value * (1 + self._growth)) + 1
         self._growth = min(2 * self._growth, 1.0)
-        return min(grown, self.value + MAX_STEP, MAX_LIMIT)
+        return min(grown, self.value + self._max_step, MAX_LIMIT)
 
     def _lasting_queue(self, seen: Observation, waiting: int) -> int:
         """How many requests have waited all the time, for as long as requests take."""

@@ -11,7 +11,7 @@ from ..background_loop import BackgroundLoop, CoroutineGroup, GroupEndedError, M
 from ..endpoint import VLLMEndpoint
 from ..errors import EndpointError, EndpointUnreachableError
 from ..types import ChatRequest, Failure, FailureKind, Outcome, Recovery
-from .auto_limit import FIRST_LIMIT, MaxInFlight
+from .auto_limit import MaxInFlight, first_limit
 from .check import served_model
 from .each_server import ask_each_server
 from .outcomes import CLOSED, Outcomes
@@ -56,6 +56,8 @@ class ChatClient:
         server_wait: seconds to wait while no server answers.
         recovery: restarts the only server, if it was started by the caller. Then `server_wait`
             does not count.
+        sharers: how many clients send requests to these servers at the same time, this one
+            included. A number given as `max_in_flight` is that of this client alone.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class ChatClient:
         request_timeout: float = 300.0,
         server_wait: float = 900.0,
         recovery: Recovery | None = None,
+        sharers: int = 1,
     ) -> None:
         self.endpoint = endpoint
         self.stats = ClientStats()
         self._request_timeout = request_timeout
         self._server_wait = server_wait
         self._recovery = recovery
+        self._sharers = sharers
         self._fixed_limit = None if max_in_flight == "auto" else max_in_flight
         self._model = endpoint.model
         self._shared_loop = loop
@@ -83,7 +87,13 @@ class ChatClient:
         self._loop = self._shared_loop or BackgroundLoop()
         group = CoroutineGroup(self._loop)
         self._pool = ServerPool(
-            self.endpoint, group, self.stats, self._fixed_limit, self._server_wait, self._recovery
+            self.endpoint,
+            group,
+            self.stats,
+            self._fixed_limit,
+            self._server_wait,
+            self._recovery,
+            self._sharers,
         )
         self._mailbox = Mailbox(self._loop, Sender(self._pool, group).add)
         self._group = group
@@ -109,7 +119,7 @@ class ChatClient:
         if self._fixed_limit is not None:
             return self._fixed_limit
         if self._group is None:
-            return FIRST_LIMIT * len(self.endpoint.urls)
+            return first_limit(self._sharers) * len(self.endpoint.urls)
         return self._pool.max_in_flight
 
     @property

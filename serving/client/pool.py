@@ -42,6 +42,7 @@ class ServerPool(RequestLine):
         max_in_flight: limit of the requests in flight over all servers; None to find one for each.
         server_wait: seconds to wait while no server answers.
         recovery: restarts the only server.
+        sharers: how many clients share the servers.
 
     Attributes:
         note: what is waited for before any request is sent.
@@ -56,6 +57,7 @@ class ServerPool(RequestLine):
         max_in_flight: int | None,
         server_wait: float,
         recovery: Recovery | None,
+        sharers: int = 1,
     ) -> None:
         super().__init__(max_in_flight, stats)
         self.note = ""
@@ -63,6 +65,7 @@ class ServerPool(RequestLine):
         self.server_wait = server_wait
         self.recovery = recovery
         self.model: str | None = endpoint.model
+        self._sharers = sharers
         self._endpoint = endpoint
         self._group = group
 
@@ -79,7 +82,7 @@ class ServerPool(RequestLine):
             if (url, address) not in known:
                 server = Server(
                     Transport(url, self._endpoint, address),
-                    auto_limit=AutoLimit() if self.is_auto else None,
+                    auto_limit=AutoLimit(self._sharers) if self.is_auto else None,
                 )
                 self.servers.append(server)
                 if known:  # a newcomer may still be starting
