@@ -206,7 +206,7 @@ def open_pending(parameters: RunParameters) -> Iterator[PendingRequests]:
         output = open_store(parameters.output, parameters.store).with_patience(patience)
         if read_manifest(output) is not None:  # fail early if it has another layout
             last_completed(output)
-        reader = stack.enter_context(image_reader(parameters, output.s3_credentials))
+        reader = stack.enter_context(image_reader(parameters.images, output.s3_credentials))
         style = run_style(parameters, output.s3_credentials)
         table = open_table(parameters, style, output.s3_credentials)
         yield PendingRequests(parameters, output, reader, style, table)

@@ -73,7 +73,7 @@ def resolve_endpoint(
         endpoint = endpoint.split()
     if endpoint:
         block = load_endpoint(endpoint, model)
-        return _with_key(block) if isinstance(endpoint, list) else block
+        return with_key(block) if isinstance(endpoint, list) else block
     if not model:
         raise EndpointError(
             "no model to ask: give the endpoint of a running server, or a model to start a server "
@@ -103,7 +103,7 @@ def resolve_judge(checks: Checks) -> VLLMEndpoint | None:
     return found if isinstance(found, VLLMEndpoint) else None  # always one: it is a text
 
 
-def _with_key(endpoint: VLLMEndpoint) -> VLLMEndpoint:
+def with_key(endpoint: VLLMEndpoint) -> VLLMEndpoint:
     """The endpoint with the API key of the environment.
 
     Not in a run of a deployment: whoever may start one chooses the URL, and could send himself the
@@ -125,6 +125,7 @@ def open_model(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     loop: BackgroundLoop | None = None,
     watching: Callable[[ClientStats], AbstractContextManager[object]] = nullcontext,
+    sharers: int = 1,
 ) -> Iterator[RunModel]:
     """Connect to the model and check it; without an endpoint, start a server and stop it on exit.
 
@@ -134,6 +135,7 @@ def open_model(
         limits: requests in flight, and how long to wait for servers.
         loop: the event loop of the client.
         watching: shows the notes of the client, from before the check on.
+        sharers: how many clients send requests to the servers at the same time, this one included.
 
     Raises:
         EndpointError: neither endpoint nor model is given, or the endpoint cannot be used.
@@ -155,7 +157,7 @@ def open_model(
             recovery = Recovery(server, lambda: client.stats.completions)
             if checkpoint := local_checkpoint(model):
                 revision = checkpoint_digest(checkpoint)
-        client = _client(block, limits, loop, recovery)
+        client = _client(block, limits, loop, recovery, sharers)
         stack.enter_context(_connected(client, limits, watching))
         try:
             yield RunModel(client, revision)
@@ -205,6 +207,7 @@ def _client(
     limits: Limits,
     loop: BackgroundLoop | None,
     recovery: Recovery | None = None,
+    sharers: int = 1,
 ) -> ChatClient:
     return ChatClient(
         endpoint,
@@ -213,6 +216,7 @@ def _client(
         request_timeout=limits.request_timeout,
         server_wait=limits.server_wait,
         recovery=recovery,
+        sharers=sharers,
     )
 
 

@@ -49,7 +49,7 @@ def open_run(parameters: RunParameters) -> Iterator[Run]:
             last_completed(output)
         loop = BackgroundLoop()
         stack.callback(loop.close)
-        reader = stack.enter_context(image_reader(parameters, output.s3_credentials, loop))
+        reader = stack.enter_context(image_reader(parameters.images, output.s3_credentials, loop))
         try:
             style = run_style(parameters, output.s3_credentials)
             yield Run(parameters, style, output, reader, progress, patience, loop, stack)

@@ -15,7 +15,7 @@ from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec
 from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.prompting.prompts import PromptSettings
-from ..tasks.runs.parameters import RunParameters
+from ..tasks.runs.parameters import Images, RunParameters
 from ..tasks.runs.passes import Pass
 
 
@@ -59,12 +59,11 @@ def open_table(
 
 
 def image_reader(
-    parameters: RunParameters,
+    images: Images,
     credentials: S3Credentials | None,
     loop: BackgroundLoop | None = None,
 ) -> ImageReader:
     """The reader of a run's images; to be closed."""
-    images = parameters.images
     return ImageReader(
         images.max_file_bytes,
         credentials=credentials,

@@ -12,7 +12,7 @@ from ...tasks.exporting.embedded import image_names
 from ...tasks.generating.batching import make_batch
 from ...tasks.generating.chat_requests import GenerationSettings
 from ...tasks.generating.completions import StoredReply
-from ...tasks.generating.generate import generate_batch
+from ...tasks.generating.generate import complete_batch
 from ...tasks.generating.probe import server_guides
 from ...tasks.images.reader import ImageReader
 from ...tasks.loading.columns import image_value
@@ -186,7 +186,7 @@ class Session:
             if self.model.client is None:
                 raise EndpointError(NO_ENDPOINT)
             settings = generation_settings(parameters, asking, self.reader)
-            generate_batch.fn(batch, self.model.client, settings)
+            complete_batch(batch, self.model.client, settings)
         lasting = {key: reply for key, reply in batch.replies.items() if not is_transient(reply)}
         self._replies |= lasting
         self._corrected |= batch.corrected
@@ -235,7 +235,7 @@ def open_session(
     credentials = open_store(".", first.store).with_patience(patience).s3_credentials
     with ExitStack() as stack:
         stack.callback(patience.stop)
-        reader = stack.enter_context(image_reader(first, credentials))
+        reader = stack.enter_context(image_reader(first.images, credentials))
         session = Session(requested, count, reader, credentials)
         session.styles()  # before any server is asked
         session.model = stack.enter_context(open_preview_model(first, dry_run=dry_run))

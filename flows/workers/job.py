@@ -23,7 +23,9 @@ class WorkerJob(BaseModel):
         workers: how many there are, which share the servers.
         limits: those of the run; a number of requests in flight is that of this worker.
         images: where images may come from, and the size they are sent at.
-        confined: the only folder that images may come from, in a run of a deployment.
+        is_deployed: whether the run is one of a deployment: then whoever started it has chosen the
+            URLs, which do not get the key of the worker's environment.
+        confined: the only folder that images may come from, if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,4 +41,5 @@ class WorkerJob(BaseModel):
     workers: Annotated[int, Field(ge=1)] = 1
     limits: Limits = Limits()
     images: Images = Images()
+    is_deployed: bool = False
     confined: str | None = None

@@ -14,6 +14,7 @@ checks/pairs.parquet, judged.parquet           all pairs, before and after the c
                                                any
 checks/judged.json, split.json                 what the judged and the kept pairs were made from
 runs/<id>.json                                 the record of each run
+workers/<run>/<worker>/...                     what a run and its workers exchange; gone at its end
 manifest.json                                  the layout version and the last completed run
 
 A pass is `pairs`, `answers`, or `checks/<name>` for each check that asks the model.
@@ -49,6 +50,8 @@ COMPLETIONS = "completions"
 PARTS = "parts"
 KEYS = "keys"
 RUNS = "runs"
+WORKERS = "workers"
+"""Folder of what runs and their workers exchange, by run."""
 EXPORTED = f"{PAIRS}/exported.json"
 ANSWERED_PAIRS = f"{CHECKS}/answered.parquet"
 ALL_PAIRS = f"{CHECKS}/pairs.parquet"
@@ -146,6 +149,42 @@ def write_manifest(store: ObjectStore, manifest: Mapping[str, Any]) -> None:
 def run_name(run_id: str) -> str:
     """Name of a run's record."""
     return f"{RUNS}/{run_id}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFolder:
+    """What a run and one of its workers exchange.
+
+    Attributes:
+        run: id of the run.
+        worker: name of the worker.
+    """
+
+    run: str
+    worker: str
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"{WORKERS}/{self.run}/{self.worker}"
+
+    @property
+    def status(self) -> str:
+        """Name of what the worker says of itself."""
+        return f"{self.name}/status"
+
+    @property
+    def end(self) -> str:
+        """Name of the object that tells the worker to end."""
+        return f"{self.name}/end"
+
+    def batch(self, number: int) -> str:
+        """Name of a batch that the worker is to answer."""
+        return f"{self.name}/batch-{number}"
+
+    def result(self, number: int) -> str:
+        """Name of what became of a batch."""
+        return f"{self.name}/result-{number}"
 
 
 def check_name(check: str) -> str:
