@@ -43,6 +43,7 @@ from ..tasks.concurrency import (
 )
 from ..tasks.exporting import export_rows
 from ..tasks.exporting.trainers import export_for_training
+from ..tasks.generating import CompletionsCache, generate_batch
 from ..tasks.loading import Columns, load_dataset
 from ..tasks.prompting import DEFAULT_SYSTEM_PROMPT, prompt_rows
 from ..tasks.records import Batch, Row
@@ -227,9 +228,9 @@ def answer_rows(
     """
 
     def generate(batch: Batch) -> PrefectFuture[Any]:
-        settings = open_pass.generation_settings
-        generated = open_pass.generate_batch.submit(
-            quote(batch), quote(run.client), quote(settings)
+        settings, cache = open_pass.generation_settings, CompletionsCache(open_pass.completions)
+        generated = generate_batch.submit(
+            quote(batch), quote(run.client), quote(settings), quote(cache)
         )
         return freed_when_done(generated)
 

@@ -4,17 +4,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from prefect import get_run_logger
-from prefect.tasks import Task
 
 from ..tasks.concurrency import chunks, memory_of
 from ..tasks.errors import StoreError
-from ..tasks.generating.again import is_settled
 from ..tasks.generating.batching import make_batch
 from ..tasks.generating.chat_requests import GUIDES, GenerationSettings
+from ..tasks.generating.generate import answered_part
 from ..tasks.generating.probe import takes_guide
+from ..tasks.object_store.store import ObjectStore
 from ..tasks.parsing.parse import ParseSettings
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings
@@ -36,7 +35,7 @@ class OpenPass:
 
     Attributes:
         keys_name: name of the object for the row keys.
-        generate_batch: the task of that name, with the cache of this output.
+        completions: store of the completions.
         prompt_settings: how rows are turned into prompts.
         generation_settings: how prompts are sent.
         parse_settings: how replies are parsed.
@@ -53,7 +52,7 @@ class OpenPass:
     """
 
     keys_name: str
-    generate_batch: Task[..., Any]
+    completions: ObjectStore
     prompt_settings: PromptSettings
     generation_settings: GenerationSettings
     parse_settings: ParseSettings
@@ -105,16 +104,7 @@ class OpenPass:
 
     def answered_part(self, batch: Batch) -> Batch | None:
         """A batch of only those rows that have their final reply; None where no row has one."""
-        settings = self.generation_settings
-        answered = [prompt for prompt in batch.prompts if is_settled(prompt, batch, settings)]
-        if not answered:
-            return None
-        part = self._batch(answered, batch.isolated)
-        part.replies.update({prompt.key: batch.replies[prompt.key] for prompt in answered})
-        part.settled.update(part.replies)
-        part.corrections = batch.corrections
-        part.corrected.update(batch.corrected)
-        return part
+        return answered_part(batch, self.generation_settings)
 
     def record(self, batch: Batch, stored: StoredBatch) -> list[FinishedRow]:
         """Enter a stored batch in the ledger; returns its rows without those that are deferred.

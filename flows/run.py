@@ -14,8 +14,6 @@ from ..tasks.errors import StoreError
 from ..tasks.exporting.judged import OpenChecks, open_checks
 from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
-from ..tasks.generating.cache import batch_cache
-from ..tasks.generating.generate import generate_batch
 from ..tasks.generating.probe import server_guides
 from ..tasks.images.reader import ImageReader
 from ..tasks.loading.dataset import Dataset
@@ -227,7 +225,7 @@ class Run:
         parse_cached(self.output, completions, ledger, definition.parsing, others)
         opened = OpenPass(
             keys_name=folder.keys_of(self._keys_name),
-            generate_batch=generate_batch.with_options(**batch_cache(completions)),
+            completions=completions,
             prompt_settings=prompt_settings(
                 parameters, definition, self._spec(definition, self._asked), self._base, self.reader
             ),

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generating import CompletionsCache as CompletionsCache
     from .generating import GenerationSettings as GenerationSettings
-    from .generating import batch_cache as batch_cache
     from .generating import generate_batch as generate_batch
     from .generating import make_batches as make_batches
     from .images import ImageReader as ImageReader
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .storing import parse_and_store as parse_and_store
 
 _NAMES = {
-    ".generating": ("GenerationSettings", "batch_cache", "generate_batch", "make_batches"),
+    ".generating": ("CompletionsCache", "GenerationSettings", "generate_batch", "make_batches"),
     ".images": ("ImageReader",),
     ".loading": ("load_dataset",),
     ".prompting": ("PromptSettings", "RequestSpec", "prompt_rows"),

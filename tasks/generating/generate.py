@@ -1,18 +1,19 @@
-"""A batch -> replies: sends each row, and finds those that crash the server."""
+"""A batch -> completions: sends each row, and finds those that crash the server."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from ...serving.client.client import ChatClient
+from ..concurrency import TASK_OPTIONS
 from ..errors import ImageQAError
 from ..records import Batch, Kind, Problem, Prompt, Reply
-from .again import complete_corrected, complete_unguided
-from .cache import load_cached, store_in_cache
+from .again import complete_corrected, complete_unguided, is_settled
+from .batching import make_batch
+from .cache import CompletionsCache
 from .chat_requests import GenerationSettings
 from .completions import Completions
 from .rows import complete_rows, known_replies
@@ -32,22 +33,43 @@ def _is_unexpected(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") ->
     retries=BATCH_RETRIES,
     retry_delay_seconds=1,
     retry_condition_fn=_is_unexpected,
-    persist_result=False,
-    cache_policy=NO_CACHE,
+    **TASK_OPTIONS,
 )
-def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSettings) -> Completions:
-    """Send every row of a batch to the model.
+def generate_batch(
+    batch: Batch,
+    client: ChatClient,
+    settings: GenerationSettings,
+    cache: CompletionsCache | None = None,
+) -> Completions:
+    """Send every row of a batch to the model; see `complete_batch`.
 
-    The client retries requests, and waits while no server answers. A retry of the task sends only
-    the rows that have no reply yet. With the options of `batch_cache`, the same batch is never sent
-    twice.
+    A retry of the task sends only the rows that have no reply yet.
+    """
+    return complete_batch(batch, client, settings, cache)
+
+
+def complete_batch(
+    batch: Batch,
+    client: ChatClient,
+    settings: GenerationSettings,
+    cache: CompletionsCache | None = None,
+) -> Completions:
+    """Send every row of a batch that has no reply yet to the model.
+
+    The client retries requests, and waits while no server answers.
+
+    Args:
+        batch: the batch; gets the replies as they come in.
+        client: sends the requests.
+        settings: how prompts are sent.
+        cache: whose batches are not sent again; gets this one.
 
     Raises:
         EndpointLostError: no server has answered for as long as the client waits.
         EndpointError: the server rejects the key, or no longer serves the model.
         StoreError: the cache cannot be read or written, or the store of the images is lost.
     """
-    if (stored := load_cached()) is not None:
+    if cache is not None and (stored := cache.read(batch)) is not None:
         return stored
     known = known_replies(batch, settings)
     batch.replies |= known
@@ -63,8 +85,37 @@ def generate_batch(batch: Batch, client: ChatClient, settings: GenerationSetting
         complete_corrected(unsettled, batch, client, settings)
     batch.settled |= batch.replies.keys()
     completions = Completions.from_batch(batch)
-    store_in_cache(completions)
+    if cache is not None:
+        cache.write(completions)
     return completions
+
+
+def answered_part(batch: Batch, settings: GenerationSettings) -> Batch | None:
+    """A batch of only those rows that have their final reply; None where no row has one.
+
+    Its number is that of the batch, its key another one.
+    """
+    answered = {
+        prompt.key: (prompt, attempt)
+        for prompt, attempt in zip(batch.prompts, batch.attempts, strict=True)
+        if is_settled(prompt, batch, settings)
+    }
+    if not answered:
+        return None
+    prompts, attempts = zip(*answered.values(), strict=True)
+    part = make_batch(
+        batch.number,
+        prompts,
+        attempts,
+        cache_buster=batch.cache_buster,
+        isolated=batch.isolated,
+        label=batch.label,
+    )
+    part.replies.update({key: batch.replies[key] for key in answered})
+    part.settled.update(part.replies)
+    part.corrections = batch.corrections
+    part.corrected.update(batch.corrected)
+    return part
 
 
 def complete_isolated(

@@ -11,7 +11,7 @@ from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, Fail
 from prefect_imageqa.tasks.errors import EndpointLostError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
 from prefect_imageqa.tasks.generating.completions import StoredReply
-from prefect_imageqa.tasks.generating.generate import generate_batch
+from prefect_imageqa.tasks.generating.generate import complete_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Asked, Batch, Prompt
 
@@ -45,7 +45,7 @@ def batch(*texts: str, isolated: bool = False, attempt: int = 0) -> Batch:
 def generate(
     pending: Batch, client: ChatClient, settings: GenerationSettings = SETTINGS
 ) -> list[StoredReply]:
-    return list(generate_batch.fn(pending, client, settings).replies)
+    return list(complete_batch(pending, client, settings).replies)
 
 
 def texts(replies: Iterable[StoredReply]) -> list[str]:

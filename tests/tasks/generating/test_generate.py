@@ -16,7 +16,7 @@ from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
 from prefect_imageqa.tasks.errors import EndpointLostError, ServerError, StoreUnavailableError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
-from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES, generate_batch
+from prefect_imageqa.tasks.generating.generate import BATCH_RETRIES, complete_batch, generate_batch
 from prefect_imageqa.tasks.generating.rows import reply_of
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Reply
@@ -53,7 +53,7 @@ def batch(*prompts: Prompt) -> Batch:
 def generate(
     pending: Batch, client: ChatClient, settings: GenerationSettings = SETTINGS
 ) -> list[Reply]:
-    return [stored.reply for stored in generate_batch.fn(pending, client, settings).replies]
+    return [stored.reply for stored in complete_batch(pending, client, settings).replies]
 
 
 @pytest.fixture

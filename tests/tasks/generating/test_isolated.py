@@ -10,7 +10,7 @@ from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from prefect_imageqa.tasks.errors import EndpointLostError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
-from prefect_imageqa.tasks.generating.generate import generate_batch
+from prefect_imageqa.tasks.generating.generate import complete_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, Kind, Problem, Prompt
 
@@ -96,7 +96,7 @@ def test_bisection_finds_exactly_the_rows_that_crash_the_server(
     for size in range(1, 8):
         for crashing in chain.from_iterable(combinations(range(size), n) for n in range(size + 1)):
             pending, client = isolated_batch(size), CrashingClient(crashing, in_flight, in_order)
-            generate_batch.fn(pending, client, SETTINGS)
+            complete_batch(pending, client, SETTINGS)
             assert rows_with(pending, Kind.CRASH) == list(crashing)
             assert rows_with(pending, Completion) == sorted({*range(size)} - {*crashing})
 
@@ -104,7 +104,7 @@ def test_bisection_finds_exactly_the_rows_that_crash_the_server(
 @pytest.mark.parametrize("crashing", [[77], [0, 1], [3, 130, 255], range(0, 256, 2)])
 def test_a_row_that_crashes_the_server_costs_few_crashes(crashing: list[int]) -> None:
     pending, client = isolated_batch(256), CrashingClient(crashing, in_flight=256)
-    generate_batch.fn(pending, client, SETTINGS)
+    complete_batch(pending, client, SETTINGS)
     assert rows_with(pending, Kind.CRASH) == list(crashing)
     # One in each group from 256 rows down to the row alone: 9 for a single row.
     assert client.losses <= len(crashing) * 9
@@ -114,7 +114,7 @@ def test_the_results_of_a_search_that_is_given_up_are_retained() -> None:
     """Two of eight rows crash the server, which is gone after the first of them is found."""
     pending, client = isolated_batch(8), CrashingClient({2, 5}, max_losses=5)
     with pytest.raises(EndpointLostError, match="in vain"):
-        generate_batch.fn(pending, client, SETTINGS)
+        complete_batch(pending, client, SETTINGS)
     assert rows_with(pending, Kind.CRASH) == [2]
     assert rows_with(pending, Completion) == [0, 1, 3]
     assert len(pending.replies) == 4, "a crash with other rows in flight proves nothing"
@@ -123,9 +123,9 @@ def test_the_results_of_a_search_that_is_given_up_are_retained() -> None:
 def test_a_search_is_resumed_with_the_rows_that_have_no_reply() -> None:
     pending = isolated_batch(8)
     with pytest.raises(EndpointLostError):
-        generate_batch.fn(pending, CrashingClient({2, 5}, max_losses=5), SETTINGS)
+        complete_batch(pending, CrashingClient({2, 5}, max_losses=5), SETTINGS)
     again = CrashingClient({2, 5})
-    generate_batch.fn(pending, again, SETTINGS)
+    complete_batch(pending, again, SETTINGS)
     assert rows_with(pending, Kind.CRASH) == [2, 5]
     assert rows_with(pending, Completion) == [0, 1, 3, 4, 6, 7]
     assert again.losses == 3  # rows 4 to 7, then 4 and 5, then 5

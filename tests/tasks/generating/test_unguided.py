@@ -11,7 +11,7 @@ from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, FailureKind, Outcome
 from prefect_imageqa.tasks.errors import EndpointLostError
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
-from prefect_imageqa.tasks.generating.generate import generate_batch
+from prefect_imageqa.tasks.generating.generate import complete_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.records import Batch, Prompt
 
@@ -38,7 +38,7 @@ def completion(text: str, finish_reason: str) -> Completion:
 
 def generate(pending: Batch, client: ChatClient) -> list[str]:
     """The texts of the replies; empty for a row without one."""
-    stored = generate_batch.fn(pending, client, SETTINGS)
+    stored = complete_batch(pending, client, SETTINGS)
     return [getattr(reply.reply, "text", "") for reply in stored.replies]
 
 
@@ -110,7 +110,7 @@ def test_a_greedy_request_that_would_be_the_same_is_not_sent() -> None:
     ):
         client = GuidedClient({}, {"a": LOOP})
         pending = batch("a")
-        generate_batch.fn(pending, client, settings)
+        complete_batch(pending, client, settings)
         assert (len(client.options), list(pending.settled)) == (1, [pending.prompts[0].key])
         assert "response_format" not in client.options[0]
 
