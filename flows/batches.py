@@ -6,17 +6,15 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.futures import PrefectFuture
 
 from ..serving.client.client import ChatClient
-from ..tasks.concurrency import MAX_CHUNK_BYTES, chunks, memory_of
+from ..tasks.concurrency import MAX_CHUNK_BYTES, Pending, chunks, memory_of
 from ..tasks.records import Batch, Row
 from ..tasks.storing.store import StoredBatch
 from .open_pass import FIRST_ROWS, OpenPass
 from .run import Run
-
-MAX_BATCHES = 64
-"""A batch in flight takes a thread, even if it only waits for one slow row."""
+from .task_runs import MAX_BATCHES
+from .workers.crew import Crew
 
 MAX_ROWS = 32_768
 """No batch is started while so many rows are in flight: their prompts and replies are in memory."""
@@ -28,17 +26,14 @@ MAX_CHUNK_ROWS = 2048
 """Rows that one task turns into prompts: each run of a task costs Prefect's server up to 30 ms. The
 first chunks have as few rows as the first batches, so that the servers start early."""
 
-PREFETCHED_CHUNKS = 2
-"""Chunks of rows that are turned into prompts ahead of the batches in flight."""
-
 POLL_SECONDS = 0.05
 """How often to check whether the servers need another batch, while none completes."""
 
-Generate = Callable[[Batch], PrefectFuture[Any]]
-Step = dict[PrefectFuture[Any], Batch]
-"""Running tasks of one step, with their batches."""
+Generate = Callable[[Batch], Pending[Any]]
+Step = dict[Pending[Any], Batch]
+"""What is under way of one step, with their batches."""
 
-Store = Callable[[Batch, PrefectFuture[Any]], PrefectFuture[StoredBatch]]
+Store = Callable[[Batch, Pending[Any]], Pending[StoredBatch]]
 
 
 def row_chunks(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
@@ -59,6 +54,7 @@ def run_batches(
     current: OpenPass,
     run: Run,
     max_batches: int = MAX_BATCHES,
+    asked: ChatClient | Crew | None = None,
 ) -> None:
     """Take all batches through generate and store, and record them in the ledger.
 
@@ -68,22 +64,24 @@ def run_batches(
 
     Args:
         batches: consumed one by one, as there is room for another.
-        generate: submits the task that sends a batch to the model; does not wait for it.
-        store: submits the task that parses and stores its replies; does not wait for it.
+        generate: starts the step that sends a batch to the model; does not wait for it.
+        store: starts the step that parses and stores its replies; does not wait for it.
         current: the pass they belong to.
         run: the run; its circuit breaker stops it if too many rows fail.
         max_batches: limit of batches in flight.
+        asked: what has room for more requests or has not; by default the client of the run.
 
     Raises:
         Exception: the error of the first batch that failed, or of reading the table.
     """
+    asked = asked or run.client
     generating: Step = {}
     storing: Step = {}
-    completed: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    completed: SimpleQueue[Pending[Any]] = SimpleQueue()
     error: Exception | None = None
     more = True
 
-    def follow(future: PrefectFuture[Any], batch: Batch, step: Step) -> None:
+    def follow(future: Pending[Any], batch: Batch, step: Step) -> None:
         step[future] = batch
         future.add_done_callback(completed.put)
 
@@ -91,7 +89,7 @@ def run_batches(
         while True:
             # 1. Start batches as long as the servers would soon be idle without them.
             in_flight = [*generating.values(), *storing.values()]
-            if more and error is None and _has_room(in_flight, current, run.client, max_batches):
+            if more and error is None and _has_room(in_flight, current, asked, max_batches):
                 try:
                     another = next(batches, None)
                 except Exception as failed:
@@ -131,17 +129,17 @@ def run_batches(
 
 
 def _has_room(
-    in_flight: Collection[Batch], current: OpenPass, client: ChatClient, max_batches: int
+    in_flight: Collection[Batch], current: OpenPass, asked: ChatClient | Crew, max_batches: int
 ) -> bool:
     """Whether to start another batch: soon the servers have slots that no row is ready for."""
     if not in_flight:
         return True
     unsent = sum(max(batch.unsent, 0) for batch in in_flight)
-    busy = client.stats.in_flight + client.stats.queued
+    busy = asked.stats.in_flight + asked.stats.queued
     # A crash would lose replies that are not stored yet, so a slow store slows down generation.
     unstored = sum(len(batch.prompts) for batch in in_flight if batch.has_all_replies)
     # One batch is prepared ahead of the slots that become free.
-    limit = client.max_in_flight + current.batch_size
+    limit = asked.max_in_flight + current.batch_size
     embedded = sum(batch.embedded_bytes for batch in in_flight)
     rows = sum(len(batch.prompts) for batch in in_flight)
     room = len(in_flight) < max_batches and rows < MAX_ROWS and embedded < MAX_EMBEDDED_BYTES
@@ -156,7 +154,8 @@ def _store_replies(
         parts = [current.answered_part(batch) for batch in generating.values()]
         generated = [(part, generate(part)) for part in parts if part is not None]
         for part, future in generated:
-            future.wait()
+            with suppress(Exception):  # which storing it reports
+                future.result()
             storing[store(part, future)] = part
         for future, batch in storing.items():
             current.record(batch, future.result())

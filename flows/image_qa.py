@@ -30,17 +30,12 @@ Who waits and who retries (`docs/waiting.md` has the limits):
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ..tasks.concurrency import (
-    freed_when_done,
-    opaque,
-    prefetch_results,
-    quote,
-)
+from ..tasks.concurrency import Pending, prefetch_results, quote
 from ..tasks.exporting import export_rows
 from ..tasks.exporting.trainers import export_for_training
 from ..tasks.generating import CompletionsCache, generate_batch
@@ -68,9 +63,10 @@ from ..tasks.runs.parameters import (
     Sampling,
 )
 from ..tasks.runs.pilot import Pilot
+from ..tasks.runs.workers import Workers
 from ..tasks.storing import StoredBatch, parse_and_store
 from ..tasks.storing.questions import question_rows, with_answers
-from .batches import MAX_BATCHES, PREFETCHED_CHUNKS, row_chunks, run_batches
+from .batches import row_chunks, run_batches
 from .checks import check_pairs, keep_pairs
 from .circuit_breaker import check_answered
 from .image_roots import confine_images
@@ -82,14 +78,15 @@ from .prefect_flow import deployable_flow, run_name
 from .publish.publish import as_asset, expected_sample, final_sample, publish, report_images
 from .run import Run
 from .summary import RunSummary
+from .task_runs import PREFETCHED_CHUNKS, THREADS
+from .workers.answer import HandedPass, answer_batch, as_stored
 
 
 @deployable_flow(
     name="image-qa",
     flow_run_name=run_name,
     description="Question-answer pairs about the images in a table, from a running vLLM server.",
-    # A thread for each batch in flight, and for each chunk of rows that is turned into prompts.
-    task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES + PREFETCHED_CHUNKS + 1),
+    task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
     persist_result=False,  # Prefect would pickle it, and reading a pickle runs code
 )
 def image_qa(
@@ -114,6 +111,7 @@ def image_qa(
     exports: Exports = Exports(),  # noqa: B008
     pilot: Pilot = Pilot(),  # noqa: B008
     checks: Checks = Checks(),  # noqa: B008
+    workers: Workers = Workers(),  # noqa: B008
 ) -> RunSummary:
     """Ask a vLLM server for question-answer pairs about the images in every row.
 
@@ -151,6 +149,7 @@ def image_qa(
         exports: Which additional files are written, above all for training: formats such as llava.
         pilot: What is checked before all rows are asked.
         checks: What every pair is checked for, and which pairs are kept.
+        workers: How many workers answer the rows, and what starts them.
 
     Raises:
         DatasetError: the dataset is missing, unreadable or malformed.
@@ -162,7 +161,7 @@ def image_qa(
     """
     parameters = RunParameters(**locals())  # the first statement: locals are the arguments only
     with open_run(parameters) as run:
-        # `quote` and `opaque` keep Prefect from searching values, or future results, for futures.
+        # `quote` keeps Prefect from searching values for futures.
         table = load_dataset(
             quote(dataset),
             columns,
@@ -227,28 +226,28 @@ def answer_rows(
         with_pilot: whether to check the model on the first rows before the others are asked.
     """
 
-    def generate(batch: Batch) -> PrefectFuture[Any]:
+    def generate(batch: Batch) -> Pending[Any]:
         settings, cache = open_pass.generation_settings, CompletionsCache(open_pass.completions)
-        generated = generate_batch.submit(
-            quote(batch), quote(run.client), quote(settings), quote(cache)
-        )
-        return freed_when_done(generated)
+        return run.steps.submit(generate_batch, batch, run.client, settings, cache)
 
-    def store(batch: Batch, completions: PrefectFuture[Any]) -> PrefectFuture[StoredBatch]:
+    def store(batch: Batch, completions: Pending[Any]) -> Pending[StoredBatch]:
         settings, folder = open_pass.parse_settings, open_pass.parts_folder
-        stored = parse_and_store.submit(
-            quote(batch), opaque(completions), quote(run.output), quote(settings), folder
-        )
-        return freed_when_done(stored)
+        return run.steps.submit(parse_and_store, batch, completions, run.output, settings, folder)
+
+    def hand_over(handed: HandedPass, batch: Batch) -> Pending[Any]:
+        return run.steps.submit(answer_batch, batch, handed, run.output)
 
     def answer(batches: Iterator[Batch]) -> None:
-        run_batches(batches, generate, store, open_pass, run)
+        if (handed := run.handed(open_pass)) is None:
+            run_batches(batches, generate, store, open_pass, run)
+        else:
+            to_worker = partial(hand_over, handed)
+            run_batches(batches, to_worker, as_stored, open_pass, run, asked=handed.crew)
         # Rows that may crash the server come last, so that a crash takes no other requests with it.
         run_batches(open_pass.suspect_batches(), generate, store, open_pass, run, max_batches=1)
 
-    prompting = quote(open_pass.prompt_settings)
     prompted = (
-        freed_when_done(prompt_rows.submit(quote(chunk), prompting))
+        run.steps.submit(prompt_rows, chunk, open_pass.prompt_settings)
         for chunk in row_chunks(rows, open_pass.batch_size)
     )
     pilot = run.parameters.pilot.rows if with_pilot else 0

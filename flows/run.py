@@ -50,6 +50,11 @@ from .pass_settings import generation_settings, prompt_settings, request_spec
 from .progress import RunProgress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
+from .task_runs import StepRunner
+from .workers.answer import HandedPass
+from .workers.crew import Crew
+from .workers.messages import Work
+from .workers.open_crew import check_workers, open_crew
 
 
 class Run:
@@ -67,6 +72,8 @@ class Run:
         rows: the rows of the dataset, read twice; from `start` on.
         checks: what is checked about the pairs.
         passes: those opened so far.
+        steps: runs the steps of the passes.
+        crew: its workers; None if it answers its batches itself.
     """
 
     def __init__(
@@ -93,6 +100,8 @@ class Run:
         self._stack = stack
         self.checks = self._open_checks()
         self.passes: list[OpenPass] = []
+        self.steps = stack.enter_context(StepRunner())
+        self.crew: Crew | None = None
 
     @property
     def client(self) -> ChatClient:
@@ -111,6 +120,8 @@ class Run:
 
     def stop(self) -> None:
         """Send no more requests, and wait for no store: the run is stopped from outside."""
+        if self.crew is not None:
+            self.crew.stop()
         self.client.stop()
         self._model.client.stop()
         self.patience.stop()
@@ -128,6 +139,7 @@ class Run:
         parameters = self.parameters.model_copy(update={"columns": table.columns})
         main = main_pass(parameters, self.style, table.columns)
         endpoint = resolve_endpoint(parameters.endpoint or None, parameters.model or None)
+        check_workers(parameters, endpoint)
         self._judge = resolve_judge(parameters.checks)
         check_own_files(self.output, table, parameters.exports, parameters.checks)
         if endpoint is not None:  # fail before anything is written
@@ -148,7 +160,22 @@ class Run:
         shown = show_progress(self.output, table, self.progress)
         self._show_complete = self._stack.enter_context(shown)
         self._main = main
+        if parameters.workers.are_wanted and isinstance(endpoint, VLLMEndpoint):
+            self._open_crew(endpoint)
         return self.open_pass(main)
+
+    def _open_crew(self, endpoint: VLLMEndpoint) -> None:
+        confined = self._base.folder if self._base.is_confined else None
+        self.crew = open_crew(
+            self.parameters, self._id, self.output, endpoint, self._model, confined
+        )
+        self._stack.enter_context(self.crew)
+        self._stack.enter_context(self.progress.watching(self.crew))
+
+    def handed(self, current: OpenPass) -> HandedPass | None:
+        """A pass as its workers get it; None if the run answers its batches itself."""
+        work = None if self.crew is None else Work.of(current)
+        return HandedPass(self.crew, work) if self.crew and work else None
 
     def _is_unguided(self) -> bool:
         """Whether replies should follow a schema, but the server does not make them do so."""

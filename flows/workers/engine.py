@@ -1,10 +1,10 @@
 """What starts the workers of a run: an engine, such as processes or a work pool."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Protocol
 
-from ...tasks.errors import ImageQAError
 from ...tasks.runs.workers import Workers
 from .job import WorkerJob
 
@@ -39,30 +39,22 @@ OpenEngine = Callable[[Workers], AbstractContextManager[Engine]]
 """Opens an engine. What it has started for itself, such as a local cluster, ends with the block."""
 
 
-@contextmanager
-def open_engine(workers: Workers) -> Iterator[Engine]:
+_OPENERS = {
+    "threads": "threads:open_threads",
+    "processes": "processes:open_processes",
+    "work-pool": "work_pool:open_work_pool",
+    "ray": "ray_engine:open_ray",
+    "dask": "dask_engine:open_dask",
+}
+"""By name, as Ray and Dask need not be installed."""
+
+
+def open_engine(workers: Workers) -> AbstractContextManager[Engine]:
     """Open the engine that a run is to have.
 
     Raises:
         ImageQAError: its package is not installed, or its address does not answer.
     """
-    with _find(workers.engine)(workers) as engine:
-        yield engine
-
-
-def _find(name: str) -> OpenEngine:
-    # Each is imported only where it is used: Ray and Dask need not be installed.
-    match name:
-        case "threads":
-            from .threads import open_threads as found
-        case "processes":
-            from .processes import open_processes as found
-        case "work-pool":
-            from .work_pool import open_work_pool as found
-        case "ray":
-            from .ray_engine import open_ray as found
-        case "dask":
-            from .dask_engine import open_dask as found
-        case _:
-            raise ImageQAError(f"there is no engine {name!r}")
-    return found
+    module, _, name = _OPENERS[workers.engine].partition(":")
+    open_it: OpenEngine = getattr(import_module(f".{module}", __package__), name)
+    return open_it(workers)

@@ -1,6 +1,7 @@
 """Atomic writes and listings of local files."""
 
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -41,3 +42,16 @@ def file_sizes(folder: str) -> dict[str, int]:
                     if stat.S_ISREG(info.st_mode):  # reading a pipe could block forever
                         sizes[f"{parent}/{name}"] = info.st_size
     return sizes
+
+
+def remove_folder(folder: Path, above: Path) -> None:
+    """Remove a folder with all that is in it, and those around it that are empty then.
+
+    Args:
+        folder: need not exist; links in it are removed, and not followed.
+        above: stays, even if it is empty.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        while (folder := folder.parent) != above:
+            folder.rmdir()

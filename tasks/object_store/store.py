@@ -16,7 +16,7 @@ from ...serving.endpoint import load_block
 from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from .block import StoreBlock
 from .filesystems import GuardedFile, call_store, read_object
-from .local_files import atomic_write, file_sizes
+from .local_files import atomic_write, file_sizes, remove_folder
 from .prefect_results import parse_result_record
 
 T = TypeVar("T")
@@ -176,6 +176,20 @@ class ObjectStore(StoreBlock):
                 filesystem.rm_file(key)
 
         self._call(path, remove)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove all objects below a folder; on this machine also the folder, and empty ones above.
+
+        Does nothing if there is no such folder.
+        """
+
+        def remove(filesystem: fsspec.AbstractFileSystem, key: str) -> None:
+            if self.is_local:
+                remove_folder(Path(key), Path(self.uri))
+            elif found := filesystem.find(f"{key}/"):
+                filesystem.rm(found)
+
+        self._call(folder, remove)
 
     def check(self) -> None:
         """Check that objects can be written, read, listed and removed, using a small probe object.

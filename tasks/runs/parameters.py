@@ -31,6 +31,7 @@ from .form_types import (
 )
 from .pilot import Pilot
 from .plugins import parser_name
+from .workers import Workers
 
 MAX_BATCH_SIZE = 4096
 
@@ -279,6 +280,7 @@ class RunParameters(BaseModel):
     exports: Exports
     pilot: Pilot = Pilot()
     checks: Checks = Checks()
+    workers: Workers = Workers()
 
     @field_serializer("dataset")
     def _dataset_path(self, dataset: Any) -> str:

@@ -29,3 +29,8 @@ class Workers(Group):
         "image-qa-worker/worker; of ray or dask, the address of the cluster, by default a local "
         "one that ends with the run.",
     )
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether the run gives its batches to workers."""
+        return self.workers > 1 or self.engine != "threads"

@@ -13,7 +13,14 @@ from ..object_store.store import ObjectStore
 from ..parsing.parse import QA_PAIRS, ParseSettings, parse_completions
 from ..records import Answered, Batch, FinishedRow
 from .layout import PassFolder, part_name
-from .parts import milliseconds, part_writer, rows_table
+from .parts import (
+    milliseconds,
+    open_part,
+    part_writer,
+    reported_corruption,
+    rows_of,
+    rows_table,
+)
 
 
 def write_part(
@@ -43,6 +50,18 @@ def write_part(
     name = part_name(folder, batch_key, data)
     store.write(name, data)
     return name
+
+
+def read_part(store: ObjectStore, name: str) -> list[FinishedRow]:
+    """The rows of a part, in order.
+
+    Raises:
+        ObjectCorruptedError: it is corrupted.
+        StoreError: it cannot be read.
+    """
+    with reported_corruption(store, name):
+        part = open_part(BytesIO(store.read(name)))
+        return list(rows_of(part.read(use_threads=False)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""A batch -> its stored rows, by a worker."""
+
+from dataclasses import dataclass
+
+from prefect import task
+
+from ...tasks.concurrency import TASK_OPTIONS, Pending
+from ...tasks.object_store.store import ObjectStore
+from ...tasks.records import Batch
+from ...tasks.storing.store import StoredBatch, read_part
+from .crew import Crew
+from .messages import Work
+
+
+@dataclass(frozen=True)
+class HandedPass:
+    """A pass whose batches are given to workers.
+
+    Attributes:
+        crew: the workers.
+        work: what they are told about the pass.
+    """
+
+    crew: Crew
+    work: Work
+
+
+@task(name="answer", task_run_name="answer-{batch}", **TASK_OPTIONS)
+def answer_batch(batch: Batch, handed: HandedPass, output: ObjectStore) -> StoredBatch:
+    """Have a worker generate, parse and store a batch.
+
+    Raises:
+        ImageQAError: what ended the batch; or its workers were lost.
+    """
+    result = handed.crew.answer(batch, handed.work)
+    batch.corrections = result.corrections
+    batch.corrected.update(dict.fromkeys(result.corrected, ""))
+    return StoredBatch(result.part, read_part(output, result.part), result.time)
+
+
+def as_stored(
+    batch: Batch,  # noqa: ARG001
+    answered: Pending[StoredBatch],
+) -> Pending[StoredBatch]:
+    """What a worker has answered, it has stored, too."""
+    return answered

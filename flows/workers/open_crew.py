@@ -1,0 +1,98 @@
+"""Opens the crew of a run, and refuses what workers could not do."""
+
+import secrets
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.runtime import deployment
+
+from ...serving.endpoint import VLLMEndpoint
+from ...tasks.errors import ImageQAError
+from ...tasks.object_store.store import ObjectStore
+from ...tasks.runs.parameters import Limits, RunParameters
+from ...tasks.runs.workers import Workers
+from ..open_model import RunModel
+from .channel import Channel
+from .crew import Crew
+from .job import WorkerJob
+
+
+def check_workers(parameters: RunParameters, endpoint: object) -> None:
+    """Refuse a run that workers could not work for.
+
+    Raises:
+        ImageQAError: it starts a server, takes replies from files, or gives a block that has
+            secrets and no name.
+    """
+    if not parameters.workers.are_wanted:
+        return
+    if not isinstance(endpoint, VLLMEndpoint):
+        raise ImageQAError(
+            "workers ask servers that run already: give --endpoint, or leave out --workers"
+        )
+    for block in (parameters.endpoint, parameters.store):
+        if isinstance(block, Block) and not _name(block) and _has_secrets(block):
+            raise ImageQAError(
+                f"workers get no secrets from a run: save the {block.get_block_type_slug()} block "
+                "and give its name, or put its credentials into the environment"
+            )
+
+
+def open_crew(
+    parameters: RunParameters,
+    run: str,
+    output: ObjectStore,
+    endpoint: VLLMEndpoint,
+    model: RunModel,
+    confined: str | None,
+) -> Crew:
+    """The crew of a run, none of whose workers has been started; to be closed.
+
+    Args:
+        parameters: those of the run.
+        run: its id.
+        output: its output.
+        endpoint: the servers.
+        model: what the run itself asks.
+        confined: the only folder that images may come from, if there is one.
+    """
+    workers, limits = parameters.workers, parameters.limits
+    name = _name(endpoint)
+    job = WorkerJob(
+        output=output.uri,
+        store=_name(parameters.store),
+        run=run,
+        worker="0",
+        key=secrets.token_hex(32),
+        endpoint=() if name else tuple(endpoint.urls),
+        endpoint_block=name,
+        model=model.client.model,
+        workers=workers.workers,
+        limits=_shared(limits, workers),
+        images=parameters.images,
+        is_deployed=bool(deployment.id),
+        confined=confined,
+    )
+    channel = Channel(output, job.key)
+    return Crew(workers, job, channel, model.client.stats, limits.batch_size)
+
+
+def _shared(limits: Limits, workers: Workers) -> Limits:
+    """The limits of one of several workers; each starts when the servers are up."""
+    changed: dict[str, Any] = {"wait": False}
+    if isinstance(limits.max_in_flight, int):
+        changed["max_in_flight"] = max(1, limits.max_in_flight // workers.workers)
+    return limits.model_copy(update=changed)
+
+
+def _name(block: object) -> str:
+    """The name of a saved block, given by itself or by its name; empty for other blocks."""
+    if isinstance(block, Block):
+        return block._block_document_name or ""  # no public name for it
+    return block if isinstance(block, str) else ""
+
+
+def _has_secrets(block: Block) -> bool:
+    if isinstance(block, VLLMEndpoint):
+        return bool(block.headers())
+    return isinstance(block, ObjectStore) and bool(block.access_key_id or block.credentials)

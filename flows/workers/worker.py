@@ -1,0 +1,250 @@
+"""A worker: answers the batches that a run hands to it, and stores what comes of them."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+
+from ...serving.background_loop import BackgroundLoop
+from ...serving.client.client import ChatClient
+from ...serving.endpoint import load_endpoint
+from ...tasks.errors import ImageQAError, ObjectMissingError, StoreError, StoreUnavailableError
+from ...tasks.generating.cache import CompletionsCache
+from ...tasks.generating.chat_requests import GenerationSettings
+from ...tasks.generating.generate import answered_part, complete_batch
+from ...tasks.images.reader import ImageReader
+from ...tasks.object_store.patience import Patience
+from ...tasks.parsing.faults import reply_fault
+from ...tasks.records import Batch
+from ...tasks.runs.run_record import read_run
+from ...tasks.storing.layout import WorkerFolder, run_name
+from ...tasks.storing.store import StoredBatch, store_completions
+from ..open_model import open_model, with_key
+from ..open_store import open_store
+from ..pass_settings import image_reader
+from ..process_memory import rare_collections
+from .channel import Channel
+from .job import WorkerJob
+from .messages import BatchResult, HandedBatch, Work, WorkerStatus, error_of, numbers
+
+STATUS_SECONDS = 1.0
+"""How often a worker says how it is."""
+
+LOCAL_POLL_SECONDS, POLL_SECONDS = 0.05, 0.5
+"""How often run and worker look for messages, on this machine and on S3."""
+
+_RUN_CHECK_SECONDS = 5.0
+_RUN_GONE_SECONDS = 15.0
+"""A run that looks dead for so long, which is longer than from one heartbeat to the next, is."""
+
+_MAX_BATCHES = 64
+
+_LOGGER = logging.getLogger("prefect_imageqa.workers")
+
+
+def poll_seconds(channel: Channel) -> float:
+    """How often to look for messages."""
+    return LOCAL_POLL_SECONDS if channel.store.is_local else POLL_SECONDS
+
+
+def work(job: WorkerJob, stopped: threading.Event | None = None) -> None:
+    """Answer batches until the run tells this worker to end; what is in flight then is stored.
+
+    If it is interrupted, such as by `KeyboardInterrupt`, it stores what has been replied, too.
+
+    Args:
+        job: what the run has told.
+        stopped: set from outside to end it as the run does.
+
+    Raises:
+        EndpointError: no server answers, or one refuses the key or does not serve the model.
+        ImageQAError: the run was killed.
+        StoreError: the output cannot be read or written.
+    """
+    with open_worker(job, stopped or threading.Event()) as worker:
+        worker.run()
+
+
+@contextmanager
+def open_worker(job: WorkerJob, stopped: threading.Event) -> Iterator["Worker"]:
+    """Open the output, the image reader and the client of a worker; all are closed on exit."""
+    with ExitStack() as stack:
+        stack.enter_context(rare_collections())
+        patience = Patience(job.limits.store_wait)
+        stack.callback(patience.stop)
+        output = open_store(job.output, job.store or None).with_patience(patience)
+        loop = BackgroundLoop()
+        stack.callback(loop.close)
+        reader = image_reader(job.images, output.s3_credentials, loop)
+        reader.confine(job.confined)
+        stack.enter_context(reader)
+        endpoint = load_endpoint(job.endpoint_block or list(job.endpoint), job.model)
+        if not (job.endpoint_block or job.is_deployed):
+            endpoint = with_key(endpoint)
+        model = open_model(endpoint, job.model, job.limits, loop, sharers=job.workers)
+        client = stack.enter_context(model).client
+        yield Worker(job, Channel(output, job.key), client, reader, patience, stopped)
+
+
+class Worker:
+    """A worker whose resources are open.
+
+    Args:
+        job: what the run has told.
+        channel: to the run.
+        client: asks the servers.
+        reader: reads the images.
+        patience: waits for the output and for hosts of images.
+        stopped: set from outside to end it.
+    """
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        channel: Channel,
+        client: ChatClient,
+        reader: ImageReader,
+        patience: Patience,
+        stopped: threading.Event,
+    ) -> None:
+        self._job = job
+        self._folder = WorkerFolder(job.run, job.worker)
+        self._channel = channel
+        self._client = client
+        self._reader = reader
+        self._patience = patience
+        self._stopped = stopped
+        self._process = f"{socket.gethostname()} {os.getpid()}"
+        self._batches: dict[int, Batch] = {}
+        self._taken: set[int] = set()
+        self._is_ending = False
+        self._run_seen = time.monotonic()
+
+    def run(self) -> None:
+        """Answer batches until the run ends."""
+        pause = poll_seconds(self._channel)
+        report = _every(STATUS_SECONDS, self._report)
+        check_run = _every(_RUN_CHECK_SECONDS, self._check_run)
+        with ThreadPoolExecutor(_MAX_BATCHES, "batch") as threads:
+            try:
+                while not self._stopped.is_set():
+                    names = set(self._channel.store.list(self._folder.name))
+                    if self._folder.end in names:
+                        break
+                    for number in self._new(names):
+                        threads.submit(self._answer, number)
+                    report()
+                    check_run()
+                    self._stopped.wait(pause)
+            finally:
+                # Batches that are still in flight end with an error, and store what they have.
+                self._is_ending = True
+                self._client.stop()
+                self._patience.stop()
+
+    def _new(self, names: set[str]) -> list[int]:
+        """Batches that are to be answered, in order; a worker that starts again has results."""
+        folder = self._folder
+        given = numbers(names, folder.batch(0)[:-1]) - numbers(names, folder.result(0)[:-1])
+        new = sorted(given - self._taken)
+        self._taken.update(new)
+        return new
+
+    def _answer(self, number: int) -> None:
+        """Answer a batch, and tell the run what became of it."""
+        try:
+            message = self._channel.read(self._folder.batch(number))
+        except ObjectMissingError:
+            return  # the run has given it to another worker
+        except StoreError as error:
+            self._tell(number, BatchResult(error=error_of(error)))
+            return
+        handed = HandedBatch.from_plain(message)
+        batch = self._batches[number] = handed.batch()
+        try:
+            stored = self._store(batch, handed.work)
+        except Exception as error:
+            if self._is_ending:
+                return  # the run gives it to another worker
+            result = BatchResult(error=error_of(error))
+        else:
+            own = batch.corrections, tuple(batch.corrected)
+            result = BatchResult(stored.part, stored.time, *own)
+        self._tell(number, result)
+        del self._batches[number]
+
+    def _store(self, batch: Batch, work: Work) -> StoredBatch:
+        """Generate, parse and store a batch; if that fails, those rows that have been answered."""
+        output, parsing = self._channel.store, work.parsing()
+        cache = CompletionsCache(output.with_uri(work.completions))
+        settings = GenerationSettings(
+            self._reader,
+            work.options,
+            self._job.images.settings,
+            fault_of=partial(reply_fault, settings=parsing) if work.corrects else None,
+            guided=work.guided,
+        )
+
+        def store(some: Batch) -> StoredBatch:
+            completions = complete_batch(some, self._client, settings, cache)
+            return store_completions(completions, some.key, parsing, output, work.parts)
+
+        try:
+            return store(batch)
+        except Exception:
+            if not batch.has_all_replies and (part := answered_part(batch, settings)):
+                store(part)  # sends no request
+            raise
+
+    def _tell(self, number: int, result: BatchResult) -> None:
+        try:
+            self._channel.write(self._folder.result(number), result)
+        except StoreError as error:  # the run notices that the batch is not done
+            _LOGGER.warning("the result of batch %s could not be stored: %s", number, error)
+            self._stopped.set()
+
+    def _report(self) -> None:
+        unsent = {number: max(batch.unsent, 0) for number, batch in list(self._batches.items())}
+        stats = replace(self._client.stats, last_completion=0.0, notes=())
+        notes = (*self._client.stats.notes, *self._patience.notes)
+        limit = self._client.max_in_flight
+        status = WorkerStatus(time.time(), self._process, limit, stats, unsent, notes)
+        self._channel.write(self._folder.status, status)
+
+    def _check_run(self) -> None:
+        """End where the run has been killed.
+
+        Raises:
+            ImageQAError: it was.
+        """
+        now = time.monotonic()
+        try:
+            run = read_run(self._channel.store, run_name(self._job.run))
+            is_live = run.is_live
+        except StoreUnavailableError:
+            return
+        except StoreError:
+            is_live = False
+        if is_live:
+            self._run_seen = now
+        elif now - self._run_seen > _RUN_GONE_SECONDS:
+            raise ImageQAError(f"run {self._job.run} has ended without telling its workers")
+
+
+def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+    """Calls the action if that has not been done for so long."""
+    last = float("-inf")
+
+    def call() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            action()
+
+    return call
