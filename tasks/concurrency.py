@@ -32,6 +32,10 @@ TASK_OPTIONS: dict[str, Any] = {
 """Options of every task that is not cached."""
 
 
+Pending = PrefectFuture[T] | Future[T]
+"""What a task run, or a plain call in another thread, will return."""
+
+
 def quote(value: T) -> T:
     """Prefect's `quote`, typed: passes a value to a task without searching it for futures."""
     return cast("T", annotations.quote(value))
@@ -59,12 +63,12 @@ def _drop_callbacks(future: Future[Any]) -> None:
     future._done_callbacks = []  # type: ignore[attr-defined] # private
 
 
-def prefetch_results(futures: Iterable[PrefectFuture[T]], count: int) -> Iterator[T]:
-    """Yield each task run's result, with up to `count` further runs submitted.
+def prefetch_results(futures: Iterable[Pending[T]], count: int) -> Iterator[T]:
+    """Yield each future's result, with up to `count` further ones submitted.
 
-    If submitting fails, the results of the runs before are yielded first, then the error is raised.
+    If submitting fails, the results of those before are yielded first, then the error is raised.
     """
-    window: deque[PrefectFuture[T]] = deque()
+    window: deque[Pending[T]] = deque()
     upcoming = iter(futures)
     error: ImageQAError | None = None
     more = True

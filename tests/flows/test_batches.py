@@ -92,7 +92,7 @@ def test_rows_stored_out_of_order_are_exported_in_order(
 def test_the_number_of_waiting_batches_is_limited(
     start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches.run_batches, "__defaults__", (4,))
+    monkeypatch.setattr(batches.run_batches, "__defaults__", (4, None))
     stub, output, slow = start_stub(), tmp_path / "out", 0.6
     texts = [f"STUB slow {slow} {row}" if row % 5 == 0 else f"{row}" for row in range(60)]
     unstored: list[int] = []
