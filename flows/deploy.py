@@ -32,7 +32,7 @@ from ..tasks.object_store.store import load_store
 from .blocks import BLOCKS
 from .prefect_server import check_server, has_worker
 
-FLOW = "image-qa"
+FLOW, WORKER_FLOW = "image-qa", "image-qa-worker"
 SHIPPED = files("prefect_imageqa") / "deployments"
 
 
@@ -58,8 +58,8 @@ def deploy(pool: str, parameters: Mapping[str, str]) -> DeployResult:
 
     Args:
         pool: work pool of type `process`; created if missing.
-        parameters: `dataset`, `output`, `endpoint`, `model` or `store` of all deployments. They
-            take precedence over those set on the server, and these over the shipped ones.
+        parameters: `dataset`, `output`, `endpoint`, `model` or `store` of all deployments of runs.
+            They take precedence over those set on the server, and these over the shipped ones.
 
     Raises:
         PrefectServerError: there is no server, or it rejects the pool or a deployment.
@@ -77,17 +77,20 @@ def deploy(pool: str, parameters: Mapping[str, str]) -> DeployResult:
         before = _read_deployments(client)
         for deployment in config["deployments"]:
             deployment["work_pool"]["name"] = pool
-            if existing := before.get(deployment["name"]):
+            name = _full_name(deployment)
+            if existing := before.get(name):
                 deployment["parameters"] = {**deployment["parameters"], **existing.parameters}
                 deployment.pop("schedules", None)  # Prefect keeps those that the file does not set
-            deployment["parameters"] = {**deployment["parameters"], **parameters}
+            if name.startswith(f"{FLOW}/"):
+                deployment["parameters"] = {**deployment["parameters"], **parameters}
         _prefect_deploy(config, folder)
         pages, after = {}, _read_deployments(client)
         for deployment in config["deployments"]:
-            created, wanted = after[deployment["name"]], deployment["parameters"]
+            name, wanted = _full_name(deployment), deployment["parameters"]
+            created = after[name]
             if created.parameters != wanted:  # Prefect replaced what looks like {{ a template }}
                 client.update_deployment(created.id, DeploymentUpdate(parameters=wanted))
-            pages[f"{FLOW}/{created.name}"] = url_for("deployment", created.id) or str(created.id)
+            pages[name] = url_for("deployment", created.id) or str(created.id)
         return DeployResult(created_pool, pages, folder, has_worker(client, pool))
 
 
@@ -124,11 +127,20 @@ def _create_pool(client: SyncPrefectClient, pool: str) -> bool:
     return True
 
 
+def _full_name(deployment: Mapping[str, Any]) -> str:
+    """The name of a deployment of the file, with that of its flow: `image-qa/on-demand`."""
+    is_run = deployment["entrypoint"].endswith(":image_qa")
+    return f"{FLOW if is_run else WORKER_FLOW}/{deployment['name']}"
+
+
 def _read_deployments(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
-    """The flow's deployments on the server, by name."""
-    flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
-    deployments = client.read_deployments(flow_filter=flow)
-    return {deployment.name: deployment for deployment in deployments}
+    """The deployments of the flows on the server, by name, such as `image-qa/on-demand`."""
+    found = {}
+    for name in (FLOW, WORKER_FLOW):
+        flow = FlowFilter(name=FlowFilterName(any_=[name]))
+        for deployment in client.read_deployments(flow_filter=flow):
+            found[f"{name}/{deployment.name}"] = deployment
+    return found
 
 
 def _prefect_deploy(config: Mapping[str, Any], folder: Path) -> None:

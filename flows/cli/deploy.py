@@ -23,11 +23,12 @@ def deploy(
     model: str | None = None,
     store: str | None = None,
 ) -> int:
-    """Put the flow into the UI of your Prefect server, as three deployments.
+    """Put the flow into the UI of your Prefect server, as deployments.
 
     `image-qa/on-demand` is a form with a Run button, `image-qa/nightly` processes new images on a
-    schedule (paused until you enable it), `image-qa/preview` processes the first 20 rows. The work
-    pool and the block types are created if missing. Run the command again to update everything.
+    schedule (paused until you enable it), `image-qa/preview` processes the first 20 rows.
+    `image-qa-worker/worker` is what runs with the engine work-pool start. The work pool and the
+    block types are created if missing. Run the command again to update everything.
     Relative paths of datasets and outputs are relative to the current folder.
 
     Example: prefect-imageqa deploy --dataset images.parquet --output qa --endpoint qwen

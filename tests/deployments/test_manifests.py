@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments"
-MANIFESTS: list[dict[str, Any]] = list(
-    yaml.safe_load_all((DEPLOYMENTS / "vllm" / "kubernetes.yaml").read_text())
-)
+MANIFESTS: list[dict[str, Any]] = [
+    manifest
+    for name in ("vllm/kubernetes.yaml", "kubernetes-workers.yaml")
+    for manifest in yaml.safe_load_all((DEPLOYMENTS / name).read_text())
+]
+METADATA = files("prefect.server.api.collections_data") / "views/aggregate-worker-metadata.json"
+"""The templates of Prefect's work pools."""
+
 VARIANTS = ["prefect.yaml", "prefect-docker.yaml", "prefect-kubernetes.yaml"]
 
 
@@ -87,7 +94,7 @@ POD_MONITOR = {
 
 
 @pytest.mark.parametrize("version", ["1.28", "1.37"])
-@pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "Deployment", "Service"])
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment", "Service"])
 def test_the_manifests_are_valid_kubernetes_resources(kind: str, version: str) -> None:
     assert kubernetes_validate.validate(manifest(kind), version, strict=True) == version
 
@@ -105,24 +112,67 @@ def test_the_pod_monitor_matches_the_schema_of_the_operator() -> None:
 
 
 def test_the_manifests_refer_to_each_other() -> None:
-    pod = manifest("Deployment")["spec"]["template"]
+    servers = manifest("StatefulSet")["spec"]
+    pod = servers["template"]
     (container,) = pod["spec"]["containers"]
     labels = pod["metadata"]["labels"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert manifest("Deployment")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert servers["selector"]["matchLabels"].items() <= labels.items()
     assert manifest("Service")["spec"]["selector"].items() <= labels.items()
     assert manifest("PodMonitor")["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert manifest("Service")["spec"]["ports"][0]["targetPort"] in ports
+    (port,) = manifest("Service")["spec"]["ports"]
+    assert servers["serviceName"] == manifest("Service")["metadata"]["name"]
+    # A name without an address of its own leads to the pods, so no port is translated.
+    assert (manifest("Service")["spec"]["clusterIP"], port["port"]) == ("None", ports["http"])
     assert manifest("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] in ports
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-    assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
-    claim = volumes["models"]["persistentVolumeClaim"]["claimName"]
-    assert claim == manifest("PersistentVolumeClaim")["metadata"]["name"]
+    claims = {claim["metadata"]["name"] for claim in servers["volumeClaimTemplates"]}
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == volumes.keys() | claims
     assert volumes["shared-memory"]["emptyDir"]["medium"] == "Memory"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert str(ports["http"]) in container["args"]
+
+
+def test_the_pods_of_workers_have_what_the_image_needs() -> None:
+    pod = manifest("Deployment")["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    selector = manifest("Deployment")["spec"]["selector"]
+    assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    shown = run([*container["args"], "--help"], PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    assert shown.returncode == 0, shown.stderr
+    process = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())
+    pools = {deployment["work_pool"]["name"] for deployment in process["deployments"]}
+    assert pools == {container["args"][container["args"].index("--pool") + 1]}
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+def test_a_worker_in_a_kubernetes_pool_is_a_job_with_its_own_cpu_and_memory(version: str) -> None:
+    config = yaml.safe_load((DEPLOYMENTS / "prefect-kubernetes.yaml").read_text())
+    (worker,) = [each for each in config["deployments"] if each["name"] == "worker"]
+    pools = json.loads(METADATA.read_text())
+    template = pools["prefect-kubernetes"]["kubernetes"]["default_base_job_configuration"]
+    known = template["variables"]["properties"]
+    chosen = worker["work_pool"]["job_variables"]
+    assert chosen.keys() <= known.keys()  # others are ignored
+    values = {name: found["default"] for name, found in known.items() if "default" in found}
+    env = [{"name": name, "value": value} for name, value in chosen["env"].items()]
+    job = apply_values(
+        template["job_configuration"]["job_manifest"],
+        {**values, **chosen, "env": env, "name": "worker", "labels": {}, "command": ["prefect"]},
+    )
+    pod = job["spec"]["template"]["spec"]
+    for wrong in (
+        "parallelism",
+        "completions",
+    ):  # in Prefect's template they are in the wrong place
+        del pod[wrong]
+    (container,) = pod["containers"]
+    container["envFrom"] = [{"secretRef": {"name": "imageqa"}}]  # docs/deploying.md
+    assert kubernetes_validate.validate(job, version, strict=True) == version
+    assert container["resources"]["requests"] == {"cpu": "1", "memory": "1Gi"}
 
 
 def test_docker_compose_accepts_the_compose_file() -> None:

@@ -268,9 +268,14 @@ def test_deploy_does_the_same_as_the_documented_commands(
     monkeypatch.chdir(folder)
     deployed = deploy("default", {})
     assert on_server() == by_commands
-    assert sorted(deployed.pages) == ["image-qa/nightly", "image-qa/on-demand", "image-qa/preview"]
+    assert sorted(deployed.pages) == [
+        "image-qa-worker/worker",
+        "image-qa/nightly",
+        "image-qa/on-demand",
+        "image-qa/preview",
+    ]
     assert not deployed.created_pool
-    assert set(by_commands) == {"on-demand", "nightly", "preview"}
+    assert set(by_commands) == {"on-demand", "nightly", "preview", "worker"}
     assert all("](https://" in shown["description"] for shown in by_commands.values())
     assert by_commands["preview"]["parameters"]["max_rows"] == 20
     nightly = by_commands["nightly"]
@@ -288,6 +293,7 @@ def _restored(folder: Path) -> Iterator[None]:
     """Undo what the test changes in the deployments."""
     with get_client(sync_client=True) as client:
         names = [f"image-qa/{name}" for name in ("on-demand", "nightly", "preview")]
+        names.append("image-qa-worker/worker")
         before = [client.read_deployment_by_name(name) for name in names]
         yield
         for deployment in before:

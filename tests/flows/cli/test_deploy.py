@@ -22,8 +22,13 @@ def deployed() -> dict[str, tuple[str | None, dict[str, Any]]]:
     """Work pool and parameters of the deployments on the server, by name."""
     with get_client(sync_client=True) as client:
         found = [
-            client.read_deployment_by_name(f"image-qa/{name}")
-            for name in ("on-demand", "nightly", "preview")
+            client.read_deployment_by_name(name)
+            for name in (
+                "image-qa/on-demand",
+                "image-qa/nightly",
+                "image-qa/preview",
+                "image-qa-worker/worker",
+            )
         ]
     return {each.name: (each.work_pool_name, each.parameters) for each in found}
 
@@ -46,16 +51,22 @@ def test_deploy_sets_parameters_and_prints_the_next_step(
     deploy("--pool", "my pool", *options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "work pool 'my pool': created"
-    names = [line.split(": ")[0] for line in lines[1:4]]
-    assert names == ["image-qa/on-demand", "image-qa/nightly", "image-qa/preview"]
-    assert all("/deployments/deployment/" in line for line in lines[1:4])
-    assert lines[4] == f"relative paths start from {tmp_path}"
-    assert lines[5].startswith("no worker polls 'my pool'")
-    assert lines[5].endswith("`prefect worker start --pool 'my pool'`")
+    names = [line.split(": ")[0] for line in lines[1:5]]
+    assert names == [
+        "image-qa/on-demand",
+        "image-qa/nightly",
+        "image-qa/preview",
+        "image-qa-worker/worker",
+    ]
+    assert all("/deployments/deployment/" in line for line in lines[1:5])
+    assert lines[5] == f"relative paths start from {tmp_path}"
+    assert lines[6].startswith("no worker polls 'my pool'")
+    assert lines[6].endswith("`prefect worker start --pool 'my pool'`")
     assert deployed() == {
         "on-demand": ("my pool", parameters),
         "nightly": ("my pool", parameters),
         "preview": ("my pool", {**parameters, "max_rows": 20}),
+        "worker": ("my pool", {}),
     }
 
     # Again, with a worker, and two endpoints: these are one text, as in the form.
@@ -65,7 +76,7 @@ def test_deploy_sets_parameters_and_prints_the_next_step(
     deploy("--pool", "my pool", *(word for url in urls for word in ("--endpoint", url)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "work pool 'my pool': exists"
-    assert lines[5].startswith("a worker polls 'my pool'")
+    assert lines[6].startswith("a worker polls 'my pool'")
     assert deployed()["nightly"] == ("my pool", {**parameters, "endpoint": " ".join(urls)})
 
 
