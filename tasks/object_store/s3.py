@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 import s3fs
 from botocore import exceptions as boto
 from botocore.handlers import add_expect_header
@@ -46,6 +47,25 @@ class _S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
         if method == "get_object":
             reply["Body"] = _TimedBody(reply["Body"], int(reply.get("ContentLength") or 0))
         return reply
+
+    async def _sizes(self, path: str) -> dict[str, int]:
+        bucket, _, prefix = path.partition("/")
+        sizes: dict[str, int] = {}
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = await self._call_s3("list_objects_v2", **request)
+            sizes.update((found["Key"], int(found["Size"])) for found in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return sizes
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Names and sizes of all objects of a bucket whose names begin with a path.
+
+        Keeps a tenth of what `find` keeps of each, which matters for a million objects.
+        """
+        sizes: dict[str, int] = fsspec.asyn.sync(self.loop, self._sizes, path)
+        return sizes
 
 
 class _TimedBody:

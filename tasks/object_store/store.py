@@ -4,7 +4,7 @@ import asyncio
 import io
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...serving.endpoint import load_block
 from ..errors import ObjectCorruptedError, ObjectMissingError, StoreError
 from .block import StoreBlock
 from .filesystems import GuardedFile, call_store, read_object
-from .local_files import atomic_write, file_sizes, remove_folder
+from .local_files import atomic_write, file_sizes, remove_file
 from .prefect_results import parse_result_record
 
 T = TypeVar("T")
@@ -122,19 +122,22 @@ class ObjectStore(StoreBlock):
         The names are relative to the store, as for `read`.
         """
         uri = self.uri_of(folder) if folder else self.uri
+        below = f"{folder}/" if folder else ""
 
-        def find(filesystem: fsspec.AbstractFileSystem, key: str) -> dict[str, int]:
+        def sizes(filesystem: fsspec.AbstractFileSystem, key: str) -> dict[str, int]:
+            key = f"{key.rstrip('/')}/"
             if self.is_local:
-                return file_sizes(uri)
-            objects = filesystem.find(f"{key}/", detail=True)
-            return {f"s3://{name}": int(info["size"]) for name, info in objects.items()}
+                found = file_sizes(uri)
+            else:
+                found = filesystem.sizes(key)
+                key = key.partition("/")[2]  # without the bucket
+            return {
+                f"{below}{name[len(key) :]}": size
+                for name, size in found.items()
+                if name.startswith(key)
+            }
 
-        found = call_store(uri, self.s3_credentials, find)
-        below = f"{uri.rstrip('/')}/"
-        root = f"{self.uri.rstrip('/')}/"
-        names = {
-            name.removeprefix(root): size for name, size in found.items() if name.startswith(below)
-        }
+        names = call_store(uri, self.s3_credentials, sizes)
         return {name: size for name, size in names.items() if _is_object_name(name)}
 
     def list(self, folder: str = "") -> list[str]:
@@ -177,19 +180,13 @@ class ObjectStore(StoreBlock):
 
         self._call(path, remove)
 
-    def remove_folder(self, folder: str) -> None:
-        """Remove all objects below a folder; on this machine also the folder, and empty ones above.
-
-        Does nothing if there is no such folder.
-        """
-
-        def remove(filesystem: fsspec.AbstractFileSystem, key: str) -> None:
-            if self.is_local:
-                remove_folder(Path(key), Path(self.uri))
-            elif found := filesystem.find(f"{key}/"):
-                filesystem.rm(found)
-
-        self._call(folder, remove)
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove objects, those that there are; on this machine also folders that are empty then."""
+        if self.is_local:
+            for name in names:
+                remove_file(Path(self.uri_of(name)), Path(self.uri))
+        elif uris := [self.uri_of(name) for name in names]:
+            call_store(self.uri, self.s3_credentials, lambda filesystem, _: filesystem.rm(uris))
 
     def check(self) -> None:
         """Check that objects can be written, read, listed and removed, using a small probe object.

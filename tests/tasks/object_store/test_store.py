@@ -106,6 +106,14 @@ def test_sizes_are_those_of_the_objects(store: ObjectStore) -> None:
     assert store.sizes("none") == {}
 
 
+def test_more_objects_are_listed_than_a_reply_of_s3_has(store: ObjectStore) -> None:
+    names = [f"many/{number:04d}" for number in range(1003)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: store.write(name, b"x"), names))
+    assert store.sizes("many") == dict.fromkeys(names, 1)
+    assert store.list() == names
+
+
 def test_an_open_object_can_be_read_in_parts(store: ObjectStore) -> None:
     store.write("x", bytes(range(200)))
     with store.open("x") as file:
