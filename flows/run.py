@@ -52,6 +52,7 @@ from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
 from .task_runs import StepRunner
 from .workers.answer import HandedPass
+from .workers.channel import remove_messages
 from .workers.crew import Crew
 from .workers.messages import Work
 from .workers.open_crew import check_workers, open_crew
@@ -147,6 +148,7 @@ class Run:
         record = new_record(self._id, parameters, table.name, main)
         self._lease = OutputLease(self.output, record, self.progress, self.patience.stop)
         self._stack.enter_context(self._lease.acquire(wait=parameters.limits.queue))
+        remove_messages(self.output)  # of runs that were killed
         self.rows = RecordedRows(table)
         self._base = table.base
         if endpoint is None:  # do not load a model only to wait for the output
@@ -247,6 +249,7 @@ class Run:
             folder.parts(definition.parsing.label),
             retry_quarantined=caching.retry_quarantined,
             refresh=caching.refresh,
+            alone=True,  # by the lease
         )
         others = folder if caching.cache else None
         parse_cached(self.output, completions, ledger, definition.parsing, others)

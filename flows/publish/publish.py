@@ -6,6 +6,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 from prefect import get_run_logger
 from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.tasks import Task
@@ -17,7 +18,7 @@ from ...tasks.exporting.last_export import last_export
 from ...tasks.exporting.pairs_parquet import PAIRS, ROWS
 from ...tasks.exporting.qa_json import QA_JSONL
 from ...tasks.exporting.quarantine_jsonl import QUARANTINE_JSONL
-from ...tasks.exporting.trainers.export_record import EXPORT, RECORD
+from ...tasks.exporting.trainers.export_record import RECORDS
 from ...tasks.loading.dataset import Dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Row
@@ -33,7 +34,7 @@ from ...tasks.reporting.report import (
 from ...tasks.reporting.row_images import ImageSource, RowImages
 from ...tasks.reporting.samples import SampledRow, evenly_spaced, likely_sample
 from ...tasks.runs.run_record import RunCounts, completed_run
-from ...tasks.storing.key_index import count_duplicates, pack_keys
+from ...tasks.storing.key_index import count_duplicates, packed_pieces
 from ...tasks.storing.layout import FILTERED
 from ..client_settings import client_settings
 from ..open_pass import OpenPass
@@ -121,7 +122,9 @@ def expected_sample(dataset: Dataset, main_pass: OpenPass) -> set[int]:
 
 def final_sample(main_pass: OpenPass) -> set[int]:
     """Rows that the report will show, as far as that is known before the export."""
-    kinds = main_pass.ledger.rows.index.find(pack_keys(main_pass.row_keys)).locations["kind"]
+    index = main_pass.ledger.rows.index
+    found = (index.find(keys).locations["kind"] for keys in packed_pieces(main_pass.row_keys))
+    kinds = np.concatenate([np.empty(0, np.uint8), *found])
     return likely_sample(kinds, answered=MAX_ANSWERED, quarantined=MAX_QUARANTINED)
 
 
@@ -181,7 +184,7 @@ def _update_report(
     evaluation = None
     try:
         exported = last_export(output)
-        records = (name for name in output.list(EXPORT) if name.endswith(f"/{RECORD}"))
+        records = filter(output.exists, RECORDS)
         files = [REPORT, CARD, *records, PAIRS]  # of the pairs, those that are kept
         if exported is not None and exported.has(output, [*ALWAYS_EXPORTED, *files]):
             return None, None

@@ -16,11 +16,9 @@ from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
 from ..prompting.keys import canonical_digest
 from ..runs.run_record import RunCounts
-from ..storing.key_index import pack_keys
+from ..storing.key_index import packed_pieces
 from ..storing.layout import EXPORTED, MAX_METADATA_BYTES
 from ..storing.ledger import Ledger
-
-_KEYS_PER_LOOKUP = 65_536
 
 
 class LastExport(BaseModel):
@@ -75,8 +73,7 @@ def export_inputs(
     digest.update(canonical_digest(settings))
     for ledger, keys in passes:
         digest.update(ledger.folder.encode())  # another parser has read the replies otherwise
-        for start in range(0, len(keys), _KEYS_PER_LOOKUP):
-            packed = pack_keys(keys[start : start + _KEYS_PER_LOOKUP])
+        for packed in packed_pieces(keys):
             found = ledger.rows.index.find(packed)
             # Of all copies of a row with this key, rank and kind tell which one counts.
             for array in (packed, found.known, found.locations["rank"], found.locations["kind"]):

@@ -69,7 +69,8 @@ def make_report(
     Args:
         store: the output.
         images: of the rows; None for a report without images.
-        stored: the rows as the run's parser stored them, if already open: saves reading their keys.
+        stored: the rows as the run's parser stored them, if already known: saves reading their
+            keys.
         evaluation: of the pairs, if they were checked and it is already known.
 
     Returns:
@@ -80,8 +81,9 @@ def make_report(
             written.
     """
     run = completed_run(store)
-    stored = stored or StoredRows(store, PassFolder().parts(run.parser))
-    stored.sync()
+    if stored is None:
+        stored = StoredRows(store, PassFolder().parts(run.parser))
+        stored.sync()
     rows = sample_rows(
         store,
         run,

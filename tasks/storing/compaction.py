@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..concurrency import STORE_THREADS, prefetch
 from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
-from .key_index import Array, pack_keys
+from .key_index import Array, packed_pieces
 from .layout import merged_name
 from .ledger import Ledger
 from .parts import add_batch_keys, part_writer
@@ -37,7 +37,6 @@ _GROUP_BYTES = 8 << 20
 _READERS = 4
 """Threads that read parts: Arrow keeps about 5 MB for each."""
 
-_KEYS_PER_LOOKUP = 65_536
 _DIGEST_LENGTH = 32
 
 
@@ -46,6 +45,7 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
 
     Merged rows are in dataset order, which is the order of `keys`. Only the rows that the ledger
     points to are copied, but the keys of all batches are. Corrupted or missing parts are skipped.
+    The ledger then points to the merged parts.
     """
     stored = ledger.rows
     files = stored.small(SMALL_ROWS)
@@ -59,52 +59,55 @@ def compact(store: ObjectStore, ledger: Ledger, keys: Sequence[str]) -> int:
         ThreadPoolExecutor(STORE_THREADS) as removers,
     ):
         merged = _MergedPart(Path(folder) / "merged")
-        for (file, _), read in prefetch(
-            readers, lambda part: stored.table(*part), sources, _READERS
-        ):
+        for file, read in prefetch(readers, stored.table, sources, _READERS):
             try:
-                rows = read.result()
+                rows, row_keys = _valid_rows(stored, file, *read.result())
             except (ObjectMissingError, ObjectCorruptedError):
                 continue
             if not merged.has_room_for(rows):
                 count += _replace(store, stored, merged, removers)
                 merged = _MergedPart(merged.path)
-            merged.add(file, rows)
+            merged.add(file, rows, row_keys)
         return count + _replace(store, stored, merged, removers)
 
 
 def _in_dataset_order(
     stored: StoredRows, files: Sequence[int], keys: Sequence[str]
-) -> list[tuple[int, Array]]:
-    """Sort parts by the dataset position of their first row; with each, the rows to copy."""
+) -> Sequence[int]:
+    """Sort parts by the dataset position of their first row."""
     first = np.full(len(stored.names), len(keys))
-    for start in range(0, len(keys), _KEYS_PER_LOOKUP):
-        found = stored.index.find(pack_keys(keys[start : start + _KEYS_PER_LOOKUP]))
+    start = 0
+    for piece in packed_pieces(keys):
+        found = stored.index.find(piece)
         known = np.flatnonzero(found.known)
         np.minimum.at(first, found.locations["file"][known], start + known)
-    _, locations = stored.index.entries()
-    copied = locations[np.isin(locations["file"], files)]
-    copied = copied[np.lexsort((copied["row"], copied["file"]))]
-    ordered = sorted(files, key=lambda file: (first[file], stored.names[file]))
-    starts = np.searchsorted(copied["file"], ordered, "left").tolist()
-    ends = np.searchsorted(copied["file"], ordered, "right").tolist()
-    return [
-        (file, copied["row"][start:end])
-        for file, start, end in zip(ordered, starts, ends, strict=True)
-    ]
+        start += len(piece)
+    return sorted(files, key=lambda file: (first[file], stored.names[file]))
+
+
+def _valid_rows(
+    stored: StoredRows, file: int, rows: pa.Table, keys: Array
+) -> tuple[pa.Table, Array]:
+    """Of the rows of a part, given with their keys, those that count."""
+    found = stored.index.find(keys)
+    is_here = (found.locations["file"] == file) & (found.locations["row"] == np.arange(len(keys)))
+    counts = found.known & is_here
+    return rows.filter(pa.array(counts)), keys[counts]
 
 
 def _replace(
     store: ObjectStore, stored: StoredRows, merged: "_MergedPart", pool: ThreadPoolExecutor
 ) -> int:
     """Store a merged part, then remove its sources; returns how many sources it has."""
-    merged.close(sorted({key for file in merged.files for key in stored.batches_of(file)}))
+    batches = sorted({key for file in merged.files for key in stored.batches_of(file)})
+    merged.close(batches)
     if len(merged.files) < 2:
         return 0
     with merged.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_LENGTH]
-    name = merged_name(stored.folder, digest)
+    name, size = merged_name(stored.folder, digest), merged.path.stat().st_size
     store.put(name, merged.path)
+    stored.replace(merged.files, name, size, merged.keys, batches)
     # A source that was merged before, when the others add no rows, yields the same object again.
     removed = {stored.names[number] for number in merged.files} - {name}
     list(pool.map(store.remove, removed))
@@ -117,6 +120,7 @@ class _MergedPart:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[int] = []
+        self._keys: list[Array] = []
         self._rows = 0
         self._writer = part_writer(path)
         self._group: list[pa.Table] = []
@@ -125,9 +129,15 @@ class _MergedPart:
         """Whether adding these rows keeps the part within its size limit."""
         return self._rows + len(rows) <= MERGED_ROWS
 
-    def add(self, file: int, rows: pa.Table) -> None:
-        """Add the rows copied from a source."""
+    @property
+    def keys(self) -> Array:
+        """The keys of its rows, in order."""
+        return np.concatenate(self._keys)
+
+    def add(self, file: int, rows: pa.Table, keys: Array) -> None:
+        """Add the rows copied from a source, which have these keys."""
         self.files.append(file)
+        self._keys.append(keys)
         self._rows += len(rows)
         self._group.append(rows)
         if (

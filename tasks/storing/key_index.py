@@ -1,6 +1,6 @@
 """An index of millions of row keys: where each row is stored, in sorted arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,9 +16,16 @@ LOCATION = np.dtype([("file", np.int32), ("row", np.int32), ("rank", np.int64), 
 """Where a row is stored; see `Location`."""
 
 _MAX_RECENT = 4096
-"""Keys put one by one are merged into the arrays when there are this many (1 MB as a dict)."""
+_RECENT_SHARE = 1 / 64
+"""Keys put one by one are merged into the arrays when there are this many (1 MB as a dict), or this
+share of all keys: merging copies the arrays, which must not happen more often the longer they are.
+"""
 
-_KEYS_PER_PIECE = 4096
+_MIN_EXTENSION = 65_536
+_EXTENSION_SHARE = 1 / 8
+"""Many keys are merged into the arrays in pieces of this many, or this share of all keys."""
+
+_KEYS_PER_PIECE = 65_536
 
 
 class Location(NamedTuple):
@@ -72,8 +79,7 @@ class KeyIndex:
         known = self.get(key)
         if known is None or known.rank <= location.rank:
             self._recent[key] = location
-        if len(self._recent) >= _MAX_RECENT:
-            self._merge_recent()
+        self._limit_recent()
 
     def update(self, entries: Mapping[bytes, Location]) -> None:
         """Set the locations of some keys as `put` does, with one look-up for all of them."""
@@ -82,25 +88,28 @@ class KeyIndex:
         for (key, location), is_known, rank in zip(entries.items(), known, ranks, strict=True):
             if not is_known or rank <= location.rank:
                 self._recent[key] = location
-        if len(self._recent) >= _MAX_RECENT:
-            self._merge_recent()
+        self._limit_recent()
 
     def extend(self, entries: Iterable[tuple[Array, Array]]) -> None:
-        """Put many keys at once, as arrays of `KEY` and `LOCATION`."""
+        """Put many keys at once, as arrays of `KEY` and `LOCATION`; keys may repeat."""
         self._merge_recent()
-        parts = [(self._keys, self._locations), *entries]
-        if len(parts) == 1:
-            return
-        keys = np.concatenate([keys for keys, _ in parts])
-        locations = np.concatenate([locations for _, locations in parts])
-        # Free the inputs before sorting, which would otherwise hold three copies of every key.
-        parts.clear()
-        self._keys, self._locations = np.empty(0, KEY), np.empty(0, LOCATION)
-        order = np.lexsort((locations["rank"], keys))
-        keys = keys[order]
-        last = np.ones(len(keys), bool)
-        last[:-1] = keys[:-1] != keys[1:]
-        self._keys, self._locations = keys[last], locations[order[last]]
+        piece: list[tuple[Array, Array]] = []
+        count = 0
+        for entry in entries:
+            piece.append(entry)
+            count += len(entry[0])
+            if count >= max(_MIN_EXTENSION, len(self._keys) * _EXTENSION_SHARE):
+                self._merge(*_highest(piece))
+                count = 0
+        if count:
+            self._merge(*_highest(piece))
+
+    def move(self, keys: Array, file: int) -> None:
+        """Say that known rows are now in this part, in this order."""
+        self._merge_recent()
+        positions = np.searchsorted(self._keys, keys)
+        self._locations["file"][positions] = file
+        self._locations["row"][positions] = np.arange(len(keys))
 
     def find(self, keys: Array) -> Lookup:
         """Look up many keys at once."""
@@ -136,27 +145,47 @@ class KeyIndex:
         found = self._keys[position : position + 1].tobytes() == key
         return position if found else None
 
+    def _limit_recent(self) -> None:
+        if len(self._recent) >= max(_MAX_RECENT, len(self._keys) * _RECENT_SHARE):
+            self._merge_recent()
+
     def _merge_recent(self) -> None:
-        """Merge the keys that were put: few into many, without sorting all of them again."""
         if not self._recent:
             return
         keys = np.frombuffer(b"".join(self._recent), KEY)
         order = np.argsort(keys)
-        keys, locations = keys[order], np.array(list(self._recent.values()), LOCATION)[order]
+        locations = np.array(list(self._recent.values()), LOCATION)
         self._recent = {}
+        self._merge(keys[order], locations[order])
+
+    def _merge(self, keys: Array, locations: Array) -> None:
+        """Merge sorted keys, none twice, without sorting all others again."""
         positions = np.searchsorted(self._keys, keys)
         known = positions < len(self._keys)
         known[known] = self._keys[positions[known]] == keys[known]
-        self._locations[positions[known]] = locations[known]
+        old, new = positions[known], locations[known]
+        counts = self._locations["rank"][old] <= new["rank"]
+        self._locations[old[counts]] = new[counts]
+        # One after the other: only one of them is in memory twice.
         self._keys = np.insert(self._keys, positions[~known], keys[~known])
         self._locations = np.insert(self._locations, positions[~known], locations[~known])
 
 
+def _highest(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Take keys and locations out of a list: sorted, and of each key that with the highest rank."""
+    keys = np.concatenate([keys for keys, _ in entries])
+    locations = np.concatenate([locations for _, locations in entries])
+    entries.clear()
+    order = np.lexsort((locations["rank"], keys))
+    keys = keys[order]
+    last = np.ones(len(keys), bool)
+    last[:-1] = keys[:-1] != keys[1:]
+    return keys[last], locations[order[last]]
+
+
 def count_duplicates(keys: Sequence[str]) -> int:
     """How many row keys are like an earlier one."""
-    starts = range(0, len(keys), _KEYS_PER_PIECE)
-    packed = [pack_keys(keys[start : start + _KEYS_PER_PIECE]) for start in starts]
-    return len(keys) - len(np.unique(np.concatenate([np.empty(0, KEY), *packed])))
+    return len(keys) - len(np.unique(pack_keys(keys)))
 
 
 def pack_keys(keys: Sequence[str]) -> Array:
@@ -165,11 +194,23 @@ def pack_keys(keys: Sequence[str]) -> Array:
     Raises:
         ValueError: one of them is not a row key.
     """
-    pieces = [
-        bytes.fromhex("".join(keys[start : start + _KEYS_PER_PIECE]))
-        for start in range(0, len(keys), _KEYS_PER_PIECE)
-    ]
-    packed = np.frombuffer(b"".join(pieces), KEY)
-    if len(packed) != len(keys):
-        raise ValueError("not row keys")
+    packed = np.empty(len(keys), KEY)
+    start = 0
+    for piece in packed_pieces(keys):
+        packed[start : start + len(piece)] = piece
+        start += len(piece)
     return packed
+
+
+def packed_pieces(keys: Sequence[str]) -> Iterator[Array]:
+    """Row keys as arrays of `KEY`, each small, to look them up in bounded memory.
+
+    Raises:
+        ValueError: while iterating, if one of them is not a row key.
+    """
+    for start in range(0, len(keys), _KEYS_PER_PIECE):
+        piece = keys[start : start + _KEYS_PER_PIECE]
+        packed = np.frombuffer(bytes.fromhex("".join(piece)), KEY)
+        if len(packed) != len(piece):
+            raise ValueError("not row keys")
+        yield packed

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..object_store.store import ObjectStore
 from ..records import TRANSIENT, FinishedRow, Kind
-from .key_index import Array, KeyIndex, Location, pack_keys
+from .key_index import Array, KeyIndex, Location, pack_keys, packed_pieces
 from .parts import ANSWERED_NUMBER, KINDS, kind_number, milliseconds, rank_of
 from .stored_rows import StoredRows
 
@@ -76,10 +76,14 @@ class Ledger:
         *,
         retry_quarantined: bool = False,
         refresh: bool = False,
+        alone: bool = False,
     ) -> "Ledger":
-        """Read the ledger from a folder of parts; it is empty if the folder is empty or missing."""
+        """Read the ledger from a folder of parts; it is empty if the folder is empty or missing.
+
+        `alone` is as for `StoredRows.sync`.
+        """
         rows = StoredRows(store, folder)
-        rows.sync()
+        rows.sync(alone=alone)
         return cls(rows, retry_quarantined, refresh)
 
     @property
@@ -146,8 +150,7 @@ class Ledger:
             _, locations = self.rows.index.entries()
             return _counts(np.bincount(locations["kind"], minlength=len(KINDS)), 0)
         numbers, missing = np.zeros(len(KINDS), np.int64), 0
-        for start in range(0, len(keys), _ROWS_PER_FETCH):
-            found = self.rows.index.find(pack_keys(keys[start : start + _ROWS_PER_FETCH]))
+        for found in map(self.rows.index.find, packed_pieces(keys)):
             missing += int((~found.known).sum())
             kinds = found.locations["kind"][found.known]
             numbers += np.bincount(kinds, minlength=len(KINDS))

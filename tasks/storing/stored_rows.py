@@ -12,7 +12,7 @@ from ..concurrency import STORE_THREADS, prefetch
 from ..errors import ObjectMissingError, StoreError
 from ..object_store.store import ObjectStore
 from ..records import FinishedRow
-from .key_index import Array, KeyIndex, Location
+from .key_index import Array, KeyIndex, Location, pack_keys
 from .layout import batch_of
 from .parts import Contents, open_part, part_contents, reported_corruption, rows_of
 
@@ -49,8 +49,11 @@ class StoredRows:
         self._part = lru_cache(maxsize=8)(self._open)
         self._group = lru_cache(maxsize=4)(self._read_group)
 
-    def sync(self) -> None:
+    def sync(self, *, alone: bool = False) -> None:
         """Add parts that are new in the folder, and drop parts that no longer exist.
+
+        Args:
+            alone: whether nobody else merges parts now, so that one listing tells everything.
 
         Raises:
             ObjectCorruptedError: a part is corrupted.
@@ -71,6 +74,8 @@ class StoredRows:
                 return
             self.index.extend(self._entries(new))
             incomplete = not new.keys() <= self._numbers.keys()
+            if alone and not incomplete:
+                return
         if incomplete:
             raise self._unstable()
 
@@ -84,6 +89,22 @@ class StoredRows:
         if name not in self._numbers:
             file = self._register(name, 0, len(rows), ())
             self.index.update({key: Location(file, *where) for key, where in rows.items()})
+
+    def replace(
+        self, files: Sequence[int], name: str, size: int, keys: Array, batches: Sequence[str]
+    ) -> None:
+        """Take note of a part that was just stored in place of others.
+
+        Args:
+            files: numbers of the others, all of whose rows that count are in it.
+            name: its name; it may be one of the others.
+            size: in bytes.
+            keys: of its rows, in order.
+            batches: keys of their batches.
+        """
+        for file in files:
+            self._numbers.pop(self.names[file], None)
+        self.index.move(keys, self._register(name, size, len(keys), batches))
 
     def fetch(self, keys: Array) -> list[FinishedRow | None]:
         """Read the rows of these keys, in the same order; None for a key without a row.
@@ -107,12 +128,13 @@ class StoredRows:
         """Keys of the batches in a part."""
         return self._batches[file]
 
-    def table(self, file: int, rows: Array) -> pa.Table:
-        """Read some rows of a small part as Arrow."""
+    def table(self, file: int) -> tuple[pa.Table, Array]:
+        """Read a small part as Arrow, and the keys of its rows."""
         name = self.names[file]
         with reported_corruption(self._store, name):
             part = open_part(pa.BufferReader(self._store.read(name)))
-            return part.read(use_threads=False).take(rows)
+            rows = part.read(use_threads=False)
+            return rows, pack_keys(rows.column("key").to_pylist())
 
     def _fetch(self, keys: Array) -> list[FinishedRow | None]:
         result: list[FinishedRow | None] = [None] * len(keys)

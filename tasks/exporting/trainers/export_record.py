@@ -18,6 +18,9 @@ EXPORT = "export"
 
 RECORD = "export.json"
 
+RECORDS = tuple(f"{EXPORT}/{name}/{RECORD}" for name in get_args(ExportFormat))
+"""Names of the records of all formats in an output."""
+
 MAX_RECORD_BYTES = 64 << 20
 
 OWN_NAME = re.compile(

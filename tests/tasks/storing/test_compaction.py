@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -109,12 +110,30 @@ def test_a_few_small_parts_are_not_merged(local: ObjectStore) -> None:
     assert local.list() == before
 
 
-def test_a_ledger_stays_readable_after_its_compaction(local: ObjectStore) -> None:
+def test_a_ledger_points_to_the_merged_parts_without_listing_or_reading_them_again(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = many_parts(local)
     ledger = read(local)
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStore, "sizes", None)
+        assert compact(local, ledger, keys) == BATCHES
+        assert list(ledger.outcomes(keys)) == list(map(outcome, range(len(keys))))
+        assert ledger.batches == {batch_key(number) for number in range(BATCHES)}
+        assert compact(local, ledger, keys) == 0
+    before = [array.copy() for array in ledger.rows.index.entries()]
+    ledger.rows.sync()
+    assert all(map(np.array_equal, ledger.rows.index.entries(), before))
+
+
+def test_compacted_rows_that_were_stored_twice_are_those_that_count(local: ObjectStore) -> None:
+    keys = many_parts(local)
+    write(local, 0, answered(0, text="later"), written=1e10)
+    ledger = read(local)
     compact(local, ledger, keys)
-    assert list(ledger.outcomes(keys)) == list(map(outcome, range(len(keys))))
-    assert compact(local, ledger, keys) == 0
+    for now in (ledger, read(local)):
+        assert now.outcome(keys[0]) == answered(0, text="later")
+        assert list(now.outcomes(keys[1:])) == list(map(outcome, range(1, len(keys))))
 
 
 def test_merged_parts_have_a_maximum_size(
@@ -262,9 +281,9 @@ def test_few_threads_read_parts(local: ObjectStore, monkeypatch: pytest.MonkeyPa
     ledger, threads = read(local), set[int]()
     table = StoredRows.table
 
-    def recorded(rows: StoredRows, file: int, chosen: Any) -> pa.Table:
+    def recorded(rows: StoredRows, file: int) -> Any:
         threads.add(threading.get_ident())
-        return table(rows, file, chosen)
+        return table(rows, file)
 
     monkeypatch.setattr(StoredRows, "table", recorded)
     assert compact(local, ledger, keys) == 30
