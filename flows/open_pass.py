@@ -127,7 +127,8 @@ class OpenPass:
             outcome += f", {len(crashed)} deferred"
         if batch.corrections:
             outcome += f", {len(batch.corrected)} of {batch.corrections} corrected"
-        get_run_logger().info("batch %s: %s; %s", batch, outcome, self.progress)
+        if _is_logged(batch.number):
+            get_run_logger().info("batch %s: %s; %s", batch, outcome, self.progress)
         return finished
 
     def outcomes(self) -> Iterator[FinishedRow | None]:
@@ -204,6 +205,14 @@ class OpenPass:
             isolated=isolated,
             label=self.prompt_settings.label,
         )
+
+
+def _is_logged(batch: int) -> bool:
+    """Whether a batch has a line in the log: the first 999 have, then each tenth, and so on.
+
+    So ten times as many rows have 900 lines more.
+    """
+    return batch % int(10 ** max(0, len(str(batch)) - 3)) == 0
 
 
 def _memory_of_prompt(prompt: Prompt) -> int:

@@ -29,8 +29,7 @@ TASK_OPTIONS: dict[str, Any] = {
     "persist_result": False,
     "cache_policy": NO_CACHE,
 }
-"""Options of every task that is not cached."""
-
+"""Options of every task."""
 
 Pending = PrefectFuture[T] | Future[T]
 """What a task run, or a plain call in another thread, will return."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.settings import PREFECT_API_URL
+from prefect_imageqa.flows.open_pass import _is_logged
 
 JUDGING = Path(__file__).with_name("judging.py")
 ROWS = 96
@@ -93,3 +94,8 @@ def test_second_pass_is_resumed_cached_quarantined_and_counted(
     assert times_sent() == sent
     assert third["verdicts"] == again["verdicts"]
     assert (third["judge"]["attempted"], third["judge"]["ok"]) == (0, 72)
+
+
+def test_ten_times_as_many_batches_have_900_more_lines_in_the_log() -> None:
+    for batches, lines in ((999, 999), (9_999, 1_899), (99_999, 2_799)):
+        assert sum(map(_is_logged, range(1, batches + 1))) == lines
