@@ -11,12 +11,12 @@ from ..tasks.reporting.report import REPORT
 from ..tasks.runs.checks import Checks
 from ..tasks.runs.exports import Exports
 from ..tasks.runs.run_record import read_runs
-from ..tasks.storing.layout import CHECKS, FILTERED, JUDGED, PAIRS, RUNS, read_manifest
+from ..tasks.storing.layout import CHECKS, FILTERED, JUDGED, PAIRS, RUNS, WORKERS, read_manifest
 
 OWN_FILES = (*EXPORTS, REPORT, CARD)
 """Files that a run overwrites in its output."""
 
-OWN_FOLDERS = (PAIRS, CHECKS, RUNS)
+OWN_FOLDERS = (PAIRS, CHECKS, RUNS, WORKERS)
 """Folders whose files a run takes for those of earlier runs."""
 
 

@@ -15,6 +15,7 @@ import pybase64
 
 from ...tasks.errors import ObjectCorruptedError
 from ...tasks.object_store.store import ObjectStore
+from ...tasks.storing.layout import WORKERS, is_message
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -54,6 +55,15 @@ class Channel:
 
     def _digest(self, name: str, data: bytes) -> bytes:
         return hmac.digest(self._key, name.encode() + b"\0" + data, "sha256")
+
+
+def remove_messages(store: ObjectStore, run: str = "") -> None:
+    """Remove what a run and its workers have exchanged; by default all runs, which have ended.
+
+    Raises:
+        StoreError: the output cannot be read or written.
+    """
+    store.remove_all(filter(is_message, store.list(f"{WORKERS}/{run}".rstrip("/"))))
 
 
 def _plain(value: object) -> Any:

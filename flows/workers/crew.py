@@ -18,7 +18,7 @@ from ...tasks.errors import EndpointError, ImageQAError, ObjectMissingError, Sto
 from ...tasks.records import Batch
 from ...tasks.runs.workers import Workers
 from ...tasks.storing.layout import WORKERS, WorkerFolder
-from .channel import Channel
+from .channel import Channel, remove_messages
 from .engine import Engine, StartedWorker, open_engine
 from .job import WorkerJob
 from .messages import BatchResult, HandedBatch, Work, WorkerStatus, numbers
@@ -208,7 +208,8 @@ class Crew:
         finally:
             for worker in list(self._workers):
                 self._drop(worker)
-            self._remove_messages()
+            with suppress(StoreError):
+                remove_messages(self._channel.store, self._job.run)
 
     def _start(self, engine: Engine, losses: int) -> None:
         name = str(next(self._names))
@@ -259,8 +260,7 @@ class Crew:
     def _take(self, worker: _Worker, number: int) -> None:
         """Take the result of a batch, after which nothing is left of it here."""
         result = BatchResult(**self._channel.read(worker.folder.result(number)))
-        self._channel.store.remove(worker.folder.batch(number))
-        self._channel.store.remove(worker.folder.result(number))
+        self._channel.store.remove_all([worker.folder.batch(number), worker.folder.result(number)])
         with self._changed:
             given = worker.batches.pop(number, None)
             self._changed.notify_all()
@@ -297,9 +297,8 @@ class Crew:
         with suppress(StoreError):
             # If it is alive after all, it ends when it finds this.
             self._channel.write(worker.folder.end, "end")
-            for name in self._channel.store.list(worker.folder.name):
-                if name != worker.folder.end:
-                    self._channel.store.remove(name)
+            names = self._channel.store.list(worker.folder.name)
+            self._channel.store.remove_all(name for name in names if name != worker.folder.end)
         for given in batches.values():
             given.result.set_result(None)
 
@@ -329,10 +328,6 @@ class Crew:
         for worker in self._workers:
             if worker.started.ended is None:
                 worker.started.stop()
-
-    def _remove_messages(self) -> None:
-        with suppress(StoreError):
-            self._channel.store.remove_folder(f"{WORKERS}/{self._job.run}")
 
     def _fail(self, error: ImageQAError) -> None:
         with self._changed:

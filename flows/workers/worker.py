@@ -124,6 +124,7 @@ class Worker:
         self._batches: dict[int, Batch] = {}
         self._taken: set[int] = set()
         self._is_ending = False
+        self._reporting = threading.Lock()
         self._run_seen = time.monotonic()
 
     def run(self) -> None:
@@ -204,18 +205,22 @@ class Worker:
 
     def _tell(self, number: int, result: BatchResult) -> None:
         try:
+            self._report()  # a run that has all results has all counts
             self._channel.write(self._folder.result(number), result)
         except StoreError as error:  # the run notices that the batch is not done
             _LOGGER.warning("the result of batch %s could not be stored: %s", number, error)
             self._stopped.set()
 
     def _report(self) -> None:
+        with self._reporting:
+            self._channel.write(self._folder.status, self._status())
+
+    def _status(self) -> WorkerStatus:
         unsent = {number: max(batch.unsent, 0) for number, batch in list(self._batches.items())}
         stats = replace(self._client.stats, last_completion=0.0, notes=())
         notes = (*self._client.stats.notes, *self._patience.notes)
         limit = self._client.max_in_flight
-        status = WorkerStatus(time.time(), self._process, limit, stats, unsent, notes)
-        self._channel.write(self._folder.status, status)
+        return WorkerStatus(time.time(), self._process, limit, stats, unsent, notes)
 
     def _check_run(self) -> None:
         """End where the run has been killed.

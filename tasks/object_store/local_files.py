@@ -1,7 +1,6 @@
 """Atomic writes and listings of local files."""
 
 import os
-import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -44,14 +43,9 @@ def file_sizes(folder: str) -> dict[str, int]:
     return sizes
 
 
-def remove_folder(folder: Path, above: Path) -> None:
-    """Remove a folder with all that is in it, and those around it that are empty then.
-
-    Args:
-        folder: need not exist; links in it are removed, and not followed.
-        above: stays, even if it is empty.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
+def remove_file(file: Path, above: Path) -> None:
+    """Remove a file, if it is there, and folders around it that are empty then, but not `above`."""
+    file.unlink(missing_ok=True)
     with suppress(OSError):
-        while (folder := folder.parent) != above:
-            folder.rmdir()
+        while (file := file.parent) != above:
+            file.rmdir()

@@ -181,7 +181,7 @@ class ObjectStore(StoreBlock):
         self._call(path, remove)
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove objects, those that there are; on this machine also folders that are empty then."""
+        """Remove objects, if they are there; on this machine also folders that are empty then."""
         if self.is_local:
             for name in names:
                 remove_file(Path(self.uri_of(name)), Path(self.uri))

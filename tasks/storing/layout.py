@@ -187,6 +187,14 @@ class WorkerFolder:
         return f"{self.name}/result-{number}"
 
 
+_MESSAGE = re.compile(rf"{WORKERS}/[A-Za-z0-9-]+/[0-9]+/(?:status|end|batch-[0-9]+|result-[0-9]+)")
+
+
+def is_message(name: str) -> bool:
+    """Whether a run and a worker of it may have exchanged an object of this name."""
+    return _MESSAGE.fullmatch(name) is not None
+
+
 def check_name(check: str) -> str:
     """Name of the pass of a check."""
     return f"{CHECKS}/{check}"

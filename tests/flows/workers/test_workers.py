@@ -1,0 +1,198 @@
+"""Runs on several workers: the same exports as without, every row asked once, through kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.settings import PREFECT_API_URL
+from prefect_imageqa import Limits, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa.flows.workers.job import WorkerJob
+from prefect_imageqa.flows.workers.worker import work
+from prefect_imageqa.serving.errors import EndpointError, ImageQAError
+from prefect_imageqa.tasks.exporting.verify_output import verify
+from prefect_imageqa.tasks.runs.workers import Workers
+from prefect_imageqa.tasks.storing.layout import WorkerFolder
+
+COMMAND = Path(sys.executable).with_name("prefect-imageqa")
+ROWS = 400
+BATCH_SIZE, IN_FLIGHT = 32, 32
+AT_RISK = 2 * (IN_FLIGHT + 2 * BATCH_SIZE)
+"""Rows of the batches that two workers may have at any moment."""
+
+
+@pytest.fixture
+def dataset(write_rows: Callable[[list[str]], str]) -> str:
+    """The stub answers each row with its own number."""
+    answer = "STUB text **Question:** Which row?\n**Answer:** Row {}."
+    return write_rows([answer.format(row) for row in range(ROWS)])
+
+
+def limits(**changed: Any) -> Limits:
+    return Limits(batch_size=BATCH_SIZE, max_in_flight=IN_FLIGHT, **changed)
+
+
+def two(engine: str) -> Workers:
+    return Workers(workers=2, engine=engine)  # type: ignore[arg-type]
+
+
+def exports(output: str) -> dict[str, bytes]:
+    store = ObjectStore(uri=output)
+    return {name: store.read(name) for name in ("qa.jsonl", "pairs.parquet", "quarantine.jsonl")}
+
+
+def check_finished(output: str, dataset: str) -> None:
+    """Every row once, in order, with its own answer; nothing is left of the workers."""
+    rows = [json.loads(line) for line in ObjectStore(uri=output).read("qa.jsonl").splitlines()]
+    assert [row["conversation"] for row in rows] == [
+        row["conversation"] for row in json.loads(Path(dataset).read_text())
+    ]
+    assert all(row["output"].endswith(f"Row {number}.") for number, row in enumerate(rows))
+    store = ObjectStore(uri=output)
+    assert not store.list("workers")
+    assert not verify(store).problems
+
+
+def command(dataset: str, output: str, url: str, *more: str) -> "subprocess.Popen[str]":
+    flags = ["--output", output, "--endpoint", url, "--engine", "processes", "--workers", "2"]
+    flags += ["--batch-size", str(BATCH_SIZE), "--max-in-flight", str(IN_FLIGHT)]
+    return subprocess.Popen(
+        [str(COMMAND), "run", dataset, *flags, "--no-image-proof", *more],
+        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def worker_processes(run: int) -> list[psutil.Process]:
+    children = filter(is_running, psutil.Process(run).children())
+    return [each for each in children if "prefect_imageqa.flows.workers.process" in each.cmdline()]
+
+
+def is_running(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_the_exports_are_those_of_a_run_without_workers(
+    engine: str, dataset: str, start_stub: Any, tmp_path: Path
+) -> None:
+    stub = start_stub(latency=0.05)
+    alone, output = str(tmp_path / "alone"), str(tmp_path / "out")
+    expected = image_qa(dataset, alone, endpoint=stub.url, limits=limits())
+    before = stub.stats()["requests"]
+    summary = image_qa(dataset, output, endpoint=stub.url, limits=limits(), workers=two(engine))
+    assert stub.stats()["requests"] - before == ROWS
+    assert (summary.rows, summary.ok, summary.requests) == (ROWS, ROWS, ROWS)
+    assert summary.prompt_tokens == expected.prompt_tokens
+    assert exports(output) == exports(alone)
+    check_finished(output, dataset)
+
+    again = image_qa(dataset, output, endpoint=stub.url, limits=limits(), workers=two(engine))
+    assert (again.reused, again.requests) == (ROWS, 0)
+
+
+def test_on_s3(s3: str, dataset: str, start_stub: Any) -> None:
+    stub, output = start_stub(), f"{s3}/workers"
+    image_qa(dataset, output, endpoint=stub.url, limits=limits(), workers=two("threads"))
+    assert stub.stats()["requests"] == ROWS
+    check_finished(output, dataset)
+
+
+def test_killed_workers_are_replaced(dataset: str, start_stub: Any, tmp_path: Path) -> None:
+    stub, output = start_stub(latency=0.5), str(tmp_path / "out")
+    run = command(dataset, output, stub.url)
+    wait_until(lambda: stub.stats()["requests"] > IN_FLIGHT)
+    first = worker_processes(run.pid)
+    assert len(first) == 2
+    first[0].send_signal(signal.SIGKILL)
+    wait_until(lambda: len(worker_processes(run.pid)) == 2 and not is_running(first[0]))
+    first[1].send_signal(signal.SIGTERM)  # it stores what it has
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert "is lost" in said
+    assert ROWS <= stub.stats()["requests"] <= ROWS + AT_RISK
+    check_finished(output, dataset)
+
+
+def test_a_killed_run_ends_its_workers(dataset: str, start_stub: Any, tmp_path: Path) -> None:
+    stub, output = start_stub(latency=0.5), str(tmp_path / "out")
+    run = command(dataset, output, stub.url)
+    wait_until(lambda: stub.stats()["requests"] > IN_FLIGHT)
+    workers = worker_processes(run.pid)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    wait_until(lambda: not any(map(is_running, workers)), 20)
+    said, _ = (again := command(dataset, output, stub.url)).communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert stub.stats()["requests"] <= ROWS + AT_RISK
+    check_finished(output, dataset)
+
+
+def test_a_cancelled_run_stores_what_its_workers_have(
+    dataset: str, start_stub: Any, tmp_path: Path
+) -> None:
+    stub, output = start_stub(latency=2.0), str(tmp_path / "out")
+    run = command(dataset, output, stub.url)
+    wait_until(lambda: stub.stats()["requests"] >= IN_FLIGHT * 2)
+    workers = worker_processes(run.pid)
+    asked, began = stub.stats()["requests"], time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode not in (0, None), said
+    assert time.monotonic() - began < 20
+    assert not any(map(is_running, workers))
+    stored = ObjectStore(uri=output).list("pairs/parts")
+    assert stored
+    assert asked < ROWS
+
+
+def test_workers_that_cannot_work_end_the_run_with_their_reason(
+    dataset: str, keyed_stub: Any, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    block = VLLMEndpoint(urls=[keyed_stub.url], api_key="stub-api-key-5f2c")  # type: ignore[arg-type]
+    with pytest.raises(ImageQAError, match="save the vllm-endpoint block and give its name"):
+        image_qa(dataset, output, endpoint=block, workers=two("processes"))
+    with pytest.raises(ImageQAError, match="give --endpoint, or leave out --workers"):
+        image_qa(dataset, output, model="owner/name", workers=two("processes"))
+    assert not Path(output).exists()
+    block.save("keyed-workers", overwrite=True)  # type: ignore[unused-coroutine]
+    image_qa(dataset, output, "keyed-workers", max_rows=40, workers=two("threads"))
+
+
+@pytest.mark.parametrize("is_deployed", [False, True])
+def test_the_key_of_the_environment_goes_to_no_url_that_a_deployments_user_has_chosen(
+    is_deployed: bool, keyed_stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_IMAGEQA_API_KEY", "stub-api-key-5f2c")
+    job = WorkerJob(
+        output=str(tmp_path),
+        run="r",
+        worker="1",
+        key="00" * 32,
+        endpoint=(keyed_stub.url,),
+        model="stub",
+        is_deployed=is_deployed,
+    )
+    ObjectStore(uri=str(tmp_path)).write(WorkerFolder("r", "1").end, b"")
+    if is_deployed:
+        with pytest.raises(EndpointError, match="401"):
+            work(job)
+    else:
+        work(job)  # it is told to end at once
