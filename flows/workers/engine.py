@@ -18,7 +18,11 @@ class StartedWorker(Protocol):
 
     @property
     def ended(self) -> str | None:
-        """Why it has ended, in one line; None while it works or may still start."""
+        """Why it has ended, in one line; None while it works or may still start.
+
+        Raises:
+            ImageQAError: the engine is lost, and all workers with it.
+        """
 
     def stop(self) -> None:
         """End it now: it has been told to end, and has not."""
@@ -43,10 +47,10 @@ _OPENERS = {
     "threads": "threads:open_threads",
     "processes": "processes:open_processes",
     "work-pool": "work_pool:open_work_pool",
-    "ray": "ray_engine:open_ray",
-    "dask": "dask_engine:open_dask",
+    "ray": "hosted_engine:host_engine",
+    "dask": "hosted_engine:host_engine",
 }
-"""By name, as Ray and Dask need not be installed."""
+"""By name: each is imported only where it is used."""
 
 
 def open_engine(workers: Workers) -> AbstractContextManager[Engine]:
