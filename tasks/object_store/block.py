@@ -1,18 +1,14 @@
 """The fields of an `ObjectStore` block, and how its secrets stay out of pickles and results."""
 
-import hashlib
-import json
-import re
 import uuid
 from abc import ABC
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self, cast
 
 from prefect.filesystems import WritableFileSystem
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from ...serving.endpoint import find_block, http_url, load_block, may_hold_secrets
+from ...serving.endpoint import http_url, load_block, may_hold_secrets
 from ...serving.sync_block import SyncBlock
 from ..errors import StoreError
 from .credentials import S3Credentials
@@ -55,7 +51,6 @@ class StoreBlock(SyncBlock, WritableFileSystem, ABC):  # abstract: Prefect's blo
     )
 
     _named_credentials: S3Credentials | None = PrivateAttr(None)
-    _check_record: Callable[[str, bytes], object] | None = PrivateAttr(None)
     _patience: Patience | None = PrivateAttr(None)
 
     @field_validator("uri")
@@ -136,56 +131,6 @@ class StoreBlock(SyncBlock, WritableFileSystem, ABC):  # abstract: Prefect's blo
         store._patience = patience
         return store
 
-    def with_record_check(self, check: Callable[[str, bytes], object]) -> Self:
-        """A copy that also calls `check` with the name and bytes of each result record it reads.
-
-        A record for which `check` raises counts as missing.
-        """
-        store = self.model_copy()
-        store._check_record = check
-        return store
-
-    def result_storage(self) -> tuple[Self, str]:
-        """Storage for Prefect results of this store: a saved block, and this store's path in it.
-
-        There is one block per bucket (or per machine, for the local disk) and credentials, however
-        many outputs there are. It holds no secret.
-
-        Raises:
-            StoreError: the block has credentials of its own and was never saved.
-        """
-        protocol, path = split_uri(self.uri)
-        if protocol == "file":
-            return self._without_secrets("/").saved(), path.strip("/")
-        bucket, _, folder = path.partition("/")
-        return self._without_secrets(f"s3://{bucket}").saved(), folder
-
-    def saved(self) -> Self:
-        """This store as a saved Prefect block; it is saved now if it was not before.
-
-        Raises:
-            StoreError: the block has credentials of its own and was never saved.
-        """
-        if self._block_document_id is not None:
-            return self
-        block = self._without_secrets(self.uri)
-        fields = block._public_fields()
-        protocol, path = split_uri(self.uri)
-        location = "local" if protocol == "file" else ""
-        text = f"{location} {path} {block.credentials}".lower()
-        name = "-".join(["image-qa-results", *re.sub(r"[^a-z0-9]+", " ", text).split()])
-        found = find_block(type(self), name, StoreError)
-        if found is not None and found._public_fields() != fields:  # e.g. of another endpoint
-            digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:8]
-            name = f"{name}-{digest}"
-            found = find_block(type(self), name, StoreError)
-        if found is not None and found._public_fields() == fields:
-            block._block_document_id = found._block_document_id
-            block._block_document_name = name
-        else:
-            cast("Any", block).save(name, overwrite=True, _sync=True)
-        return block
-
     def _public_fields(self) -> dict[str, str]:
         """The fields that are safe to store: in Prefect's database, a pickle, the name's digest."""
         names = ("uri", "endpoint_url", "region", "credentials")
@@ -213,17 +158,11 @@ class StoreBlock(SyncBlock, WritableFileSystem, ABC):  # abstract: Prefect's blo
         # A pickle may end up anywhere, so other processes load the credentials from Prefect.
         block = self._without_secrets(self.uri)
         fields = block._public_fields()
-        return _restore, (type(self), fields, self._block_document_id, self._check_record)
+        return _restore, (type(self), fields, self._block_document_id)
 
 
-def _restore(
-    cls: type[StoreBlock],
-    fields: dict[str, str],
-    document: uuid.UUID | None,
-    check: Callable[[str, bytes], object] | None,
-) -> Any:
+def _restore(cls: type[StoreBlock], fields: dict[str, str], document: uuid.UUID | None) -> Any:
     """Rebuild a pickled store."""
     block = cast("Any", cls)(**fields)
     block._block_document_id = document
-    block._check_record = check
     return block

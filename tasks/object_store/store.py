@@ -234,8 +234,6 @@ class ObjectStore(StoreBlock):
         """
         data = self.read(path)
         parse_result_record(data)
-        if self._check_record is not None:
-            self._check_record(path, data)
         return data
 
     async def aread_path(self, path: str) -> bytes:

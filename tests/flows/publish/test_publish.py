@@ -1,6 +1,5 @@
-"""An output on S3 is an asset in Prefect, and all outputs of a store share one result block."""
+"""An output on S3 is an asset in Prefect."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prefect.blocks.core import Block
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import ObjectStore, image_qa
 from prefect_imageqa.tasks.loading.recorded_rows import RecordedRows
@@ -67,26 +64,9 @@ def noted(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
     return call
 
 
-def result_blocks() -> set[str]:
-    """Names of the blocks for task results."""
-    with get_client(sync_client=True) as client:
-        blocks = client.read_block_documents(include_secrets=True, limit=200)
-    return {str(block.name) for block in blocks if str(block.name).startswith("image-qa-results")}
-
-
-def test_outputs_share_result_blocks_and_need_not_be_assets(
-    stub: Any, drawn: Path, tmp_path: Path, s3: str
-) -> None:
+def test_outputs_need_not_be_assets(stub: Any, drawn: Path, tmp_path: Path, s3: str) -> None:
     """Neither a local path nor a URI with a space is a valid key of an asset."""
     for name in ("first", "with a space"):
         for folder in (str(tmp_path), f"{s3}/{tmp_path.name}"):
             dataset = str(drawn / "dataset.json")
             assert image_qa(dataset, f"{folder}/{name}", endpoint=stub.url, max_rows=2).ok == 2
-    bucket = s3.removeprefix("s3://")
-    names = result_blocks()
-    assert {"image-qa-results-local", f"image-qa-results-{bucket}"} <= names
-    assert not [name for name in names if tmp_path.name in name]
-    for name in ("image-qa-results-local", f"image-qa-results-{bucket}"):
-        block: Any = ObjectStore.load(name)
-        assert isinstance(block, Block)
-        assert "test-secret" not in json.dumps(block.model_dump(mode="json"))

@@ -18,7 +18,7 @@ from prefect_imageqa.tasks.generating.completions import Completions
 from prefect_imageqa.tasks.generating.generate import complete_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.object_store.prefect_results import RESULT_SERIALIZER
-from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.object_store.store import ObjectStore, load_store
 from prefect_imageqa.tasks.records import Asked, Batch, Prompt
 
 ASKED = Asked("What is it?", "short@1")
@@ -87,19 +87,20 @@ def test_a_batch_is_generated_once_with_a_task_run_or_without(stub: Any, tmp_pat
 
 @pytest.mark.usefixtures("prefect_server")
 def test_prefect_reads_the_records_as_the_results_of_a_task(tmp_path: Path) -> None:
-    store, batch = ObjectStore(uri=str(tmp_path)), answered()
+    ObjectStore(uri=str(tmp_path)).save("completions", overwrite=True)
+    store, batch = load_store("completions"), answered()
     CompletionsCache(store).write(Completions.from_batch(batch))
 
     @task(
         cache_key_fn=lambda *_: batch.key,
-        result_storage=store.saved(),
+        result_storage=store,
         result_serializer=RESULT_SERIALIZER,
     )
     def generate() -> object:
         raise AssertionError("its result is stored")
 
     @flow
-    def run() -> Any:
-        return cast("Any", generate())
+    def run() -> dict[str, Any]:
+        return cast("dict[str, Any]", generate())
 
     assert Completions.load(run()).replies[0].reply == REPLY

@@ -9,7 +9,6 @@ from typing import Any
 import prefect_imageqa
 import pytest
 from fault_proxy import FaultProxy, s3_error
-from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
@@ -96,30 +95,28 @@ def test_credentials_are_not_pickled(dump: Any) -> None:
     assert SECRET not in str(raised.value)
 
 
-def test_an_unsaved_store_with_secrets_is_neither_stored_nor_pickled() -> None:
+def test_an_unsaved_store_with_secrets_is_not_pickled() -> None:
     store = ObjectStore(uri="s3://bucket/a", **FIELDS)
-    for action in (store.saved, store.result_storage, lambda: pickle.dumps(store)):
-        with pytest.raises(StoreError, match="save this Image QA Store block first") as raised:
-            action()
-        assert SECRET not in str(raised.value)
+    with pytest.raises(StoreError, match="save this Image QA Store block first") as raised:
+        pickle.dumps(store)
+    assert SECRET not in str(raised.value)
     other = store.with_uri("s3://bucket/b")
     assert (other.uri, other.s3_credentials) == ("s3://bucket/b", CREDENTIALS)
 
 
 def test_a_store_uses_the_credentials_of_the_block_it_names(named: ObjectStore) -> None:
-    assert named.saved() is named
     store = ObjectStore(uri="s3://other", credentials="minio")
     assert store.s3_credentials == CREDENTIALS
     elsewhere = ObjectStore(uri="s3://other", credentials="minio", endpoint_url="http://b:1")
     assert elsewhere.s3_credentials == CREDENTIALS.for_server("http://b:1", "")
 
 
-def test_a_store_derived_from_a_saved_block_is_saved_and_pickled_by_its_name(
+def test_a_store_derived_from_a_saved_block_is_pickled_by_its_name(
     named: ObjectStore,
 ) -> None:
     derived = named.with_uri("s3://bucket/b")
     assert (derived.uri, derived.credentials) == ("s3://bucket/b", "minio")
-    for store in (derived, derived.saved(), derived.with_uri("s3://bucket/c")):
+    for store in (derived, derived.with_uri("s3://bucket/c")):
         assert store.s3_credentials == CREDENTIALS
         pickled = pickle.dumps(store)
         assert SECRET.encode() not in pickled
@@ -133,60 +130,6 @@ def test_a_store_derived_from_a_saved_block_is_saved_and_pickled_by_its_name(
         if document.name != "minio":
             assert SECRET not in str(document.data)
             assert TOKEN not in str(document.data)
-
-
-@pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize(
-    ("root", "name"),
-    [("s3://once", "image-qa-results-once"), ("", "image-qa-results-local")],
-    ids=["S3", "local"],
-)
-def test_results_of_many_outputs_share_one_block(root: str, name: str) -> None:
-    before = {document.name for document in documents()}
-    stores = [ObjectStore(uri=f"{root}/a b/{number}") for number in range(3)]
-    found = [store.result_storage() for store in stores]
-    assert [folder for _, folder in found] == ["a b/0", "a b/1", "a b/2"]
-    assert {block.uri for block, _ in found} == {root or "/"}
-    assert len({block._block_document_id for block, _ in found}) == 1
-    assert {document.name for document in documents()} - before <= {name}
-    block, folder = found[0]
-    assert block.uri_of(f"{folder}/x") == stores[0].uri_of("x")
-    saved = Block.load(f"image-qa-store/{name}")
-    assert isinstance(saved, ObjectStore)
-    assert saved.uri == block.uri
-
-
-@pytest.mark.usefixtures("prefect_server")
-def test_results_on_another_server_have_their_own_block() -> None:
-    servers = ["http://a:1", "http://b:1"]
-    for _ in range(2):
-        stores = [ObjectStore(uri="s3://both/out", endpoint_url=server) for server in servers]
-        blocks = [store.result_storage()[0] for store in stores]
-        assert [load_store(str(block._block_document_name)).endpoint_url for block in blocks] == (
-            servers
-        )
-        first, other = (str(block._block_document_name) for block in blocks)
-        assert first == "image-qa-results-both"
-        assert other.startswith("image-qa-results-both-")
-    assert sum("both" in str(document.name) for document in documents()) == 2
-
-
-def test_the_block_for_results_holds_only_the_name_of_the_credentials(named: ObjectStore) -> None:
-    block, folder = named.result_storage()
-    assert (block.uri, folder, block.s3_credentials) == ("s3://bucket", "a", CREDENTIALS)
-    assert block._block_document_name == "image-qa-results-bucket-minio"
-    document = next(d for d in documents() if d.name == block._block_document_name)
-    assert document.data["credentials"] == "minio"
-    assert SECRET not in str(document.data)
-    assert TOKEN not in str(document.data)
-
-
-@pytest.mark.usefixtures("prefect_server")
-def test_a_saved_block_that_was_changed_is_not_used() -> None:
-    first = ObjectStore(uri="s3://right").saved()
-    ObjectStore(uri="s3://wrong").save(first._block_document_name, overwrite=True)
-    again = ObjectStore(uri="s3://right").saved()
-    assert load_store(str(again._block_document_name)).uri == again.uri == "s3://right"
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -218,7 +161,7 @@ def test_copies_of_a_patient_store_share_its_patience_and_its_connection() -> No
     store = ObjectStore(uri="s3://bucket/a", endpoint_url="http://minio:9000")
     patience = Patience(60)
     patient = store.with_patience(patience)
-    copies = (patient, patient.with_uri("s3://bucket/b"), patient.with_record_check(print))
+    copies = (patient, patient.with_uri("s3://bucket/b"))
     for each in copies:
         credentials = each.s3_credentials
         assert credentials is not None

@@ -21,7 +21,7 @@ from prefect_imageqa.tasks.object_store.prefect_results import (
     RESULT_SERIALIZER,
     parse_result_record,
 )
-from prefect_imageqa.tasks.object_store.store import ObjectStore
+from prefect_imageqa.tasks.object_store.store import ObjectStore, load_store
 
 PLAIN = RESULT_SERIALIZER.model_dump(mode="json")
 METADATA = {
@@ -41,6 +41,12 @@ class Touch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
+
+
+def saved(uri: Path | str) -> ObjectStore:
+    """A store that Prefect takes as result storage."""
+    ObjectStore(uri=str(uri)).save("results", overwrite=True)
+    return load_store("results")
 
 
 def record(result: str = "[1]", **changes: Any) -> bytes:
@@ -144,12 +150,12 @@ def test_prefect_accepts_only_a_saved_store_as_result_storage(tmp_path: Path) ->
     untyped_task: Any = task  # no overload accepts both a function and a store
     with pytest.raises(TypeError, match="must be persisted"):
         untyped_task(lambda: 1, result_storage=store)
-    untyped_task(lambda: 1, result_storage=store.saved())
+    untyped_task(lambda: 1, result_storage=saved(tmp_path))
 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_forged_records_are_never_run_and_are_replaced(tmp_path: Path) -> None:
-    store = ObjectStore(uri=str(tmp_path / "out")).saved()
+    store = saved(tmp_path / "out")
     victim = tmp_path / "victim"
     calls: list[str] = []
     for name, data in attacks(victim).items():
@@ -183,7 +189,7 @@ def test_forged_records_are_never_run_and_are_replaced(tmp_path: Path) -> None:
 def test_results_are_read_on_several_threads(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = ObjectStore(uri=f"{s3}/{tmp_path.name}").saved()
+    store = saved(f"{s3}/{tmp_path.name}")
     threads: set[int] = set()
     has_two_threads = threading.Event()
     read = ObjectStore.read
