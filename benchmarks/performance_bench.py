@@ -145,13 +145,19 @@ class Bench:
         target = output or self.path("output")
         command = [str(BIN / "prefect-imageqa"), "run", str(dataset), "--output", str(target)]
         command += [part for url in urls for part in ("--endpoint", url)]
-        measured = self._measure([*command, "--json", *flags], **options)
-        summary = json.loads(measured.stdout.splitlines()[-1])
-        # A model's reply may be of no use, but a server that fails must not look fast.
-        assert summary["ok"] >= 0.98 * summary["rows"], summary
+        run = _run_of(self._measure([*command, "--json", *flags], **options))
         if not output:
             shutil.rmtree(target)
-        return _run(summary["rows"], summary["seconds"], measured)
+        return run
+
+    def on_server(self, command: Sequence[str], environment: Mapping[str, str]) -> Run:
+        """A command as `prefect-imageqa run ... --json`, on a Prefect server that runs already."""
+        return _run_of(measure(command, environment, self.folder / "stderr.txt"))
+
+    @property
+    def database(self) -> Path:
+        """Prefect's database, as the last run has left it."""
+        return self._home / "prefect.db"
 
     def client(
         self, kind: str, images: Path, url: str, model: str, at_once: int, **options: Any
@@ -202,6 +208,14 @@ class Bench:
             subprocess.run([uv, "venv", "-q", "--python", sys.executable, home], check=True)
             subprocess.run([uv, "pip", "install", "-q", "--python", home, OPENAI], check=True)
         return python
+
+
+def _run_of(measured: Measured) -> Run:
+    """A run of ours, by its summary."""
+    summary = json.loads(measured.stdout.splitlines()[-1])
+    # A model's reply may be of no use, but a server that fails must not look fast.
+    assert summary["ok"] >= 0.98 * summary["rows"], summary
+    return _run(summary["rows"], summary["seconds"], measured)
 
 
 def _run(rows: int, seconds: float, measured: Measured) -> Run:
