@@ -160,7 +160,8 @@ class Crew:
         for _ in range(1 + MAX_LOSSES):
             given = _Given(next(self._numbers), batch)
             worker = self._assign(given)
-            self._channel.write(worker.folder.batch(given.number), message)
+            name, has_images = worker.folder.batch(given.number), batch.embedded_bytes > 0
+            self._channel.write(name, message, is_dense=has_images)
             result = given.result.result()
             if result is not None:
                 result.check()
@@ -320,6 +321,8 @@ class Crew:
         for worker in self._workers:
             with suppress(StoreError):
                 self._channel.write(worker.folder.end, "end")
+            if worker.status is None:  # it may wait for a machine, and has nothing to store
+                worker.started.stop()
         deadline = time.monotonic() + END_SECONDS
         while self._workers and time.monotonic() < deadline:
             if all(worker.started.ended is not None for worker in self._workers):
