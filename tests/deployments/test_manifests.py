@@ -14,6 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from prefect.settings import Settings
 from prefect.utilities.templating import apply_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +190,49 @@ def test_docker_compose_accepts_the_compose_file() -> None:
     assert "VLLM_API_KEY" in without_key.stderr
 
 
+SECRETS = {
+    "POSTGRES_PASSWORD": "a-password",
+    "PREFECT_AUTH": "admin:another",
+    "PREFECT_ENCRYPTION_KEY": "a-key",
+}
+
+
+def prefect_compose(**environment: str) -> subprocess.CompletedProcess[str]:
+    file = str(DEPLOYMENTS / "prefect-postgres.yaml")
+    return run(["docker-compose", "-f", file, "config", "--format", "json"], **environment)
+
+
+def test_docker_compose_accepts_the_file_of_prefects_server() -> None:
+    done = prefect_compose(**SECRETS)
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    assert services["prefect"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert all("healthcheck" in service for service in services.values())
+    assert [volume["source"] for volume in services["postgres"]["volumes"]] == ["database"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_prefects_server_does_not_start_without_a_secret(name: str) -> None:
+    done = prefect_compose(**{key: value for key, value in SECRETS.items() if key != name})
+    assert done.returncode != 0
+    assert name in done.stderr
+
+
+def test_prefect_knows_the_settings_of_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = json.loads(prefect_compose(**SECRETS).stdout)["services"]
+    for name, value in services["prefect"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    server = Settings().server
+    url, login = server.database.connection_url, server.api.auth_string
+    assert url is not None
+    assert login is not None
+    expected = "postgresql+asyncpg://prefect:a-password@postgres:5432/prefect"
+    assert (url.get_secret_value(), login.get_secret_value()) == (expected, "admin:another")
+    assert server.ui.api_url == "http://localhost:4200/api"
+    assert server.services.task_run_recorder.batch_size == 50
+    assert not server.analytics_enabled
+
+
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     text = (DEPLOYMENTS / "vllm" / "vllm.service").read_text()
     unit, program = tmp_path / "vllm.service", "/opt/vllm/bin/vllm"
@@ -236,9 +280,10 @@ def images(document: Any) -> list[str]:
 def test_images_are_pinned_to_the_current_versions() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     found = set(images(MANIFESTS))
-    for name in ("vllm/compose.yaml", *VARIANTS):
+    for name in ("vllm/compose.yaml", "prefect-postgres.yaml", *VARIANTS):
         found |= set(images(yaml.safe_load((DEPLOYMENTS / name).read_text())))
-    assert found == {"vllm/vllm-openai:v0.30.0", f"prefect-imageqa:{version}"}
+    others = {"vllm/vllm-openai:v0.30.0", "postgres:17", "prefecthq/prefect:3-python3.11"}
+    assert found == {f"prefect-imageqa:{version}"} | others
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:])
