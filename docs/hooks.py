@@ -29,7 +29,10 @@ _DEMO = "The demo model of this package, which is tiny and not always right, rep
 _LOGGER = logging.getLogger("mkdocs.hooks")
 
 REPOSITORY = DOCS.parent
-OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "deployments/vllm")
+OUTSIDE = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("deployments/vllm", "deployments/prefect-postgres.yaml"),
+)
 """What pages refer to outside of `docs`; the README is the index."""
 
 

@@ -23,7 +23,8 @@ Who waits and who retries (`docs/waiting.md` has the limits):
 - a server that is lost, stalled or overloaded: the client, with all requests in line; one that the
   run has started is restarted (`serving/server/recovery.py`);
 - a store or a host of images that does not answer: `object_store/patience.py`;
-- a batch that fails unexpectedly: Prefect, twice (`generate_batch`);
+- a batch that fails unexpectedly: Prefect, twice (`generate_batch`), or `flows/task_runs.py` in its
+  place once there are many task runs;
 - a quarantined row: the next run, if the failure was transient (`Ledger.status`), or, with
   `caching.retry_quarantined`, whatever it was;
 - the flow: Prefect, as configured (`image_qa.with_options(retries=...)`); each retry resumes.
