@@ -5,7 +5,8 @@
 2. `OpenPass.batches` skips rows that the ledger lists as finished, and batches the pending ones.
    `run_pilot` first checks that the servers see the images, and how a pilot of some rows goes.
 3. `run_batches` keeps the servers busy: each batch is generated, parsed and stored as one part, and
-   `OpenPass.record` enters its rows in the ledger.
+   `OpenPass.record` enters its rows in the ledger. If there are workers, each batch is given to one
+   of them (`workers/crew.py`), which does the same (`workers/worker.py`).
 4. Rows that were in flight at two crashes of the server come last (in a pilot: last of its rows),
    by bisection: the row that crashes it on its own is quarantined.
 5. If questions are answered separately, a second pass does so, in which each question is a row.
@@ -25,6 +26,7 @@ Who waits and who retries (`docs/waiting.md` has the limits):
 - a store or a host of images that does not answer: `object_store/patience.py`;
 - a batch that fails unexpectedly: Prefect, twice (`generate_batch`), or `flows/task_runs.py` in its
   place once there are many task runs;
+- a worker that is lost: the run starts another one, and gives its batches to others, 3 times;
 - a quarantined row: the next run, if the failure was transient (`Ledger.status`), or, with
   `caching.retry_quarantined`, whatever it was;
 - the flow: Prefect, as configured (`image_qa.with_options(retries=...)`); each retry resumes.

@@ -32,9 +32,13 @@ class Channel:
         self.store = store
         self._key = bytes.fromhex(key)
 
-    def write(self, name: str, message: Any) -> None:
-        """Write a message of JSON values, dataclasses and bytes, which become base64."""
-        data = gzip.compress(json.dumps(message, default=_plain).encode(), 1, mtime=0)
+    def write(self, name: str, message: Any, *, is_dense: bool = False) -> None:
+        """Write a message of JSON values, dataclasses and bytes, which become base64.
+
+        `is_dense` is whether compressing it would only take time, as with images in it.
+        """
+        text = json.dumps(message, default=_plain).encode()
+        data = gzip.compress(text, 0 if is_dense else 1, mtime=0)
         self.store.write(name, self._digest(name, data) + data)
 
     def read(self, name: str) -> Any:
