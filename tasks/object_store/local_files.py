@@ -25,8 +25,11 @@ def atomic_write(target: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
-def file_sizes(folder: str) -> dict[str, int]:
-    """Paths and sizes of all complete files below a folder; empty if the folder does not exist."""
+def file_sizes(folder: str, *, deep: bool) -> dict[str, int]:
+    """Paths and sizes of all complete files in a folder; empty if the folder does not exist.
+
+    If `deep`, also of those in its folders.
+    """
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -40,6 +43,8 @@ def file_sizes(folder: str) -> dict[str, int]:
                     info = Path(parent, name).stat()
                     if stat.S_ISREG(info.st_mode):  # reading a pipe could block forever
                         sizes[f"{parent}/{name}"] = info.st_size
+        if not deep:
+            break
     return sizes
 
 

@@ -22,6 +22,10 @@ from .prefect_results import parse_result_record
 T = TypeVar("T")
 
 _READ_BUFFER_BYTES = 1 << 20
+_UPLOAD_BYTES = 16 << 20
+"""A file of twice this size or more is uploaded in pieces: two of them are in memory at once."""
+_MAX_UPLOADS = 10_000
+"""S3's limit of pieces; that of an object is 5 TB."""
 _MAX_LINE_BYTES = 256 << 20
 """Longer lines are split; a row with embedded images can take megabytes."""
 
@@ -111,15 +115,21 @@ class ObjectStore(StoreBlock):
                 with atomic_write(Path(key)) as temp:
                     shutil.move(local_file, temp)
             else:
-                filesystem.put_file(str(local_file), key)
+                size = max(_UPLOAD_BYTES, -(-local_file.stat().st_size // _MAX_UPLOADS))
+                filesystem.put_file(str(local_file), key, chunksize=size)
                 local_file.unlink()
 
         self._call(path, put)
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
+    def sizes(self, folder: str = "", *, deep: bool = True) -> dict[str, int]:
         """Names and sizes of all objects below a folder; empty if there is no such folder.
 
-        The names are relative to the store, as for `read`.
+        Args:
+            folder: the folder; by default all of the store.
+            deep: whether also those in folders of the folder.
+
+        Returns:
+            The sizes in bytes; the names are relative to the store, as for `read`.
         """
         uri = self.uri_of(folder) if folder else self.uri
         below = f"{folder}/" if folder else ""
@@ -127,9 +137,9 @@ class ObjectStore(StoreBlock):
         def sizes(filesystem: fsspec.AbstractFileSystem, key: str) -> dict[str, int]:
             key = f"{key.rstrip('/')}/"
             if self.is_local:
-                found = file_sizes(uri)
+                found = file_sizes(uri, deep=deep)
             else:
-                found = filesystem.sizes(key)
+                found = filesystem.sizes(key, deep=deep)
                 key = key.partition("/")[2]  # without the bucket
             return {
                 f"{below}{name[len(key) :]}": size

@@ -11,29 +11,36 @@ from .export_record import MAX_RECORD_BYTES, OWN_NAME, RECORD, ExportRecord, rea
 from .formats import FORMATS
 from .images import IMAGES
 
+_DATA = "data"
+"""Folder of the files of formats that have them in one."""
+
 _EXTRAS = ("README.md", "dataset_info.json")
 
 _MAX_COPY_BYTES = 256 << 20
 
 
-def check_folder(store: ObjectStore) -> None:
+def check_folder(store: ObjectStore) -> bool:
     """Refuse a folder with files that no export has written, or that somebody has changed since.
 
     Of an export that was killed, the sizes of its files with conversations are not known: by their
-    names alone they are taken for its own.
+    names alone they are taken for its own. Copies of images are not listed: there can be millions.
+
+    Returns:
+        Whether there is an earlier export; else the folder is empty.
 
     Raises:
-        StoreError: there is one; or the folder cannot be read.
+        StoreError: there is such a file; or the folder cannot be read.
     """
-    record, sizes = read_record(store), store.sizes()
+    record = read_record(store)
     if record is None:
-        if sizes:
+        if sizes := store.sizes():
             first = printable(min(sizes), 300)
             raise StoreError(
                 f"{store.uri} has files that no export has written, such as {first}: choose "
                 "another folder"
             )
-        return
+        return False
+    sizes = store.sizes(deep=False) | store.sizes(_DATA, deep=False)
     extras = FORMATS[record.format].extras(record)
     replaced = [name for name in sizes if _is_replaced(name)]
     foreign = [name for name in replaced if not _is_ours(store, name, sizes[name], record, extras)]
@@ -42,6 +49,7 @@ def check_folder(store: ObjectStore) -> None:
             f"{store.uri_of(foreign[0])} is not as an export has written it, and would be "
             "replaced: move it away, or choose another folder"
         )
+    return True
 
 
 def _is_ours(

@@ -103,7 +103,7 @@ def write_export(
         DatasetError: the dataset is not that of the pairs, or cannot be read.
         StoreError: the folder has files of others, or something cannot be read or written.
     """
-    check_folder(target)
+    replaces = check_folder(target)
     images = EXPORT_IMAGES[name][0] if exports.images == "auto" else exports.images
     record = ExportRecord(
         format=name,
@@ -116,16 +116,21 @@ def write_export(
     remove_extras(target)
     record.write(target)
     try:
-        return _write(source, record, exports.shard_size, target)
+        return _write(source, record, exports.shard_size, target, replaces=replaces)
     except _SeveralImagesError:  # in a conversation, whose images the pairs do not name
         record = record.model_copy(update={"has_many": True})
-        return _write(source, record, exports.shard_size, target)
+        return _write(source, record, exports.shard_size, target, replaces=True)
 
 
 def _write(
-    source: ExportSource, record: ExportRecord, shard_size: int | None, target: ObjectStore
+    source: ExportSource,
+    record: ExportRecord,
+    shard_size: int | None,
+    target: ObjectStore,
+    *,
+    replaces: bool,
 ) -> ExportRecord:
-    """Write the files that a record announces, and complete it."""
+    """Write the files that a record announces, and complete it; maybe in place of others."""
     form = FORMATS[record.format]
     exporter = ImageExporter(
         record.images,
@@ -144,7 +149,8 @@ def _write(
         target.write(extra, content)
     record = record.model_copy(update={"state": "complete", "extras": tuple(extras)})
     record.write(target)
-    remove_others(target, record, exporter.is_copy)
+    if replaces:
+        remove_others(target, record, exporter.is_copy)
     return record
 
 

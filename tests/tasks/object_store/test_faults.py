@@ -24,6 +24,7 @@ from prefect_imageqa.tasks.errors import (
     StoreUnavailableError,
 )
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
+from prefect_imageqa.tasks.object_store import store as store_module
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
@@ -199,6 +200,29 @@ def test_a_truncated_upload_creates_no_object(
         store.put("large", file)
     assert file.exists(), "the local file is not deleted"
     assert plain.list() == ["x"]
+
+
+def test_a_file_uploaded_in_pieces_appears_whole_or_not_at_all(
+    store: ObjectStore,
+    plain: ObjectStore,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "_UPLOAD_BYTES", 5 << 20)
+    file, content = tmp_path / "large", os.urandom(12 << 20)
+    file.write_bytes(content)
+    third = r"large\?.*partNumber=3"
+    proxy.set_rules([Rule("truncate_request", method="PUT", path=third)])
+    with pytest.raises(StoreUnavailableError):
+        store.put("large", file)
+    assert proxy.faults["truncate_request"]
+    assert plain.list() == ["x"]
+    proxy.set_rules([Rule("reset", method="PUT", path=third, count=1)])
+    store.put("large", file)
+    assert proxy.faults["reset"]
+    assert plain.read("large") == content
+    assert not file.exists()
 
 
 def test_a_slow_reply_is_awaited(store: ObjectStore, proxy: FaultProxy) -> None:

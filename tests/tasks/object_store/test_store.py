@@ -104,6 +104,9 @@ def test_sizes_are_those_of_the_objects(store: ObjectStore) -> None:
     assert store.sizes("parts") == {"parts/a": 3, "parts/deep/b": 0}
     assert store.sizes() == {"parts/a": 3, "parts/deep/b": 0, "c": 1}
     assert store.sizes("none") == {}
+    assert store.sizes(deep=False) == {"c": 1}
+    assert store.sizes("parts", deep=False) == {"parts/a": 3}
+    assert store.sizes("none", deep=False) == {}
 
 
 def test_more_objects_are_listed_than_a_reply_of_s3_has(store: ObjectStore) -> None:
