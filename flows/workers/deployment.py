@@ -57,7 +57,7 @@ def find_pool(client: SyncPrefectClient, deployment: str) -> str | None:
     """
     if deployment.count("/") != 1:
         raise PrefectServerError(
-            f"{deployment!r} is not a deployment: give FLOW/NAME, {DEPLOYMENT}"
+            f"{deployment!r} names no deployment of workers: write it as {DEPLOYMENT}"
         )
     try:
         with named_errors(deployment):

@@ -154,7 +154,7 @@ class WorkPool:
         Raises:
             PrefectServerError: the deployment is gone, or is not one of such workers.
         """
-        worker = FlowRunWorker(self, job, f"worker {job.worker} of {self._run_name}")
+        worker = FlowRunWorker(self, job, f"worker {job.worker} of {self._run_name or job.run}")
         with suppress(*NO_ANSWER):
             self._create(worker)
         self._workers.append(worker)
