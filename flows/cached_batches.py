@@ -37,7 +37,8 @@ def parse_cached(
 def _batches_of_other_parsers(output: ObjectStore, folder: PassFolder, ledger: Ledger) -> set[str]:
     """Keys of the batches that this output has parts of, written by other parsers."""
     batches: set[str] = set()
-    for other in {folder.parts(label) for label in parser_labels(output, folder)}:
+    names = output.list(folder.all_parts)
+    for other in {folder.parts(label) for label in parser_labels(names, folder)}:
         try:
             if other != ledger.folder:
                 batches |= Ledger.read(output, other).batches

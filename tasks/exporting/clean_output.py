@@ -76,7 +76,7 @@ def find_unused(store: ObjectStore, keep: int = 1, *, force: bool = False) -> Un
     objects, unreadable = list[str](), list[str]()
     needed = {PassFolder(PAIRS): parsers, PassFolder(ANSWERS): {ANSWER.label}}
     # A check is always read in one way, but in which one depends on its settings.
-    needed |= {folder: parser_labels(store, folder) for folder in check_folders(sizes)}
+    needed |= {folder: parser_labels(sizes, folder) for folder in check_folders(sizes)}
     for folder, labels in needed.items():
         unused, corrupted = _unused_of(store, sizes, folder, kept, labels)
         objects += unused
@@ -114,7 +114,7 @@ def _unused_of(
             keys = read_keys(store, name)
             index.extend([(keys, np.zeros(len(keys), LOCATION))])
     needed, ages = set[str](), dict[str, int]()
-    for label in parsers | parser_labels(store, folder):
+    for label in parsers | parser_labels(sizes, folder):
         try:
             stored = Ledger.read(store, folder.parts(label)).rows
         except ObjectCorruptedError:

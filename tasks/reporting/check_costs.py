@@ -1,6 +1,6 @@
 """What the checks of an output have cost: the replies that are stored, and what they took."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..object_store.store import ObjectStore
@@ -38,12 +38,13 @@ def check_costs(store: ObjectStore) -> Iterator[CheckCost]:
         ObjectCorruptedError: a part is corrupted.
         StoreError: the output cannot be read.
     """
-    for folder in check_folders(store.list(CHECKS)):
-        yield _cost(store, folder)
+    names = store.list(CHECKS)
+    for folder in check_folders(names):
+        yield _cost(store, folder, parser_labels(names, folder))
 
 
-def _cost(store: ObjectStore, folder: PassFolder) -> CheckCost:
-    of_labels = [StoredRows(store, folder.parts(label)) for label in parser_labels(store, folder)]
+def _cost(store: ObjectStore, folder: PassFolder, labels: Iterable[str]) -> CheckCost:
+    of_labels = [StoredRows(store, folder.parts(label)) for label in labels]
     for rows in of_labels:
         rows.sync()
     check = folder.name.partition("/")[2]

@@ -210,10 +210,10 @@ def check_folders(names: Iterable[str]) -> list[PassFolder]:
     return [PassFolder(check_name(check)) for check in sorted(found)]
 
 
-def parser_labels(store: ObjectStore, folder: PassFolder) -> set[str]:
-    """Labels of all parser configurations that a pass has parts of."""
+def parser_labels(names: Iterable[str], folder: PassFolder) -> set[str]:
+    """Labels of all parser configurations that a pass has parts of, of the objects of an output."""
     parts = f"{folder.all_parts}/"
-    inside = (name.removeprefix(parts) for name in store.list(folder.all_parts))
+    inside = (name.removeprefix(parts) for name in names if name.startswith(parts))
     return {name.partition("/")[0] for name in inside if name.count("/") == 1}
 
 

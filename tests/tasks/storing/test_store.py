@@ -65,7 +65,7 @@ def test_completions_are_parsed_and_stored_under_their_parser(store: ObjectStore
     other = parse_and_store.fn(batch, completions, store, ANSWER)
     assert store.list() == sorted([stored.part, other.part])
     assert batch_of(stored.part) == batch_of(other.part) == key(7)
-    assert parser_labels(store, FOLDER) == {QA_PAIRS.label, ANSWER.label}
+    assert parser_labels(store.list(), FOLDER) == {QA_PAIRS.label, ANSWER.label}
 
 
 def test_a_batch_is_stored_as_one_part(store: ObjectStore) -> None:
@@ -114,7 +114,7 @@ def test_the_name_of_a_part_depends_on_its_content(local: ObjectStore) -> None:
     other = write_part(local, PARTS, key(7), [answered(1), quarantined(3)], 1)
     assert other != first
     assert local.read(first) == before
-    assert parser_labels(local, FOLDER) == {"qa_pairs-v1"}
+    assert parser_labels(local.list(), FOLDER) == {"qa_pairs-v1"}
 
 
 @pytest.mark.parametrize(
