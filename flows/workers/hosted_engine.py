@@ -78,6 +78,7 @@ class HostedEngine:
         self._process = OwnedProcess(command, _environment(workers), folder / "log")
         self._opened = time.monotonic()
         self._read = float("-inf")
+        self._failure = ""
         self._states: dict[str, tuple[str, str | None]] | None = None
 
     def start(self, job: WorkerJob) -> "HostedWorker":
@@ -104,25 +105,28 @@ class HostedEngine:
         Raises:
             ImageQAError: the engine could not be opened, or has failed since.
         """
-        now = time.monotonic()
-        if now - self._read > POLL_SECONDS:
-            self._read = now
-            ended = self._process.exit_code is not None
-            if (path := self._folder / STATES).exists():
-                self._states = orjson.loads(path.read_bytes())
-            elif now - self._opened > OPEN_SECONDS and not ended:
-                self._process.stop(kill=True)
-                raise ImageQAError(f"{self.cluster} did not answer within {OPEN_SECONDS:.0f} s")
-            if ended:
-                self._read = float("-inf")
-                raise ImageQAError(self._failure())
+        if not self._failure and time.monotonic() - self._read > POLL_SECONDS:
+            self._look()
+        if self._failure:
+            raise ImageQAError(self._failure)
         return self._states
 
-    def _failure(self) -> str:
+    def _look(self) -> None:
+        self._read = time.monotonic()
+        has_ended = self._process.exit_code is not None
+        if (path := self._folder / STATES).exists():
+            self._states = orjson.loads(path.read_bytes())
+        elif self._read - self._opened > OPEN_SECONDS and not has_ended:
+            self._failure = f"{self.cluster} did not answer within {OPEN_SECONDS:.0f} s"
+            self._process.stop(kill=True)
+        if has_ended:
+            self._failure = self._last_words()
+
+    def _last_words(self) -> str:
         if (path := self._folder / FAILURE).exists():
             return path.read_text()
         last = printable(self._process.log_tail(1), _MAX_LINE)
-        return f"the connection to {self.cluster} was lost: {last}"
+        return f"the connection to {self.cluster} was lost: {last or 'its process was killed'}"
 
     def _write(self, name: str, text: str) -> None:
         """Write a file that appears whole."""

@@ -1,10 +1,14 @@
 """What a worker is told when it is started: plain JSON, without credentials of anything."""
 
+from importlib.metadata import version
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...tasks.errors import ImageQAError
 from ...tasks.runs.parameters import Images, Limits
+
+VERSION = version("prefect-imageqa")
 
 
 class WorkerJob(BaseModel):
@@ -25,6 +29,7 @@ class WorkerJob(BaseModel):
         images: where images may come from, and the size they are sent at.
         is_deployed: whether the run is one of a deployment: then whoever started it has chosen the
             URLs, which do not get the key of the worker's environment.
+        version: of this package, where the run is.
         confined: the only folder that images may come from, if there is one.
     """
 
@@ -42,4 +47,17 @@ class WorkerJob(BaseModel):
     limits: Limits = Limits()
     images: Images = Images()
     is_deployed: bool = False
+    version: str = VERSION
     confined: str | None = None
+
+    def check_version(self) -> None:
+        """Refuse to work for another version, which may say things in another way.
+
+        Raises:
+            ImageQAError: the run has another version.
+        """
+        if self.version != VERSION:
+            raise ImageQAError(
+                f"the worker has prefect-imageqa {VERSION}, its run {self.version}: install the "
+                "same version where the workers are"
+            )

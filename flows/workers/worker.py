@@ -74,6 +74,7 @@ def work(job: WorkerJob, stopped: threading.Event | None = None) -> None:
 @contextmanager
 def open_worker(job: WorkerJob, stopped: threading.Event) -> Iterator["Worker"]:
     """Open the output, the image reader and the client of a worker; all are closed on exit."""
+    job.check_version()
     with ExitStack() as stack:
         stack.enter_context(rare_collections())
         patience = Patience(job.limits.store_wait)
@@ -160,25 +161,25 @@ class Worker:
     def _answer(self, number: int) -> None:
         """Answer a batch, and tell the run what became of it."""
         try:
-            message = self._channel.read(self._folder.batch(number))
-        except ObjectMissingError:
-            return  # the run has given it to another worker
-        except StoreError as error:
-            self._tell(number, BatchResult(error=error_of(error)))
-            return
-        handed = HandedBatch.from_plain(message)
-        batch = self._batches[number] = handed.batch()
-        try:
+            if (handed := self._handed(number)) is None:
+                return
+            batch = self._batches[number] = handed.batch()
             stored = self._store(batch, handed.work)
+            own = batch.corrections, tuple(batch.corrected)
+            result = BatchResult(stored.part, stored.time, *own)
         except Exception as error:
             if self._is_ending:
                 return  # the run gives it to another worker
             result = BatchResult(error=error_of(error))
-        else:
-            own = batch.corrections, tuple(batch.corrected)
-            result = BatchResult(stored.part, stored.time, *own)
         self._tell(number, result)
-        del self._batches[number]
+        self._batches.pop(number, None)
+
+    def _handed(self, number: int) -> HandedBatch | None:
+        """Read a batch; None if the run has given it to another worker meanwhile."""
+        try:
+            return HandedBatch.from_plain(self._channel.read(self._folder.batch(number)))
+        except ObjectMissingError:
+            return None
 
     def _store(self, batch: Batch, work: Work) -> StoredBatch:
         """Generate, parse and store a batch; if that fails, those rows that have been answered."""
