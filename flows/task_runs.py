@@ -25,8 +25,9 @@ THREADS = MAX_BATCHES + PREFETCHED_CHUNKS + 1
 """One for each batch in flight, and for each chunk of rows that is turned into prompts."""
 
 MAX_TASK_RUNS = 1_900
-"""Steps that have a task run of their own. Each costs Prefect's server about 25 ms, and stays in
-its database with states, events and log. The other tasks of a run are fewer than 100."""
+"""Steps that have a task run of their own, each time that Prefect starts the flow. Each costs
+Prefect's server about 25 ms, and stays in its database with states, events and log. The other tasks
+of a run are fewer than 100."""
 
 _LOGGER = logging.getLogger("prefect_imageqa.flows")
 
