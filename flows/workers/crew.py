@@ -27,6 +27,9 @@ from .worker import STATUS_SECONDS, poll_seconds
 SILENT_SECONDS = 60.0
 """A worker that says nothing for so long, while the output can be read, is lost."""
 
+START_SECONDS = 300.0
+"""A worker that has been started and says nothing for so long is lost, too."""
+
 MAX_LOSSES = 3
 """How often a lost worker is replaced, and a batch given to another one."""
 
@@ -222,13 +225,15 @@ class Crew:
     def _follow(self, worker: _Worker, names: set[str], passed: float, engine: Engine) -> None:
         """Read what a worker has written; replace it if it is lost."""
         folder = worker.folder
-        worker.silent += passed
+        note = "" if worker.status else worker.started.note
+        worker.silent = 0.0 if note else worker.silent + passed
         if folder.status in names:
             self._read_status(worker)
         for number in numbers(names, folder.result(0)[:-1]):
             self._take(worker, number)
         reason = worker.started.ended
-        if reason is None and worker.status and worker.silent > SILENT_SECONDS:
+        patience = SILENT_SECONDS if worker.status else START_SECONDS
+        if reason is None and worker.silent > patience:
             reason = f"it has said nothing for {worker.silent:.0f} s"
             worker.started.stop()
         if reason is not None:

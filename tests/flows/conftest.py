@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
@@ -13,6 +15,22 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 
 WriteRows = Callable[[list[str]], str]
+
+TOLD_STYLE = """---
+name: told
+version: 1
+description: Asks what the table says.
+reply: pairs
+---
+# user
+never sent
+
+# questions
+STUB text {{ told }}
+
+# answer
+{% if question == "Broken?" %}STUB finish length{% else %}STUB text It is {{ question }}{% endif %}
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,3 +108,15 @@ def write_rows(tmp_path: Path) -> WriteRows:
         return str(folder / "rows.json")
 
     return write
+
+
+@pytest.fixture
+def told(drawn: Path, tmp_path: Path) -> dict[str, Any]:
+    """Parameters of a run on three rows, whose questions and answers are those of the table."""
+    style = tmp_path / "told.md"
+    style.write_text(TOLD_STYLE)
+    texts = ["1. One? 2. Two?", "Broken?", "1. Three? 2. Broken?"]
+    images = [str(drawn / "images" / f"00{number}.png") for number in range(3)]
+    texts = [text.replace(" 2.", "\n2.") for text in texts]
+    frame = pd.DataFrame({"image": images, "told": texts})
+    return {"dataset": frame, "output": str(tmp_path / "out"), "style": str(style)}

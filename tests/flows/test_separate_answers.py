@@ -13,34 +13,6 @@ from prefect_imageqa.tasks.object_store.store import ObjectStore
 
 SEPARATELY = Asking(answer="separately")
 
-STYLE = """---
-name: told
-version: 1
-description: Asks what the table says.
-reply: pairs
----
-# user
-never sent
-
-# questions
-STUB text {{ told }}
-
-# answer
-{% if question == "Broken?" %}STUB finish length{% else %}STUB text It is {{ question }}{% endif %}
-"""
-
-
-@pytest.fixture
-def told(drawn: Path, tmp_path: Path) -> dict[str, Any]:
-    """A run on three rows, whose questions and answers are those of the table."""
-    style = tmp_path / "told.md"
-    style.write_text(STYLE)
-    texts = ["1. One? 2. Two?", "Broken?", "1. Three? 2. Broken?"]
-    images = [str(drawn / "images" / f"00{number}.png") for number in range(3)]
-    texts = [text.replace(" 2.", "\n2.") for text in texts]
-    frame = pd.DataFrame({"image": images, "told": texts})
-    return {"dataset": frame, "output": str(tmp_path / "out"), "style": str(style)}
-
 
 def test_each_question_is_answered_on_its_own(stub: Any, told: dict[str, Any]) -> None:
     told |= {"endpoint": stub.url, "asking": SEPARATELY}

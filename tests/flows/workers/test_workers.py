@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
-from prefect_imageqa import Limits, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa import Asking, Checks, Limits, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa.flows.workers import crew
 from prefect_imageqa.flows.workers.job import WorkerJob
 from prefect_imageqa.flows.workers.worker import work
 from prefect_imageqa.serving.errors import EndpointError, ImageQAError
@@ -111,6 +113,46 @@ def test_on_s3(s3: str, dataset: str, start_stub: Any) -> None:
     stub, output = start_stub(), f"{s3}/workers"
     image_qa(dataset, output, endpoint=stub.url, limits=limits(), workers=two("threads"))
     assert stub.stats()["requests"] == ROWS
+    check_finished(output, dataset)
+
+
+def test_each_pass_of_a_table_in_memory_is_given_to_workers(
+    told: dict[str, Any], start_stub: Any, tmp_path: Path
+) -> None:
+    stub, summaries = start_stub(), []
+    told["dataset"]["image"] = [Path(path).read_bytes() for path in told["dataset"]["image"]]
+    told |= {"endpoint": stub.url, "asking": Asking(answer="separately")}
+    told |= {"checks": Checks(names=("consistency", "form"))}
+    for name, workers in (("alone", Workers()), ("out", two("threads"))):
+        summary = image_qa(**told | {"output": str(tmp_path / name), "workers": workers})
+        summaries.append(summary.model_dump(exclude={"seconds", "output"}, mode="json"))
+    assert summaries[0] == summaries[1]
+    assert (summaries[0]["pairs"], summaries[0]["unanswered"]) == (3, 1)
+    assert exports(str(tmp_path / "out")) == exports(str(tmp_path / "alone"))
+
+
+def test_a_worker_that_hangs_is_replaced(
+    dataset: str,
+    start_stub: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(crew, "SILENT_SECONDS", 4.0)
+    stub, output, stopped = start_stub(latency=0.5), str(tmp_path / "out"), []
+
+    def stop_one() -> None:
+        wait_until(lambda: stub.stats()["requests"] > 3 * IN_FLIGHT)
+        stopped.append(worker_processes(os.getpid())[0])
+        stopped[0].suspend()
+
+    hanging = threading.Thread(target=stop_one)
+    hanging.start()
+    image_qa(dataset, output, endpoint=stub.url, limits=limits(), workers=two("processes"))
+    hanging.join()
+    assert not is_running(stopped[0])
+    assert "is lost (it has said nothing for" in caplog.text
+    assert ROWS <= stub.stats()["requests"] <= ROWS + AT_RISK
     check_finished(output, dataset)
 
 
