@@ -18,7 +18,13 @@ from .parts import ANSWERED_NUMBER, KINDS, kind_number, milliseconds, rank_of
 from .stored_rows import StoredRows
 
 _ROWS_PER_FETCH = 4096
-"""Rows read together: in a shuffled dataset, single rows would each read a part of their own."""
+_MOST_ROWS_PER_FETCH = 32_768
+_CHARACTERS_PER_FETCH = 20_000_000
+"""Rows read together: the more of them, as far as their replies allow, the fewer times each part is
+read for rows that are scattered, as those of a shuffled dataset."""
+
+_SCATTERED = 64
+"""Rows are scattered if each piece of a part is read for fewer than this."""
 
 
 class RowStatus(Enum):
@@ -122,8 +128,19 @@ class Ledger:
 
     def outcomes(self, keys: Sequence[str]) -> Iterator[FinishedRow | None]:
         """The outcome of each row, read lazily."""
-        for start in range(0, len(keys), _ROWS_PER_FETCH):
-            yield from self.rows.fetch(pack_keys(keys[start : start + _ROWS_PER_FETCH]))
+        start, count = 0, _ROWS_PER_FETCH
+        while start < len(keys):
+            before = self.rows.pieces_read
+            rows = self.rows.fetch(pack_keys(keys[start : start + count]))
+            start += count
+            is_scattered = count < _SCATTERED * (self.rows.pieces_read - before)
+            characters = sum(len(row.text or "") for row in rows if row is not None)
+            yield from rows
+            del rows  # before the next are read
+            if characters > _CHARACTERS_PER_FETCH:
+                count = max(count // 2, _ROWS_PER_FETCH)
+            elif is_scattered and 2 * characters <= _CHARACTERS_PER_FETCH:
+                count = min(2 * count, _MOST_ROWS_PER_FETCH)
 
     def add(self, name: str, rows: Sequence[FinishedRow], written: float | None = None) -> None:
         """Add the rows of a part that was just stored.

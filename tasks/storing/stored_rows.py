@@ -120,6 +120,11 @@ class StoredRows:
                 self.sync()
         raise self._unstable()
 
+    @property
+    def pieces_read(self) -> int:
+        """How many row groups of parts `fetch` has read so far."""
+        return self._group.cache_info().misses
+
     def small(self, rows: int) -> list[int]:
         """Numbers of the parts with fewer rows than this, as of the last `sync`."""
         return [file for file in self._numbers.values() if self._row_counts[file] < rows]

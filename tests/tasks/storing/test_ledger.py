@@ -1,19 +1,23 @@
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect_imageqa.tasks.errors import StoreError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import batch_key
 from prefect_imageqa.tasks.records import TRANSIENT, Answered, FinishedRow, Kind, Quarantined
 from prefect_imageqa.tasks.storing import compaction, key_index, stored_rows
+from prefect_imageqa.tasks.storing import ledger as ledger_module
 from prefect_imageqa.tasks.storing.compaction import compact
 from prefect_imageqa.tasks.storing.key_index import Array, KeyIndex, Location, Lookup, pack_keys
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger, LedgerCounts, RowStatus
 from prefect_imageqa.tasks.storing.store import write_part
+from prefect_imageqa.tasks.storing.stored_rows import StoredRows
 
 PARTS = PassFolder().parts("qa_pairs-v1")
 
@@ -285,6 +289,30 @@ def test_a_ledger_that_is_read_during_a_compaction_misses_nothing(
     assert [outcome.key for outcome in outcomes if outcome] == keys
 
 
+@pytest.mark.parametrize(
+    ("characters", "most"), [(10**9, 256), (1, 8)], ids=["short replies", "long replies"]
+)
+def test_more_rows_are_read_together_if_they_are_scattered_and_short(
+    characters: int, most: int, local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_ROWS_PER_FETCH", 8)
+    monkeypatch.setattr(ledger_module, "_MOST_ROWS_PER_FETCH", 256)
+    monkeypatch.setattr(ledger_module, "_CHARACTERS_PER_FETCH", characters)
+    for batch in range(20):
+        write(local, batch, *map(answered, range(50 * batch, 50 * batch + 50)))
+    fetched, fetch = list[int](), StoredRows.fetch
+
+    def counted(rows: StoredRows, keys: Array) -> Any:
+        fetched.append(len(keys))
+        return fetch(rows, keys)
+
+    monkeypatch.setattr(StoredRows, "fetch", counted)
+    numbers = random.Random(3).sample(range(1000), 1000)
+    assert list(read(local).outcomes(list(map(key, numbers)))) == list(map(answered, numbers))
+    assert max(fetched) == most
+    assert sum(fetched) == 1000
+
+
 def test_parts_that_keep_disappearing_are_reported_in_one_line(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +362,52 @@ def test_the_index_is_a_dict_in_which_the_highest_rank_counts(
     assert [tuple(location.item()) for location in found.locations[found.known]] == [
         expected[key_] for key_ in keys if key_ in expected
     ]
+
+
+def test_an_index_extended_in_pieces_is_that_of_all_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of copies of a key, within a piece or not, that with the highest rank counts."""
+    monkeypatch.setattr(key_index, "_MIN_EXTENSION", 50)
+    random_ = random.Random(2)
+    index, expected = KeyIndex(), dict[str, tuple[int, int, int, int]]()
+    index.put(bytes.fromhex(key(7)), Location(9, 9, 5))
+    expected[key(7)] = (9, 9, 5, 0)
+
+    def entries() -> Iterator[tuple[Array, Array]]:
+        for file in range(40):
+            keys = [key(random_.randrange(500)) for _ in range(20)]
+            ranks = [random_.randrange(10) for _ in keys]
+            located = [(file, row, rank, 0) for row, rank in enumerate(ranks)]
+            for key_, location in zip(keys, located, strict=True):
+                if key_ not in expected or expected[key_][2] <= location[2]:
+                    expected[key_] = location
+            yield pack_keys(keys), np.array(located, key_index.LOCATION)
+
+    index.extend(entries())
+    keys, locations = index.entries()
+    assert (keys[:-1] < keys[1:]).all()
+    found = [keys[number : number + 1].tobytes().hex() for number in range(len(keys))]
+    assert dict(zip(found, map(tuple, locations.tolist()), strict=True)) == expected
+
+
+def test_the_larger_an_index_the_less_often_its_arrays_are_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied, merge = list[int](), KeyIndex._merge
+
+    def counted(index: KeyIndex, keys: Array, locations: Array) -> None:
+        copied.append(len(keys))
+        merge(index, keys, locations)
+
+    monkeypatch.setattr(KeyIndex, "_merge", counted)
+    monkeypatch.setattr(key_index, "_MAX_RECENT", 4)
+    index = KeyIndex()
+    for number in range(4000):
+        index.put(bytes.fromhex(key(number)), Location(0, number, 0))
+    assert len(index) == sum(copied) == 4000
+    assert len(copied) < 350, "not each time that there are four more"
+    assert copied[-2] >= 50
 
 
 def test_rows_are_looked_up_together(monkeypatch: pytest.MonkeyPatch, local: ObjectStore) -> None:
