@@ -17,7 +17,7 @@ from ...serving.endpoint import load_endpoint
 from ...tasks.errors import ImageQAError, ObjectMissingError, StoreError, StoreUnavailableError
 from ...tasks.generating.cache import CompletionsCache
 from ...tasks.generating.chat_requests import GenerationSettings
-from ...tasks.generating.generate import answered_part, complete_batch
+from ...tasks.generating.generate import answered_part, generate_batch
 from ...tasks.images.reader import ImageReader
 from ...tasks.object_store.patience import Patience
 from ...tasks.parsing.faults import reply_fault
@@ -29,6 +29,7 @@ from ..open_model import open_model, with_key
 from ..open_store import open_store
 from ..pass_settings import image_reader
 from ..process_memory import rare_collections
+from ..task_runs import call
 from .channel import Channel
 from .job import WorkerJob
 from .messages import BatchResult, HandedBatch, Work, WorkerStatus, error_of, numbers
@@ -194,7 +195,7 @@ class Worker:
         )
 
         def store(some: Batch) -> StoredBatch:
-            completions = complete_batch(some, self._client, settings, cache)
+            completions = call(generate_batch, some, self._client, settings, cache)
             return store_completions(completions, some.key, parsing, output, work.parts)
 
         try:
