@@ -9,28 +9,34 @@ Small text requests are sent by `ChatClient` to the stub. Parts:
     servers     1, 2 and 8 servers (2 s, 256 slots) with the automatic limit
     uneven      a fast server (1 s, 64 slots) alone, beside an equal one, and beside one of half the
                 speed (2 s, 64 slots)
+    shared      a server (1 s, 64 slots) that 1, 2 and 4 clients share, each in a process of its own
 
 Each line has the rows/s from start to end, and after the first quarter of the time until nothing
-more is sent; the longest queue at a server, in slots; and the limit over time.
+more is sent; the longest queue at a server, in slots; and the limit over time, or how many requests
+a server has that several clients share.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.request import Request, urlopen
 
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.client.auto_limit import MaxInFlight
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
-from prefect_imageqa.serving.metrics import parse_metrics
+from prefect_imageqa.serving.metrics import Counters, parse_metrics
 from prefect_imageqa.serving.types import ChatRequest, Completion
 from servers import StubServer
 
 SAMPLE_SECONDS = 0.5
+SHARED_SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Profile:
     latency: float
     slots: int
     changes: Sequence[tuple[float, float, int]] = ()
+
+    def flags(self, *, metrics: bool) -> list[str]:
+        """Flags of the stub."""
+        flags = [f"--latency={self.latency}", f"--slots={self.slots}"]
+        return [*flags, "--metrics"] if metrics else flags
 
 
 FAST, SLOW = Profile(0.05, 256), Profile(1.0, 32)
@@ -71,14 +82,7 @@ def measure(
     measured, stop = Measured(), threading.Event()
     with ExitStack() as stack:
         stubs = [
-            stack.enter_context(
-                StubServer(
-                    f"--latency={profile.latency}",
-                    f"--slots={profile.slots}",
-                    *(["--metrics"] if metrics else []),
-                )
-            )
-            for profile in profiles
+            stack.enter_context(StubServer(*profile.flags(metrics=metrics))) for profile in profiles
         ]
         endpoint = VLLMEndpoint(urls=[stub.url for stub in stubs], model="stub")
         client = stack.enter_context(ChatClient(endpoint, limit))
@@ -94,6 +98,69 @@ def measure(
     assert all(isinstance(outcome, Completion) for outcome in outcomes)
     measured.rows_per_second = len(outcomes) / elapsed
     return measured
+
+
+def measure_shared(profile: Profile, clients: int, seconds: float) -> Measured:
+    """Send requests to one server from several clients, each in a process of its own."""
+    command = [sys.executable, __file__, "client", f"--sharers={clients}", f"--seconds={seconds}"]
+    measured, quarter = Measured(), (0.0, 0)
+    with ExitStack() as stack:
+        stub = stack.enter_context(StubServer(*profile.flags(metrics=True)))
+        processes = [
+            stack.enter_context(ClientProcess([*command, f"--url={stub.url}"]))
+            for _ in range(clients)
+        ]
+        for process in processes:
+            process.read()
+        for process in processes:
+            process.start()
+        began = time.monotonic()
+        while (now := time.monotonic() - began) < seconds:
+            counters = stub_counters(stub)
+            measured.limits.append(counters.running + counters.waiting)
+            measured.queues.append(counters.waiting / profile.slots)
+            if now > seconds / 4:
+                completions = stub.counts()[1]
+                quarter = quarter if quarter[0] else (now, completions)
+                measured.steady = (completions - quarter[1]) / max(now - quarter[0], 1e-6)
+            time.sleep(SHARED_SAMPLE_SECONDS)
+        results = [json.loads(process.read()) for process in processes]
+    measured.rows_per_second = sum(done for done, _ in results) / max(took for _, took in results)
+    return measured
+
+
+class ClientProcess(subprocess.Popen[str]):
+    """A client that starts to send when it is told to."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self) -> str:
+        """The next line that it writes."""
+        assert self.stdout
+        return self.stdout.readline()
+
+    def start(self) -> None:
+        """Have it send requests."""
+        assert self.stdin
+        self.stdin.write("\n")
+        self.stdin.flush()
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
+
+
+def run_client(url: str, sharers: int, seconds: float) -> None:
+    """Send requests when told to; print how many were answered, and the seconds that took."""
+    with ChatClient(VLLMEndpoint(urls=[url], model="stub"), sharers=sharers) as client:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began = time.monotonic()
+        outcomes = client.complete(requests(began + seconds))
+        took = time.monotonic() - began
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    print(json.dumps([len(outcomes), took]))
 
 
 def requests(end: float) -> Iterator[ChatRequest]:
@@ -143,20 +210,35 @@ def change(stub: StubServer, latency: float, more_slots: int) -> None:
 def waiting(stub: StubServer) -> int:
     """Requests that wait for a slot; 0 if the stub does not tell."""
     try:
-        with urlopen(f"{stub.url}/metrics", timeout=30) as page:  # noqa: S310 - loopback
-            counters = parse_metrics(page.read().decode())
+        return stub_counters(stub).waiting
     except OSError:
         return 0
-    return counters.waiting if counters else 0
+
+
+def stub_counters(stub: StubServer) -> Counters:
+    """What the stub's page of metrics shows.
+
+    Raises:
+        OSError: it has none.
+    """
+    with urlopen(f"{stub.url}/metrics", timeout=30) as page:  # noqa: S310 - loopback
+        counters = parse_metrics(page.read().decode())
+    assert counters
+    return counters
 
 
 def main() -> None:
     """Measure the parts that are named, by default all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["profiles", "servers", "uneven"])
+    parser.add_argument("parts", nargs="*", default=["profiles", "servers", "uneven", "shared"])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--without-metrics", action="store_true")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--sharers", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.parts == ["client"]:
+        run_client(options.url, options.sharers, options.seconds)
+        return
 
     def show(name: str, profiles: Sequence[Profile], limit: MaxInFlight = "auto") -> None:
         result = measure(profiles, limit, options.seconds, metrics=not options.without_metrics)
@@ -175,6 +257,10 @@ def main() -> None:
         show("one", [fast])
         show("two equal ones", [fast, fast])
         show("one, and one at half its speed", [fast, Profile(2.0, 64)])
+    if "shared" in options.parts:
+        for clients in (1, 2, 4):
+            result = measure_shared(Profile(1.0, 64), clients, options.seconds)
+            print(f"{f'shared by {clients}':34s} {'auto':>5s} {result}", flush=True)
 
 
 if __name__ == "__main__":

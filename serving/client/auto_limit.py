@@ -4,7 +4,7 @@ from collections import deque
 from typing import Literal
 
 from ..metrics import Counters
-from .throughput import MAX_STEP, Observation, ThroughputSearch
+from .throughput import Observation, ThroughputSearch, max_step
 
 MaxInFlight = int | Literal["auto"]
 """Limit of the requests in flight over all servers; "auto" finds a limit for each of them."""
@@ -47,7 +47,7 @@ decides."""
 
 def first_limit(sharers: int) -> int:
     """The limit at first, if so many clients share a server."""
-    return max(MIN_LIMIT, FIRST_LIMIT // sharers)
+    return max(1, FIRST_LIMIT // sharers)
 
 
 class AutoLimit:
@@ -66,8 +66,10 @@ class AutoLimit:
 
     def __init__(self, sharers: int = 1) -> None:
         self.value = first_limit(sharers)
-        self._max_step = max(1, MAX_STEP // sharers)
-        self._search = ThroughputSearch(MIN_LIMIT, MAX_LIMIT)
+        self._sharers = sharers
+        self._max_step = max_step(sharers)
+        self._least = max(1, MIN_LIMIT // sharers)
+        self._search = ThroughputSearch(self._least, MAX_LIMIT, sharers)
         self._growth = 1.0
         self._queues: deque[tuple[float, int]] = deque()
         self._preemptions: int | None = None
@@ -103,7 +105,7 @@ class AutoLimit:
         """A gateway gave up a request because others kept it waiting."""
         if sent >= self._lowered:  # the present limit is to blame
             self._lowered = now
-            self.value = max(MIN_LIMIT, self.value // 2)
+            self.value = max(self._least, self.value // 2)
             self._growth = _FIRST_GROWTH
             self._search.stop_doubling()
 
@@ -122,14 +124,24 @@ class AutoLimit:
             excess = (waiting - queue) * share if waiting > 2 * queue else 0.0
             if was_preempted:
                 excess = max(excess, seen.in_flight * _PREEMPTED)
-            return max(MIN_LIMIT, min(self.value, int(seen.in_flight - excess)))
+            return max(self._least, min(self.value, int(seen.in_flight - excess)))
         if page.waiting or not seen.was_full or page.cache_usage > _FULL_CACHE:
             if page.waiting:
                 self._growth = _FIRST_GROWTH
             return self.value
+        if self._may_hide_requests(seen, page):
+            self._growth = _FIRST_GROWTH
         grown = int(self.value * (1 + self._growth)) + 1
         self._growth = min(2 * self._growth, 1.0)
         return min(grown, self.value + self._max_step, MAX_LIMIT)
+
+    def _may_hide_requests(self, seen: Observation, page: Counters) -> bool:
+        """Whether a page shows fewer requests than all sharers have, if they have equally many.
+
+        Either the others have fewer, or some are on their way. With one client, `_next` knows.
+        """
+        expected = seen.in_flight * self._sharers
+        return expected - page.running - page.waiting > max(MIN_LIMIT, expected // _UNSEEN_SHARE)
 
     def _lasting_queue(self, seen: Observation, waiting: int) -> int:
         """How many requests have waited all the time, for as long as requests take."""

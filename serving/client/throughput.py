@@ -7,18 +7,25 @@ from ..metrics import Counters
 
 _MIN_SECONDS = 0.5
 _MIN_COMPLETIONS = 16
+_MIN_SHARED_COMPLETIONS = 4
 """A rate is measured over this time at least, and so many requests: as many as are in flight, too.
+Of clients that share a server, each completes a part of them.
 """
 
 _ELASTICITY = 0.3
 """A step pays if the rate changes by more than this share of the change of the limit: twice as many
 requests must give 30 % more. Measured rates scatter by some percent."""
 
+_SHARED_ELASTICITY = 0.65
+"""The same for a client that shares the server: it completes more even if all slots are in use, at
+the expense of the others. Of two clients, the one that alone doubles its share of a full server
+completes a third more; a share that rises by 25 % gives 11 %."""
+
 _UP, _DOWN = 1.25, 0.8
 _DOUBLE = 2.0
 """Factors of a step. At first the limit is doubled as long as that pays."""
 
-MAX_STEP = 128
+_MAX_STEP = 128
 """Requests by which a limit is raised at once, at most. Each opens a connection, and many servers
 queue no more than 128 of them."""
 
@@ -59,16 +66,25 @@ class Observation:
     counters: Counters | None = None
 
 
+def max_step(sharers: int) -> int:
+    """Requests by which a limit is raised at once, at most, if so many clients share a server."""
+    return max(1, _MAX_STEP // sharers)
+
+
 class ThroughputSearch:
     """Raises and lowers a limit step by step, and keeps each step that pays (hill climbing).
 
     Args:
         least: the smallest limit.
         most: the largest limit.
+        sharers: how many clients that share the server search, this one included.
     """
 
-    def __init__(self, least: int, most: int) -> None:
+    def __init__(self, least: int, most: int, sharers: int = 1) -> None:
         self._least, self._most = least, most
+        self._completions = max(_MIN_COMPLETIONS // sharers, _MIN_SHARED_COMPLETIONS)
+        self._elasticity = _ELASTICITY if sharers == 1 else _SHARED_ELASTICITY
+        self._max_step = max_step(sharers)
         self._factor = _DOUBLE
         self._rate = 0.0
         self._rest = 0
@@ -103,7 +119,7 @@ class ThroughputSearch:
                 self._start = seen
             return limit
         completed = seen.completed - self._start.completed
-        if now - self._start.now < _MIN_SECONDS or completed < max(_MIN_COMPLETIONS, limit):
+        if now - self._start.now < _MIN_SECONDS or completed < max(self._completions, limit):
             return limit
         # By Little's law. To count completions per second errs where they come in waves.
         seconds = max(seen.latency_sum - self._start.latency_sum, 1e-6)
@@ -130,7 +146,7 @@ class ThroughputSearch:
     def _judge(self, limit: int, rate: float, limit_before: int, rate_before: float) -> int:
         """Keep a step that pays and take another one; otherwise go back."""
         expected, gained = limit / limit_before - 1, rate / rate_before - 1
-        if gained > _ELASTICITY * expected:
+        if gained > self._elasticity * expected:
             self._rate = rate
             return self._step(limit, rate)
         if self._factor == _DOUBLE:
@@ -147,7 +163,7 @@ class ThroughputSearch:
         if tried == limit:
             tried += 1 if self._factor > 1 else -1
         not_slow = max(limit, int(_MAX_SLOWDOWN * self._shortest * rate))
-        tried = max(self._least, min(tried, limit + MAX_STEP, not_slow, self._most))
+        tried = max(self._least, min(tried, limit + self._max_step, not_slow, self._most))
         if tried == limit:  # at a bound
             self._before, self._rest = None, _REST
             self._factor = _DOWN if self._factor > 1 else _UP

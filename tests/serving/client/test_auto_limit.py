@@ -3,9 +3,11 @@
 import math
 import threading
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import pytest
+from auto_limit import Profile, measure_shared
 from chat import ask, completing, endpoint, texts, wait_until
 from fake_vllm import FakeVLLM
 from prefect_imageqa.serving.client import ChatClient, steering
@@ -119,6 +121,105 @@ def test_the_queue_of_others_is_not_ours_alone() -> None:
     assert engine.run(2, counters=page) == 64 - (64 - 8) // 2
 
 
+@dataclass
+class SharedEngine:
+    """A server with slots that several clients share, observed one after the other.
+
+    Attributes:
+        slots: requests that it runs at a time.
+        limits: those of the clients, each of which has as many requests as it may.
+        has_page: it shows its counters.
+        longest: the longest queue so far.
+        used: shares of the slots in use, at each time.
+    """
+
+    slots: int
+    limits: list[AutoLimit]
+    has_page: bool = True
+    longest: int = 0
+    used: list[float] = field(default_factory=list)
+    now: float = 100.0
+
+    def __post_init__(self) -> None:
+        self.completed = [0.0] * len(self.limits)
+        self.latency_sum = [0.0] * len(self.limits)
+
+    def run(self, seconds: int) -> None:
+        """Let all clients observe it for that time, four times a second; requests take a second."""
+        interval = 0.25 / len(self.limits)
+        for turn in range(4 * seconds * len(self.limits)):
+            self.now += interval
+            total = sum(limit.value for limit in self.limits)
+            running = min(total, self.slots)
+            self.longest = max(self.longest, total - running)
+            self.used.append(running / self.slots)
+            for number, limit in enumerate(self.limits):
+                self.completed[number] += limit.value / total * running * interval
+                self.latency_sum[number] += limit.value * interval
+            number = turn % len(self.limits)
+            limit = self.limits[number]
+            limit.observe(
+                Observation(
+                    self.now,
+                    limit.value,
+                    int(self.completed[number]),
+                    self.latency_sum[number],
+                    was_full=True,
+                    latency=total / running,
+                    counters=Counters(running, total - running, 1) if self.has_page else None,
+                )
+            )
+
+
+def sharing(count: int) -> list[AutoLimit]:
+    """The limits of so many clients."""
+    return [AutoLimit(count) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 4, 16])
+@pytest.mark.parametrize("slots", [16, 64, 256])
+def test_clients_that_share_a_server_fill_it_together_without_a_long_queue(
+    slots: int, count: int
+) -> None:
+    engine = SharedEngine(slots, sharing(count))
+    assert sum(limit.value for limit in engine.limits) == FIRST_LIMIT
+    engine.run(30)
+    assert engine.longest <= slots
+    assert min(engine.used[len(engine.used) // 4 :]) == 1
+    engine.longest = 0
+    engine.run(10)
+    assert engine.longest <= slots // 4
+
+
+def test_a_client_whose_fellows_have_nothing_to_send_gets_all_slots() -> None:
+    engine = SharedEngine(64, sharing(4)[:1])
+    engine.run(30)
+    assert engine.used[-1] == 1
+
+
+def test_requests_of_fellows_that_are_on_their_way_slow_growth_down() -> None:
+    """Each of two clients sees its own requests on the page, though it may show the other's."""
+    shown, half_shown = AutoLimit(2), AutoLimit(2)
+    for limit, running in ((shown, 32), (half_shown, 16)):
+        limit.observe(Observation(0.0, 16, 0, 0.0, True, 1.0, Counters(running, 0, 1)))
+    assert shown.value > 2 * FIRST_LIMIT // 2
+    assert half_shown.value < 1.25 * FIRST_LIMIT // 2
+
+
+@pytest.mark.parametrize("count", [2, 4, 16])
+@pytest.mark.parametrize("slots", [48, 64, 256])
+def test_clients_do_not_outbid_each_other_where_there_is_no_page(slots: int, count: int) -> None:
+    """Whoever sends more gets more of a full server, at the expense of the others."""
+    alone = SharedEngine(slots, sharing(1), has_page=False)
+    engine = SharedEngine(slots, sharing(count), has_page=False)
+    for each in (alone, engine):
+        each.run(20)
+    assert mean(engine.used) > 0.9 * mean(alone.used)
+    engine.run(180)
+    assert engine.longest <= 2 * slots
+    assert mean(engine.used[len(engine.used) // 2 :]) > 0.9
+
+
 @pytest.mark.parametrize("slots", [10, 48, 64, 256])
 @pytest.mark.parametrize("latency", [0.1, 1.0, 5.0])
 def test_throughput_decides_where_there_is_no_page(latency: float, slots: int) -> None:
@@ -203,3 +304,10 @@ def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:
     assert limits[0] == FIRST_LIMIT
     assert 96 <= limits[-1] <= 144
     assert max(limits) <= 3 * 96  # so that the queue is at most twice the slots
+
+
+def test_clients_in_two_processes_share_a_real_server() -> None:
+    measured = measure_shared(Profile(0.4, 64), 2, seconds=5)
+    assert max(measured.queues) <= 2
+    assert max(measured.limits) >= 64  # requests of both, so that all slots are used
+    assert measured.steady > 0.6 * 64 / 0.4
