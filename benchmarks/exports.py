@@ -1,7 +1,7 @@
-"""Seconds and peak memory of an export for training: `exports.py 100000 llava`.
+"""CPU and peak memory of exports for training: `exports.py llava hf --rows 10000 100000`.
 
-Fabricates an output of that many answered rows about 300 images, and writes the export in a process
-of its own.
+Fabricates outputs of that many answered rows about 300 images, and writes each export in a process
+of its own. The last lines say what a further row costs between the two largest outputs.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,38 +64,52 @@ def answers(rows: int) -> Iterator[Answered]:
 
 
 def export(folder: Path, name: str) -> None:
-    """Write an export, and print what it took."""
+    """Write an export, and print what it took: pairs, seconds of CPU, bytes, MiB at its peak."""
     dataset, output = table(folder), ObjectStore(uri=str(folder / "out"))
     exports = Exports.model_validate({"formats": [name], "validation": 0.05})
-    begun = time.monotonic()
     with ImageReader() as reader:
         source = ExportSource(
             output, dataset.rows, dataset.columns, dataset.base, reader, ImageSettings()
         )
         target = ObjectStore(uri=str(folder / name))
         record = write_export(source, exports.formats[0], exports, target)
-    seconds = time.monotonic() - begun
     pairs = sum(split.pairs for split in record.splits.values())
+    used = resource.getrusage(resource.RUSAGE_SELF)
     size = sum(target.sizes().values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name}: {pairs:,} pairs in {seconds:.1f} s, {size / 1e6:,.0f} MB; peak {peak:.0f} MB")
+    print(json.dumps([pairs, used.ru_utime + used.ru_stime, size, used.ru_maxrss / 1024]))
+
+
+def measured(folder: Path, name: str) -> tuple[float, float]:
+    """Write an export in a process of its own; gives its seconds of CPU and its peak in MiB."""
+    command = [sys.executable, __file__, name, "--folder", str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    pairs, cpu, size, peak = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name}: {pairs:,} pairs, {cpu:.1f} s CPU, {size / 1e6:,.0f} MB; peak {peak:.0f} MiB")
+    return cpu, peak
 
 
 def main() -> None:
-    """Fabricate an output, and measure each format on it."""
+    """Fabricate outputs, and measure each format on them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=int)
     parser.add_argument("formats", nargs="+")
-    parser.add_argument("--folder", type=Path, help="of an output that was fabricated before")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
         export(options.folder, *options.formats)
         return
-    with tempfile.TemporaryDirectory() as name:
-        fabricate(Path(name), options.rows)
-        for format_ in options.formats:
-            arguments = [str(options.rows), format_, "--folder", name]
-            subprocess.run([sys.executable, __file__, *arguments], check=True)
+    results = []
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as name:
+            fabricate(Path(name), rows)
+            results.append([measured(Path(name), format_) for format_ in options.formats])
+    if len(results) > 1:
+        more = options.rows[-1] - options.rows[-2]
+        for name, (cpu, peak), (more_cpu, more_peak) in zip(
+            options.formats, *results[-2:], strict=True
+        ):
+            microseconds, memory = 1e6 * (more_cpu - cpu) / more, (more_peak - peak) * 2**20 / more
+            print(f"{name}: a further row takes {microseconds:.0f} us CPU, {memory:.0f} bytes")
 
 
 if __name__ == "__main__":
