@@ -15,7 +15,7 @@ OTHER_PYTHONS := $(foreach v,3.12 3.13,$(if $(shell PYENV_VERSION=$(v) python$(v
 
 DOCS := $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-.PHONY: help env demo test test-fast test-ceph test-workers check format docs lock demo-model demo-accuracy bench bench-checks
+.PHONY: help env demo test test-fast test-ceph test-workers test-clusters check format docs lock demo-model demo-accuracy bench bench-checks
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with a
 
 test-workers: $(FLOW_ENV) ## Kill and cancel runs on several workers, for minutes
 	$(BIN)/pytest -m workers tests/flows/workers
+
+test-clusters: $(FLOW_ENV) ## Run the tests of workers on Ray and Dask (installs both into .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray,dask]'
+	$(BIN)/pytest tests/flows/workers/test_clusters.py
 
 check: $(FLOW_ENV) ## Lint, type-check, hold imports to the layers, and build the docs
 	$(BIN)/ruff check .

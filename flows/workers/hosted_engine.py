@@ -6,6 +6,7 @@ each of its processes. The two processes talk through files in a folder that onl
 """
 
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -34,6 +35,7 @@ OPEN_SECONDS = 90.0
 
 _MODULE = f"{__package__}.engine_host"
 _MAX_LINE = 300
+_LOG_PREFIX = re.compile(r"^\[[^\]]*\] [\w.]+:\d+: ")  # Ray's: time, process, file and line
 
 
 _PACKAGES = {"ray": "ray", "dask": "distributed"}
@@ -125,7 +127,7 @@ class HostedEngine:
     def _last_words(self) -> str:
         if (path := self._folder / FAILURE).exists():
             return path.read_text()
-        last = printable(self._process.log_tail(1), _MAX_LINE)
+        last = _LOG_PREFIX.sub("", printable(self._process.log_tail(1), _MAX_LINE))
         return f"the connection to {self.cluster} was lost: {last or 'its process was killed'}"
 
     def _write(self, name: str, text: str) -> None:
