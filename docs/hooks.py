@@ -31,7 +31,8 @@ _LOGGER = logging.getLogger("mkdocs.hooks")
 REPOSITORY = DOCS.parent
 OUTSIDE = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
-    *("deployments/vllm", "deployments/prefect-postgres.yaml"),
+    *("deployments/vllm", "deployments/kubernetes-workers.yaml"),
+    "deployments/prefect-postgres.yaml",
 )
 """What pages refer to outside of `docs`; the README is the index."""
 
