@@ -300,6 +300,8 @@ class Run:
         Raises:
             StoreError: the output cannot be written, or a row is missing.
         """
+        if self.crew is not None:
+            self.crew.stop()  # no row is left: workers need not wait for what follows
         for each in self.passes:
             compact(self.output, each.ledger, each.row_keys)
             write_keys(self.output, each.keys_name, each.stored_keys)

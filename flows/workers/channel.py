@@ -18,6 +18,8 @@ from ...tasks.object_store.store import ObjectStore
 from ...tasks.storing.layout import WORKERS, is_message
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_MAX_BYTES = 1 << 30
+"""Size of a message: batches hold 64 MiB of images and prompts, or a single row that has more."""
 
 
 class Channel:
@@ -48,7 +50,7 @@ class Channel:
             ObjectMissingError: there is none.
             ObjectCorruptedError: it is not signed with the key of the run.
         """
-        message = self.store.read(name)
+        message = self.store.read(name, _MAX_BYTES)
         digest, data = message[:_DIGEST_BYTES], message[_DIGEST_BYTES:]
         if not hmac.compare_digest(digest, self._digest(name, data)):
             raise ObjectCorruptedError(
@@ -61,13 +63,15 @@ class Channel:
         return hmac.digest(self._key, name.encode() + b"\0" + data, "sha256")
 
 
-def remove_messages(store: ObjectStore, run: str = "") -> None:
+def remove_messages(store: ObjectStore, crew: str = "") -> None:
     """Remove what a run and its workers have exchanged; by default all runs, which have ended.
+
+    `crew` is the name of its folder.
 
     Raises:
         StoreError: the output cannot be read or written.
     """
-    store.remove_all(filter(is_message, store.list(f"{WORKERS}/{run}".rstrip("/"))))
+    store.remove_all(filter(is_message, store.list(f"{WORKERS}/{crew}".rstrip("/"))))
 
 
 def _plain(value: object) -> Any:

@@ -1,89 +1,36 @@
-"""The workers of a run, as it sees them: gives them batches, and takes what becomes of those."""
+"""The workers of a run: gives them batches, and takes what becomes of those."""
 
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Self
 
 from ...serving.client.auto_limit import first_limit
 from ...serving.client.stats import ClientStats
-from ...tasks.errors import EndpointError, ImageQAError, ObjectMissingError, StoreError
+from ...tasks.errors import EndpointError, ImageQAError, StoreError
 from ...tasks.records import Batch
 from ...tasks.runs.workers import Workers
-from ...tasks.storing.layout import WORKERS, WorkerFolder
+from ...tasks.storing.layout import WORKERS
 from .channel import Channel, remove_messages
-from .engine import Engine, StartedWorker, open_engine
+from .engine import Engine, OpenEngine, open_engine
 from .job import WorkerJob
-from .messages import BatchResult, HandedBatch, Work, WorkerStatus, numbers
+from .member import GivenBatch, Member, add_counts
+from .messages import BatchResult, HandedBatch, Work
 from .worker import STATUS_SECONDS, poll_seconds
 
-SILENT_SECONDS = 60.0
-"""A worker that says nothing for so long, while the output can be read, is lost."""
-
-START_SECONDS = 300.0
-"""A worker that has been started and says nothing for so long is lost, too."""
-
 MAX_LOSSES = 3
-"""How often a lost worker is replaced, and a batch given to another one."""
+"""How often a batch is given to another worker; and how often workers that have finished no batch
+are replaced, one after the other."""
 
 END_SECONDS = 12.0
 """How long workers may take to store what is in flight, before they are ended."""
 
 _LOGGER = logging.getLogger("prefect_imageqa.workers")
-
-_COUNTERS = ("requests", "completions", "failures", "prompt_tokens", "completion_tokens")
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A worker.
-
-    Attributes:
-        folder: what is exchanged with it.
-        started: how its engine sees it.
-        losses: how many workers before it were lost, in whose place it is.
-        status: what it has said last; None before.
-        silent: seconds since then, as far as the output could be read.
-        batches: what it has to do.
-    """
-
-    folder: WorkerFolder
-    started: StartedWorker
-    losses: int
-    status: WorkerStatus | None = None
-    silent: float = 0.0
-    batches: dict[int, "_Given"] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"worker {self.folder.worker}"
-
-    def room(self, batch_size: int) -> int:
-        """How many more rows it could take; one batch is prepared ahead of the free slots."""
-        if self.status is None:
-            return 0
-        unsent = sum(given.batch.unsent for given in self.batches.values())
-        busy = self.status.stats.in_flight + self.status.stats.queued
-        return self.status.max_in_flight + batch_size - busy - unsent
-
-
-@dataclass(eq=False)
-class _Given:
-    """A batch on its way: the future has its result, or None where its worker was lost.
-
-    Its number is unique in the run; each pass numbers its batches from 1.
-    """
-
-    number: int
-    batch: Batch
-    result: "Future[BatchResult | None]" = field(default_factory=Future)
 
 
 class Crew:
@@ -97,6 +44,7 @@ class Crew:
         channel: to them.
         counted: where their counts are added.
         batch_size: rows per batch at most.
+        open_engine: opens what starts them.
 
     Attributes:
         stats: what they have in flight, and their counts.
@@ -110,6 +58,7 @@ class Crew:
         channel: Channel,
         counted: ClientStats,
         batch_size: int,
+        open_engine: OpenEngine = open_engine,
     ) -> None:
         self.stats = ClientStats()
         self.notes: Sequence[str] = ()
@@ -118,7 +67,8 @@ class Crew:
         self._channel = channel
         self._counted = counted
         self._batch_size = batch_size
-        self._workers: list[_Worker] = []
+        self._open_engine = open_engine
+        self._workers: list[Member] = []
         self._names, self._numbers = count(1), count(1)
         self._changed = threading.Condition()
         self._error: ImageQAError | None = None
@@ -145,10 +95,8 @@ class Crew:
 
     def stop(self) -> None:
         """Tell all workers to end: those who wait for them get an `EndpointError`."""
-        with self._changed:
-            self._error = self._error or EndpointError("the run has been stopped")
-            self._ended.set()
-            self._changed.notify_all()
+        self._fail(EndpointError("the run has been stopped"))
+        self._ended.set()
 
     def answer(self, batch: Batch, work: Work) -> BatchResult:
         """Have a batch answered, parsed and stored; waits for that.
@@ -158,10 +106,10 @@ class Crew:
         """
         message = HandedBatch.of(batch, work)
         with self._changed:
-            if not self._thread.ident:
+            if self._error is None and self._thread.ident is None:
                 self._thread.start()
         for _ in range(1 + MAX_LOSSES):
-            given = _Given(next(self._numbers), batch)
+            given = GivenBatch(next(self._numbers), batch)
             worker = self._assign(given)
             name, has_images = worker.folder.batch(given.number), batch.embedded_bytes > 0
             self._channel.write(name, message, is_dense=has_images)
@@ -174,7 +122,7 @@ class Crew:
             f"batch {batch} was lost with {1 + MAX_LOSSES} workers: look into their logs"
         )
 
-    def _assign(self, given: _Given) -> _Worker:
+    def _assign(self, given: GivenBatch) -> Member:
         """Wait until a worker has room for a batch, and give it to the one that has most."""
         with self._changed:
             while True:
@@ -187,157 +135,147 @@ class Crew:
                     return worker
                 self._changed.wait()
 
+    def _fail(self, error: ImageQAError) -> None:
+        """Give no more batches to workers, and let nobody wait for one; the first reason counts."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
     # Everything below runs in the thread of the crew.
 
     def _watch(self) -> None:
-        """Start the workers, and follow them until the run ends."""
-        pause = poll_seconds(self._channel)
+        """Start the workers, follow them until the run ends, and see to it that they end.
+
+        Whatever happens, no batch is waited for afterwards.
+        """
+        with self._failing(), self._open_engine(self._settings) as engine:
+            with self._failing():
+                self._follow_all(engine)
+            self._end()
+        self._fail(ImageQAError("the workers have ended"))
+        for worker in self._workers:
+            _give_back(worker)
+        self.notes, self.stats.in_flight, self.stats.queued = (), 0, 0
+        with suppress(StoreError):
+            remove_messages(self._channel.store, self._job.crew)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn any error into that of the crew."""
         try:
-            with ExitStack() as stack:
-                engine = stack.enter_context(open_engine(self._settings))
-                stack.callback(self._end)
-                for _ in range(self._settings.workers):
-                    self._start(engine, losses=0)
-                last = time.monotonic()
-                while not self._ended.wait(pause):
-                    names = set(self._channel.store.list(f"{WORKERS}/{self._job.run}"))
-                    now = time.monotonic()
-                    passed, last = min(now - last, 2 * STATUS_SECONDS), now
-                    for worker in list(self._workers):
-                        self._follow(worker, names, passed, engine)
-                    self._say()
-        except Exception as error:
-            known = isinstance(error, ImageQAError)
-            self._fail(error if known else ImageQAError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
-        finally:
+            yield
+        except ImageQAError as error:
+            self._fail(error)
+        except BaseException as error:  # of an engine, such as a cancelled call
+            _LOGGER.debug("the workers cannot be followed", exc_info=True)
+            self._fail(ImageQAError(f"{self._settings.engine}: {type(error).__name__}: {error}"))
+
+    def _follow_all(self, engine: Engine) -> None:
+        for _ in range(self._settings.workers):
+            self._start(engine, losses=0)
+        pause, last = poll_seconds(self._channel), time.monotonic()
+        while not self._ended.wait(pause):
+            names = set(self._channel.store.list(f"{WORKERS}/{self._job.crew}"))
+            now = time.monotonic()
+            # Of the time in which the output could not be read, hardly any counts.
+            passed, last = min(now - last, 2 * STATUS_SECONDS), now
             for worker in list(self._workers):
-                self._drop(worker)
-            with suppress(StoreError):
-                remove_messages(self._channel.store, self._job.run)
+                self._read(worker, names)
+                if (reason := worker.why_lost(passed)) is not None:
+                    self._replace(worker, reason, engine)
+            self._sum_up()
 
     def _start(self, engine: Engine, losses: int) -> None:
-        name = str(next(self._names))
-        job = self._job.model_copy(update={"worker": name})
-        worker = _Worker(WorkerFolder(job.run, name), engine.start(job), losses)
+        job = self._job.model_copy(update={"worker": str(next(self._names))})
+        worker = Member(job.folder, engine.start(job), losses)
         with self._changed:
             self._workers.append(worker)
 
-    def _follow(self, worker: _Worker, names: set[str], passed: float, engine: Engine) -> None:
-        """Read what a worker has written; replace it if it is lost."""
-        folder = worker.folder
-        note = "" if worker.status else worker.started.note
-        worker.silent = 0.0 if note else worker.silent + passed
-        if folder.status in names:
-            self._read_status(worker)
-        for number in numbers(names, folder.result(0)[:-1]):
-            self._take(worker, number)
-        reason = worker.started.ended
-        patience = SILENT_SECONDS if worker.status else START_SECONDS
-        if reason is None and worker.silent > patience:
-            reason = f"it has said nothing for {worker.silent:.0f} s"
-            worker.started.stop()
-        if reason is not None:
-            self._replace(worker, reason, engine)
-
-    def _read_status(self, worker: _Worker) -> None:
-        with suppress(ObjectMissingError):
-            status = WorkerStatus.from_plain(self._channel.read(worker.folder.status))
-            before = worker.status
-            if before is not None and before.beat == status.beat:
-                return
-            worker.silent = 0.0
-            is_same = before is not None and before.process == status.process
-            self._count(status.stats, before.stats if before and is_same else ClientStats())
+    def _read(self, worker: Member, names: set[str]) -> None:
+        """Read what a worker has written."""
+        if worker.folder.status in names and (status := worker.read_status(self._channel)):
             with self._changed:
-                worker.status = status
-                for number, given in worker.batches.items():
-                    given.batch.unsent = status.unsent.get(number, given.batch.unsent)
+                counts = worker.hear(status)
                 self._changed.notify_all()
+            for stats in (self.stats, self._counted):
+                add_counts(stats, counts)
+            if counts.completions:
+                self._counted.last_completion = time.monotonic()
+        for number, result in worker.results(names, self._channel):
+            with self._changed:
+                worker.losses = 0
+                given = worker.batches.pop(number, None)
+                self._changed.notify_all()
+            if given is not None:
+                given.batch.unsent = 0
+                given.result.set_result(result)
 
-    def _count(self, now: ClientStats, before: ClientStats) -> None:
-        """Add what a worker has counted since it last said so."""
-        for stats in (self.stats, self._counted):
-            for name in _COUNTERS:
-                more = getattr(now, name) - getattr(before, name)
-                setattr(stats, name, getattr(stats, name) + more)
-        if now.completions > before.completions:
-            self._counted.last_completion = time.monotonic()
-
-    def _take(self, worker: _Worker, number: int) -> None:
-        """Take the result of a batch, after which nothing is left of it here."""
-        result = BatchResult(**self._channel.read(worker.folder.result(number)))
-        self._channel.store.remove_all([worker.folder.batch(number), worker.folder.result(number)])
-        with self._changed:
-            given = worker.batches.pop(number, None)
-            self._changed.notify_all()
-        if given is not None:
-            given.batch.unsent = 0
-            given.result.set_result(result)
-
-    def _replace(self, worker: _Worker, reason: str, engine: Engine) -> None:
+    def _replace(self, worker: Member, reason: str, engine: Engine) -> None:
         """Give the batches of a lost worker to others, and start another one in its place.
 
         Raises:
             ImageQAError: too many were lost.
         """
+        if worker.is_working:  # but silent
+            worker.started.stop()
+        # What it has written before it ended.
+        self._read(worker, set(self._channel.store.list(worker.folder.name)))
         is_first = worker.losses == 0
         has_worked = any(each.status for each in self._workers)
         if worker.losses >= MAX_LOSSES or not (is_first or has_worked):
-            raise ImageQAError(f"{worker.name} of {self._settings.engine} is lost: {reason}")
+            raise ImageQAError(f"{worker} of {self._settings.engine} is lost: {reason}")
         _LOGGER.warning(
             "%s is lost (%s): its %s batches are given to others, and another one is started",
-            worker.name,
+            worker,
             reason,
             len(worker.batches),
         )
         self._drop(worker)
         self._start(engine, worker.losses + 1)
 
-    def _drop(self, worker: _Worker) -> None:
-        """A worker that does nothing more: nothing is left in its folder."""
+    def _drop(self, worker: Member) -> None:
+        """Tell a worker to end, if it is alive after all; nothing else is left in its folder."""
         with self._changed:
-            if worker in self._workers:
-                self._workers.remove(worker)
-            batches, worker.batches = worker.batches, {}
-            self._changed.notify_all()
-        with suppress(StoreError):
-            # If it is alive after all, it ends when it finds this.
-            self._channel.write(worker.folder.end, "end")
-            names = self._channel.store.list(worker.folder.name)
-            self._channel.store.remove_all(name for name in names if name != worker.folder.end)
-        for given in batches.values():
-            given.result.set_result(None)
+            self._workers.remove(worker)
+        try:
+            with suppress(StoreError):
+                worker.tell_to_end(self._channel)
+                names = self._channel.store.list(worker.folder.name)
+                others = [name for name in names if name != worker.folder.end]
+                self._channel.store.remove_all(others)
+        finally:
+            _give_back(worker)
 
-    def _say(self) -> None:
+    def _sum_up(self) -> None:
         """Sum up what the workers say."""
-        notes = []
         known = [worker.status for worker in self._workers if worker.status]
-        for worker in self._workers:
-            if worker.status is None:
-                notes.append(f"{worker.name}: {worker.started.note or 'is starting'}")
-            else:
-                notes += [f"{worker.name}: {note}" for note in worker.status.notes]
         self.stats.in_flight = sum(status.stats.in_flight for status in known)
         self.stats.queued = sum(status.stats.queued for status in known)
-        self.notes = tuple(notes)
+        self.notes = tuple(note for worker in self._workers for note in worker.notes)
 
     def _end(self) -> None:
         """Tell all workers to end, and see to it that they do."""
         for worker in self._workers:
             with suppress(StoreError):
-                self._channel.write(worker.folder.end, "end")
+                worker.tell_to_end(self._channel)
             if worker.status is None:  # it may wait for a machine, and has nothing to store
-                worker.started.stop()
+                self._stop(worker)
         deadline = time.monotonic() + END_SECONDS
-        while self._workers and time.monotonic() < deadline:
-            if all(worker.started.ended is not None for worker in self._workers):
-                break
+        while any(worker.is_working for worker in self._workers) and time.monotonic() < deadline:
             time.sleep(0.05)
         for worker in self._workers:
-            if worker.started.ended is None:
-                worker.started.stop()
+            if worker.is_working:
+                self._stop(worker)
 
-    def _fail(self, error: ImageQAError) -> None:
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
+    def _stop(self, worker: Member) -> None:
+        try:
+            worker.started.stop()
+        except Exception as error:  # the others are to be stopped, too
+            _LOGGER.warning("%s could not be stopped: %s", worker, error)
+
+
+def _give_back(worker: Member) -> None:
+    """Those who wait for the batches of a worker give them to another one."""
+    batches, worker.batches = worker.batches, {}
+    for given in batches.values():
+        given.result.set_result(None)

@@ -1,5 +1,6 @@
 """What a worker is told when it is started: plain JSON, without credentials of anything."""
 
+import hashlib
 from importlib.metadata import version
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...tasks.errors import ImageQAError
 from ...tasks.runs.parameters import Images, Limits
+from ...tasks.storing.layout import WorkerFolder
 
 VERSION = version("prefect-imageqa")
 
@@ -24,6 +26,7 @@ class WorkerJob(BaseModel):
         endpoint: URLs of the servers; empty if a block is named.
         endpoint_block: name of a saved vLLM Endpoint block.
         model: name the model is served under.
+        process: machine and process of the run, as in its record.
         workers: how many there are, which share the servers.
         limits: those of the run; a number of requests in flight is that of this worker.
         images: where images may come from, and the size they are sent at.
@@ -33,7 +36,7 @@ class WorkerJob(BaseModel):
         confined: the only folder that images may come from, if there is one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     output: str
     store: str = ""
@@ -43,12 +46,23 @@ class WorkerJob(BaseModel):
     endpoint: tuple[str, ...] = ()
     endpoint_block: str = ""
     model: str = ""
+    process: str = ""
     workers: Annotated[int, Field(ge=1)] = 1
     limits: Limits = Limits()
     images: Images = Images()
     is_deployed: bool = False
     version: str = VERSION
     confined: str | None = None
+
+    @property
+    def crew(self) -> str:
+        """Name of the folder of the workers: another one if Prefect starts the run once more."""
+        return f"{self.run}-{hashlib.sha256(self.key.encode()).hexdigest()[:8]}"
+
+    @property
+    def folder(self) -> WorkerFolder:
+        """What the run and this worker exchange."""
+        return WorkerFolder(self.crew, self.worker)
 
     def check_version(self) -> None:
         """Refuse to work for another version, which may say things in another way.

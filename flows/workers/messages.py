@@ -162,7 +162,7 @@ class WorkerStatus:
 
     Attributes:
         beat: changes each time.
-        process: identifies its process, in messages.
+        process: differs if the worker has been started again.
         max_in_flight: how many requests it may have in flight.
         stats: the counts of its client; times are not those of other machines.
         unsent: number of a batch -> its rows that are not sent yet.

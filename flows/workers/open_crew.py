@@ -1,5 +1,6 @@
 """Opens the crew of a run, and refuses what workers could not do."""
 
+import logging
 import secrets
 from typing import Any
 
@@ -9,12 +10,15 @@ from prefect.runtime import deployment
 from ...serving.endpoint import VLLMEndpoint
 from ...tasks.errors import ImageQAError
 from ...tasks.object_store.store import ObjectStore
+from ...tasks.runs.heartbeat import this_process
 from ...tasks.runs.parameters import Limits, RunParameters
 from ...tasks.runs.workers import Workers
 from ..open_model import RunModel
 from .channel import Channel
 from .crew import Crew
 from .job import WorkerJob
+
+_LOGGER = logging.getLogger("prefect_imageqa.workers")
 
 
 def check_workers(parameters: RunParameters, endpoint: object) -> None:
@@ -34,7 +38,7 @@ def check_workers(parameters: RunParameters, endpoint: object) -> None:
         if isinstance(block, Block) and not _name(block) and _has_secrets(block):
             raise ImageQAError(
                 f"workers get no secrets from a run: save the {block.get_block_type_slug()} block "
-                "and give its name, or put its credentials into the environment"
+                "and give its name, or put what it holds into the environment"
             )
 
 
@@ -56,7 +60,8 @@ def open_crew(
         model: what the run itself asks.
         confined: the only folder that images may come from, if there is one.
     """
-    workers, limits = parameters.workers, parameters.limits
+    limits = parameters.limits
+    workers = _busy(parameters.workers, limits)
     name = _name(endpoint)
     job = WorkerJob(
         output=output.uri,
@@ -67,6 +72,7 @@ def open_crew(
         endpoint=() if name else tuple(endpoint.urls),
         endpoint_block=name,
         model=model.client.model,
+        process="{machine} {process}".format(**this_process()),
         workers=workers.workers,
         limits=_shared(limits, workers),
         images=parameters.images,
@@ -77,11 +83,22 @@ def open_crew(
     return Crew(workers, job, channel, model.client.stats, limits.batch_size)
 
 
+def _busy(workers: Workers, limits: Limits) -> Workers:
+    """The workers, but no more than there may be requests in flight."""
+    most = limits.max_in_flight
+    if most == "auto" or most >= workers.workers:
+        return workers
+    _LOGGER.warning(
+        "max_in_flight %s: only %s of %s workers are started", most, most, workers.workers
+    )
+    return workers.model_copy(update={"workers": most})
+
+
 def _shared(limits: Limits, workers: Workers) -> Limits:
     """The limits of one of several workers; each starts when the servers are up."""
     changed: dict[str, Any] = {"wait": False}
     if isinstance(limits.max_in_flight, int):
-        changed["max_in_flight"] = max(1, limits.max_in_flight // workers.workers)
+        changed["max_in_flight"] = limits.max_in_flight // workers.workers
     return limits.model_copy(update=changed)
 
 
@@ -95,4 +112,4 @@ def _name(block: object) -> str:
 def _has_secrets(block: Block) -> bool:
     if isinstance(block, VLLMEndpoint):
         return bool(block.headers())
-    return isinstance(block, ObjectStore) and bool(block.access_key_id or block.credentials)
+    return isinstance(block, ObjectStore) and block.s3_credentials is not None

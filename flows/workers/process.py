@@ -1,5 +1,6 @@
 """The process of a worker: `python -m prefect_imageqa.flows.workers.process`, job on its input."""
 
+import os
 import signal
 import sys
 import threading
@@ -29,7 +30,9 @@ def main() -> int:
 
 def _watch_input(stopped: threading.Event) -> None:
     """The input is closed when the process of the run ends, however it does."""
-    sys.stdin.buffer.read()
+    # Not by `sys.stdin`, whose lock Python needs when it ends: that would crash it.
+    while os.read(0, 1024):
+        pass
     stopped.set()
 
 

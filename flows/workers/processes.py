@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from signal import Signals
 
 from ...serving.printable import printable
@@ -39,14 +39,16 @@ class ProcessWorker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker is freed
         # By its input, and not as an argument: others can read the arguments of a process.
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", _MODULE],
+            [sys.executable, "-P", "-m", _MODULE],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
+            process_group=0,  # Ctrl-C is for the run, which tells its workers to end
         )
         assert self._process.stdin  # noqa: S101 - a pipe
-        self._process.stdin.write(job.model_dump_json().encode() + b"\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # why it has ended, its log tells
+            self._process.stdin.write(job.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
 
     @property
     def pid(self) -> int:

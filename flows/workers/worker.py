@@ -1,20 +1,20 @@
 """A worker: answers the batches that a run hands to it, and stores what comes of them."""
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
+from uuid import uuid4
 
 from ...serving.background_loop import BackgroundLoop
 from ...serving.client.client import ChatClient
 from ...serving.endpoint import load_endpoint
-from ...tasks.errors import ImageQAError, ObjectMissingError, StoreError, StoreUnavailableError
+from ...tasks.errors import ImageQAError, StoreError, StoreUnavailableError
 from ...tasks.generating.cache import CompletionsCache
 from ...tasks.generating.chat_requests import GenerationSettings
 from ...tasks.generating.generate import answered_part, generate_batch
@@ -22,8 +22,8 @@ from ...tasks.images.reader import ImageReader
 from ...tasks.object_store.patience import Patience
 from ...tasks.parsing.faults import reply_fault
 from ...tasks.records import Batch
-from ...tasks.runs.run_record import read_run
-from ...tasks.storing.layout import WorkerFolder, run_name
+from ...tasks.runs.run_record import RunRecord, read_run
+from ...tasks.storing.layout import run_name
 from ...tasks.storing.store import StoredBatch, store_completions
 from ..open_model import open_model, with_key
 from ..open_store import open_store
@@ -41,8 +41,9 @@ LOCAL_POLL_SECONDS, POLL_SECONDS = 0.05, 0.5
 """How often run and worker look for messages, on this machine and on S3."""
 
 _RUN_CHECK_SECONDS = 5.0
-_RUN_GONE_SECONDS = 15.0
-"""A run that looks dead for so long, which is longer than from one heartbeat to the next, is."""
+_MAX_RUN_CHECKS = 4
+"""A run that looks dead at so many checks in a row is. From the first to the last of them, it takes
+longer than from one heartbeat to the next. After an outage of the output, the last one is old."""
 
 _MAX_BATCHES = 64
 
@@ -116,18 +117,19 @@ class Worker:
         stopped: threading.Event,
     ) -> None:
         self._job = job
-        self._folder = WorkerFolder(job.run, job.worker)
+        self._folder = job.folder
         self._channel = channel
         self._client = client
         self._reader = reader
         self._patience = patience
         self._stopped = stopped
-        self._process = f"{socket.gethostname()} {os.getpid()}"
+        self._id = uuid4().hex
         self._batches: dict[int, Batch] = {}
         self._taken: set[int] = set()
         self._is_ending = False
         self._reporting = threading.Lock()
-        self._run_seen = time.monotonic()
+        self._heartbeat: datetime | None = None
+        self._run_was_dead = 0
 
     def run(self) -> None:
         """Answer batches until the run ends."""
@@ -150,6 +152,9 @@ class Worker:
                 self._is_ending = True
                 self._client.stop()
                 self._patience.stop()
+        if self._taken:
+            with suppress(StoreError):
+                self._report()  # the last requests, too
 
     def _new(self, names: set[str]) -> list[int]:
         """Batches that are to be answered, in order; a worker that starts again has results."""
@@ -162,8 +167,7 @@ class Worker:
     def _answer(self, number: int) -> None:
         """Answer a batch, and tell the run what became of it."""
         try:
-            if (handed := self._handed(number)) is None:
-                return
+            handed = HandedBatch.from_plain(self._channel.read(self._folder.batch(number)))
             batch = self._batches[number] = handed.batch()
             stored = self._store(batch, handed.work)
             own = batch.corrections, tuple(batch.corrected)
@@ -174,13 +178,6 @@ class Worker:
             result = BatchResult(error=error_of(error))
         self._tell(number, result)
         self._batches.pop(number, None)
-
-    def _handed(self, number: int) -> HandedBatch | None:
-        """Read a batch; None if the run has given it to another worker meanwhile."""
-        try:
-            return HandedBatch.from_plain(self._channel.read(self._folder.batch(number)))
-        except ObjectMissingError:
-            return None
 
     def _store(self, batch: Batch, work: Work) -> StoredBatch:
         """Generate, parse and store a batch; if that fails, those rows that have been answered."""
@@ -209,7 +206,7 @@ class Worker:
         try:
             self._report()  # a run that has all results has all counts
             self._channel.write(self._folder.result(number), result)
-        except StoreError as error:  # the run notices that the batch is not done
+        except Exception as error:  # the run notices that this worker ends
             _LOGGER.warning("the result of batch %s could not be stored: %s", number, error)
             self._stopped.set()
 
@@ -222,26 +219,30 @@ class Worker:
         stats = replace(self._client.stats, last_completion=0.0, notes=())
         notes = (*self._client.stats.notes, *self._patience.notes)
         limit = self._client.max_in_flight
-        return WorkerStatus(time.time(), self._process, limit, stats, unsent, notes)
+        return WorkerStatus(time.time(), self._id, limit, stats, unsent, notes)
 
     def _check_run(self) -> None:
-        """End where the run has been killed.
+        """End where the run has been killed, or Prefect has started it once more.
 
         Raises:
-            ImageQAError: it was.
+            ImageQAError: that is so.
         """
-        now = time.monotonic()
         try:
-            run = read_run(self._channel.store, run_name(self._job.run))
-            is_live = run.is_live
+            is_live = self._is_live(read_run(self._channel.store, run_name(self._job.run)))
         except StoreUnavailableError:
             return
         except StoreError:
             is_live = False
-        if is_live:
-            self._run_seen = now
-        elif now - self._run_seen > _RUN_GONE_SECONDS:
+        self._run_was_dead = 0 if is_live else self._run_was_dead + 1
+        if self._run_was_dead >= _MAX_RUN_CHECKS:
             raise ImageQAError(f"run {self._job.run} has ended without telling its workers")
+
+    def _is_live(self, run: RunRecord) -> bool:
+        """A new heartbeat counts even if the clock of its machine is wrong."""
+        is_new = self._heartbeat is not None and run.updated > self._heartbeat
+        self._heartbeat = run.updated
+        is_same = f"{run.machine} {run.process}" == self._job.process
+        return is_same and (run.is_live or is_new)
 
 
 def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:

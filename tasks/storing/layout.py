@@ -14,7 +14,7 @@ checks/pairs.parquet, judged.parquet           all pairs, before and after the c
                                                any
 checks/judged.json, split.json                 what the judged and the kept pairs were made from
 runs/<id>.json                                 the record of each run
-workers/<run>/<worker>/...                     what a run and its workers exchange; gone at its end
+workers/<run>-<start>/<worker>/...             what a run and its workers exchange; gone at its end
 manifest.json                                  the layout version and the last completed run
 
 A pass is `pairs`, `answers`, or `checks/<name>` for each check that asks the model.
@@ -156,17 +156,17 @@ class WorkerFolder:
     """What a run and one of its workers exchange.
 
     Attributes:
-        run: id of the run.
+        crew: the run, and which of its starts.
         worker: name of the worker.
     """
 
-    run: str
+    crew: str
     worker: str
 
     @property
     def name(self) -> str:
         """The folder."""
-        return f"{WORKERS}/{self.run}/{self.worker}"
+        return f"{WORKERS}/{self.crew}/{self.worker}"
 
     @property
     def status(self) -> str:

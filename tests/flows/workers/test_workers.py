@@ -15,13 +15,12 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa import Asking, Checks, Limits, ObjectStore, VLLMEndpoint, image_qa
-from prefect_imageqa.flows.workers import crew
+from prefect_imageqa.flows.workers import member
 from prefect_imageqa.flows.workers.job import WorkerJob
 from prefect_imageqa.flows.workers.worker import work
 from prefect_imageqa.serving.errors import EndpointError, ImageQAError
 from prefect_imageqa.tasks.exporting.verify_output import verify
 from prefect_imageqa.tasks.runs.workers import Workers
-from prefect_imageqa.tasks.storing.layout import WorkerFolder
 
 COMMAND = Path(sys.executable).with_name("prefect-imageqa")
 ROWS = 400
@@ -42,7 +41,7 @@ def limits(**changed: Any) -> Limits:
 
 
 def two(engine: str) -> Workers:
-    return Workers(workers=2, engine=engine)  # type: ignore[arg-type]
+    return Workers(workers=2, engine=engine)
 
 
 def exports(output: str) -> dict[str, bytes]:
@@ -138,7 +137,7 @@ def test_a_worker_that_hangs_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(crew, "SILENT_SECONDS", 4.0)
+    monkeypatch.setattr(member, "SILENT_SECONDS", 4.0)
     stub, output, stopped = start_stub(latency=0.5), str(tmp_path / "out"), []
 
     def stop_one() -> None:
@@ -208,13 +207,13 @@ def test_workers_that_cannot_work_end_the_run_with_their_reason(
     dataset: str, keyed_stub: Any, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "out")
-    block = VLLMEndpoint(urls=[keyed_stub.url], api_key="stub-api-key-5f2c")  # type: ignore[arg-type]
+    block = VLLMEndpoint(urls=[keyed_stub.url], api_key="stub-api-key-5f2c")
     with pytest.raises(ImageQAError, match="save the vllm-endpoint block and give its name"):
         image_qa(dataset, output, endpoint=block, workers=two("processes"))
     with pytest.raises(ImageQAError, match="give --endpoint, or leave out --workers"):
         image_qa(dataset, output, model="owner/name", workers=two("processes"))
     assert not Path(output).exists()
-    block.save("keyed-workers", overwrite=True)  # type: ignore[unused-coroutine]
+    block.save("keyed-workers", overwrite=True)
     image_qa(dataset, output, "keyed-workers", max_rows=40, workers=two("threads"))
 
 
@@ -232,7 +231,7 @@ def test_the_key_of_the_environment_goes_to_no_url_that_a_deployments_user_has_c
         model="stub",
         is_deployed=is_deployed,
     )
-    ObjectStore(uri=str(tmp_path)).write(WorkerFolder("r", "1").end, b"")
+    ObjectStore(uri=str(tmp_path)).write(job.folder.end, b"")
     if is_deployed:
         with pytest.raises(EndpointError, match="401"):
             work(job)

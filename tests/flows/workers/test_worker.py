@@ -1,0 +1,126 @@
+"""A worker on its own: how it ends, and what it says about batches that are gone."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_imageqa import ObjectStore
+from prefect_imageqa.flows.workers import worker
+from prefect_imageqa.flows.workers.channel import Channel
+from prefect_imageqa.flows.workers.job import WorkerJob
+from prefect_imageqa.flows.workers.messages import BatchResult, error_of
+from prefect_imageqa.flows.workers.processes import ProcessWorker
+from prefect_imageqa.flows.workers.threads import ThreadWorker
+from prefect_imageqa.tasks.errors import ImageQAError
+from prefect_imageqa.tasks.runs.run_record import RunRecord
+
+
+@pytest.fixture
+def job(tmp_path: Path, start_stub: Any) -> WorkerJob:
+    return WorkerJob(
+        output=str(tmp_path / "out"),
+        run="r",
+        worker="1",
+        key="5a" * 32,
+        endpoint=(start_stub().url,),
+        model="stub",
+        process=f"{'0' * 16} 7-7",
+    )
+
+
+@pytest.fixture
+def channel(job: WorkerJob) -> Channel:
+    return Channel(ObjectStore(uri=job.output), job.key)
+
+
+def wait_until(reached: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def _quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_RUN_CHECK_SECONDS", 0.2)
+
+
+@pytest.fixture
+def _beating(channel: Channel, record_of: Callable[..., RunRecord]) -> Iterator[None]:
+    """A run whose clock is an hour late."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            updated = datetime.now(UTC) - timedelta(hours=1)
+            record_of(run="r", state="running", updated=updated).write(channel.store)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+def test_a_batch_that_is_gone_is_not_waited_for(job: WorkerJob, channel: Channel) -> None:
+    channel.store.write(job.folder.batch(3), b"")
+    started = ThreadWorker(job)
+    wait_until(lambda: channel.store.exists(job.folder.result(3)))
+    result = BatchResult(**channel.read(job.folder.result(3)))
+    assert result.error
+    assert result.error[0] == "ObjectCorruptedError"
+    with pytest.raises(ImageQAError, match="was not written by this run"):
+        result.check()
+    channel.write(job.folder.end, "end")
+    wait_until(lambda: started.ended)
+    assert started.ended == "it has ended"
+
+
+def test_a_result_that_cannot_be_told_ends_the_worker(
+    job: WorkerJob, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> tuple[str, Any]:
+        return error_of(error)[0], object()  # which no message can hold
+
+    monkeypatch.setattr(worker, "error_of", fail)
+    channel.store.write(job.folder.batch(3), b"")
+    started = ThreadWorker(job)
+    wait_until(lambda: started.ended)
+    assert not channel.store.exists(job.folder.result(3))
+
+
+@pytest.mark.usefixtures("_quick_checks")
+def test_a_worker_ends_without_its_run(
+    job: WorkerJob, channel: Channel, record_of: Callable[..., RunRecord]
+) -> None:
+    with pytest.raises(ImageQAError, match="run r has ended without telling"):
+        worker.work(job)
+    # Prefect has started the run once more, in another process.
+    now = datetime.now(UTC)
+    record_of(run="r", state="running", process="8-8", updated=now).write(channel.store)
+    with pytest.raises(ImageQAError, match="run r has ended without telling"):
+        worker.work(job)
+
+
+@pytest.mark.usefixtures("_quick_checks", "_beating")
+def test_a_wrong_clock_does_not_end_a_worker(job: WorkerJob, channel: Channel) -> None:
+    started = ThreadWorker(job)
+    wait_until(lambda: channel.store.exists(job.folder.status))
+    time.sleep(1.5)
+    assert started.ended is None
+    started.stop()
+    wait_until(lambda: started.ended)
+    assert started.ended == "it has ended"
+
+
+def test_the_process_of_a_worker_ends_with_its_reason(job: WorkerJob, channel: Channel) -> None:
+    other = ProcessWorker(job.model_copy(update={"version": "0.0"}))
+    channel.write(job.folder.end, "end")
+    told = ProcessWorker(job)
+    wait_until(lambda: other.ended and told.ended, 60)
+    assert told.ended == "it has ended"
+    assert "install the same version where the workers are" in str(other.ended)
