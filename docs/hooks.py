@@ -1,7 +1,8 @@
 """What the build of the docs does besides: it writes a page for each style, and the index.
 
 The pages of the styles are in the repository too, so that they can be read there; they are written
-anew from the style files, and from what `docs/style_replies.py` has recorded.
+anew from the style files, and from what `docs/style_replies.py` has recorded. So is the table of
+sizes in `scaling.md`.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from prefect_imageqa.flows.cli.sizes import sizes_table
 from prefect_imageqa.tasks.prompting.catalogue import StyleEntry, built_in_styles
 from prefect_imageqa.tasks.prompting.chat import (
     CHAT,
@@ -24,6 +26,10 @@ from prefect_imageqa.tasks.prompting.style import PromptInput
 DOCS = Path(__file__).parent
 PAGES = DOCS / "styles"
 REPLIES = PAGES / "replies.json"
+
+SIZES_BEGIN, SIZES_END = "<!-- sizes: begin -->\n", "<!-- sizes: end -->\n"
+SIZES, SIZES_RATE, SIZES_GPUS = (10**4, 10**6, 10**8), 30.0, 30
+"""Rows, requests a second that a GPU answers, and GPUs of the table of sizes."""
 
 _DEMO = "The demo model of this package, which is tiny and not always right, replies:"
 _LOGGER = logging.getLogger("mkdocs.hooks")
@@ -38,14 +44,24 @@ OUTSIDE = (
 
 
 def on_pre_build(config: MkDocsConfig) -> None:  # noqa: ARG001
-    """Write the pages of the styles that have changed; the warning is an error with --strict."""
+    """Write the pages that have changed; the warning is an error with --strict."""
+    _update(DOCS / "scaling.md", scaling_page())
     replies: dict[str, dict[str, str]] = json.loads(REPLIES.read_text("utf-8"))
     for style in built_in_styles():
-        path = PAGES / f"{style.name}.md"
-        page = style_page(style, replies.get(style.name))
-        if not path.exists() or path.read_text("utf-8") != page:
-            path.write_text(page, "utf-8")
-            _LOGGER.warning("%s was out of date and is now written anew: commit it", path.name)
+        _update(PAGES / f"{style.name}.md", style_page(style, replies.get(style.name)))
+
+
+def _update(path: Path, page: str) -> None:
+    if not path.exists() or path.read_text("utf-8") != page:
+        path.write_text(page, "utf-8")
+        _LOGGER.warning("%s was out of date and is now written anew: commit it", path.name)
+
+
+def scaling_page() -> str:
+    """The page on scaling, with the table of sizes as it is computed now."""
+    before, begin, rest = (DOCS / "scaling.md").read_text("utf-8").partition(SIZES_BEGIN)
+    _, end, after = rest.partition(SIZES_END)
+    return f"{before}{begin}\n{sizes_table(SIZES, SIZES_RATE, SIZES_GPUS)}\n{end}{after}"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -51,6 +51,10 @@ _IMPORTED_LATER = {
         "preview:preview",
         "Compare styles on a few rows: what they ask, and what the model replies.",
     ),
+    "plan": (
+        "plan:plan",
+        "Tell what a run over a dataset will take: GPU hours, cores, memory, requests, exports.",
+    ),
     "styles": (
         "styles:styles",
         "List the styles: what can be asked about a row, each with an example.",
