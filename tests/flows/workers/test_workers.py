@@ -13,8 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
+from fault_proxy import FaultProxy
 from prefect.settings import PREFECT_API_URL
-from prefect_imageqa import Asking, Checks, Limits, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa import Asking, Caching, Checks, Limits, ObjectStore, VLLMEndpoint, image_qa
 from prefect_imageqa.flows.workers import member
 from prefect_imageqa.flows.workers.job import WorkerJob
 from prefect_imageqa.flows.workers.worker import work
@@ -27,6 +28,11 @@ ROWS = 400
 BATCH_SIZE, IN_FLIGHT = 32, 32
 AT_RISK = 2 * (IN_FLIGHT + 2 * BATCH_SIZE)
 """Rows of the batches that two workers may have at any moment."""
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_imageqa.tasks.object_store.patience.MAX_PAUSE", 0.5)
 
 
 @pytest.fixture
@@ -128,6 +134,92 @@ def test_each_pass_of_a_table_in_memory_is_given_to_workers(
     assert summaries[0] == summaries[1]
     assert (summaries[0]["pairs"], summaries[0]["unanswered"]) == (3, 1)
     assert exports(str(tmp_path / "out")) == exports(str(tmp_path / "alone"))
+
+
+def test_an_outage_of_the_output_loses_no_worker(
+    s3: str,
+    s3_proxy: FaultProxy,
+    dataset: str,
+    start_stub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(member, "SILENT_SECONDS", 3.0)
+    stub = start_stub(latency=0.2)
+    direct = ObjectStore(uri=f"{s3}/outage", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.url)
+
+    def go_away() -> None:
+        wait_until(lambda: bool(direct.list("pairs/parts")))
+        with s3_proxy.away():
+            time.sleep(4.5)
+
+    outage = threading.Thread(target=go_away)
+    outage.start()
+    image_qa(dataset, direct.uri, endpoint=stub.url, limits=limits(), workers=two("threads"))
+    outage.join()
+    assert "is lost" not in caplog.text
+    assert "answers again after" in caplog.text
+    assert stub.stats()["requests"] == ROWS
+    check_finished(direct.uri, dataset)
+
+
+def test_there_are_no_more_workers_than_requests_in_flight(
+    write_rows: Callable[[list[str]], str],
+    start_stub: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stub, output = start_stub(latency=0.2), tmp_path / "out put"
+    summary = image_qa(
+        write_rows([f"Row {row}?" for row in range(5)]),
+        str(output),
+        endpoint=stub.url,
+        limits=Limits(batch_size=1, max_in_flight=2),
+        workers=Workers(workers=8),
+    )
+    assert "max_in_flight 2: only 2 of 8 workers are started" in caplog.text
+    assert summary.ok == stub.stats()["requests"] == 5
+    assert not (output / "workers").exists()
+
+
+def test_what_is_asked_again_is_what_a_run_would_ask_again(
+    write_rows: Callable[[list[str]], str], start_stub: Any, tmp_path: Path
+) -> None:
+    stub = start_stub()
+    dataset = write_rows([*(f"Row {row}?" for row in range(30)), "STUB finish length"])
+
+    def asked(name: str, **caching: Any) -> int:
+        before = stub.stats()["requests"]
+        summary = image_qa(
+            dataset,
+            str(tmp_path / name),
+            endpoint=stub.url,
+            limits=Limits(batch_size=8),
+            caching=Caching(cache=str(tmp_path / "cache"), **caching),
+            workers=two("threads"),
+        )
+        assert (summary.rows, summary.quarantined) == (31, 1)
+        assert summary.requests == stub.stats()["requests"] - before
+        return summary.requests
+
+    first = asked("a")
+    assert first >= 31
+    assert asked("b") == 0
+    assert asked("a", retry_quarantined=True) == first - 30
+    assert asked("a", refresh=True) == first
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_row_that_crashes_the_server_is_found(
+    write_rows: Callable[[list[str]], str], start_stub: Any, tmp_path: Path
+) -> None:
+    stub = start_stub("--respawn=0.3", latency=0.1)
+    dataset = write_rows(["STUB die" if row == 40 else f"Row {row}?" for row in range(80)])
+    told = Limits(batch_size=16, max_in_flight=16)
+    output = str(tmp_path / "out")
+    summary = image_qa(dataset, output, endpoint=stub.url, limits=told, workers=two("threads"))
+    assert (summary.rows, summary.ok, summary.reasons) == (80, 79, {"crash": 1})
 
 
 def test_a_worker_that_hangs_is_replaced(
