@@ -82,7 +82,7 @@ def test_the_form_describes_every_parameter(
             element = form_field(form, f"{name}/{inner['title']}")
             expect(element).to_contain_text(as_shown(inner["description"]))
         groups += bool(group)
-    assert groups == 10
+    assert groups == 11
     assert page_log.external() == []
 
 
