@@ -210,7 +210,7 @@ def test_what_is_asked_again_is_what_a_run_would_ask_again(
     assert asked("a", refresh=True) == first
 
 
-@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.workers
 def test_a_row_that_crashes_the_server_is_found(
     write_rows: Callable[[list[str]], str], start_stub: Any, tmp_path: Path
 ) -> None:
@@ -302,6 +302,9 @@ def test_workers_that_cannot_work_end_the_run_with_their_reason(
     block = VLLMEndpoint(urls=[keyed_stub.url], api_key="stub-api-key-5f2c")
     with pytest.raises(ImageQAError, match="save the vllm-endpoint block and give its name"):
         image_qa(dataset, output, endpoint=block, workers=two("processes"))
+    store = ObjectStore(uri="s3://bucket", endpoint_url="http://127.0.0.1:9")
+    with pytest.raises(ImageQAError, match="save the image-qa-store block and give its name"):
+        image_qa(dataset, output, endpoint=keyed_stub.url, store=store, workers=two("threads"))
     with pytest.raises(ImageQAError, match="give --endpoint, or leave out --workers"):
         image_qa(dataset, output, model="owner/name", workers=two("processes"))
     assert not Path(output).exists()
