@@ -82,7 +82,7 @@ from .publish.publish import as_asset, expected_sample, final_sample, publish, r
 from .run import Run
 from .summary import RunSummary
 from .task_runs import PREFETCHED_CHUNKS, THREADS
-from .workers.answer import HandedPass, answer_batch, as_stored
+from .workers.answer import HandedPass, answer_batch, as_stored, handed_pass
 
 
 @deployable_flow(
@@ -241,7 +241,7 @@ def answer_rows(
         return run.steps.submit(answer_batch, batch, handed, run.output)
 
     def answer(batches: Iterator[Batch]) -> None:
-        if (handed := run.handed(open_pass)) is None:
+        if (handed := handed_pass(run.crew, open_pass)) is None:
             run_batches(batches, generate, store, open_pass, run)
         else:
             to_worker = partial(hand_over, handed)

@@ -51,10 +51,8 @@ from .progress import RunProgress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
 from .task_runs import StepRunner
-from .workers.answer import HandedPass
 from .workers.channel import remove_messages
 from .workers.crew import Crew
-from .workers.messages import Work
 from .workers.open_crew import check_workers, open_crew
 
 
@@ -173,11 +171,6 @@ class Run:
         )
         self._stack.enter_context(self.crew)
         self._stack.enter_context(self.progress.watching(self.crew))
-
-    def handed(self, current: OpenPass) -> HandedPass | None:
-        """A pass as its workers get it; None if the run answers its batches itself."""
-        work = None if self.crew is None else Work.of(current)
-        return HandedPass(self.crew, work) if self.crew and work else None
 
     def _is_unguided(self) -> bool:
         """Whether replies should follow a schema, but the server does not make them do so."""

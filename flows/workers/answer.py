@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from ...tasks.concurrency import TASK_OPTIONS, Pending
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Batch
 from ...tasks.storing.store import StoredBatch, read_part
+from ..open_pass import OpenPass
 from .crew import Crew
 from .messages import Work
 
@@ -23,6 +24,20 @@ class HandedPass:
 
     crew: Crew
     work: Work
+
+
+def handed_pass(crew: Crew | None, current: OpenPass) -> HandedPass | None:
+    """A pass as workers get it; None if the run answers its batches itself."""
+    if crew is None:
+        return None
+    if (work := Work.of(current)) is None:
+        label = current.prompt_settings.label
+        get_run_logger().info(
+            "the run answers the rows of %s itself: only it has the parser or the model",
+            f"check {label}" if label else "the dataset",
+        )
+        return None
+    return HandedPass(crew, work)
 
 
 @task(name="answer", task_run_name="answer-{batch}", **TASK_OPTIONS)
