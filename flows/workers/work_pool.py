@@ -31,8 +31,8 @@ from .job import WorkerJob
 POLL_SECONDS = 3.0
 """How often the states of the flow runs are read, at most."""
 
-POLL_SHARE = 0.1
-"""How much of the time that may take: those of a thousand workers take longer."""
+POLL_SHARE = 0.3
+"""How much of the time that may take: a thousand workers, or a slow server, take longer."""
 
 START_SECONDS = 300.0
 """For how long to try to create a flow run while Prefect's server does not answer."""
@@ -155,8 +155,10 @@ class WorkPool:
             PrefectServerError: the deployment is gone, or is not one of such workers.
         """
         worker = FlowRunWorker(self, job, f"worker {job.worker} of {self._run_name or job.run}")
-        with suppress(*NO_ANSWER):
+        try:
             self._create(worker)
+        except NO_ANSWER:  # such as 503: SQLite does not take many requests at once
+            self.refresh_soon()
         self._workers.append(worker)
         return worker
 
