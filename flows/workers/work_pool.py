@@ -193,14 +193,11 @@ class WorkPool:
                 worker.stop()
         stopping = [one for one in self._workers if one.stopped and not one.is_final]
         deadline = max((one.stopped or 0.0 for one in stopping), default=0.0) + STOP_SECONDS
-        while any(not one.is_final for one in stopping) and time.monotonic() < deadline:
+        while not all(one.is_final for one in stopping):
             self._poll()
+            if time.monotonic() > deadline + 2 * CLOSE_POLL_SECONDS:  # the server does not answer
+                break
             time.sleep(CLOSE_POLL_SECONDS)
-        gone: State[Any] = Cancelled(message="stopped by its run; nobody has reported its end")
-        with suppress(*NO_ANSWER), one_attempt():
-            for worker in stopping:
-                if not worker.is_final:
-                    self._set_state(worker, gone, force=True)
 
     def _poll(self) -> None:
         """Read the states of all flow runs; create and cancel those that are to be."""
@@ -215,9 +212,8 @@ class WorkPool:
             if self._pool and any(worker.is_waiting for worker in created):
                 self._pool_status = self._client.read_work_pool(self._pool).status
             for worker in created:
-                is_told = worker.state is None or worker.state.is_cancelling()
-                if worker.stopped and not worker.is_final and not is_told:
-                    self._set_state(worker, Cancelling())
+                if worker.stopped and not worker.is_final:
+                    self._cancel(worker, time.monotonic() - worker.stopped)
 
     def _read_states(self, workers: list[FlowRunWorker]) -> None:
         by_id = {worker.id: worker for worker in workers if worker.id}
@@ -227,10 +223,20 @@ class WorkPool:
         for id_, worker in by_id.items():
             worker.state = states.get(id_, Crashed(message="somebody has deleted it"))
 
-    def _set_state(self, worker: FlowRunWorker, state: State[Any], *, force: bool = False) -> None:
-        if worker.id:
-            answer = self._client.set_flow_run_state(worker.id, state, force)
-            worker.state = answer.state or worker.state
+    def _cancel(self, worker: FlowRunWorker, waited: float) -> None:
+        """Do what the button in the UI does; a flow run that then does not end is a leftover.
+
+        It would take a slot of its work pool for ever.
+        """
+        assert worker.id  # noqa: S101 - it is created
+        is_told = worker.state is not None and worker.state.is_cancelling()
+        if is_told and waited < STOP_SECONDS:
+            return
+        state: State[Any] = Cancelling()
+        if is_told:
+            state = Cancelled(message="stopped by its run; nobody has reported its end")
+        answer = self._client.set_flow_run_state(worker.id, state, force=is_told)
+        worker.state = answer.state or worker.state
 
     def _create_late(self, worker: FlowRunWorker) -> None:
         try:
