@@ -13,7 +13,7 @@ from ...tasks.runs.workers import Workers
 from .cluster_task import run_worker, why_lost
 from .job import WorkerJob
 
-_CONNECT_SECONDS = 30.0
+_CONNECT_SECONDS = 20.0
 _START_SECONDS = 15.0  # within which a worker says how it is, if a thread is free
 _CHECK_SECONDS = 3.0
 

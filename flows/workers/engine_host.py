@@ -1,5 +1,6 @@
 """The process in which `HostedEngine` runs an engine: its folder is the only argument."""
 
+import shutil
 import sys
 import time
 from importlib import import_module
@@ -20,11 +21,15 @@ def main(folder: Path) -> int:
     workers = Workers.model_validate_json((folder / SETTINGS).read_bytes())
     connect = import_module(f".{workers.engine}_engine", __package__).connect
     try:
-        with terminate_on_signals(), connect(workers) as engine:
+        # In this order, as Ray has its own handler of SIGTERM, which closes nothing.
+        with connect(workers) as engine, terminate_on_signals():
             _serve(engine, folder)
     except ImageQAError as error:
         (folder / FAILURE).write_text(str(error))
         return 1
+    except SystemExit:  # ended by a signal: the run may have been killed, and removes nothing
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return 0
 
 

@@ -74,6 +74,7 @@ class HostedEngine:
     def __init__(self, workers: Workers, folder: Path) -> None:
         name, address = workers.engine.capitalize(), printable(workers.engine_address or "")
         self.cluster = f"the {name} cluster at {address}" if address else f"a local {name} cluster"
+        self._is_local = not address
         self._folder = folder
         (folder / SETTINGS).write_text(workers.model_dump_json())
         command = [sys.executable, "-m", _MODULE, str(folder)]
@@ -98,8 +99,8 @@ class HostedEngine:
         self._write(f"{worker}{STOPS}", "")
 
     def close(self) -> None:
-        """End the process and all that it has started."""
-        self._process.stop()
+        """End the process and all that it has started: a local cluster needs no farewell."""
+        self._process.stop(kill=self._is_local)
 
     def states(self) -> dict[str, tuple[str, str | None]] | None:
         """Note and end of each worker; None while the engine is not open yet.
@@ -143,6 +144,7 @@ def _environment(workers: Workers) -> dict[str, str]:
         # Without a token, who reaches a port of a local Ray cluster could run code in it; without
         # ours, Ray would save one in the home folder.
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # or under uv it would copy the folder
     return environment
 
 

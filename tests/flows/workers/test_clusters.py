@@ -90,7 +90,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until_asking(run: "subprocess.Popen[str]", stub: Any) -> None:
+    """Until the workers have asked more than one batch of rows."""
+    deadline = time.monotonic() + 120
+    while stub.stats()["requests"] <= IN_FLIGHT:
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_until(reached: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -120,7 +129,7 @@ def test_a_killed_worker_is_replaced(
 ) -> None:
     stub, output = start_stub(latency=0.5), str(tmp_path / "out")
     run = command(engine, dataset, output, stub.url)
-    wait_until(lambda: stub.stats()["requests"] > IN_FLIGHT)
+    wait_until_asking(run, stub)
     workers = processes(run.pid, CLUSTER_PROCESSES[engine])
     workers[-1].send_signal(signal.SIGKILL)
     said, _ = run.communicate(timeout=200)
@@ -137,7 +146,7 @@ def test_nothing_is_left_of_a_run_that_ends_early(
 ) -> None:
     stub, output = start_stub(latency=1.0), str(tmp_path / "out")
     run = command(engine, dataset, output, stub.url)
-    wait_until(lambda: stub.stats()["requests"] > IN_FLIGHT)
+    wait_until_asking(run, stub)
     started = processes(run.pid, "")
     run.send_signal(end)
     run.communicate(timeout=60)
@@ -157,7 +166,7 @@ def test_a_lost_cluster_ends_the_run(
 ) -> None:
     stub, output = start_stub(latency=1.0), str(tmp_path / "out")
     run = command(engine, dataset, output, stub.url)
-    wait_until(lambda: stub.stats()["requests"] > IN_FLIGHT)
+    wait_until_asking(run, stub)
     started = processes(run.pid, "")
     [host] = processes(run.pid, "-m prefect_imageqa.flows.workers.engine_host")[1:]
     host.send_signal(signal.SIGKILL)
