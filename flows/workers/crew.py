@@ -186,7 +186,10 @@ class Crew:
             self._sum_up()
 
     def _start(self, engine: Engine, losses: int) -> None:
-        job = self._job.model_copy(update={"worker": str(next(self._names))})
+        # A server that was up when the run started is waited for.
+        limits = self._job.limits.model_copy(update={"wait": losses > 0})
+        own = {"worker": str(next(self._names)), "limits": limits}
+        job = self._job.model_copy(update=own)
         worker = Member(job.folder, engine.start(job), losses)
         with self._changed:
             self._workers.append(worker)

@@ -95,7 +95,7 @@ def _busy(workers: Workers, limits: Limits) -> Workers:
 
 
 def _shared(limits: Limits, workers: Workers) -> Limits:
-    """The limits of one of several workers; each starts when the servers are up."""
+    """The limits of one of several workers; the first ones start when the servers are up."""
     changed: dict[str, Any] = {"wait": False}
     if isinstance(limits.max_in_flight, int):
         changed["max_in_flight"] = limits.max_in_flight // workers.workers
