@@ -300,9 +300,10 @@ def test_in_namespaces_that_share_only_s3_and_the_servers(
         namespaces = stack.enter_context(Namespaces.opened(2))
         monkeypatch.setenv("AWS_ENDPOINT_URL", namespaces.relay(os.environ["AWS_ENDPOINT_URL"]))
         api = namespaces.relay(str(PREFECT_API_URL.value()))
-        stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
         url = namespaces.relay(stub.url)
-        stack.enter_context(Machines(tmp_path, pool, namespaces).running()).start(2)
+        machines = stack.enter_context(Machines(tmp_path, pool, namespaces).running())
+        with temporary_settings({PREFECT_API_URL: api}):
+            machines.start(2)
         image_qa(rows, f"{base}/alone", url, limits=LIMITS)
         summary = image_qa(rows, f"{base}/out", url, limits=LIMITS, workers=two(pool))
         assert (summary.ok, summary.requests, stub.stats()["requests"]) == (ROWS, ROWS, 2 * ROWS)
