@@ -171,7 +171,9 @@ def test_rows_of_foreign_and_corrupted_cache_objects_are_sent_again(
         warnings = [
             record.getMessage()
             for record in caplog.records
-            if path.name in record.getMessage() and reason in record.getMessage()
+            if record.name == "prefect.flow_runs"
+            and path.name in record.getMessage()
+            and reason in record.getMessage()
         ]
         assert len(warnings) == 1
         assert "sent to the model again" in warnings[0]
