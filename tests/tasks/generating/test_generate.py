@@ -194,7 +194,8 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(start_stub: Any) -> No
         assert client.stats.requests <= 31 + 2 * 6
     lost = replies[7]
     assert isinstance(lost, Problem)
-    assert (lost.kind, lost.attempts) == (Kind.CRASH, 2)
+    assert lost.kind is Kind.CRASH
+    assert 2 <= lost.attempts <= 2 * 6  # it, too, may find the server gone
     # The next row in line is suspected, too, if it was sent just before the port was closed, twice.
     others = {reply.kind for reply in replies if isinstance(reply, Problem)} - {Kind.CRASH}
     assert not others
