@@ -11,6 +11,7 @@ from PIL import Image
 from prefect.states import Failed
 from prefect_imageqa.serving.client import sender
 from prefect_imageqa.serving.client.client import ChatClient
+from prefect_imageqa.serving.client.retry_policy import MAX_ATTEMPTS
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.errors import EndpointError
 from prefect_imageqa.serving.types import Completion, Failure, FailureKind
@@ -200,7 +201,8 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(start_stub: Any) -> No
     others = {reply.kind for reply in replies if isinstance(reply, Problem)} - {Kind.CRASH}
     assert not others
     assert lost.message.startswith("the server went down while it worked on this row (")
-    assert stub.stats()["starts"] == 3
+    # On a busy machine it may be back before the client looks: then it has only disconnected.
+    assert 3 <= stub.stats()["starts"] <= 1 + MAX_ATTEMPTS[FailureKind.DISCONNECTED]
 
 
 def test_a_server_that_stays_away_stops_the_batch_and_replies_are_retained(
