@@ -40,7 +40,7 @@ test-ceph: $(FLOW_ENV) ## Run the tests on Ceph's S3 gateway (installs it with a
 	$(BIN)/pytest tests/ceph
 
 test-workers: $(FLOW_ENV) ## Kill and cancel runs on several workers, for minutes
-	$(BIN)/pytest -m workers tests/flows/workers
+	$(BIN)/pytest -m workers tests/flows/workers tests/browser
 
 test-clusters: $(FLOW_ENV) ## Run the tests of workers on Ray and Dask (installs both into .venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray,dask]'

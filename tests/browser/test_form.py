@@ -2,9 +2,11 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, expect
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
@@ -217,6 +219,49 @@ def test_a_run_is_cancelled_and_resumed(
         screenshot(what)
     assert (page_log.dialogs, page_log.external()) == ([], [])
     assert keyed_stub.api_key not in everything(ui)
+
+
+@pytest.mark.workers
+def test_a_run_with_workers_is_cancelled(page: Page, ui: Any, start_stub: Any) -> None:
+    """Its workers are flow runs of their own, which end with it."""
+    slow = start_stub(latency=1.0, slots=16)
+    write_demo_dataset(ui.folder / "many", 400, seed=6)
+    deployment = ui.api("/deployments/name/image-qa/on-demand")
+    parameters = {
+        "dataset": "many/dataset.json",
+        "output": "many-qa",
+        "endpoint": slow.url,
+        "limits": {"batch_size": 16, "max_in_flight": 16},
+        "workers": {"workers": 2, "engine": "work-pool"},
+    }
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    run_id = ui.api(path, {"parameters": parameters})["id"]
+
+    def workers() -> list[dict[str, Any]]:
+        named = {"flows": {"name": {"any_": ["image-qa-worker"]}}}
+        found: list[dict[str, Any]] = ui.api("/flow_runs/filter", named)
+        return found
+
+    page.goto(f"{ui.url}/runs/flow-run/{run_id}")
+    while sum(run["state_type"] == "RUNNING" for run in workers()) < 2:
+        page.wait_for_timeout(500)
+    while slow.stats()["requests"] < 48:
+        page.wait_for_timeout(100)
+    began = time.monotonic()
+    page.get_by_role("button", name="Cancel").click()
+    press(page, "Confirm", "/set_state")
+    while any(run["state_type"] in {"RUNNING", "CANCELLING"} for run in workers()):
+        page.wait_for_timeout(100)
+    assert ui.wait_for_run(run_id)["state_name"] == "Cancelled"
+    assert time.monotonic() - began < 20
+    asked = slow.stats()["requests"]
+    assert asked < 400
+    page.wait_for_timeout(2500)
+    assert slow.stats()["requests"] == asked
+    assert not (ui.folder / "many-qa" / "workers").exists()
+    stored = (ui.folder / "many-qa" / "pairs" / "parts").rglob("*.parquet")
+    rows = sum(pq.read_metadata(part).num_rows for part in stored)
+    assert asked - 16 <= rows <= asked  # what was answered when it was cancelled is stored
 
 
 def broken_up(text: str) -> re.Pattern[str]:
