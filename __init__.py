@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .tasks.runs.parameters import Parsing as Parsing
     from .tasks.runs.parameters import Sampling as Sampling
     from .tasks.runs.pilot import Pilot as Pilot
+    from .tasks.runs.workers import Workers as Workers
 
 _NAMES = {
     ".flows.image_qa": ("image_qa",),
@@ -63,6 +64,7 @@ _NAMES = {
     ".tasks.runs.checks": ("Checks",),
     ".tasks.runs.exports": ("Exports",),
     ".tasks.runs.pilot": ("Pilot",),
+    ".tasks.runs.workers": ("Workers",),
     ".flows.summary": ("RunSummary",),
     ".serving.client": ("ChatClient",),
     ".serving.endpoint": ("VLLMEndpoint",),

@@ -14,11 +14,13 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ValidationError
 
 from ..serving.endpoint import safe_url
 from ..serving.ephemeral_server import ephemeral_settings
 from ..serving.printable import printable
+from ..tasks.errors import ImageQAError
 from ..tasks.run_names import short_name
 from .prefect_outage import (
     UnreportedError,
@@ -101,7 +103,19 @@ class DeployableFlow(Flow[P, R]):
             raise ParameterTypeError("; ".join(_messages(cause))) from None
 
     def with_options(self, **options: Any) -> "DeployableFlow[P, R]":
-        """Like Prefect's, but returns a `DeployableFlow` and not a plain flow."""
+        """Like Prefect's, but returns a `DeployableFlow` and not a plain flow.
+
+        Raises:
+            ImageQAError: a task runner other than Prefect's threads: the steps of a run share
+                memory.
+        """
+        runner = options.get("task_runner")
+        if runner is not None and not isinstance(runner, ThreadPoolTaskRunner):
+            raise ImageQAError(
+                f"{self.name} does not run on {type(runner).__name__}: give it workers, such as "
+                "workers=Workers(workers=4, engine='ray'); the other engines are dask, work-pool "
+                "and processes"
+            )
         changed = super().with_options(**options)
         changed.__class__ = type(self)
         return cast("DeployableFlow[P, R]", changed)

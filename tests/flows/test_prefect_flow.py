@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.names import generate_slug
-from prefect_imageqa import image_qa
+from prefect_imageqa import ImageQAError, image_qa
 from prefect_imageqa.flows import prefect_flow
 
 
@@ -69,3 +70,11 @@ def test_a_chosen_name_of_a_run_stays(
 def test_names_that_prefect_picks_are_known() -> None:
     words = {word for _ in range(300) for word in generate_slug(2).split("-")}
     assert words <= prefect_flow._PREFECTS_WORDS
+
+
+def test_another_task_runner_is_refused_with_what_there_is_instead() -> None:
+    processes: Any = ProcessPoolTaskRunner()
+    with pytest.raises(ImageQAError, match=r"ProcessPoolTaskRunner: give it workers, such as"):
+        image_qa.with_options(task_runner=processes)
+    threads: Any = ThreadPoolTaskRunner(100)
+    assert image_qa.with_options(task_runner=threads).name == "image-qa"

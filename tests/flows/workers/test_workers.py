@@ -15,13 +15,21 @@ import psutil
 import pytest
 from fault_proxy import FaultProxy
 from prefect.settings import PREFECT_API_URL
-from prefect_imageqa import Asking, Caching, Checks, Limits, ObjectStore, VLLMEndpoint, image_qa
+from prefect_imageqa import (
+    Asking,
+    Caching,
+    Checks,
+    Limits,
+    ObjectStore,
+    VLLMEndpoint,
+    Workers,
+    image_qa,
+)
 from prefect_imageqa.flows.workers import member
 from prefect_imageqa.flows.workers.job import WorkerJob
 from prefect_imageqa.flows.workers.worker import work
 from prefect_imageqa.serving.errors import EndpointError, ImageQAError
 from prefect_imageqa.tasks.exporting.verify_output import verify
-from prefect_imageqa.tasks.runs.workers import Workers
 
 COMMAND = Path(sys.executable).with_name("prefect-imageqa")
 ROWS = 400
