@@ -109,10 +109,11 @@ class DeployableFlow(Flow[P, R]):
             ImageQAError: a task runner other than Prefect's threads: the steps of a run share
                 memory.
         """
-        runner = options.get("task_runner")
-        if runner is not None and not isinstance(runner, ThreadPoolTaskRunner):
+        runner = options.get("task_runner") or ThreadPoolTaskRunner
+        kind = runner if isinstance(runner, type) else type(runner)
+        if not issubclass(kind, ThreadPoolTaskRunner):
             raise ImageQAError(
-                f"{self.name} does not run on {type(runner).__name__}: give it workers, such as "
+                f"{self.name} does not run on {kind.__name__}: give it workers, such as "
                 "workers=Workers(workers=4, engine='ray'); the other engines are dask, work-pool "
                 "and processes"
             )
