@@ -67,7 +67,7 @@ BUSY = 0.7
 
 # --- memory, MiB ----------------------------------------------------------------------------------
 
-RUN_MEMORY = Slope(500, 150 / 2**20, 400_000, MEMORY)
+RUN_MEMORY = Slope(430, 150 / 2**20, 1_000_000, "a run of 1,000,000 rows, 2026-11-28")
 COORDINATOR_MEMORY = Slope(320, 150 / 2**20, 400_000, MEMORY)
 """A run without and with workers: what is in flight, and an entry for each row."""
 
