@@ -123,11 +123,11 @@ def test_a_dataset_is_counted_or_planned_for_the_rows_that_are_given(
 
 
 def test_lines_name_value_basis_and_what_was_measured(call: Call) -> None:
-    code, out, err = call("plan", "--rows=1000000", *GPUS)
+    code, out, err = call("plan", "--rows=9000000", *GPUS)
     assert (code, err) == (0, "")
     first, *lines = out.splitlines()
-    assert first == "1,000,000 rows"
-    first_line = "9.3 h GPU hours computed 30 requests/s for each of 30"
+    assert first == "9,000,000 rows"
+    first_line = "83.3 h GPU hours computed 30 requests/s for each of 30"
     assert " ".join(lines[0].split()) == first_line
     (memory,) = [line for line in lines if "memory of the run" in line]
     number = memory.partition("extrapolated ")[2].split()[0]
