@@ -31,6 +31,7 @@ class Puppet:
         self.job = job
         self.note = ""
         self.reason: str | BaseException | None = None
+        self.obeys = False
         self.stops = 0
         self._channel = channel
         self._beats = 0
@@ -39,6 +40,8 @@ class Puppet:
     def ended(self) -> str | None:
         if isinstance(self.reason, BaseException):
             raise self.reason
+        if self.obeys and self._channel.store.exists(self.job.folder.end):
+            return "it has ended"
         return self.reason
 
     def stop(self) -> None:
@@ -161,7 +164,7 @@ def test_a_batch_is_answered_and_nothing_stays(stage: Callable[[int], Stage]) ->
         assert answered.result(20).part == f"by {worker.job.worker}"
         assert play.engine.is_open
         for each in play.engine.started:
-            each.reason = "it has ended"
+            each.obeys = True
     assert play.counted.requests in (9, 14)
     assert not play.engine.is_open
     assert not [each for each in play.engine.started if each.stops]
@@ -199,7 +202,7 @@ def test_a_result_that_was_stored_before_the_end_of_its_worker_is_taken(
         if second.batches:  # seen before
             second.finish(*second.batches)
         assert answered.result(20).part in ("by 1", "by 2")
-        second.reason = "it has ended"
+        second.obeys = True
 
 
 def test_a_late_result_of_a_lost_worker_does_not_count(
@@ -224,7 +227,7 @@ def test_a_late_result_of_a_lost_worker_does_not_count(
         second.finish(*second.batches)
         assert answered.result(20).part == "by 2"
         assert play.counted.requests == 3
-        second.reason = "it has ended"
+        second.obeys = True
     assert not play.store.list("workers")
 
 
