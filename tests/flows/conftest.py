@@ -4,14 +4,17 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pandas as pd
 import pytest
 from PIL import Image
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.workers.process import ProcessWorker
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 
 WriteRows = Callable[[list[str]], str]
@@ -85,6 +88,22 @@ def runs_of() -> Callable[[str | Path], list[FlowRun]]:
         return found
 
     return read
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    """A client of the Prefect server."""
+    with get_client(sync_client=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pool(client: SyncPrefectClient) -> str:
+    """A work pool of processes."""
+    name = f"pool-{uuid4().hex[:8]}"
+    template = ProcessWorker.get_default_base_job_template()
+    client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+    return name
 
 
 @pytest.fixture

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
-from prefect.workers.process import ProcessWorker
 from prefect_imageqa import image_qa
 from prefect_imageqa.serving import demo_model
 
@@ -48,21 +46,6 @@ options += ["--count-texts={folder}/texts", "--api-key=" + os.environ["VLLM_API_
 del os.environ["PYTHONSAFEPATH"]  # the stub imports its neighbours
 os.execv(sys.executable, [sys.executable, "{stub}", *options])
 """
-
-
-@pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pool(client: SyncPrefectClient) -> str:
-    """A work pool of processes."""
-    name = f"pool-{uuid.uuid4().hex[:8]}"
-    template = ProcessWorker.get_default_base_job_template()
-    client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
-    return name
 
 
 @pytest.fixture

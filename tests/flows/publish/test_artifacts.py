@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from prefect import flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -48,12 +48,6 @@ def _without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_plots", lambda _: [])
         yield
-
-
-@pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as opened:
-        yield opened
 
 
 def wait_for(read: Callable[[], Any], fits: Callable[[Any], bool], seconds: float = 60) -> Any:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pandas as pd
 import psutil
@@ -19,14 +19,13 @@ import pytest
 from fault_proxy import FaultProxy, Rule
 from machines import Machines, Namespaces
 from PIL import Image
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Crashed, Pending, Running
-from prefect.workers.process import ProcessWorker
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.workers import work_pool
 from prefect_imageqa.flows.workers.job import WorkerJob
@@ -47,17 +46,8 @@ AT_RISK = 2 * (IN_FLIGHT + 2 * BATCH_SIZE)
 
 
 @pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pool(client: SyncPrefectClient) -> str:
+def pool(client: SyncPrefectClient, pool: str) -> str:
     """A work pool with a deployment each of the run and its workers, which have its name."""
-    name = f"pool-{uuid4().hex[:8]}"
-    template = ProcessWorker.get_default_base_job_template()
-    client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     flows: dict[str, Flow[Any, Any]] = {
         "prefect_imageqa.flows.image_qa:image_qa": image_qa,
         "prefect_imageqa.flows.workers.worker_flow:image_qa_worker": image_qa_worker,
@@ -65,13 +55,13 @@ def pool(client: SyncPrefectClient) -> str:
     for entrypoint, flow in flows.items():
         client.create_deployment(
             flow_id=client.create_flow(flow),
-            name=name,
+            name=pool,
             entrypoint=entrypoint,
-            work_pool_name=name,
+            work_pool_name=pool,
             parameter_openapi_schema=flow.__dict__["parameters"].model_dump(),
             enforce_parameter_schema=True,
         )
-    return name
+    return pool
 
 
 @pytest.fixture
@@ -375,7 +365,7 @@ def test_a_machine_that_goes_takes_no_row_with_it(
 
 
 @pytest.mark.workers
-def test_cancelled_in_the_ui_everything_ends(
+def test_cancelled_as_by_the_ui_everything_ends(
     client: SyncPrefectClient,
     pool: str,
     machines: Machines,
