@@ -1,6 +1,5 @@
 """The model of a run: at a running endpoint, or on a server started for the run."""
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -8,7 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import cache
 
-from prefect.logging.loggers import LoggingAdapter
 from prefect.runtime import deployment
 from pydantic import SecretStr
 
@@ -25,7 +23,6 @@ from ..tasks.errors import EndpointError, EndpointUnreachableError
 from ..tasks.runs.checks import Checks
 from ..tasks.runs.parameters import Limits
 from .batch_results import NO_RESULT, BatchResults
-from .run_log import HAS_LINES
 
 API_KEY = "PREFECT_IMAGEQA_API_KEY"
 """Environment variable with the API key of endpoints that are given by URL."""
@@ -230,30 +227,3 @@ def _connected(
     with client, watching(client.stats):
         client.check(limits.server_wait if limits.wait else 0.0)
         yield
-
-
-@contextmanager
-def forward_logs(target: "logging.Logger | LoggingAdapter") -> Iterator[None]:
-    """Show in a run's log what the client, the server and the stores say: waits, restarts."""
-    logger, handler = logging.getLogger("prefect_imageqa"), _ForwardingHandler(target)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-class _ForwardingHandler(logging.Handler):
-    """Passes the records of one logger to another."""
-
-    def __init__(self, target: "logging.Logger | LoggingAdapter") -> None:
-        super().__init__()
-        self._target = target
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._target.log(record.levelno, record.getMessage(), extra={HAS_LINES: True})

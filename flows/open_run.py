@@ -15,12 +15,12 @@ from ..tasks.runs.run_record import last_completed
 from ..tasks.storing.layout import read_manifest
 from .approval import check_can_ask
 from .batch_results import BatchResults
-from .open_model import forward_logs
 from .open_store import open_store
 from .pass_settings import image_reader
 from .process_memory import rare_collections
 from .progress import current_progress
 from .run import Run
+from .run_log import forward_logs
 
 
 @contextmanager

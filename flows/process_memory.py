@@ -8,9 +8,10 @@ which took a sixth of the CPU time of a command that processes a few thousand ro
 import atexit
 import ctypes
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from .shared_block import shared_block
 
 _THRESHOLDS = (50_000, 20, 20)
 """New objects before a collection of the youngest; how many of those before one of the older."""
@@ -19,11 +20,6 @@ _M_ARENA_MAX = -8
 _ARENAS = 2
 """Of glibc's allocator, which by default has up to eight per core and returns little of what was
 freed in each: a run that sends images took a quarter more memory."""
-
-_lock = threading.Lock()
-_blocks = 0
-_own_thresholds = (0, 0, 0)
-_frozen = False
 
 
 def collect_rarely() -> None:
@@ -38,38 +34,20 @@ def keep_little_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
+@shared_block
 @contextmanager
 def rare_collections() -> Iterator[None]:
     """Collect garbage rarely during the block, and do not search what exists at its start.
 
-    The settings are those of the whole process: they change with the first of several blocks that
-    overlap, and are restored with the last. A process that has frozen objects itself keeps them.
+    A process that has frozen objects itself keeps them.
     """
-    _begin()
+    thresholds, is_frozen_here = gc.get_threshold(), gc.get_freeze_count() == 0
+    if is_frozen_here:
+        gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
-        _end()
-
-
-def _begin() -> None:
-    global _blocks, _own_thresholds, _frozen
-    with _lock:
-        _blocks += 1
-        if _blocks > 1:
-            return
-        _own_thresholds, _frozen = gc.get_threshold(), gc.get_freeze_count() == 0
-        if _frozen:
-            gc.freeze()
-        gc.set_threshold(*_THRESHOLDS)
-
-
-def _end() -> None:
-    global _blocks
-    with _lock:
-        _blocks -= 1
-        if _blocks:
-            return
-        gc.set_threshold(*_own_thresholds)
-        if _frozen:
+        gc.set_threshold(*thresholds)
+        if is_frozen_here:
             gc.unfreeze()

@@ -17,9 +17,11 @@ from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import get_logger
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.logging.loggers import LoggingAdapter
 
 from ..serving.printable import printable, printable_lines, printable_traceback
 from ..tasks.errors import ImageQAError
+from .shared_block import shared_block
 
 Shorten = Callable[[logging.LogRecord], None]
 
@@ -42,6 +44,8 @@ HAS_LINES = "has_lines"
 
 IS_RESULT = "is_result"
 """Attribute of a record that a terminal shows, although it is no warning: what was asked for."""
+
+_PACKAGE = logging.getLogger("prefect_imageqa")
 
 _said: "WeakSet[BaseException]" = WeakSet()
 """Errors that have been logged: Prefect logs the same one at several levels of its engine."""
@@ -71,6 +75,43 @@ def error_is_printed(flow: Flow[..., Any]) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(_is_not_last)
+
+
+@contextmanager
+def forward_logs(target: "logging.Logger | LoggingAdapter") -> Iterator[None]:
+    """Show in a run's log what the client, the server and the stores say: waits, restarts."""
+    handler = _ForwardingHandler(target)
+    with _forwarded_only():
+        _PACKAGE.addHandler(handler)
+        try:
+            yield
+        finally:
+            _PACKAGE.removeHandler(handler)
+
+
+@shared_block
+@contextmanager
+def _forwarded_only() -> Iterator[None]:
+    """Keep what the package says out of other logs, where it would be seen twice."""
+    level, propagate = _PACKAGE.level, _PACKAGE.propagate
+    _PACKAGE.setLevel(logging.INFO)
+    _PACKAGE.propagate = False
+    try:
+        yield
+    finally:
+        _PACKAGE.setLevel(level)
+        _PACKAGE.propagate = propagate
+
+
+class _ForwardingHandler(logging.Handler):
+    """Passes the records of one logger to another."""
+
+    def __init__(self, target: "logging.Logger | LoggingAdapter") -> None:
+        super().__init__()
+        self._target = target
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._target.log(record.levelno, record.getMessage(), extra={HAS_LINES: True})
 
 
 def _is_not_last(record: logging.LogRecord) -> bool:

@@ -8,7 +8,7 @@ from ...serving.server.checkpoint import checkpoint_digest
 from ...serving.server.launch import ServerOptions, local_checkpoint
 from ...serving.server.server import VLLMServer
 from ...tasks.runs.parameters import Sampling
-from ..open_model import forward_logs
+from ..run_log import forward_logs
 
 _servers: dict[ServerOptions, VLLMServer] = {}
 """Running servers of this process; each is stopped when the process ends."""

@@ -2,8 +2,8 @@
 
 from prefect import get_run_logger
 
-from ..open_model import forward_logs
 from ..prefect_flow import deployable_flow
+from ..run_log import forward_logs
 from .job import WorkerJob
 from .worker import work
 

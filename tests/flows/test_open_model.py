@@ -1,6 +1,5 @@
 """The model of a run: its server is started, checked, restarted or waited for."""
 
-import logging
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from prefect.runtime import deployment
 from prefect_imageqa import VLLMEndpoint
-from prefect_imageqa.flows.open_model import RunModel, forward_logs, open_model
+from prefect_imageqa.flows.open_model import RunModel, open_model
 from prefect_imageqa.serving.demo_model import scenes
 from prefect_imageqa.serving.server import recovery
 from prefect_imageqa.serving.server.checkpoint import checkpoint_digest
@@ -219,20 +218,3 @@ def test_a_wait_for_a_server_that_is_not_up_ends(unused_url: str) -> None:
         open_model([unused_url], "stub", limits),
     ):
         pass
-
-
-def test_logs_of_client_server_and_stores_are_shown_in_the_log_of_a_run(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    package, run = logging.getLogger("prefect_imageqa"), logging.getLogger("a-run")
-    level = package.level
-    with caplog.at_level(logging.DEBUG, logger="a-run"), forward_logs(run):
-        logging.getLogger("prefect_imageqa.serving").warning("%s does not answer", "S")
-        logging.getLogger("prefect_imageqa.store").info("it answers again")
-        logging.getLogger("prefect_imageqa.store").debug("a detail")
-    logging.getLogger("prefect_imageqa.store").info("after the run")
-    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
-        ("a-run", "WARNING", "S does not answer"),
-        ("a-run", "INFO", "it answers again"),
-    ]
-    assert (package.level, package.handlers, package.propagate) == (level, [], True)

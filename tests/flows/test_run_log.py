@@ -17,7 +17,7 @@ import pytest
 from prefect.logging import get_logger
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect_imageqa import EndpointError, ImageQAError, Limits, StoreError, image_qa
-from prefect_imageqa.flows.run_log import error_is_printed
+from prefect_imageqa.flows.run_log import error_is_printed, forward_logs
 
 WriteRows = Callable[[list[str]], str]
 BATCHES = Limits(batch_size=2, max_in_flight=8, server_wait=1)
@@ -144,3 +144,37 @@ def test_an_error_that_the_caller_prints_is_not_on_the_console() -> None:
     finally:
         logging.getLogger().removeHandler(handler)
     assert console.getvalue().splitlines() == ["not printed", "not the end"]
+
+
+def test_logs_of_client_server_and_stores_are_shown_in_the_log_of_a_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package, run = logging.getLogger("prefect_imageqa"), logging.getLogger("a-run")
+    level = package.level
+    with caplog.at_level(logging.DEBUG, logger="a-run"), forward_logs(run):
+        logging.getLogger("prefect_imageqa.serving").warning("%s does not answer", "S")
+        logging.getLogger("prefect_imageqa.store").info("it answers again")
+        logging.getLogger("prefect_imageqa.store").debug("a detail")
+    logging.getLogger("prefect_imageqa.store").info("after the run")
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("a-run", "WARNING", "S does not answer"),
+        ("a-run", "INFO", "it answers again"),
+    ]
+    assert (package.level, package.handlers, package.propagate) == (level, [], True)
+
+
+def test_the_last_of_overlapping_runs_restores_the_log_of_the_package(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package = logging.getLogger("prefect_imageqa")
+    first, second = (forward_logs(logging.getLogger(name)) for name in ("first", "second"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    package.warning("one is left")
+    second.__exit__(None, None, None)
+    package.warning("none is left")
+    assert [(record.name, record.message) for record in caplog.records] == [
+        ("second", "one is left"),
+        ("prefect_imageqa", "none is left"),
+    ]
