@@ -11,12 +11,16 @@ import pyarrow as pa
 
 from ..errors import ObjectCorruptedError
 from ..object_store.store import ObjectStore
+from ..runs.run_record import RunRecord
 from ..storing.key_index import Array, pack_keys
+from ..storing.layout import ANSWERED_PAIRS, FILTERED, JUDGED
 from ..storing.parts import reported_corruption
 from .bounded_parquet import bounded_batches
-from .pairs_parquet import PAIRS_SCHEMA, ROWS, ROWS_SCHEMA
+from .export import ALWAYS_EXPORTED
+from .pairs_parquet import PAIRS, PAIRS_SCHEMA, ROWS, ROWS_SCHEMA
 from .qa_json import QA_JSON, QA_JSONL
 from .quarantine_jsonl import QUARANTINE_JSONL
+from .trainers.export_record import EXPORT, read_exports
 
 RUN_AGAIN = "run the same command again"
 
@@ -58,7 +62,55 @@ class Findings:
         ]
 
 
-def check_answers(
+def check_exports(
+    store: ObjectStore,
+    sizes: Mapping[str, int],
+    run: RunRecord,
+    keys: Array | None,
+    findings: Findings,
+) -> Array | None:
+    """Check that every row of a completed run is exported once.
+
+    Returns:
+        For each row of the dataset, whether it is in `quarantine.jsonl`; None without row keys.
+    """
+    checks, counts = run.parameters.checks, run.counts
+    answered, every_pair = counts.ok + counts.filtered, counts.pairs + counts.filtered_pairs
+    for name in (*ALWAYS_EXPORTED, *((JUDGED, FILTERED) if checks.are_wanted else ())):
+        if name not in sizes:
+            findings.add(name, "missing")
+    _check_answers(store, sizes, answered, findings)
+    for export in read_exports(store):
+        names = (f"{EXPORT}/{export.format}/{name}" for name in export.files)
+        for name in (name for name in names if name not in sizes):
+            findings.add(name, "missing", "export again")
+    if keys is None:
+        return None
+    quarantined = np.zeros(len(keys), bool)
+    if QUARANTINE_JSONL in sizes:
+        quarantined = _check_failures(store, keys, counts.quarantined, findings)
+    expected = {PAIRS: counts.pairs}
+    if checks.are_wanted:
+        expected |= {FILTERED: counts.filtered_pairs, JUDGED: every_pair}
+    if checks.negatives:
+        expected[ANSWERED_PAIRS] = every_pair - counts.negatives
+    complete = (JUDGED, ANSWERED_PAIRS) if checks.are_wanted else (PAIRS,)
+    sums = {
+        name: _check_pairs(
+            store, name, keys, quarantined, count, findings, has_all=name in complete
+        )
+        for name, count in expected.items()
+        if name in sizes
+    }
+    split = [sums[name] for name in (PAIRS, FILTERED) if name in sums]
+    if JUDGED in sums and len(split) == 2 and sums[JUDGED] != sum(split) % (1 << 64):
+        findings.add(PAIRS, f"its pairs and those of {FILTERED} are not those of {JUDGED}")
+    if ROWS in sizes:
+        _check_rows(store, keys, quarantined, answered, findings)
+    return quarantined
+
+
+def _check_answers(
     store: ObjectStore, sizes: Mapping[str, int], ok: int, findings: Findings
 ) -> None:
     """Check that `qa.jsonl` has `ok` records, and that `qa.json`, if it exists, has the same."""
@@ -85,7 +137,7 @@ def check_answers(
             findings.add(QA_JSON, f"its records are not those of {QA_JSONL}")
 
 
-def check_failures(store: ObjectStore, keys: Array, count: int, findings: Findings) -> Array:
+def _check_failures(store: ObjectStore, keys: Array, count: int, findings: Findings) -> Array:
     """Check that `quarantine.jsonl` has `count` rows, in order and with the right keys.
 
     Returns:
@@ -114,7 +166,7 @@ def check_failures(store: ObjectStore, keys: Array, count: int, findings: Findin
     return present
 
 
-def check_pairs(
+def _check_pairs(
     store: ObjectStore,
     name: str,
     keys: Array,
@@ -122,7 +174,7 @@ def check_pairs(
     count: int,
     findings: Findings,
     *,
-    has_all: bool = True,
+    has_all: bool,
 ) -> int:
     """Check that a file has `count` pairs, grouped by row and in order.
 
@@ -172,7 +224,7 @@ def _sum_of_pairs(rows: Array, numbers: Array) -> int:
     return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
 
 
-def check_rows(
+def _check_rows(
     store: ObjectStore, keys: Array, quarantined: Array, count: int, findings: Findings
 ) -> None:
     """Check that `rows.parquet` has `count` rows, in order."""

@@ -21,11 +21,8 @@ from ..records import Answered
 from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
 from ..storing.layout import (
-    ANSWERED_PAIRS,
     ANSWERS,
     COMPLETIONS,
-    FILTERED,
-    JUDGED,
     MANIFEST,
     RUNS,
     PassFolder,
@@ -44,24 +41,17 @@ from ..storing.parts import (
 )
 from ..storing.row_keys import read_keys
 from ..storing.stored_rows import part_source
-from .export import ALWAYS_EXPORTED
 from .output_status import EXPORTS, in_folder
-from .pairs_parquet import PAIRS, ROWS
 from .quarantine_jsonl import QUARANTINE_JSONL
-from .trainers.export_record import EXPORT, read_exports
-from .verify_exports import (
-    RUN_AGAIN,
-    Findings,
-    check_answers,
-    check_failures,
-    check_pairs,
-    check_rows,
-)
+from .verify_exports import RUN_AGAIN, Findings, check_exports
 
 _MAIN = PassFolder(PAIRS_PASS)
 _ANSWERS = PassFolder(ANSWERS)
 _PAIRS_FOLDERS = (_MAIN, _ANSWERS)
 """Passes whose answers are QA pairs; those of a check are what its verdict takes."""
+
+_Stored = dict[str, list[tuple[Array, Array]]]
+"""Folder of parts -> the row keys and locations in each of its parts."""
 
 _MERGED_READERS = 4
 """Threads that read merged parts: each holds the keys of tens of thousands of rows as strings."""
@@ -99,51 +89,32 @@ def verify(store: ObjectStore) -> Verification:
         StoreError: there is no output, it has another layout, or it cannot be read now.
     """
     findings = Findings(store)
-    last = None
-    try:
-        last = last_completed(store)
-        if last is None:
-            findings.add(MANIFEST, "no run has completed yet", RUN_AGAIN)
-    except ObjectCorruptedError as error:
-        findings.add_corrupted(error)
+    last = _last_run(store, findings)
     sizes = store.sizes()
     keys = _read_keys(store, last.keys, findings) if last else None
-    answers = _ANSWERS.parts(ANSWER.label)
-    rows: dict[str, list[tuple[Array, Array]]] = {answers: []}
-    parts = _MAIN.parts(last.parser) if last else ""
-    rows[parts] = []
     checks = check_folders(sizes)
     folders = (*_PAIRS_FOLDERS, *checks)
-    rows |= {folder.all_parts: [] for folder in checks}  # whatever their parsers
-    checked, is_live = 0, False
+    stored: _Stored = {
+        _MAIN.parts(last.parser if last else ""): [],
+        _ANSWERS.parts(ANSWER.label): [],
+        **{folder.all_parts: [] for folder in checks},  # whatever their parsers
+    }
+    count, is_live = 0, False
     for name, read in _objects(store, sizes, folders, findings):
-        checked += 1
+        count += 1
         if isinstance(read, RunRecord):
             is_live = is_live or read.is_live
         elif read is not None:
-            folder = name.rpartition("/")[0]
-            of_check = folder.rpartition("/")[0]
-            if (found := rows.get(folder, rows.get(of_check))) is not None:
+            parts = name.rpartition("/")[0]
+            all_parts = parts.rpartition("/")[0]
+            if (found := stored.get(parts, stored.get(all_parts))) is not None:
                 found.append((read.keys, read.locations))
     key_names = [name for folder in folders for name in in_folder(sizes, folder.keys)]
     for name in key_names:
         if sizes[name] % KEY.itemsize:
             findings.add(name, "corrupted", "delete it and run again")
     if last is not None:
-        if keys is not None and len(keys) != last.counts.rows:
-            counted = f"{len(keys):,} rows, but the manifest counts {last.counts.rows:,}"
-            findings.add(last.keys, counted)
-        _check_exports(store, sizes, last, keys, _index(rows[parts]), findings)
-        if last.parameters.asking.answer == "separately":
-            questions = _read_keys(store, _ANSWERS.keys_of(last.keys), findings)
-            if questions is not None:
-                _check_stored(answers, "question", questions, _index(rows[answers]), findings)
-        made = set(map(check_name, last.parameters.checks.passes))
-        for check in (each for each in checks if each.name in made):
-            asked = _read_keys(store, check.keys_of(last.keys), findings)
-            if asked is not None:
-                index = _index(rows[check.all_parts])
-                _check_stored(check.all_parts, "request", asked, index, findings)
+        _check_run(store, sizes, last, keys, stored, findings)
     exports = sum(name in sizes for name in EXPORTS)
     counts = last.counts if last else RunCounts()
     return Verification(
@@ -151,10 +122,22 @@ def verify(store: ObjectStore) -> Verification:
         ok=counts.ok,
         filtered=counts.filtered,
         quarantined=counts.quarantined,
-        objects=checked + len(key_names) + exports + 1,  # the manifest
+        objects=count + len(key_names) + exports + 1,  # the manifest
         problems=findings.lines(),
         is_live=is_live,
     )
+
+
+def _last_run(store: ObjectStore, findings: Findings) -> RunRecord | None:
+    """The last completed run; None if there is none, or if its record cannot be read."""
+    try:
+        last = last_completed(store)
+    except ObjectCorruptedError as error:
+        findings.add_corrupted(error)
+        return None
+    if last is None:
+        findings.add(MANIFEST, "no run has completed yet", RUN_AGAIN)
+    return last
 
 
 def _objects(
@@ -225,6 +208,38 @@ def _read_part(store: ObjectStore, name: str, size: int) -> Contents:
         return contents
 
 
+def _check_run(
+    store: ObjectStore,
+    sizes: Mapping[str, int],
+    run: RunRecord,
+    keys: Array | None,
+    stored: _Stored,
+    findings: Findings,
+) -> None:
+    """Check that every row of each pass of a completed run is stored, and exported once."""
+    if keys is not None and len(keys) != run.counts.rows:
+        counted = f"{len(keys):,} rows, but the manifest counts {run.counts.rows:,}"
+        findings.add(run.keys, counted)
+    quarantined = check_exports(store, sizes, run, keys, findings)
+    if keys is not None and quarantined is not None:
+        parts = _MAIN.parts(run.parser)
+        index = _index(stored[parts])
+        _check_stored(parts, "row", keys, index, findings)
+        found = index.find(keys)
+        failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)
+        # Not the reverse: a later run may have answered rows that were quarantined at the export.
+        unlisted = failed & ~quarantined
+        _add_all(QUARANTINE_JSONL, "quarantined row missing", "row", unlisted, findings)
+    made = sorted({check_name(check) for check in run.parameters.checks.passes})
+    further = [(folder, folder.all_parts, "request") for folder in map(PassFolder, made)]
+    if run.parameters.asking.answer == "separately":
+        further.insert(0, (_ANSWERS, _ANSWERS.parts(ANSWER.label), "question"))
+    for folder, parts, unit in further:
+        asked = _read_keys(store, folder.keys_of(run.keys), findings) if parts in stored else None
+        if asked is not None:
+            _check_stored(parts, unit, asked, _index(stored[parts]), findings)
+
+
 def _index(rows: list[tuple[Array, Array]]) -> KeyIndex:
     index = KeyIndex()
     index.extend(rows)
@@ -240,53 +255,6 @@ def _read_keys(store: ObjectStore, name: str, findings: Findings) -> Array | Non
     except ObjectCorruptedError:
         pass  # reported when the sizes of all keys are checked
     return None
-
-
-def _check_exports(
-    store: ObjectStore,
-    sizes: Mapping[str, int],
-    run: RunRecord,
-    keys: Array | None,
-    index: KeyIndex,
-    findings: Findings,
-) -> None:
-    """Check that every row of a completed run is stored, and exported once."""
-    checks, counts = run.parameters.checks, run.counts
-    answered, every_pair = counts.ok + counts.filtered, counts.pairs + counts.filtered_pairs
-    for name in (*ALWAYS_EXPORTED, *((JUDGED, FILTERED) if checks.are_wanted else ())):
-        if name not in sizes:
-            findings.add(name, "missing")
-    check_answers(store, sizes, answered, findings)
-    for export in read_exports(store):
-        names = (f"{EXPORT}/{export.format}/{name}" for name in export.files)
-        for name in (name for name in names if name not in sizes):
-            findings.add(name, "missing", "export again")
-    if keys is None:
-        return
-    quarantined = np.zeros(len(keys), bool)
-    if QUARANTINE_JSONL in sizes:
-        quarantined = check_failures(store, keys, run.counts.quarantined, findings)
-    expected = {PAIRS: counts.pairs}
-    if checks.are_wanted:
-        expected |= {FILTERED: counts.filtered_pairs, JUDGED: every_pair}
-    if checks.negatives:
-        expected[ANSWERED_PAIRS] = every_pair - counts.negatives
-    complete = (JUDGED, ANSWERED_PAIRS) if checks.are_wanted else (PAIRS,)
-    sums = {
-        name: check_pairs(store, name, keys, quarantined, count, findings, has_all=name in complete)
-        for name, count in expected.items()
-        if name in sizes
-    }
-    split = [sums[name] for name in (PAIRS, FILTERED) if name in sums]
-    if JUDGED in sums and len(split) == 2 and sums[JUDGED] != sum(split) % (1 << 64):
-        findings.add(PAIRS, f"its pairs and those of {FILTERED} are not those of {JUDGED}")
-    if ROWS in sizes:
-        check_rows(store, keys, quarantined, answered, findings)
-    # A later run may have answered rows that were quarantined when the exports were written.
-    _check_stored(_MAIN.parts(run.parser), "row", keys, index, findings)
-    found = index.find(keys)
-    failed = found.known & (found.locations["kind"] != ANSWERED_NUMBER)
-    _add_all(QUARANTINE_JSONL, "quarantined row missing", "row", failed & ~quarantined, findings)
 
 
 def _check_stored(folder: str, unit: str, keys: Array, index: KeyIndex, findings: Findings) -> None:
