@@ -21,7 +21,8 @@ from prefect_imageqa.tasks.exporting.trainers import ExportSource, write_export
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered
 from prefect_imageqa.tasks.runs.exports import Exports

@@ -29,7 +29,7 @@ import pandas as pd  # imported by every run, so its memory counts
 from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.exporting.last_export import export_inputs
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store import s3 as s3_module
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList

@@ -31,7 +31,7 @@ from prefect_imageqa.tasks.exporting.export import export_rows
 from prefect_imageqa.tasks.images.file_digests import FileDigests
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered
 from prefect_imageqa.tasks.storing.layout import ALL_PAIRS

@@ -9,7 +9,8 @@ from ..tasks.generating.chat_requests import GenerationSettings
 from ..tasks.images.file_digests import FileDigests
 from ..tasks.images.reader import ImageReader
 from ..tasks.images.references import ImageBase
-from ..tasks.loading.dataset import Dataset, load_dataset
+from ..tasks.loading.dataset import Dataset
+from ..tasks.loading.load import load_dataset
 from ..tasks.object_store.credentials import S3Credentials
 from ..tasks.parsing.faults import reply_fault
 from ..tasks.prompting.keys import RequestSpec

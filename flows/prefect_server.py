@@ -78,20 +78,20 @@ def check_server(*, needed: bool = False) -> None:
 
 
 def _wait_for_version(client: SyncPrefectClient, url: str) -> None:
-    deadline, is_first = time.monotonic() + WAIT_SECONDS, True
+    deadline: float | None = None
     while True:
         try:
             return _check_version(client, url)
         except _ServerBusyError:
-            if time.monotonic() >= deadline:
+            if deadline is None:
+                deadline = time.monotonic() + WAIT_SECONDS
+                _LOGGER.warning(
+                    "the Prefect server at %s does not answer yet: waiting, up to %.0f s",
+                    url,
+                    WAIT_SECONDS,
+                )
+            elif time.monotonic() >= deadline:
                 raise
-        if is_first:
-            _LOGGER.warning(
-                "the Prefect server at %s does not answer yet: waiting, up to %.0f s",
-                url,
-                WAIT_SECONDS,
-            )
-            is_first = False
         time.sleep(POLL_SECONDS)
 
 

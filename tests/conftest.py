@@ -33,7 +33,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
-    for _ in range(200):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         assert server.poll() is None, "the server died"
         try:
             urlopen(url, timeout=1)  # noqa: S310
@@ -71,7 +72,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"s3://{BUCKET}"
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ...tasks.loading.columns import Columns
-from ...tasks.loading.dataset import open_dataset
+from ...tasks.loading.load import open_dataset
 from ..open_store import open_store
 from .options import Flag, Store, UsageError
 from .sizes import Figure, Size, figures, sources_of

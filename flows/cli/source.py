@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...tasks.exporting.trainers import ExportSource
 from ...tasks.images.reader import ImageReader
 from ...tasks.images.references import ImageBase
-from ...tasks.loading.dataset import open_dataset
+from ...tasks.loading.load import open_dataset
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.reporting.report import make_report
 from ...tasks.reporting.row_images import ImageSource, RowImages

@@ -10,7 +10,7 @@ from ...serving.errors import ImageQAError
 from ...tasks.errors import StoreError
 from ...tasks.exporting.qa_json import dump_record, json_default
 from ...tasks.loading.columns import Columns
-from ...tasks.loading.dataset import open_dataset
+from ...tasks.loading.load import open_dataset
 from ...tasks.loading.table_formats import to_python
 from ...tasks.object_store.store import ObjectStore
 

@@ -12,7 +12,8 @@ from ..images.prepare import ImageSettings
 from ..images.reader import ImageReader
 from ..loading.columns import Columns, read_value, shown_names
 from ..loading.conversations import IMAGE_PLACEHOLDER, read_conversation
-from ..loading.dataset import Dataset, open_dataset
+from ..loading.dataset import Dataset
+from ..loading.load import open_dataset
 from ..object_store.credentials import S3Credentials
 from ..object_store.store import ObjectStore
 from ..records import Row, RowError

@@ -6,6 +6,7 @@ becomes a row with a problem, not an error.
 """
 
 from .columns import Columns
-from .dataset import Dataset, load_dataset
+from .dataset import Dataset
+from .load import load_dataset
 
 __all__ = ["Columns", "Dataset", "load_dataset"]

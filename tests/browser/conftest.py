@@ -25,6 +25,9 @@ from playwright.sync_api import Browser, Dialog, Locator, Page, expect, sync_pla
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 
+TIMEOUT = 90_000
+"""Milliseconds: a server may wait 60 s for its database before it answers."""
+
 TakeScreenshot = Callable[..., Path]
 
 
@@ -64,7 +67,7 @@ def browser() -> Iterator[Browser]:
     assert program, "chromium is missing: run tests/browser/install.sh"
     # Chromium's sandbox does not work for root; /dev/shm has only 64 MB in a container.
     flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=TIMEOUT)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=flags)
         yield running
@@ -86,7 +89,7 @@ def page(browser: Browser, page_log: PageLog) -> Iterator[Page]:
         locale="en-US",
         timezone_id="UTC",
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(TIMEOUT)
     context.on("request", lambda request: page_log.urls.append(request.url))
     context.on("weberror", lambda error: page_log.errors.append(str(error.error)))
     opened = context.new_page()
@@ -170,7 +173,7 @@ class PrefectUI:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert server.poll() is None, (self.folder / "server.log").read_text()
-            with suppress(URLError):
+            with suppress(URLError, ConnectionError):
                 self.api("/health")
                 return
             time.sleep(0.3)

@@ -1,6 +1,7 @@
 """Fixtures of the flow tests: a Prefect server, small datasets, and ways to keep runs short."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from prefect.workers.process import ProcessWorker
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
 
 WriteRows = Callable[[list[str]], str]
+
+BACKGROUND_LOGGERS = ("asyncio", "prefect._internal", "prefect.events")
 
 TOLD_STYLE = """---
 name: told
@@ -45,6 +48,18 @@ def _on_prefect_server(prefect_server: None) -> Iterator[None]:
     """
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_background_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Keep out of `caplog` what Prefect's threads log, at any time, about runs of other tests."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.name.startswith(BACKGROUND_LOGGERS)
+
+    caplog.handler.addFilter(keep)
+    yield
+    caplog.handler.removeFilter(keep)
 
 
 @pytest.fixture

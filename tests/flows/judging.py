@@ -19,7 +19,8 @@ from prefect_imageqa.flows.open_pass import OpenPass
 from prefect_imageqa.flows.open_run import open_run
 from prefect_imageqa.flows.prefect_flow import deployable_flow
 from prefect_imageqa.tasks.concurrency import quote
-from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import load_dataset
 from prefect_imageqa.tasks.parsing.parse import ParseSettings
 from prefect_imageqa.tasks.parsing.parsers import Parsed
 from prefect_imageqa.tasks.prompting.chat import style_of

@@ -66,8 +66,17 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     process.communicate()
+
+
+def kill_at(
+    proxy: FaultProxy, hangs: Rule, begin: Callable[[], "subprocess.Popen[str]"]
+) -> None:
+    """Begin a run and SIGKILL it when a request to its store hangs."""
+    proxy.set_rules([hangs])
+    kill_when(begin(), lambda: proxy.faults["hang"] > 0)
+    proxy.set_rules([])
 
 
 def finish(dataset: str, output: str, url: str, **options: Any) -> Any:
@@ -157,13 +166,7 @@ def test_a_run_killed_at_each_step_of_storing_resumes(
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.url)
     requests = {}
     for moment, rule in MOMENTS.items():
-        s3_proxy.set_rules([rule])
-        hung = s3_proxy.faults["hang"]
-        kill_when(
-            start(dataset, output, stub.url),
-            lambda hung=hung: s3_proxy.faults["hang"] > hung,  # type: ignore[misc]
-        )
-        s3_proxy.set_rules([])
+        kill_at(s3_proxy, rule, lambda: start(dataset, output, stub.url))
         requests[moment] = stub.stats()["requests"]
         at_risk = len(times_sent(stub)) - len(stored_rows(output))
         print(f"killed {moment}: {at_risk} rows at risk")
@@ -205,9 +208,15 @@ def check_conserved(output: str, counts: RunCounts) -> None:
 
 
 def test_a_run_killed_in_a_check_goes_on_where_it_was(
-    start_stub: Any, write_rows: Callable[[list[str]], str], tmp_path: Path
+    start_stub: Any,
+    write_rows: Callable[[list[str]], str],
+    s3: str,
+    s3_proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count, output = 240, str(tmp_path / "out")
+    count, output = 240, f"{s3}/check-{tmp_path.name}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.url)
     stub = start_stub(f"--count-texts={tmp_path / 'texts'}", latency=LATENCY, slots=IN_FLIGHT)
     dataset = write_rows([text_with_pairs(row) for row in range(count)])
 
@@ -220,17 +229,18 @@ def test_a_run_killed_in_a_check_goes_on_where_it_was(
     assert rows == dict.fromkeys(map(text_with_pairs, range(count)), 1)
     questions = Counter({f"STUB text {place}" for place in PLACES.findall("\n".join(rows))})
 
-    check = ["--check", "consistency", "--keep", "consistency > 0"]
-    kill_when(start(dataset, output, stub.url, *check), lambda: len(sent() - rows) > 100)
+    def begin() -> "subprocess.Popen[str]":
+        check = ["--check", "consistency", "--keep", "consistency > 0"]
+        return start(dataset, output, stub.url, *check)
+
+    kill_at(s3_proxy, Rule("hang", method="PUT", path="/consistency/completions/", first=5), begin)
     stored = ObjectStore(uri=f"{output}/checks/consistency/completions")
     replies = b"".join(map(stored.read, stored.list())).decode()
     finished = {f"STUB text {place}" for place in PLACES.findall(replies)}
     assert 0 < len(finished) < 216 * 2
     at_risk = len(sent() - rows) - len(finished)
-    kill_when(
-        start(dataset, output, stub.url, *check),
-        lambda: ObjectStore(uri=output).exists(JUDGED),
-    )
+    kill_at(s3_proxy, Rule("hang", method="PUT", path=f"/{PAIRS}"), begin)
+    assert ObjectStore(uri=output).exists(JUDGED)
     asked = sent() - rows
     assert asked.keys() == questions.keys()
     assert {asked[question] for question in finished} == {1}

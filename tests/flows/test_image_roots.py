@@ -5,7 +5,7 @@ import pytest
 from prefect_imageqa.flows.image_roots import confine_images
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import image_refs
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.records import Kind, RowError
 
 

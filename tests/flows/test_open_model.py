@@ -116,7 +116,7 @@ def test_closing_the_model_stops_a_restart(own_server: None, tmp_path: Path) -> 
             while not processes("sleep"):
                 time.sleep(0.05)
         with pytest.raises(EndpointError, match="the client was closed"):
-            waiting.result(10)
+            waiting.result(60)
     assert psutil.Process().children(recursive=True) == before
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fault_proxy import FaultProxy, Rule
 from prefect.settings import PREFECT_API_URL
 from prefect_imageqa.flows.open_pass import _is_logged
 
@@ -51,18 +52,21 @@ def test_second_pass_is_resumed_cached_quarantined_and_counted(
     def judged_rows() -> int:
         return sum(text.startswith("STUB text") for text in times_sent())
 
-    killed = subprocess.Popen(
-        [sys.executable, str(JUDGING), str(dataset), str(output), stub.url],
-        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 180
-    while judged_rows() < 30:
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    # After 40 requests of the second pass, no more are answered: so it cannot end before the kill.
+    hangs = Rule("hang", path="/chat/", first=ROWS + 41)
+    with FaultProxy("127.0.0.1", stub.port, [hangs]) as proxy:
+        killed = subprocess.Popen(
+            [sys.executable, str(JUDGING), str(dataset), str(output), proxy.url],
+            env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 180
+        while judged_rows() < 30 or not list(output.glob("judge/parts/*/*.parquet")):
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     before = times_sent().total()
     assert before >= ROWS + 30
 

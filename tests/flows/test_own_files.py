@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from prefect_imageqa import Columns, Exports, ObjectStore, StoreError
 from prefect_imageqa.flows.own_files import check_own_files
-from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 from prefect_imageqa.tasks.storing.layout import open_output
 

@@ -209,8 +209,19 @@ def test_an_answer_typed_before_the_question_does_not_count(
         os.write(person, b"y\n")
         assert select.select([stdin], [], [], 10)[0]
         assert not ask_at_terminal("Ask the other rows?", 0.1)
-        threading.Timer(0.5, os.write, (person, b"yes\n")).start()
-        assert ask_at_terminal("Ask the other rows?", 60)
+        answered = threading.Event()
+
+        def type_until_read() -> None:
+            while not answered.wait(0.1):
+                os.write(person, b"yes\n")
+
+        typing = threading.Thread(target=type_until_read)
+        typing.start()
+        try:
+            assert ask_at_terminal("Ask the other rows?", 60)
+        finally:
+            answered.set()
+            typing.join()
     os.close(person)
 
 

@@ -147,13 +147,17 @@ def test_an_unusable_server_answers(
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_busy_server_is_waited_for(
-    status: int, start_fake: StartFake, caplog: pytest.LogCaptureFixture
+    status: int,
+    start_fake: StartFake,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(prefect_server, "WAIT_SECONDS", 60.0)
     url = start_fake(200, f'"{prefect.__version__}"', busy=[status, status])
     with temporary_settings({PREFECT_API_URL: url}):
         check_server()
     [message] = [record.getMessage() for record in caplog.records]
-    expected = f"{url.replace('user:a-password@', '')} does not answer yet: waiting, up to 0 s"
+    expected = f"{url.replace('user:a-password@', '')} does not answer yet: waiting, up to 60 s"
     assert message == f"the Prefect server at {expected}"
 
 

@@ -20,8 +20,7 @@ from prefect_imageqa.tasks.object_store.patience import Patience
 from prefect_imageqa.tasks.runs.heartbeat import ACTIVE_RUNS, this_process
 from prefect_imageqa.tasks.runs.run_record import read_run
 
-ROWS, BATCH_SIZE = 64, 8
-AWAY_SECONDS = 2.5
+ROWS, BATCH_SIZE, IN_FLIGHT = 64, 8, 4
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +38,18 @@ def behind_proxy(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def rows(write_rows: Callable[[list[str]], str]) -> str:
+def gone(tmp_path: Path) -> Path:
+    """A file: from the third batch on, rows are answered when it exists."""
+    return tmp_path / "gone"
+
+
+@pytest.fixture
+def rows(write_rows: Callable[[list[str]], str], gone: Path) -> str:
     """A dataset of distinct rows."""
-    return write_rows([f"Row {row}?" for row in range(ROWS)])
+    held = range(2 * BATCH_SIZE, 2 * BATCH_SIZE + IN_FLIGHT)
+    return write_rows(
+        [f"STUB until {gone} {row}" if row in held else f"Row {row}?" for row in range(ROWS)]
+    )
 
 
 def wait_until(reached: Callable[[], object], seconds: float = 60) -> None:
@@ -54,18 +62,21 @@ def wait_until(reached: Callable[[], object], seconds: float = 60) -> None:
 def test_a_run_waits_through_an_outage_while_batches_are_stored(
     start_stub: Any,
     rows: str,
+    gone: Path,
     behind_proxy: ObjectStore,
     s3_proxy: FaultProxy,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stub = start_stub(latency=0.05, slots=4)  # the run takes a second without the outage
+    stub = start_stub()
     output = behind_proxy.with_uri(f"{behind_proxy.uri}/waits-{tmp_path.name}")
 
     def go_away() -> None:
         wait_until(lambda: output.list("pairs/parts"))
         with s3_proxy.away():
-            time.sleep(AWAY_SECONDS)
+            gone.touch()
+            wait_until(lambda: f"S3 at {s3_proxy.url} does not answer" in caplog.text)
+            time.sleep(1)
 
     outage = threading.Thread(target=go_away)
     outage.start()
@@ -74,7 +85,7 @@ def test_a_run_waits_through_an_outage_while_batches_are_stored(
             rows,
             output.uri,
             endpoint=stub.url,
-            limits=Limits(batch_size=BATCH_SIZE, max_in_flight=4),
+            limits=Limits(batch_size=BATCH_SIZE, max_in_flight=IN_FLIGHT),
         )
     outage.join()
     assert (summary.ok, summary.quarantined, summary.requests) == (ROWS, 0, ROWS)
@@ -89,11 +100,12 @@ def test_a_run_waits_through_an_outage_while_batches_are_stored(
 def test_a_run_stops_when_the_store_of_its_images_is_lost_and_resumes(
     start_stub: Any,
     rows: str,
+    gone: Path,
     behind_proxy: ObjectStore,
     s3_proxy: FaultProxy,
     tmp_path: Path,
 ) -> None:
-    stub = start_stub(latency=0.05, slots=4)
+    stub = start_stub()
     images = behind_proxy.with_uri(f"{behind_proxy.uri}/images-{tmp_path.name}")
     records = json.loads(Path(rows).read_text())
     for number, record in enumerate(records):  # each is read when its row is asked
@@ -105,14 +117,15 @@ def test_a_run_stops_when_the_store_of_its_images_is_lost_and_resumes(
         "dataset": images.uri_of("rows.json"),
         "output": str(output),
         "endpoint": stub.url,
-        "limits": Limits(batch_size=BATCH_SIZE, max_in_flight=4, store_wait=1),
+        "limits": Limits(batch_size=BATCH_SIZE, max_in_flight=IN_FLIGHT, store_wait=1),
     }
     back = threading.Event()
 
     def go_away() -> None:
         wait_until(lambda: list(output.glob("pairs/parts/*/*.parquet")))
         with s3_proxy.away():
-            back.wait(60)
+            gone.touch()
+            back.wait(120)
 
     outage = threading.Thread(target=go_away)
     outage.start()

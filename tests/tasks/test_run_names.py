@@ -8,7 +8,7 @@ import pytest
 from prefect_imageqa.tasks.generating.batching import make_batch
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase
-from prefect_imageqa.tasks.loading.dataset import load_run_name
+from prefect_imageqa.tasks.loading.load import load_run_name
 from prefect_imageqa.tasks.prompting.keys import RequestSpec
 from prefect_imageqa.tasks.prompting.prompts import PromptSettings, prompt_run_name
 from prefect_imageqa.tasks.records import Row

@@ -16,7 +16,8 @@ from prefect_imageqa.flows.cli import terminal
 from prefect_imageqa.flows.cli.terminal import _display, _ProgressView
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.serving.client.stats import ClientStats
-from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from rich.console import Console
 
 LONG = (

@@ -34,7 +34,7 @@ from prefect_imageqa.flows.publish.artifacts import show_gallery, show_progress,
 from prefect_imageqa.flows.summary import RunSummary
 from prefect_imageqa.serving.client.stats import ClientStats
 from prefect_imageqa.serving.demo_model.scenes import write_demo_dataset
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.reporting import report
 from prefect_imageqa.tasks.reporting.markdown import artifact_key
 

@@ -131,7 +131,7 @@ def stage(tmp_path: Path) -> Iterator[Callable[[int], Stage]]:
         each.threads.shutdown()
 
 
-def wait_until(reached: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(reached: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -161,7 +161,7 @@ def test_a_batch_is_answered_and_nothing_stays(stage: Callable[[int], Stage]) ->
         (number,) = worker.batches
         worker.say(requests=9)
         worker.finish(number)
-        assert answered.result(20).part == f"by {worker.job.worker}"
+        assert answered.result(60).part == f"by {worker.job.worker}"
         assert play.engine.is_open
         for each in play.engine.started:
             each.obeys = True
@@ -180,7 +180,7 @@ def test_no_worker_is_started_without_a_batch_or_after_the_end(
     play = stage(2)
     play.crew.stop()
     with pytest.raises(EndpointError, match="the run has been stopped"):
-        play.answer().result(20)
+        play.answer().result(60)
     assert not play.engine.started
 
 
@@ -201,31 +201,31 @@ def test_a_result_that_was_stored_before_the_end_of_its_worker_is_taken(
         wait_until(lambda: answered.done() or second.batches)
         if second.batches:  # seen before
             second.finish(*second.batches)
-        assert answered.result(20).part in ("by 1", "by 2")
+        assert answered.result(60).part in ("by 1", "by 2")
         second.obeys = True
 
 
 def test_a_late_result_of_a_lost_worker_does_not_count(
     stage: Callable[[int], Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(member, "SILENT_SECONDS", 0.3)
     play = stage(1)
     with play.crew:
         answered = play.answer()
         play.has_started(1)
         (lost,) = play.workers()
         (number,) = holder(play).batches
+        monkeypatch.setattr(member, "SILENT_SECONDS", 0.3)
         play.has_started(2)
+        monkeypatch.setattr(member, "SILENT_SECONDS", 60.0)
         assert lost.stops == 1
         assert play.store.exists(lost.job.folder.end)
         lost.finish(number)
         lost.say(requests=1000)
         (second,) = play.workers()
         wait_until(lambda: is_given(second))
-        monkeypatch.setattr(member, "SILENT_SECONDS", 60.0)
         second.say(requests=3)
         second.finish(*second.batches)
-        assert answered.result(20).part == "by 2"
+        assert answered.result(60).part == "by 2"
         assert play.counted.requests == 3
         second.obeys = True
     assert not play.store.list("workers")
@@ -249,7 +249,7 @@ def test_nobody_waits_when_the_engine_fails(
         first.reason = error
         for answered in (given, waiting, play.answer(3)):
             with pytest.raises(ImageQAError, match=r"the cluster is gone|processes: .*: odd"):
-                answered.result(20)
+                answered.result(60)
     assert not play.engine.is_open
     assert not play.store.list("workers")
 
@@ -260,7 +260,7 @@ def test_workers_that_were_started_end_if_another_cannot_be(
     play = stage(2)
     play.engine.fails_at = 2
     with play.crew, pytest.raises(ImageQAError, match="no more machines"):
-        play.answer().result(20)
+        play.answer().result(60)
     assert [each.stops for each in play.engine.started] == [1]
 
 
@@ -274,7 +274,7 @@ def test_workers_that_finish_no_batch_are_replaced_a_few_times(
             play.has_started(number + 1)
             (worker,) = play.workers()
             worker.finish(*holder(play).batches)
-            answered.result(20)
+            answered.result(60)
             worker.reason = "its machine was needed for something else"
         play.has_started(2 * MAX_LOSSES + 1)
         answered = play.answer(99)
@@ -284,7 +284,7 @@ def test_workers_that_finish_no_batch_are_replaced_a_few_times(
             holder(play)
             worker.reason = "it has crashed"
         with pytest.raises(ImageQAError, match="of processes is lost: it has crashed"):
-            answered.result(20)
+            answered.result(60)
 
 
 def test_forged_messages_end_the_run(stage: Callable[[int], Stage]) -> None:
@@ -294,7 +294,7 @@ def test_forged_messages_end_the_run(stage: Callable[[int], Stage]) -> None:
         play.has_started(1)
         play.store.write(play.engine.started[0].job.folder.status, b"\x00" * 64)
         with pytest.raises(ObjectCorruptedError, match="was not written by this run"):
-            answered.result(20)
+            answered.result(60)
         play.engine.started[0].reason = "it has ended"
 
 
@@ -307,6 +307,6 @@ def test_the_run_may_be_stopped_while_batches_wait(stage: Callable[[int], Stage]
         stopping.start()
         for answered in answers:
             with pytest.raises(EndpointError, match="the run has been stopped"):
-                answered.result(20)
+                answered.result(60)
         stopping.join()
     assert play.engine.started[0].stops

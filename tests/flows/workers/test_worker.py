@@ -37,7 +37,7 @@ def channel(job: WorkerJob) -> Channel:
     return Channel(ObjectStore(uri=job.output), job.key)
 
 
-def wait_until(reached: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(reached: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline

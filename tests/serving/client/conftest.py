@@ -33,6 +33,12 @@ def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, watchful: None) -> None:
+    """Waits long for the reply to a test request: a server that answers them is never stalled."""
+    monkeypatch.setattr(watchdog, "TEST_SECONDS", 60.0)
+
+
+@pytest.fixture
 def dead_url() -> Iterator[str]:
     """A URL on which nothing listens, reserved for the test."""
     with socket.socket() as bound:

@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from chat import ask, completing, endpoint, noted, texts, wait_until
+from chat import ask, completing, endpoint, logged, noted, texts, wait_until
 from fake_vllm import TEST_TEXT, FakeVLLM
 from prefect_imageqa.serving.client import ChatClient, notes, sender, watchdog
+from prefect_imageqa.serving.client.servers import Server
 from prefect_imageqa.serving.errors import EndpointLostError
 from servers import StubServer
 
@@ -32,10 +33,8 @@ def test_a_server_that_hangs_is_named_and_its_requests_wait(stub: StubServer) ->
         stub.freeze()
         try:
             with completing(client, ROWS) as outcomes:
-                began = time.monotonic()
                 wait_until(noted(client, f"{stub.url} is stalled: 8 requests and no reply for "))
-                assert time.monotonic() - began < 5
-                wait_until(noted(client, "not even to a test request: waiting, 1 s of 900"))
+                wait_until(noted(client, "not even to a test request: waiting, N s of 900"))
                 assert client.stats.in_flight == 8
                 stub.thaw()
                 assert len(texts(outcomes.result(30))) == 40
@@ -48,10 +47,7 @@ def test_a_server_that_hangs_is_named_and_its_requests_wait(stub: StubServer) ->
 
 
 def test_nothing_is_asked_twice_when_a_server_goes_on() -> None:
-    with (
-        FakeVLLM() as server,
-        ChatClient(endpoint(server.url), max_in_flight=4, request_timeout=0.1) as client,
-    ):
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
         server.frozen = True
         with completing(client, ROWS) as outcomes:
             wait_until(noted(client, "is stalled"))
@@ -82,7 +78,7 @@ def test_a_server_that_is_asleep_is_not_asked_until_it_wakes() -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.frozen, server.asleep, server.tokens = True, True, 7
         with completing(client, ROWS) as outcomes:
-            wait_until(noted(client, f"{server.url} is asleep: waiting, 0 s of 900"))
+            wait_until(noted(client, f"{server.url} is asleep: waiting, N s of 900"))
             time.sleep(0.2)
             assert server.asked[TEST_TEXT] == 0
             server.frozen = server.asleep = False
@@ -112,7 +108,9 @@ def test_the_wait_for_a_server_that_hangs_ends() -> None:
     assert "waited 0 s" in message or "waited 1 s" in message
 
 
-def test_requests_of_a_server_that_hangs_go_to_another(two: tuple[FakeVLLM, FakeVLLM]) -> None:
+def test_requests_of_a_server_that_hangs_go_to_another(
+    two: tuple[FakeVLLM, FakeVLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen, other = two
     with ChatClient(endpoint(frozen.url, other.url), max_in_flight=8) as client:
         frozen.frozen = True
@@ -121,6 +119,7 @@ def test_requests_of_a_server_that_hangs_go_to_another(two: tuple[FakeVLLM, Fake
         wait_until(noted(client, "other servers do its work"))
         assert sum(frozen.asked[row] for row in ROWS) == 4
         # It gets requests again as soon as it answers.
+        monkeypatch.setattr(watchdog, "QUIET_SECONDS", 60.0)
         frozen.frozen, other.latency = False, 0.05
         wait_until(lambda: not client.stats.notes)
         assert texts(client.complete(map(ask, ROWS))) == ROWS
@@ -166,12 +165,9 @@ def test_requests_of_a_server_that_stays_down_go_to_another(
 
 def test_a_server_whose_counters_move_is_busy() -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
-        server.frozen, server.tokens = True, 0
+        server.frozen, server.tokens, server.new_tokens = True, 0, 10
         with completing(client, ROWS) as outcomes:
-            until = time.monotonic() + 1.0
-            while time.monotonic() < until:
-                server.tokens += 10
-                time.sleep(0.02)
+            wait_until(lambda: server.asked[TEST_TEXT] >= 3)  # it has been looked at twice
             assert not client.stats.notes
             (state,) = client._pool.servers
             assert state.activity.startswith("it is working: ")
@@ -181,6 +177,7 @@ def test_a_server_whose_counters_move_is_busy() -> None:
 
 
 @pytest.mark.parametrize("tokens", [None, 7], ids=["no counters", "counters that stand still"])
+@pytest.mark.usefixtures("patient")
 def test_a_server_that_answers_test_requests_is_busy(tokens: int | None) -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
         server.tokens, server.hanging = tokens, set(ROWS)
@@ -195,6 +192,7 @@ def test_a_server_that_answers_test_requests_is_busy(tokens: int | None) -> None
 
 
 @pytest.mark.parametrize("status", [400, 429])
+@pytest.mark.usefixtures("patient")
 def test_a_server_that_rejects_test_requests_is_judged_by_its_health(status: int) -> None:
     with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=4) as client:
         server.hanging, server.status_of = set(ROWS), {TEST_TEXT: status}
@@ -207,6 +205,7 @@ def test_a_server_that_rejects_test_requests_is_judged_by_its_health(status: int
             assert texts(outcomes.result(30)) == ROWS
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_server_that_completes_nothing_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notes, "_QUIET_SECONDS", 0.4)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
@@ -214,7 +213,7 @@ def test_a_server_that_completes_nothing_is_mentioned(monkeypatch: pytest.Monkey
         with completing(client, ROWS) as outcomes:
             wait_until(
                 noted(
-                    client, f"{server.url} has completed nothing for 0 s; it answers test requests"
+                    client, f"{server.url} has completed nothing for N s; it answers test requests"
                 )
             )
             server.hanging = set()
@@ -224,23 +223,28 @@ def test_a_server_that_completes_nothing_is_mentioned(monkeypatch: pytest.Monkey
 
 def test_a_slow_server_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five times what is usual until it is looked at, ten times until a request is cancelled."""
-    monkeypatch.setattr(watchdog, "QUIET_SECONDS", 0.5)
     with (
         FakeVLLM() as server,
-        ChatClient(endpoint(server.url), max_in_flight=20, request_timeout=0.4) as client,
+        ChatClient(endpoint(server.url), max_in_flight=20, request_timeout=0.2) as client,
     ):
-        server.latency = 0.2
-        assert texts(client.complete(map(ask, ROWS))) == ROWS
-        (state,) = client._pool.servers
-        assert 0.2 <= state.usual_latency() < 0.4
+        monkeypatch.setattr(Server, "usual_latency", lambda _: 60.0)
         server.hanging = set(ROWS[:4])
         with completing(client, ROWS) as outcomes:
-            wait_until(lambda: client.stats.completions == 40 + 36)
+            wait_until(lambda: client.stats.completions == 36)
             time.sleep(0.4)
             server.hanging = set()
             assert texts(outcomes.result(30)) == ROWS
         assert server.asked[TEST_TEXT] == 0
-        assert client.stats.requests == 80
+        assert client.stats.requests == 40
+
+
+def test_the_usual_latency_is_measured() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=20) as client:
+        server.latency = 0.2
+        (state,) = client._pool.servers
+        assert state.usual_latency() == 0
+        assert texts(client.complete(map(ask, ROWS))) == ROWS
+        assert 0.2 <= state.usual_latency() < 30
 
 
 def test_notes_that_last_are_logged_now_and_then(
@@ -249,14 +253,13 @@ def test_notes_that_last_are_logged_now_and_then(
     monkeypatch.setattr(watchdog, "notes_about", lambda *_: ["a note"])
     monkeypatch.setattr(watchdog, "_FIRST_LOG_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "_LOG_SECONDS", 0.3)
+    began = time.time()
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
-        wait_until(noted(client, "a note"))
-        began = time.time()
-        wait_until(lambda: len(caplog.records) == 2)
-    assert caplog.messages == ["a note", "a note"]
-    first, second = (record.created for record in caplog.records)
-    assert first - began > 0.1
-    assert second - first >= 0.3
+        wait_until(lambda: len(logged(caplog)) >= 2)
+    assert set(logged(caplog)) == {"a note"}
+    first, second, *_ = [r.created for r in caplog.records if r.getMessage() == "a note"]
+    assert first - began > 0.19
+    assert second - began > 0.49
 
 
 def test_a_watchdog_that_fails_goes_on(
@@ -272,4 +275,4 @@ def test_a_watchdog_that_fails_goes_on(
     monkeypatch.setattr(watchdog, "notes_about", notes_about)
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         wait_until(noted(client, "a note"))
-    assert caplog.messages == ["the watchdog failed: LookupError: True"]
+    assert logged(caplog) == ["the watchdog failed: LookupError: True"]

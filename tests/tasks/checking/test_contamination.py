@@ -18,7 +18,7 @@ from prefect_imageqa.tasks.checking.texts import form_digest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import QAPair
 

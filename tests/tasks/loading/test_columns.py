@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.loading.columns import Columns, image_value
-from prefect_imageqa.tasks.loading.dataset import Dataset, open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.records import Kind
 
 TURNS = [{"from": "human", "value": "What?"}]

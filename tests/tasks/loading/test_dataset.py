@@ -23,7 +23,8 @@ from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.references import ImageBase, image_refs
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import Dataset, load_dataset, open_dataset
+from prefect_imageqa.tasks.loading.dataset import Dataset
+from prefect_imageqa.tasks.loading.load import load_dataset, open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Kind
 
@@ -600,7 +601,7 @@ GROWTH = """
 import json, os, re, sys
 from pathlib import Path
 import prefect_imageqa.tasks.loading.table_formats
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 
 def peak():  # in kB; not ru_maxrss, which a child inherits from the process that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -16,7 +16,7 @@ import pytest
 from prefect_imageqa.tasks.errors import DatasetError
 from prefect_imageqa.tasks.loading import recorded_rows
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import load_dataset, open_dataset
+from prefect_imageqa.tasks.loading.load import load_dataset, open_dataset
 from prefect_imageqa.tasks.loading.recorded_rows import RecordedRows
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Row
@@ -228,7 +228,7 @@ def test_rows_without_a_conversation_are_counted(tmp_path: Path) -> None:
 
 DIGEST = """
 import sys
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.loading.recorded_rows import RecordedRows
 rows = RecordedRows(open_dataset(sys.argv[1]))
 assert list(rows.read())

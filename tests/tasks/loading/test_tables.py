@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from prefect_imageqa.tasks.errors import DatasetError
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 
 
 @pytest.mark.parametrize("is_searched", [False, True], ids=["file", "folder"])

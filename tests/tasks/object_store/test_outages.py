@@ -24,7 +24,7 @@ from prefect_imageqa.tasks.errors import (
 )
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.loading import tables
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store import patience as waiting
 from prefect_imageqa.tasks.object_store import s3 as s3_connection
 from prefect_imageqa.tasks.object_store.patience import Patience

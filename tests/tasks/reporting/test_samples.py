@@ -23,7 +23,7 @@ from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.images.thumbnails import LARGE_SIDE, SIDE, thumbnail
 from prefect_imageqa.tasks.loading.columns import Columns
-from prefect_imageqa.tasks.loading.dataset import open_dataset
+from prefect_imageqa.tasks.loading.load import open_dataset
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.prompting.keys import KeyList
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, QAPair, Quarantined, Row

@@ -1,11 +1,13 @@
 """Short forms for tests of the chat client."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.endpoint import VLLMEndpoint
 from prefect_imageqa.serving.types import ChatRequest, Completion, Failure, Outcome
@@ -57,5 +59,14 @@ def completing(client: ChatClient, sent: Iterable[str]) -> Iterator[Future[list[
 
 
 def noted(client: ChatClient, part: str) -> Callable[[], bool]:
-    """Whether one of the client's notes contains that text."""
-    return lambda: any(part in note for note in client.stats.notes)
+    """Whether one of the client's notes contains that text.
+
+    `N s` stands for any number of seconds, because the test may look too late for a certain one.
+    """
+    pattern = re.compile(re.escape(part).replace(re.escape("N s"), r"\d+ s"))
+    return lambda: any(pattern.search(note) for note in client.stats.notes)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the client has logged: threads of earlier tests may log as well."""
+    return [r.getMessage() for r in caplog.records if r.name == "prefect_imageqa.serving"]

@@ -117,6 +117,7 @@ class FakeVLLM(HTTPServer):
         health: HTTP status of `/health`.
         asleep: an operator has put the engine to sleep.
         tokens: the token counter on `/metrics`; None if there is no such page.
+        new_tokens: by how much that counter moves each time it is read.
         models_status: HTTP status of `/v1/models`.
         models: the names on `/v1/models`.
     """
@@ -138,6 +139,7 @@ class FakeVLLM(HTTPServer):
         self.health = 200
         self.asleep = False
         self.tokens: int | None = None
+        self.new_tokens = 0
         self.models_status = 200
         self.models = ["m"]
 
@@ -165,6 +167,7 @@ class FakeVLLM(HTTPServer):
     def _metrics(self) -> web.Response:
         if self.tokens is None:
             return web.Response(status=404)
+        self.tokens += self.new_tokens
         awake = float(not self.asleep)
         return web.Response(
             text=f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}.0\n'
