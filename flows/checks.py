@@ -27,7 +27,7 @@ from ..tasks.loading.dataset import Dataset
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.records import Row
 from ..tasks.runs.checks import Checks
-from ..tasks.runs.run_record import RunCounts
+from ..tasks.runs.run_counts import RunCounts
 from ..tasks.storing.layout import ALL_PAIRS
 from .open_pass import OpenPass
 from .run import Run

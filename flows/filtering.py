@@ -21,7 +21,8 @@ from ..tasks.exporting.split import split_pairs
 from ..tasks.exporting.split_plan import PairSplit, plan_split
 from ..tasks.object_store.store import ObjectStore
 from ..tasks.runs.heartbeat import this_process
-from ..tasks.runs.run_record import RunCounts, RunRecord, complete_run, completed_run
+from ..tasks.runs.run_counts import RunCounts
+from ..tasks.runs.run_record import RunRecord, complete_run, completed_run
 from ..tasks.storing.layout import FILTERED, JUDGED, SPLIT, run_name
 from ..tasks.storing.parts import reported_corruption
 from .output_lease import OutputLease

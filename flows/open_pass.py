@@ -18,7 +18,7 @@ from ..tasks.parsing.parse import ParseSettings
 from ..tasks.prompting.keys import KeyList
 from ..tasks.prompting.prompts import PromptSettings
 from ..tasks.records import Batch, FinishedRow, Kind, Prompt, Quarantined
-from ..tasks.runs.run_record import RunCounts
+from ..tasks.runs.run_counts import RunCounts
 from ..tasks.storing.ledger import Ledger, RowStatus
 from ..tasks.storing.store import StoredBatch
 from .open_model import RunModel

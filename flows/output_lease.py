@@ -25,14 +25,8 @@ from ..tasks.prompting.open_style import OpenStyle
 from ..tasks.runs.heartbeat import ACTIVE_RUNS, HEARTBEAT_TIMEOUT_SECONDS
 from ..tasks.runs.parameters import RunParameters
 from ..tasks.runs.passes import Pass
-from ..tasks.runs.run_record import (
-    RunCounts,
-    RunRecord,
-    complete_run,
-    last_completed,
-    read_run,
-    read_runs,
-)
+from ..tasks.runs.run_counts import RunCounts
+from ..tasks.runs.run_record import RunRecord, complete_run, last_completed, read_run, read_runs
 from ..tasks.storing.layout import PassFolder, open_output, run_name
 from .new_record import dataset_key
 from .progress import RunProgress

@@ -13,7 +13,8 @@ from typing import Protocol
 from ..serving.client.stats import ClientStats
 from ..tasks.errors import DatasetError
 from ..tasks.loading.dataset import Dataset
-from ..tasks.runs.run_record import LINE_LENGTH, MAX_NOTES, RunCounts
+from ..tasks.runs.run_counts import RunCounts
+from ..tasks.runs.run_record import LINE_LENGTH, MAX_NOTES
 from ..tasks.storing.ledger import RowStatus
 from .recent_rate import Pace, RecentRate
 from .wording import duration, rate

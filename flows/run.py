@@ -32,7 +32,7 @@ from ..tasks.runs.passes import (
     run_style,
     user_schema,
 )
-from ..tasks.runs.run_record import RunCounts
+from ..tasks.runs.run_counts import RunCounts
 from ..tasks.storing.compaction import compact
 from ..tasks.storing.layout import EXPORTED, PassFolder
 from ..tasks.storing.ledger import Ledger

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..tasks.exporting.qa_json import QA_JSONL
 from ..tasks.object_store.store import ObjectStore, load_store
-from ..tasks.runs.run_record import RunCounts
+from ..tasks.runs.run_counts import RunCounts
 from .wording import counted
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ from ...tasks.reporting.report import (
 )
 from ...tasks.reporting.row_images import ImageSource, RowImages
 from ...tasks.reporting.samples import SampledRow, evenly_spaced, likely_sample
-from ...tasks.runs.run_record import RunCounts, completed_run
+from ...tasks.runs.run_counts import RunCounts
+from ...tasks.runs.run_record import completed_run
 from ...tasks.storing.key_index import count_duplicates, packed_pieces
 from ...tasks.storing.layout import FILTERED
 from ..client_settings import client_settings

@@ -14,7 +14,7 @@ from ..errors import DatasetError, StoreError
 from ..loading.columns import Columns
 from ..object_store.store import ObjectStore
 from ..records import Answered, FinishedRow, Row
-from ..runs.run_record import RunCounts
+from ..runs.run_counts import RunCounts
 from ..storing.layout import ALL_PAIRS, ANSWERED_PAIRS, FILTERED, JUDGED, JUDGED_RECORD, SPLIT
 from .dataset_columns import DatasetColumns
 from .distinct_pairs import DistinctPairs

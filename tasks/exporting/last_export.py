@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ObjectCorruptedError, ObjectMissingError
 from ..object_store.store import ObjectStore
 from ..prompting.keys import canonical_digest
-from ..runs.run_record import RunCounts
+from ..runs.run_counts import RunCounts
 from ..storing.key_index import packed_pieces
 from ..storing.layout import EXPORTED, MAX_METADATA_BYTES
 from ..storing.ledger import Ledger

@@ -18,7 +18,8 @@ from ..generating.cache import check_completions
 from ..object_store.store import ObjectStore
 from ..parsing.parse import ANSWER
 from ..records import Answered
-from ..runs.run_record import RunCounts, RunRecord, last_completed, read_run
+from ..runs.run_counts import RunCounts
+from ..runs.run_record import RunRecord, last_completed, read_run
 from ..storing.key_index import KEY, Array, KeyIndex
 from ..storing.layout import (
     ANSWERS,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..runs.checks import Checks
-from ..runs.run_record import RunCounts
+from ..runs.run_counts import RunCounts
 from .disagreements import CheckedValue, DisputedPair
 from .evaluation import Evaluation
 from .facts import Fact, share_of, truncate

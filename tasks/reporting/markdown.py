@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from ..runs.run_record import RunCounts
+from ..runs.run_counts import RunCounts
 from .check_facts import filter_reasons, funnel, kept_sentence
 from .evaluation import Evaluation
 from .facts import next_run

@@ -19,7 +19,8 @@ from prefect_imageqa.tasks.reporting.review import ReviewPair, render_review
 from prefect_imageqa.tasks.reporting.row_images import SampledImage
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.checks import Checks
-from prefect_imageqa.tasks.runs.run_record import RunCounts, RunRecord
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 HOSTILE = [
     "<script>document.title = 'owned'; alert(1)</script>",

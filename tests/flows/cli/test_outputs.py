@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, ObjectStore, image_qa
 from prefect_imageqa.flows.cli.main import main
-from prefect_imageqa.tasks.runs.run_record import RunCounts, RunRecord
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 from prefect_imageqa.tasks.storing.layout import open_output
 
 

@@ -33,7 +33,7 @@ from prefect_imageqa.tasks.images.references import encode_png
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
-from prefect_imageqa.tasks.runs.run_record import RunCounts
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
 from prefect_imageqa.tasks.storing.layout import PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.store import write_part

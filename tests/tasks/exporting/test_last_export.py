@@ -12,7 +12,7 @@ from prefect_imageqa.tasks.exporting.qa_json import QA_JSON, QA_JSONL
 from prefect_imageqa.tasks.loading.columns import Columns
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.records import Answered, FinishedRow, Kind, Quarantined, Row
-from prefect_imageqa.tasks.runs.run_record import RunCounts
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
 from prefect_imageqa.tasks.storing.layout import EXPORTED, PassFolder
 from prefect_imageqa.tasks.storing.ledger import Ledger
 from prefect_imageqa.tasks.storing.store import write_part

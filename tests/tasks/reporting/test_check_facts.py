@@ -28,7 +28,8 @@ from prefect_imageqa.tasks.reporting.report import render_report
 from prefect_imageqa.tasks.reporting.row_images import SampledImage
 from prefect_imageqa.tasks.reporting.statistics import Statistics
 from prefect_imageqa.tasks.runs.checks import Checks
-from prefect_imageqa.tasks.runs.run_record import RunCounts, RunRecord
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
+from prefect_imageqa.tasks.runs.run_record import RunRecord
 from prefect_imageqa.tasks.storing.layout import JUDGED
 
 from .conftest import CHECKS, table_of, write

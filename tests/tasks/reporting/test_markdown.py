@@ -20,7 +20,7 @@ from prefect_imageqa.tasks.reporting.markdown import (
 from prefect_imageqa.tasks.reporting.quarantine import QuarantineGroup
 from prefect_imageqa.tasks.reporting.row_images import SampledImage
 from prefect_imageqa.tasks.reporting.samples import SampledRow
-from prefect_imageqa.tasks.runs.run_record import RunCounts
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 HOSTILE = {

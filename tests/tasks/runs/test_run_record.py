@@ -12,10 +12,10 @@ from prefect_imageqa.tasks.errors import ObjectCorruptedError, StoreError
 from prefect_imageqa.tasks.object_store.store import ObjectStore
 from prefect_imageqa.tasks.runs import run_record as run_records
 from prefect_imageqa.tasks.runs.heartbeat import this_process
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
 from prefect_imageqa.tasks.runs.run_record import (
     LINE_LENGTH,
     MAX_NOTES,
-    RunCounts,
     RunRecord,
     complete_run,
     completed_run,
