@@ -22,6 +22,7 @@ from ...serving.client.responses import retry_after_seconds
 from ..errors import StoreUnavailableError
 from ..object_store.patience import Patience
 from ..records import Kind, RowError
+from .skipped_hosts import SkippedHosts
 from .web_addresses import (
     CheckedResolver,
     check_host,
@@ -49,15 +50,6 @@ attempt begins later."""
 
 MAX_RETRY_WAIT = 30.0
 """Most seconds to wait before a retry, even if a server asks for more."""
-
-HOST_COOLDOWN_SECONDS = 60.0
-"""How long an unreachable or silent host is skipped: datasets have many dead hosts."""
-
-MAX_SLOW_IMAGES = 3
-"""Images that a host takes too long to send, one after the other, until it is skipped too."""
-
-MAX_SKIPPED_HOSTS = 10_000
-"""More are not remembered: a dataset may have images from any number of hosts."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT_STATUSES = {408, 425, 429, 500, *range(502, 600)}
@@ -103,8 +95,7 @@ class WebImages:
         self._owns_loop = loop is None
         self._background = loop or BackgroundLoop()
         self._group = CoroutineGroup(self._background)
-        self._skipped_until: dict[str, float] = {}
-        self._slow_images: dict[str, int] = {}
+        self._skipped = SkippedHosts()
         self._await(self._open())
 
     def close(self) -> None:
@@ -167,7 +158,7 @@ class WebImages:
         try:
             return self._patience.call(lambda: self._await(self._request(method, url, limit)))
         except StoreUnavailableError as error:
-            self._skip(error.server)
+            self._skipped.add(error.server)
             raise RowError(Kind.CONNECTION, str(error)) from None
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -219,14 +210,8 @@ class WebImages:
                 reason = f"does not answer ({problem})"
                 raise StoreUnavailableError(str(error), host, reason) from None
             if not answered:  # otherwise only this one URL is silent
-                self._skip(host)
+                self._skipped.add(host)
             raise
-
-    def _skip(self, host: str) -> None:
-        """Let further requests to a host fail at once, for a while."""
-        if len(self._skipped_until) >= MAX_SKIPPED_HOSTS:
-            self._skipped_until.clear()
-        self._skipped_until[host] = time.monotonic() + HOST_COOLDOWN_SECONDS
 
     async def _follow(self, method: str, url: URL, limit: int) -> _Reply:
         seconds, target = TOTAL_SECONDS, url
@@ -235,9 +220,7 @@ class WebImages:
             host = str(target.raw_host)
             async with self._host_slots.setdefault(host, asyncio.Semaphore(MAX_REQUESTS_PER_HOST)):
                 server = host_port(target)
-                if self._skipped_until.get(server, 0) > time.monotonic():
-                    is_slow = self._slow_images.get(server, 0) >= MAX_SLOW_IMAGES
-                    state = "too slow" if is_slow else "unreachable"
+                if state := self._skipped.why(server):
                     message = f"{display_url(target)}: {server} was {state} a moment ago"
                     raise RowError(Kind.CONNECTION, message)
                 started = time.monotonic()
@@ -268,7 +251,7 @@ class WebImages:
                 is_reading = True
                 body = await _body(response, limit) if 200 <= response.status < 300 else b""
                 if method == "GET":
-                    self._slow_images.pop(host_port(url), None)
+                    self._skipped.note_sent(host_port(url))
                 return _Reply(response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failed = request_error(url, error, TOTAL_SECONDS, answered=answered)
@@ -277,16 +260,8 @@ class WebImages:
             )
             if is_reading and took_long and isinstance(failed, TransientError):
                 failed.is_slow = True
-                self._note_slow(host_port(url))
+                self._skipped.note_slow(host_port(url))
             raise failed from None
-
-    def _note_slow(self, host: str) -> None:
-        """Skip a host that sends image after image too slowly: each keeps a row waiting."""
-        if len(self._slow_images) >= MAX_SKIPPED_HOSTS:
-            self._slow_images.clear()
-        self._slow_images[host] = self._slow_images.get(host, 0) + 1
-        if self._slow_images[host] >= MAX_SLOW_IMAGES:
-            self._skip(host)
 
 
 async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes | None:

@@ -18,19 +18,11 @@ class TransientError(RowError):
             as long.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        message: str,
-        wait: float = 0,
-        unreachable: str = "",
-        *,
-        is_slow: bool = False,
-    ) -> None:
+    def __init__(self, kind: Kind, message: str, wait: float = 0, unreachable: str = "") -> None:
         super().__init__(kind, message)
         self.wait = wait
         self.unreachable = unreachable
-        self.is_slow = is_slow
+        self.is_slow = False
 
 
 def request_error(

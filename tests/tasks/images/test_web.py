@@ -20,10 +20,10 @@ from aiohttp.client_reqrep import ConnectionKey
 from prefect_imageqa.serving.client.responses import retry_after_seconds
 from prefect_imageqa.tasks.images import web as web_images
 from prefect_imageqa.tasks.images.reader import ImageReader
+from prefect_imageqa.tasks.images.skipped_hosts import MAX_SLOW_IMAGES
 from prefect_imageqa.tasks.images.web import (
     MAX_ATTEMPTS,
     MAX_REQUESTS_PER_HOST,
-    MAX_SLOW_IMAGES,
     WebImages,
 )
 from prefect_imageqa.tasks.images.web_addresses import (

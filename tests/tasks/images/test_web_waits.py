@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import tenacity
 from fault_proxy import FaultProxy, Rule
+from prefect_imageqa.tasks.images import skipped_hosts
 from prefect_imageqa.tasks.images import web as web_images
+from prefect_imageqa.tasks.images.skipped_hosts import SkippedHosts
 from prefect_imageqa.tasks.images.web import MAX_ATTEMPTS, WebImages
 from prefect_imageqa.tasks.object_store import patience as waiting
 from prefect_imageqa.tasks.object_store.patience import Patience
@@ -98,10 +100,10 @@ def test_a_host_that_stays_away_fails_its_rows_and_is_waited_for_once(
         assert 0.5 <= seconds < 5
         error, _ = fails(client.read, url)
         assert "was unreachable a moment ago" in str(error)
-        client._skipped_until.clear()  # a minute later
+        client._skipped = SkippedHosts()  # a minute later
         _, seconds = fails(client.read, url)
         assert seconds < 0.5
-    client._skipped_until.clear()
+    client._skipped = SkippedHosts()
     assert client.read(url) == b"image"
 
 
@@ -143,11 +145,10 @@ def test_stopping_ends_the_wait(
     assert seconds < 20
 
 
-def test_the_number_of_skipped_hosts_is_bounded(
-    open_client: Callable[[Patience], WebImages], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_images, "MAX_SKIPPED_HOSTS", 3)
-    client = open_client(Patience())
+def test_the_number_of_skipped_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skipped_hosts, "MAX_SKIPPED_HOSTS", 3)
+    skipped = SkippedHosts()
     for number in range(10):
-        client._skip(f"host-{number}:80")
-        assert len(client._skipped_until) <= 3
+        skipped.add(f"host-{number}:80")
+        assert skipped.why(f"host-{number}:80") == "unreachable"
+        assert len(skipped._until) <= 3
