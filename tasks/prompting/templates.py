@@ -20,6 +20,7 @@ from jinja2.visitor import NodeTransformer
 from ...serving.printable import printable
 from ..errors import ImageQAError
 from ..records import Kind, RowError
+from .template_rules import TESTS, RefusedError, check_tree
 from .template_values import FILTERS, concatenated, loop_items, shown
 
 MAX_TEMPLATE = 20_000
@@ -31,52 +32,7 @@ MAX_OUTPUT = 50_000
 MAX_SECONDS = 1.0
 """CPU time of rendering one row; usually it takes some microseconds."""
 
-_MAX_NODES, _MAX_DEPTH = 2_000, 60
-_MAX_NUMBER = 1_000_000
-
-_ALLOWED = (
-    nodes.Template,
-    nodes.Output,
-    nodes.TemplateData,
-    nodes.Name,
-    nodes.Const,
-    nodes.List,
-    nodes.Tuple,
-    nodes.Getattr,
-    nodes.Getitem,
-    nodes.If,
-    nodes.For,
-    nodes.Compare,
-    nodes.Operand,
-    nodes.And,
-    nodes.Or,
-    nodes.Not,
-    nodes.Concat,
-    nodes.CondExpr,
-    nodes.Filter,
-    nodes.Test,
-)
-_NOT_ALLOWED = {
-    nodes.Call: "calls",
-    nodes.CallBlock: "call blocks",
-    nodes.Macro: "macros",
-    nodes.Assign: "set",
-    nodes.AssignBlock: "set",
-    nodes.Include: "include",
-    nodes.Import: "import",
-    nodes.FromImport: "import",
-    nodes.Extends: "extends",
-    nodes.Block: "blocks",
-    nodes.FilterBlock: "filter blocks",
-    nodes.Scope: "autoescape",
-    nodes.Slice: "slices",
-    nodes.Dict: "dictionaries",
-    nodes.BinExpr: "arithmetic",
-    nodes.UnaryExpr: "arithmetic",
-}
-_TESTS = ("defined", "undefined", "none", "string", "number")
 _LOOP = ("index", "index0", "first", "last", "length")
-_RESERVED = ("self", "super", "caller", "varargs", "kwargs")
 # Templates cannot write such names.
 _DEADLINE, _LOOP_ITEMS, _CONCAT = "_deadline", "_loop_items", "_concat"
 
@@ -142,25 +98,23 @@ def compile_template(source: str, where: str, first_line: int = 1) -> Template:
     """
     try:
         if len(source) > MAX_TEMPLATE:
-            raise _RefusedError(1, f"the template has over {MAX_TEMPLATE:,} characters")
+            raise RefusedError(1, f"the template has over {MAX_TEMPLATE:,} characters")
         tree = _ENVIRONMENT.parse(source)
-        names = _check(tree)
+        check_tree(tree)
+        names = frozenset(meta.find_undeclared_variables(tree))
+        required = names - _optional(tree)
+        _Bounding().visit(tree)
+        tree.set_environment(_ENVIRONMENT)
         compiled = _ENVIRONMENT.from_string(tree)
-    except _RefusedError as error:
+    except RefusedError as error:
         line, reason = error.line, error.reason
     except jinja2.TemplateSyntaxError as error:
         line, reason = error.lineno, printable(error.message or "invalid template", 200)
     except (RecursionError, SyntaxError, MemoryError, ValueError):
         line, reason = 1, "the template is nested too deeply, or has too large a number"
     else:
-        return Template(where, names, names - _optional(tree), compiled)
+        return Template(where, names, required, compiled)
     raise ImageQAError(f"{where}, line {first_line - 1 + line}: {reason}")
-
-
-class _RefusedError(Exception):
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line, self.reason = line, reason
 
 
 class _Missing(StrictUndefined):
@@ -193,26 +147,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=argument)
 
 
-def _check(tree: nodes.Template) -> frozenset[str]:
-    """The variables of a template, all of which is allowed."""
-    count, left = 0, list[tuple[nodes.Node, int, bool]]([(tree, 0, False)])
-    tree.lineno = 1
-    while left:
-        node, depth, in_loop = left.pop()
-        count += 1
-        if count > _MAX_NODES or depth > _MAX_DEPTH:
-            raise _RefusedError(node.lineno, "the template is too long, or nested too deeply")
-        _check_node(node, in_loop)
-        in_loop = in_loop or isinstance(node, nodes.For)
-        for child in node.iter_child_nodes():
-            child.lineno = child.lineno or node.lineno  # not every kind of node has one
-            left.append((child, depth + 1, in_loop))
-    names = frozenset(meta.find_undeclared_variables(tree))
-    _Bounding().visit(tree)
-    tree.set_environment(_ENVIRONMENT)
-    return names
-
-
 class _Bounding(NodeTransformer):
     """Lets loops and concatenations go through filters, which bound their work."""
 
@@ -228,36 +162,6 @@ class _Bounding(NodeTransformer):
 
 def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
-
-
-def _check_node(node: nodes.Node, in_loop: bool) -> None:
-    match node:
-        case nodes.For(recursive=True) | nodes.For(target=nodes.Tuple()):
-            reason = "such a loop is not allowed: write {% for item in items %}"
-        case nodes.For() if in_loop:
-            reason = "a loop inside a loop is not allowed"
-        case nodes.Name(name=name) if name.startswith("_") or name in _RESERVED:
-            reason = f"the name {printable(name, 60)} is not allowed"
-        case nodes.Getattr(attr=name) if name.startswith("_"):
-            reason = f"the attribute {printable(name, 60)} is not allowed"
-        case nodes.Getitem(arg=nodes.Const(value=str(name))) if name.startswith("_"):
-            reason = f"the item {printable(name, 60)} is not allowed"
-        case nodes.Const(value=int() | float() as number) if not abs(number) <= _MAX_NUMBER:
-            reason = f"numbers beyond {_MAX_NUMBER:,} are not allowed"
-        case nodes.Filter(dyn_args=None, dyn_kwargs=None, kwargs=[]) if node.name in FILTERS:
-            return
-        case nodes.Filter():
-            reason = f"filter {printable(node.name, 60)} is none of {', '.join(sorted(FILTERS))}"
-        case nodes.Test(args=[]) if node.name in _TESTS:
-            return
-        case nodes.Test():
-            reason = f"test {printable(node.name, 60)} is none of {', '.join(_TESTS)}"
-        case _ if isinstance(node, _ALLOWED):
-            return
-        case _:
-            kinds = (what for kind, what in _NOT_ALLOWED.items() if isinstance(node, kind))
-            reason = f"not allowed in a template: {next(kinds, type(node).__name__.lower())}"
-    raise _RefusedError(node.lineno, reason)
 
 
 def _optional(tree: nodes.Template) -> frozenset[str]:
@@ -299,7 +203,7 @@ def _environment() -> _Environment:
     environment.globals.clear()
     timed = {name: _timed(function) for name, function in FILTERS.items()}
     environment.filters = {**timed, _CONCAT: _timed(concatenated), _LOOP_ITEMS: _loop}
-    environment.tests = {name: environment.tests[name] for name in _TESTS}
+    environment.tests = {name: environment.tests[name] for name in TESTS}
     return environment
 
 
