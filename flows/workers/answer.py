@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prefect import get_run_logger, task
 
 from ...tasks.concurrency import TASK_OPTIONS, Pending
+from ...tasks.errors import ObjectMissingError
 from ...tasks.object_store.store import ObjectStore
 from ...tasks.records import Batch
 from ...tasks.storing.store import StoredBatch, read_part
@@ -48,9 +49,14 @@ def answer_batch(batch: Batch, handed: HandedPass, output: ObjectStore) -> Store
         ImageQAError: what ended the batch; or its workers were lost.
     """
     result = handed.crew.answer(batch, handed.work)
+    try:
+        rows = read_part(output, result.part)
+    except ObjectMissingError:  # somebody else has removed it: it is made again, of the replies
+        result = handed.crew.answer(batch, handed.work)
+        rows = read_part(output, result.part)
     batch.corrections = result.corrections
     batch.corrected.update(dict.fromkeys(result.corrected, ""))
-    return StoredBatch(result.part, read_part(output, result.part), result.time)
+    return StoredBatch(result.part, rows, result.time)
 
 
 def as_stored(

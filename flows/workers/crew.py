@@ -109,6 +109,7 @@ class Crew:
             if self._error is None and self._thread.ident is None:
                 self._thread.start()
         for _ in range(1 + MAX_LOSSES):
+            batch.unsent = len(batch.prompts)
             given = GivenBatch(next(self._numbers), batch)
             worker = self._assign(given)
             name, has_images = worker.folder.batch(given.number), batch.embedded_bytes > 0
@@ -117,7 +118,6 @@ class Crew:
             if result is not None:
                 result.check()
                 return result
-            batch.unsent = len(batch.prompts)
         raise ImageQAError(
             f"batch {batch} was lost with {1 + MAX_LOSSES} workers: look into their logs"
         )
@@ -183,6 +183,8 @@ class Crew:
                 self._read(worker, names)
                 if (reason := worker.why_lost(passed)) is not None:
                     self._replace(worker, reason, engine)
+                else:
+                    self._take_back(worker)
             self._sum_up()
 
     def _start(self, engine: Engine, losses: int) -> None:
@@ -212,6 +214,20 @@ class Crew:
             if given is not None:
                 given.batch.unsent = 0
                 given.result.set_result(result)
+
+    def _take_back(self, worker: Member) -> None:
+        """Give batches that a worker does not have, although it was given them, to others."""
+        with self._changed:
+            lost = list(worker.take_back())
+            self._changed.notify_all()
+        for given in lost:
+            _LOGGER.warning(
+                "batch %s is given to a worker again: somebody else has removed objects in %s",
+                given.batch,
+                self._channel.store.uri_of(worker.folder.name),
+            )
+            worker.clear(given.number, self._channel)
+            given.result.set_result(None)
 
     def _replace(self, worker: Member, reason: str, engine: Engine) -> None:
         """Give the batches of a lost worker to others, and start another one in its place.

@@ -2,10 +2,11 @@
 
 import hashlib
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...serving.printable import printable
 from ...tasks.errors import ImageQAError
 from ...tasks.runs.parameters import Images, Limits
 from ...tasks.storing.layout import WorkerFolder
@@ -64,14 +65,18 @@ class WorkerJob(BaseModel):
         """What the run and this worker exchange."""
         return WorkerFolder(self.crew, self.worker)
 
-    def check_version(self) -> None:
+    @model_validator(mode="before")
+    @classmethod
+    def _check_version(cls, told: Any) -> Any:
         """Refuse to work for another version, which may say things in another way.
 
         Raises:
             ImageQAError: the run has another version.
         """
-        if self.version != VERSION:
+        theirs = told.get("version", VERSION) if isinstance(told, dict) else VERSION
+        if theirs != VERSION:
             raise ImageQAError(
-                f"the worker has prefect-imageqa {VERSION}, its run {self.version}: install the "
-                "same version where the workers are"
+                f"the worker has prefect-imageqa {VERSION}, its run {printable(str(theirs), 20)}: "
+                "install the same version where the workers are"
             )
+        return told

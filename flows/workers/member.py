@@ -19,6 +19,10 @@ SILENT_SECONDS = 60.0
 START_SECONDS = 300.0
 """A worker that has been started and says nothing for so long is lost, too."""
 
+MAX_UNKNOWN = 60
+"""A batch that its worker has not named so often, of those that it has, is lost: somebody else has
+removed it, or what became of it. A worker names them each second."""
+
 _COUNTERS = ("requests", "completions", "failures", "prompt_tokens", "completion_tokens")
 
 
@@ -26,12 +30,17 @@ _COUNTERS = ("requests", "completions", "failures", "prompt_tokens", "completion
 class GivenBatch:
     """A batch on its way: the future has its result, or None where its worker was lost.
 
-    Its number is unique in the run; each pass numbers its batches from 1.
+    Attributes:
+        number: unique in the run; each pass numbers its batches from 1.
+        batch: the batch.
+        result: set once.
+        unknown: how often its worker has said what it has, and not named this one.
     """
 
     number: int
     batch: Batch
     result: "Future[BatchResult | None]" = field(default_factory=Future)
+    unknown: int = 0
 
 
 @dataclass(eq=False)
@@ -111,7 +120,9 @@ class Member:
         """Take what it says; returns what it has counted since it said something."""
         before, self.status, self.silent = self.status, status, 0.0
         for number, given in self.batches.items():
-            given.batch.unsent = status.unsent.get(number, given.batch.unsent)
+            given.unknown = 0 if number in status.unsent else given.unknown + 1
+            if (unsent := status.unsent.get(number)) is not None:
+                given.batch.unsent = unsent
         is_same = before is not None and before.process == status.process
         known = before.stats if before and is_same else ClientStats()
         now = status.stats
@@ -122,9 +133,20 @@ class Member:
     def results(self, names: set[str], channel: Channel) -> Iterator[tuple[int, BatchResult]]:
         """What has become of batches, of the objects in the output; nothing of them stays there."""
         for number in sorted(numbers(names, self.folder.result(0)[:-1])):
-            result = BatchResult(**channel.read(self.folder.result(number)))
-            channel.store.remove_all([self.folder.batch(number), self.folder.result(number)])
-            yield number, result
+            with suppress(ObjectMissingError):  # somebody has removed it since
+                result = BatchResult(**channel.read(self.folder.result(number)))
+                self.clear(number, channel)
+                yield number, result
+
+    def take_back(self) -> Iterator[GivenBatch]:
+        """Batches that it does not have, although it was given them; it has them no longer."""
+        lost = [each for each in self.batches.values() if each.unknown >= MAX_UNKNOWN]
+        for given in lost:
+            yield self.batches.pop(given.number)
+
+    def clear(self, number: int, channel: Channel) -> None:
+        """Remove the messages about a batch."""
+        channel.store.remove_all([self.folder.batch(number), self.folder.result(number)])
 
     def tell_to_end(self, channel: Channel) -> None:
         """If it is alive, it ends when it finds this."""

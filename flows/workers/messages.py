@@ -165,7 +165,8 @@ class WorkerStatus:
         process: differs if the worker has been started again.
         max_in_flight: how many requests it may have in flight.
         stats: the counts of its client; times are not those of other machines.
-        unsent: number of a batch -> its rows that are not sent yet.
+        unsent: number of each batch that it has -> its rows that are not sent yet; None while it
+            reads the batch.
         notes: what a user should know now.
     """
 
@@ -173,7 +174,7 @@ class WorkerStatus:
     process: str = ""
     max_in_flight: int = 0
     stats: ClientStats = field(default_factory=ClientStats)
-    unsent: Mapping[int, int] = field(default_factory=dict)
+    unsent: Mapping[int, int | None] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @classmethod

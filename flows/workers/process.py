@@ -18,10 +18,10 @@ def main() -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    job = WorkerJob.model_validate_json(sys.stdin.buffer.readline())
+    told = sys.stdin.buffer.readline()
     threading.Thread(target=_watch_input, args=(stopped,), daemon=True).start()
     try:
-        work(job, stopped)
+        work(WorkerJob.model_validate_json(told), stopped)
     except ImageQAError as error:
         print(error, file=sys.stderr)
         return 1

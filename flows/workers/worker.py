@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from uuid import uuid4
 
 from ...serving.background_loop import BackgroundLoop
 from ...serving.client.client import ChatClient
 from ...serving.endpoint import load_endpoint
-from ...tasks.errors import ImageQAError, StoreError, StoreUnavailableError
+from ...tasks.errors import (
+    ImageQAError,
+    ObjectMissingError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ...tasks.generating.cache import CompletionsCache
 from ...tasks.generating.chat_requests import GenerationSettings
 from ...tasks.generating.generate import answered_part, generate_batch
@@ -76,7 +81,6 @@ def work(job: WorkerJob, stopped: threading.Event | None = None) -> None:
 @contextmanager
 def open_worker(job: WorkerJob, stopped: threading.Event) -> Iterator["Worker"]:
     """Open the output, the image reader and the client of a worker; all are closed on exit."""
-    job.check_version()
     with ExitStack() as stack:
         stack.enter_context(rare_collections())
         patience = Patience(job.limits.store_wait)
@@ -124,11 +128,12 @@ class Worker:
         self._patience = patience
         self._stopped = stopped
         self._id = uuid4().hex
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, Batch | None] = {}
         self._taken: set[int] = set()
         self._is_ending = False
         self._reporting = threading.Lock()
-        self._heartbeat: datetime | None = None
+        self._updated: datetime | None = None
+        self._heard: datetime | None = None
         self._run_was_dead = 0
 
     def run(self) -> None:
@@ -139,13 +144,14 @@ class Worker:
         with ThreadPoolExecutor(_MAX_BATCHES, "batch") as threads:
             try:
                 while not self._stopped.is_set():
+                    check_run()
                     names = set(self._channel.store.list(self._folder.name))
-                    if self._folder.end in names:
+                    if self._folder.end in names or self._stopped.is_set():
                         break
                     for number in self._new(names):
                         threads.submit(self._answer, number)
-                    report()
-                    check_run()
+                    if self._updated is not None:  # else this may be another folder
+                        report()
                     self._stopped.wait(pause)
             finally:
                 # Batches that are still in flight end with an error, and store what they have.
@@ -162,22 +168,28 @@ class Worker:
         given = numbers(names, folder.batch(0)[:-1]) - numbers(names, folder.result(0)[:-1])
         new = sorted(given - self._taken)
         self._taken.update(new)
+        self._batches |= dict.fromkeys(new)
         return new
 
     def _answer(self, number: int) -> None:
-        """Answer a batch, and tell the run what became of it."""
+        try:
+            if (result := self._result(number)) is not None:
+                self._tell(number, result)
+        finally:
+            # A batch that it does not have, and has told nothing of, the run gives to another one.
+            del self._batches[number]
+
+    def _result(self, number: int) -> BatchResult | None:
+        """Answer a batch; returns what became of it, None if another worker is to answer it."""
         try:
             handed = HandedBatch.from_plain(self._channel.read(self._folder.batch(number)))
             batch = self._batches[number] = handed.batch()
             stored = self._store(batch, handed.work)
-            own = batch.corrections, tuple(batch.corrected)
-            result = BatchResult(stored.part, stored.time, *own)
         except Exception as error:
-            if self._is_ending:
-                return  # the run gives it to another worker
-            result = BatchResult(error=error_of(error))
-        self._tell(number, result)
-        self._batches.pop(number, None)
+            is_removed = self._batches[number] is None and isinstance(error, ObjectMissingError)
+            return None if self._is_ending or is_removed else BatchResult(error=error_of(error))
+        own = batch.corrections, tuple(batch.corrected)
+        return BatchResult(stored.part, stored.time, *own)
 
     def _store(self, batch: Batch, work: Work) -> StoredBatch:
         """Generate, parse and store a batch; if that fails, those rows that have been answered."""
@@ -215,34 +227,49 @@ class Worker:
             self._channel.write(self._folder.status, self._status())
 
     def _status(self) -> WorkerStatus:
-        unsent = {number: max(batch.unsent, 0) for number, batch in list(self._batches.items())}
+        unsent = {
+            number: None if batch is None else max(batch.unsent, 0)
+            for number, batch in list(self._batches.items())
+        }
         stats = replace(self._client.stats, last_completion=0.0, notes=())
         notes = (*self._client.stats.notes, *self._patience.notes)
         limit = self._client.max_in_flight
         return WorkerStatus(time.time(), self._id, limit, stats, unsent, notes)
 
     def _check_run(self) -> None:
-        """End where the run has been killed, or Prefect has started it once more.
+        """End as if the run had told so, where its record says that it has ended.
 
         Raises:
-            ImageQAError: that is so.
+            ImageQAError: the run was killed; or its output is not that of this machine.
         """
+        store, run = self._channel.store, self._job.run
+        why = f"run {run} was killed, or no longer reaches {store.uri}: its workers end"
         try:
-            is_live = self._is_live(read_run(self._channel.store, run_name(self._job.run)))
+            is_live = self._is_live(read_run(store, run_name(run)))
         except StoreUnavailableError:
             return
+        except ObjectMissingError:
+            is_live = False
+            why = (
+                f"{store.uri} has no run {run} on this machine: give an s3:// URI, or a folder "
+                "that all machines have under the same path"
+            )
         except StoreError:
             is_live = False
         self._run_was_dead = 0 if is_live else self._run_was_dead + 1
         if self._run_was_dead >= _MAX_RUN_CHECKS:
-            raise ImageQAError(f"run {self._job.run} has ended without telling its workers")
+            raise ImageQAError(why)
 
     def _is_live(self, run: RunRecord) -> bool:
-        """A new heartbeat counts even if the clock of its machine is wrong."""
-        is_new = self._heartbeat is not None and run.updated > self._heartbeat
-        self._heartbeat = run.updated
-        is_same = f"{run.machine} {run.process}" == self._job.process
-        return is_same and (run.is_live or is_new)
+        """Whether the run lives; this worker ends where the run has said that it does not."""
+        is_other = f"{run.machine} {run.process}" != self._job.process
+        if is_other or run.state not in ("waiting", "running"):
+            self._stopped.set()  # other: Prefect has started it once more, with other workers
+        # A new heartbeat counts even if the clock of its machine is wrong.
+        if run.updated != self._updated:
+            self._heard = datetime.now(UTC) if self._updated else run.updated
+            self._updated = run.updated
+        return run.model_copy(update={"updated": self._heard}).is_live
 
 
 def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from prefect_imageqa.tasks.errors import EndpointError, ImageQAError, ObjectCorr
 from prefect_imageqa.tasks.generating.batching import make_batch
 from prefect_imageqa.tasks.records import Prompt
 from prefect_imageqa.tasks.runs.workers import Workers
+from prefect_imageqa.tasks.storing.layout import WorkerFolder
 
 WORK = Work("s3://bucket/replies", "pairs/parts/x", "qa_pairs", True, "Ask.", {}, True, True)
 
@@ -32,6 +33,7 @@ class Puppet:
         self.note = ""
         self.reason: str | BaseException | None = None
         self.obeys = False
+        self.forgets = False
         self.stops = 0
         self._channel = channel
         self._beats = 0
@@ -51,7 +53,8 @@ class Puppet:
     def say(self, requests: int = 0) -> None:
         self._beats += 1
         stats = ClientStats(requests=requests)
-        status = WorkerStatus(self._beats, "id", 64, stats)
+        has = {} if self.forgets else dict.fromkeys(self.batches)
+        status = WorkerStatus(self._beats, "id", 64, stats, has)
         self._channel.write(self.job.folder.status, status)
 
     @property
@@ -229,6 +232,50 @@ def test_a_late_result_of_a_lost_worker_does_not_count(
         assert play.counted.requests == 3
         second.obeys = True
     assert not play.store.list("workers")
+
+
+def test_a_batch_that_somebody_removes_is_given_again_a_few_times(
+    stage: Callable[[int], Stage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(member, "MAX_UNKNOWN", 3)
+    play, given = stage(1), set()
+    with play.crew:
+        answered = play.answer()
+        play.has_started(1)
+        (worker,) = play.workers()
+        worker.forgets = True
+
+        def is_given_up() -> bool:
+            given.update(worker.batches)
+            worker.say()
+            return answered.done()
+
+        wait_until(is_given_up)
+        with pytest.raises(ImageQAError, match=r"batch 1 was lost with 4 workers"):
+            answered.result()
+        assert len(given) == 1 + MAX_LOSSES
+        assert not worker.batches
+        assert "batch 1 is given to a worker again: somebody else has removed" in caplog.text
+        worker.forgets = False
+        answered = play.answer(2)
+        (number,) = holder(play).batches
+        for _ in range(9):  # as it says what it has
+            worker.say()
+            time.sleep(0.06)
+        worker.finish(number)
+        assert answered.result(20).part == "by 1"
+        worker.obeys = True
+
+
+def test_a_result_that_is_gone_is_not_taken(stage: Callable[[int], Stage]) -> None:
+    play = stage(1)
+    folder = WorkerFolder("r", "1")
+    of_run = member.Member(
+        folder, Puppet(WorkerJob(output="/", run="r", worker="1", key="0" * 64), play.channel)
+    )
+    play.channel.write(folder.result(2), BatchResult("b"))
+    names = {folder.result(1), folder.result(2)}
+    assert list(of_run.results(names, play.channel)) == [(2, BatchResult("b", corrected=[]))]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from prefect_imageqa import ObjectStore
 from prefect_imageqa.flows.workers import worker
 from prefect_imageqa.flows.workers.channel import Channel
 from prefect_imageqa.flows.workers.job import WorkerJob
-from prefect_imageqa.flows.workers.messages import BatchResult, error_of
+from prefect_imageqa.flows.workers.messages import BatchResult, WorkerStatus, error_of
 from prefect_imageqa.flows.workers.processes import ProcessWorker
 from prefect_imageqa.flows.workers.threads import ThreadWorker
-from prefect_imageqa.tasks.errors import ImageQAError
+from prefect_imageqa.tasks.errors import ImageQAError, ObjectMissingError
 from prefect_imageqa.tasks.runs.run_record import RunRecord
 
 
@@ -97,13 +97,57 @@ def test_a_result_that_cannot_be_told_ends_the_worker(
 def test_a_worker_ends_without_its_run(
     job: WorkerJob, channel: Channel, record_of: Callable[..., RunRecord]
 ) -> None:
-    with pytest.raises(ImageQAError, match="run r has ended without telling"):
+    record_of(run="r", state="running").write(channel.store)
+    with pytest.raises(ImageQAError, match="run r was killed, or no longer reaches "):
         worker.work(job)
-    # Prefect has started the run once more, in another process.
-    now = datetime.now(UTC)
-    record_of(run="r", state="running", process="8-8", updated=now).write(channel.store)
-    with pytest.raises(ImageQAError, match="run r has ended without telling"):
+
+
+@pytest.mark.parametrize("changed", [{"state": "completed"}, {"process": "8-8"}])
+def test_a_worker_that_starts_late_does_nothing(
+    changed: dict[str, str], job: WorkerJob, channel: Channel, record_of: Callable[..., RunRecord]
+) -> None:
+    """After the end of its run, or when Prefect has started that once more."""
+    told = {"run": "r", "state": "running", "updated": datetime.now(UTC)} | changed
+    record_of(**told).write(channel.store)
+    channel.store.write(job.folder.batch(3), b"")
+    worker.work(job)
+    assert channel.store.list("workers") == [job.folder.batch(3)]
+
+
+@pytest.mark.usefixtures("_quick_checks")
+def test_a_worker_that_has_another_folder_says_so_and_writes_nothing(
+    job: WorkerJob, channel: Channel
+) -> None:
+    with pytest.raises(ImageQAError, match="has no run r on this machine: give an s3:// URI"):
         worker.work(job)
+    assert not channel.store.list()
+
+
+@pytest.mark.usefixtures("_beating")
+def test_a_batch_that_somebody_removes_is_left_to_others(
+    job: WorkerJob, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, is_known = Channel.read, threading.Event()
+
+    def is_removed(own: Channel, name: str) -> Any:
+        if name == job.folder.batch(3):
+            is_known.wait(60)
+            raise ObjectMissingError(name)
+        return read(own, name)
+
+    def has() -> Any:
+        return WorkerStatus.from_plain(read(channel, job.folder.status)).unsent
+
+    monkeypatch.setattr(Channel, "read", is_removed)
+    channel.store.write(job.folder.batch(3), b"")
+    started = ThreadWorker(job)
+    wait_until(lambda: channel.store.exists(job.folder.status))
+    wait_until(lambda: has() == {3: None})
+    is_known.set()
+    wait_until(lambda: has() == {})
+    assert not channel.store.exists(job.folder.result(3))
+    assert started.ended is None
+    started.stop()
 
 
 @pytest.mark.usefixtures("_quick_checks", "_beating")
