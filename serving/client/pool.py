@@ -183,6 +183,7 @@ class ServerPool(RequestLine):
         now = time.monotonic()
         _LOGGER.warning("%s answers, after %.0f s", server.name, now - server.since)
         server.health, server.last_alive = Health.UP, now
+        server.back = now
         self.error = None
         self.wake()
 

@@ -129,6 +129,7 @@ class Server:
         health: whether it gets requests.
         reason: why not.
         since: since when it is not, or was not for the last time.
+        back: when that ended.
         leaving: its name no longer resolves to its address: it gets no more requests.
         attempts: requests it is working on.
         load: their number, including those about to be sent.
@@ -152,6 +153,7 @@ class Server:
     health: Health = Health.UP
     reason: str = ""
     since: float = 0.0
+    back: float = 0.0
     leaving: bool = False
     attempts: set[Request] = field(default_factory=set)
     load: int = 0

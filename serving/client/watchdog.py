@@ -134,11 +134,15 @@ class Watchdog:
         self._pool.wake()
 
     def _cancel_overdue(self, server: Server, now: float) -> None:
-        """Cancel requests that take far too long, as long as the server answers others."""
+        """Cancel requests that take far too long, as long as the server answers others.
+
+        Those that it had when it hung are not to blame for that time.
+        """
         limit = max(self._request_timeout, 10 * server.usual_latency())
         alive = now - server.last_alive <= _patience(server)
         for request in server.attempts if alive else ():
-            if now - request.sent > limit and server.last_alive > request.sent:
+            waited = now - max(request.sent, server.back)
+            if waited > limit and server.last_alive > request.sent:
                 request.cancel(FailureKind.TIMEOUT)
 
     async def _look(self, server: Server) -> bool:

@@ -114,10 +114,10 @@ def test_coroutines_do_not_keep_the_context_of_their_caller(loop: BackgroundLoop
 
     def call() -> None:
         caller.set("task")
-        assert loop.start(look()).result(timeout=10) == ""
+        assert loop.start(look()).result(timeout=60) == ""
         mailbox.put(None)
 
     mailbox = Mailbox[None](loop, report)
     copy_context().run(call)
-    assert received.wait(10)
+    assert received.wait(60)
     assert seen == [""]

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from prefect_imageqa.serving import temporary_server
 from prefect_imageqa.serving.errors import ImageQAError
 from prefect_imageqa.serving.temporary_server import (
     TemporaryServer,
@@ -173,7 +174,7 @@ def test_the_server_ends_with_an_owner_that_is_killed(
         address = urlsplit(owner.stdout.readline().strip())
         (server,) = temporary_servers(owner.pid)
         owner.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while temporary_servers(owner.pid):
         assert time.monotonic() < deadline, f"process {server} is still there"
         time.sleep(0.1)
@@ -185,7 +186,7 @@ def test_the_server_records_every_task_run_and_saved_block_before_it_ends(
     with_database: Path,
 ) -> None:
     """It records 50 states at once: here, those of a short run. Other types of blocks it leaves."""
-    subprocess.run([sys.executable, "-c", FLOW], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FLOW], check=True, timeout=240)
     with closing(sqlite3.connect(with_database / "home" / "prefect.db")) as database:
         states = "SELECT state_name, count(*) FROM task_run GROUP BY state_name"
         assert database.execute(states).fetchall() == [("Completed", 7)]
@@ -226,12 +227,13 @@ def test_servers_may_create_one_database_at_once(created: Path) -> None:
 
 
 def test_a_server_that_is_not_needed_is_stopped_at_once(
-    unset: Path, temporary_servers: ServersOf
+    unset: Path, temporary_servers: ServersOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(temporary_server, "STOP_SECONDS", 60.0)
     server = TemporaryServer()
     started = time.monotonic()
     server.stop()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 40
     assert not temporary_servers(os.getpid())
 
 

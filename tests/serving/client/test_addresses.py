@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
-from chat import ask, completing, endpoint, noted, texts, wait_until
+from chat import ask, completing, endpoint, logged, noted, texts, wait_until
 from fake_vllm import FakeVLLM, HTTPServer, reply
 from prefect_imageqa.serving.client import ChatClient, sender, watchdog
 from prefect_imageqa.serving.client.addresses import addresses_of
@@ -91,14 +91,22 @@ def test_a_server_that_joins_gets_requests_once_it_answers(
     names["vllm.test"] = ["127.0.0.1"]
     servers[0].latency = 0.05
     servers[1].health = 503
+    sent: list[str] = []
+
+    def rows_until_it_has_one() -> Iterator[str]:
+        deadline = time.monotonic() + 30
+        while not servers[2].peak and time.monotonic() < deadline:
+            sent.append(str(len(sent)))
+            yield sent[-1]
+
     with ChatClient(endpoint(url_of(servers)), max_in_flight=2) as client:
-        with completing(client, ROWS) as outcomes:
+        with completing(client, rows_until_it_has_one()) as outcomes:
             wait_until(lambda: servers[0].peak == 2)
             names["vllm.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-            assert texts(outcomes.result(30)) == ROWS
-        assert sum(servers[2].asked[row] for row in ROWS) > 0
+            assert texts(outcomes.result(60)) == sent
+        assert servers[2].peak > 0
         assert servers[1].asked.total() == 0
-        assert client.stats.requests == len(ROWS)
+        assert client.stats.requests == len(sent)
         wait_until(noted(client, f"{url_of(servers)} (127.0.0.2) has joined: "))
         servers[1].health = 200
         wait_until(lambda: not client.stats.notes)
@@ -142,7 +150,7 @@ def test_a_server_that_is_down_and_leaves_is_forgotten(
         assert client._group
         wait_until(lambda: client._group and len(client._group._tasks) == 1)  # only the watchdog
         assert len(texts(client.complete(map(ask, ROWS)))) == 40
-    assert len(caplog.messages) == 1
+    assert len(logged(caplog)) == 1
 
 
 @pytest.mark.usefixtures("quick")
@@ -163,7 +171,7 @@ def test_a_server_that_leaves_with_a_request(
             wait_until(lambda: any(server.leaving for server in client._pool.servers))
             servers[1].stop()
             assert texts(outcomes.result(30)) == ROWS
-        assert len(client._pool.servers) == 1
+        wait_until(lambda: len(client._pool.servers) == 1)
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
@@ -187,7 +195,7 @@ def test_a_server_that_is_down_leaves_and_comes_back(
             wait_until(lambda: not any(server.leaving for server in client._pool.servers))
             down.hanging, down.health = set(), 200
             assert texts(outcomes.result(30)) == ROWS
-        wait_until(lambda: not client.stats.notes, 10)
+        wait_until(lambda: not client.stats.notes)
 
 
 def test_servers_stay_while_their_name_cannot_be_resolved(

@@ -1,17 +1,20 @@
 """The automatic limit of requests in flight: on simulated servers, and on the real stub."""
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from statistics import mean
 from time import monotonic
 from typing import Any
 
+import auto_limit
 import pytest
-from auto_limit import Profile, measure_shared
-from chat import ask, completing, endpoint, texts, wait_until
+from auto_limit import ClientProcess, stub_counters
+from chat import ask, completing, endpoint, logged, texts, wait_until
 from fake_vllm import FakeVLLM
 from prefect_imageqa.serving.client import ChatClient, steering
 from prefect_imageqa.serving.client.auto_limit import FIRST_LIMIT, MIN_LIMIT, AutoLimit
@@ -277,13 +280,13 @@ def test_an_error_while_a_limit_is_adapted_is_logged_once_and_does_no_harm(
 
     monkeypatch.setattr(AutoLimit, "observe", fail_at_first)
     monkeypatch.setattr(steering, "_TICK_SECONDS", 0.01)
-    rows = [str(number) for number in range(200)]
+    rows = (str(number) for number in takewhile(lambda _: len(seen) < 6, count()))
     with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         server.latency, server.tokens = 0.05, 1
         with completing(client, rows) as outcomes:
             wait_until(lambda: len(seen) > 5)
-            assert texts(outcomes.result(30)) == rows
-    assert caplog.messages == [
+            assert len(texts(outcomes.result(30))) == client.stats.requests > 0
+    assert logged(caplog) == [
         "adapting the limit of requests in flight failed: LookupError: odd counters"
     ]
 
@@ -320,8 +323,24 @@ def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:
     assert max(limits) <= 3 * 96  # so that the queue is at most twice the slots
 
 
-def test_clients_in_two_processes_share_a_real_server() -> None:
-    measured = measure_shared(Profile(0.4, 64), 2, seconds=5)
-    assert max(measured.queues) <= 2
-    assert max(measured.limits) >= 64  # requests of both, so that all slots are used
-    assert measured.steady > 0.6 * 64 / 0.4
+def test_clients_in_two_processes_share_a_real_server(start_stub: Any) -> None:
+    """They send until ten looks have found all slots in use and a short queue."""
+    stub = start_stub("--metrics", latency=0.4, slots=64)
+    command = [sys.executable, auto_limit.__file__, "client", "--sharers=2", "--seconds=600"]
+    seen: list[Counters] = []
+
+    def have_settled() -> bool:
+        seen.append(stub_counters(stub))
+        return sum(page.running == 64 and page.waiting <= 16 for page in seen) >= 10
+
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(ClientProcess([*command, f"--url={stub.url}"])) for _ in range(2)
+        ]
+        for client in clients:
+            assert client.read() == "ready\n"
+        for client in clients:
+            client.start()
+        wait_until(have_settled, 60)
+        assert {client.poll() for client in clients} == {None}
+    assert max(page.waiting for page in seen) <= 2 * 64

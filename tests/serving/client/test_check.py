@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 from aiohttp import web
-from chat import ask, endpoint, noted, only_failure, texts, wait_until
+from chat import ask, endpoint, logged, noted, only_failure, texts, wait_until
 from fake_vllm import FakeVLLM, reply, serving
 from prefect_imageqa.serving.client import ChatClient
 from prefect_imageqa.serving.client import client as client_module
@@ -174,13 +174,13 @@ def test_a_check_can_wait_for_a_server_and_says_so(
         server.stop()
         with ThreadPoolExecutor(1) as executor:
             model = executor.submit(client.check, 60)
-            wait_until(noted(client, f"{server.url} is not up yet: waiting, 0 s of 60"))
-            wait_until(noted(client, "waiting, 1 s of 60"))
+            wait_until(noted(client, f"{server.url} is not up yet: waiting, N s of 60"))
+            wait_until(noted(client, "waiting, N s of 60", least=1))
             server.start()
             assert model.result(30) == "m"
         wait_until(lambda: not client.stats.notes)
         assert len(texts(client.complete([ask("hello")]))) == 1
-    (warning,) = caplog.messages
+    (warning,) = logged(caplog)
     assert warning.startswith(f"no server answers at {server.url}/v1 (connection refused): ")
     assert warning.endswith("; waiting for it, up to 60 s")
 
@@ -190,7 +190,7 @@ def test_the_wait_of_a_check_ends(dead_url: str) -> None:
         began = time.monotonic()
         with pytest.raises(EndpointUnreachableError, match=f"no server answers at {dead_url}/v1"):
             client.check(0.5)
-        assert 0.5 <= time.monotonic() - began < 10
+        assert 0.5 <= time.monotonic() - began < 60
 
 
 def test_a_failed_check_does_not_leak_slots(dead_url: str) -> None:

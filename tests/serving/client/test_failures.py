@@ -150,13 +150,15 @@ def test_an_idle_connection_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_request_holds_no_slot_while_it_waits_for_its_retry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with FakeVLLM() as server, ChatClient(endpoint(server.url), max_in_flight=1) as client:
-        monkeypatch.setattr(sender, "backoff", lambda _: 0.0 if len(reported) == 10 else 0.5)
+    monkeypatch.setattr(sender, "backoff", lambda _: 600.0)
+    with ThreadPoolExecutor(1) as executor, FakeVLLM() as server:
         server.statuses = [500]
-        reported: list[int] = []
-        requests = [ask(str(number)) for number in range(11)]
-        client.complete(requests, lambda position, _: reported.append(position))
-    assert reported == [*range(1, 11), 0]
+        with ChatClient(endpoint(server.url), max_in_flight=1) as client:
+            running = executor.submit(client.complete, [ask(str(number)) for number in range(11)])
+            wait_until(lambda: client.stats.completions == 10)
+            assert client.stats.requests == 11
+        with pytest.raises(EndpointError, match=r"the client (was|is) closed"):
+            running.result(60)
 
 
 def test_the_number_of_requests_that_wait_for_their_retry_is_bounded(

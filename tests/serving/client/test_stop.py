@@ -1,7 +1,6 @@
 """Closing a client ends every wait, and no more requests are sent."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,11 +60,9 @@ def test_closing_ends_each_wait(
             running = [executor.submit(client.complete, map(ask, ROWS)) for _ in range(3)]
             wait_until(lambda: waits(client))
             client.stop()
-            began = time.monotonic()
             for future in running:
                 with pytest.raises(EndpointError, match=r"the client (was|is) closed"):
-                    future.result(30)
-            assert time.monotonic() - began < 5
+                    future.result(30)  # the waits last for minutes
             assert not client.stats.notes
             sent = client.stats.requests  # the server may not have read all of them yet
             for call in (lambda: client.complete([ask("hello")]), client.check):

@@ -34,7 +34,8 @@ def test_a_server_that_hangs_is_named_and_its_requests_wait(stub: StubServer) ->
         try:
             with completing(client, ROWS) as outcomes:
                 wait_until(noted(client, f"{stub.url} is stalled: 8 requests and no reply for "))
-                wait_until(noted(client, "not even to a test request: waiting, N s of 900"))
+                waiting = "not even to a test request: waiting, N s of 900"
+                wait_until(noted(client, waiting, least=1))
                 assert client.stats.in_flight == 8
                 stub.thaw()
                 assert len(texts(outcomes.result(30))) == 40
@@ -254,7 +255,7 @@ def test_notes_that_last_are_logged_now_and_then(
     monkeypatch.setattr(watchdog, "_FIRST_LOG_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "_LOG_SECONDS", 0.3)
     began = time.time()
-    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)):
         wait_until(lambda: len(logged(caplog)) >= 2)
     assert set(logged(caplog)) == {"a note"}
     first, second, *_ = [r.created for r in caplog.records if r.getMessage() == "a note"]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from prefect_imageqa.serving import demo_model
 from prefect_imageqa.serving.server import recovery as recovery_module
 from prefect_imageqa.serving.server import server as server_module
 from prefect_imageqa.serving.server.launch import ServerOptions
+from prefect_imageqa.serving.server.process import OwnedProcess
 
 DEMO_MODEL = Path(demo_model.__file__).parent / "checkpoint"
 
@@ -86,6 +88,13 @@ def options(
         )
 
     return make
+
+
+@pytest.fixture
+def graceful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has a minute to shut down: longer than any test waits for one that it kills."""
+    process = partial(OwnedProcess, grace=60.0)
+    monkeypatch.setattr(server_module, "OwnedProcess", process)
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def test_a_server_that_stops_answering_is_restarted(
         first = server.process.pid
         recovered = pool.submit(Recovery(server, lambda: 0).recover)
         wait_until(lambda: server.process.pid != first)
+        monkeypatch.setattr(recovery_module, "_HANG_TIMEOUT", 60.0)
         mode.write_text("serve")
         recovered.result(60)
         assert starts(server) == 2
@@ -139,6 +140,7 @@ def test_a_stop_takes_precedence_over_a_restart(options: MakeOptions, mode: Path
     assert starts(server) == 2
 
 
+@pytest.mark.usefixtures("graceful")
 def test_a_reason_restarts_a_server_that_looks_healthy_once(
     options: MakeOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,7 +150,7 @@ def test_a_reason_restarts_a_server_that_looks_healthy_once(
         began = time.monotonic()
         for future in [pool.submit(recovery.recover, "is stalled: 3 requests") for _ in range(3)]:
             future.result(60)
-        assert time.monotonic() - began < 8  # the grace period is 10 s
+        assert time.monotonic() - began < 40  # the grace period is a minute
         assert not psutil.wait_procs(processes, timeout=0)[1]
         assert server.probe.is_healthy()
         assert starts(server) == 2
@@ -162,7 +164,7 @@ def test_a_restart_shows_its_progress(options: MakeOptions, mode: Path) -> None:
         assert recovery.progress == ""
         mode.write_text("unhealthy")
         recovering = pool.submit(recovery.recover)
-        wait_until(lambda: recovery.progress == "vLLM does not answer: waiting, 0 s of 60")
+        wait_until(lambda: recovery.progress.startswith("vLLM does not answer: waiting, "))
         kill(server)
         wait_until(lambda: recovery.progress.endswith("s of 120, Loading the weights"))
         assert recovery.progress.startswith("restarting vLLM: ")
@@ -193,16 +195,20 @@ def test_restarts_in_a_row_wait_longer_each_time(
     )
 
 
-def test_a_stop_ends_the_wait_before_a_restart(options: MakeOptions, mode: Path) -> None:
+def test_a_stop_ends_the_wait_before_a_restart(
+    options: MakeOptions, mode: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "_FIRST_DELAY", 600.0)
+    monkeypatch.setattr(recovery_module, "_MAX_DELAY", 600.0)
     with ThreadPoolExecutor(1) as pool, VLLMServer(options(str(mode))) as server:
         recovery = Recovery(server, lambda: 0)
         mode.write_text("die")
         kill(server)
         recovering = pool.submit(recovery.recover)
-        wait_until(lambda: recovery.progress == "restarting vLLM in 2 s")
+        wait_until(lambda: recovery.progress == "restarting vLLM in 600 s")
         server.stop()
         with pytest.raises(ServerError, match="or was stopped"):
-            recovering.result(1)
+            recovering.result(60)
 
 
 def test_too_much_memory_is_a_reason_for_a_restart_but_not_soon_after_the_last(

@@ -34,7 +34,7 @@ def test_processor_time_includes_children_that_have_ended() -> None:
     compute = "[None for _ in iter(lambda: time.process_time() < .3, False)]"
     code = f"import os, time; os.fork() or ({compute}, os._exit(0)); os.wait()"
     with child(code) as busy, child("pass") as idle:
-        assert 0.2 < processor_seconds([busy]) < 1
+        assert 0.2 < processor_seconds([busy]) < 3
         assert processor_seconds([idle]) < 0.2
     assert processor_seconds([busy]) == 0
 

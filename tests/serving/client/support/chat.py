@@ -44,13 +44,15 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 @contextmanager
-def completing(client: ChatClient, sent: Iterable[str]) -> Iterator[Future[list[Outcome]]]:
+def completing(
+    client: ChatClient, sent: Iterable[Any], **options: Any
+) -> Iterator[Future[list[Outcome]]]:
     """The outcomes of requests with these texts, sent from another thread.
 
     The client is stopped when the block fails, lest the thread waits for ever.
     """
     with ThreadPoolExecutor(1) as executor:
-        outcomes = executor.submit(client.complete, map(ask, sent))
+        outcomes = executor.submit(client.complete, map(ask, sent), **options)
         try:
             yield outcomes
         except BaseException:
@@ -58,13 +60,19 @@ def completing(client: ChatClient, sent: Iterable[str]) -> Iterator[Future[list[
             raise
 
 
-def noted(client: ChatClient, part: str) -> Callable[[], bool]:
+def noted(client: ChatClient, part: str, least: int = 0) -> Callable[[], bool]:
     """Whether one of the client's notes contains that text.
 
-    `N s` stands for any number of seconds, because the test may look too late for a certain one.
+    `N s` stands for any number of seconds from `least` on: a test may look too late for a certain
+    one.
     """
-    pattern = re.compile(re.escape(part).replace(re.escape("N s"), r"\d+ s"))
-    return lambda: any(pattern.search(note) for note in client.stats.notes)
+    pattern = re.compile(re.escape(part).replace(re.escape("N s"), r"(\d+) s"))
+
+    def is_noted() -> bool:
+        found = filter(None, map(pattern.search, client.stats.notes))
+        return any(all(int(number) >= least for number in match.groups()) for match in found)
+
+    return is_noted
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
