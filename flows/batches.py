@@ -13,11 +13,8 @@ from ..tasks.records import Batch, Row
 from ..tasks.storing.store import StoredBatch
 from .open_pass import FIRST_ROWS, OpenPass
 from .run import Run
-from .task_runs import MAX_BATCHES
+from .task_runs import MAX_BATCHES, MAX_ROWS
 from .workers.crew import Crew
-
-MAX_ROWS = 32_768
-"""No batch is started while so many rows are in flight: their prompts and replies are in memory."""
 
 MAX_EMBEDDED_BYTES = 512 << 20
 """No batch is started while rows in flight hold more than this in embedded images."""

@@ -11,7 +11,7 @@ from ..serving.endpoint import VLLMEndpoint
 from ..tasks.checking import AskedCheck
 from ..tasks.checking.hashed_rows import ImageSource
 from ..tasks.errors import StoreError
-from ..tasks.exporting.judged import OpenChecks, open_checks
+from ..tasks.exporting.judged import open_checks
 from ..tasks.exporting.last_export import export_inputs
 from ..tasks.exporting.trainers import ExportSource
 from ..tasks.generating.probe import server_guides
@@ -53,7 +53,7 @@ from .summary import RunSummary, total_counts
 from .task_runs import StepRunner
 from .workers.channel import remove_messages
 from .workers.crew import Crew
-from .workers.open_crew import check_workers, open_crew
+from .workers.open_crew import check_workers, open_crew, rows_per_batch
 
 
 class Run:
@@ -97,7 +97,8 @@ class Run:
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
         self._stack = stack
-        self.checks = self._open_checks()
+        limits = parameters.images.settings
+        self.checks = open_checks(parameters.checks, output, limits, self.image_source)
         self.passes: list[OpenPass] = []
         self.steps = stack.enter_context(StepRunner())
         self.crew: Crew | None = None
@@ -187,10 +188,6 @@ class Run:
         questions.counts()  # raises if one is missing
         return self.open_pass(answers_pass(self._main, self.style))
 
-    def _open_checks(self) -> OpenChecks:
-        limits = self.parameters.images.settings
-        return open_checks(self.parameters.checks, self.output, limits, self.image_source)
-
     def image_source(self) -> ImageSource:
         """The rows of the dataset, and how their images are read."""
         rows, limits = self.rows.read_again, self.parameters.images.settings
@@ -261,7 +258,7 @@ class Run:
             parse_settings=definition.parsing,
             ledger=ledger,
             progress=self.progress,
-            batch_size=parameters.limits.batch_size,
+            batch_size=rows_per_batch(parameters.limits, parameters.workers),
             cache_buster=self._id if caching.refresh else "",
         )
         self.passes.append(opened)

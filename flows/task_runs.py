@@ -12,11 +12,15 @@ from prefect.states import Failed
 from prefect.tasks import Task
 
 from ..tasks.concurrency import Pending, freed_when_done, opaque, quote
+from ..tasks.runs.workers import MAX_WORKERS
 
 R = TypeVar("R")
 
-MAX_BATCHES = 64
-"""A batch in flight takes a thread, even if it only waits for one slow row."""
+MAX_BATCHES = 2 * MAX_WORKERS
+"""A batch in flight takes a thread, even if it only waits for one slow row, or for a worker."""
+
+MAX_ROWS = 32_768
+"""No batch is started while so many rows are in flight: their prompts and replies are in memory."""
 
 PREFETCHED_CHUNKS = 2
 """Chunks of rows that are turned into prompts ahead of the batches in flight."""

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Literal
 
 from ...tasks.runs.parameters import Limits
+from ...tasks.runs.workers import MAX_WORKERS
 from ...tasks.storing.compaction import MAX_SMALL_PARTS, MERGED_ROWS
 from ..batches import MAX_CHUNK_ROWS
 from ..task_runs import MAX_TASK_RUNS
@@ -193,6 +194,11 @@ def _machines(size: Size) -> Iterator[Figure]:
         basis, source = _basis(size, slope.rows), slope.source
         yield Figure(f"cores{name}", f"client cores{label}", cores, "cores", basis, source)
         note = f"--workers {workers}" if workers > 1 else "without --workers"
+        if workers > MAX_WORKERS:
+            note = (
+                f"{ceil(workers / MAX_WORKERS)} runs of parts of the dataset, with outputs of "
+                f"their own and --workers {MAX_WORKERS}"
+            )
         what = f"processes{label}"
         yield Figure(f"processes{name}", what, workers, "processes", basis, source, note)
     memory = slopes.RUN_MEMORY if size.processes() == 1 else slopes.COORDINATOR_MEMORY

@@ -14,6 +14,7 @@ from ...tasks.runs.heartbeat import this_process
 from ...tasks.runs.parameters import Limits, RunParameters
 from ...tasks.runs.workers import Workers
 from ..open_model import RunModel
+from ..task_runs import MAX_ROWS
 from .channel import Channel
 from .crew import Crew
 from .job import WorkerJob
@@ -80,7 +81,14 @@ def open_crew(
         confined=confined,
     )
     channel = Channel(output, job.key)
-    return Crew(workers, job, channel, model.client.stats, limits.batch_size)
+    return Crew(
+        workers, job, channel, model.client.stats, rows_per_batch(limits, parameters.workers)
+    )
+
+
+def rows_per_batch(limits: Limits, workers: Workers) -> int:
+    """Rows of a batch at most: of all that may be in flight, each worker is to have two batches."""
+    return min(limits.batch_size, MAX_ROWS // (2 * workers.workers))
 
 
 def _busy(workers: Workers, limits: Limits) -> Workers:

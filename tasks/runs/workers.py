@@ -6,6 +6,9 @@ from pydantic import Field
 
 from .form_types import Group, OptionalText
 
+MAX_WORKERS = 64
+"""The run has two batches in flight for each. More workers than it can hand batches to were idle."""
+
 EngineName = Literal["threads", "processes", "work-pool", "ray", "dask"]
 
 
@@ -15,7 +18,7 @@ class Workers(Group):
     workers: int = Field(
         default=1,
         ge=1,
-        le=1000,
+        le=MAX_WORKERS,
         description="Number of workers; 1 means that the run does everything itself.",
     )
     engine: EngineName = Field(

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
-from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, MAX_ROWS, _has_room, row_chunks
+from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room, row_chunks
 from prefect_imageqa.flows.open_pass import OpenPass
 from prefect_imageqa.flows.progress import RunProgress
+from prefect_imageqa.flows.task_runs import MAX_BATCHES, MAX_ROWS
+from prefect_imageqa.flows.workers.open_crew import rows_per_batch
 from prefect_imageqa.serving.types import Completion
 from prefect_imageqa.tasks.concurrency import MAX_CHUNK_BYTES
 from prefect_imageqa.tasks.generating.chat_requests import GenerationSettings
@@ -24,6 +26,7 @@ from prefect_imageqa.tasks.images.prepare import ImageSettings
 from prefect_imageqa.tasks.images.reader import ImageReader
 from prefect_imageqa.tasks.prompting.keys import KEY_LENGTH
 from prefect_imageqa.tasks.records import Batch, ImageRef, Kind, Problem, Prompt, Row
+from prefect_imageqa.tasks.runs.workers import MAX_WORKERS, Workers
 from prefect_imageqa.tasks.storing.ledger import RowStatus
 
 WriteRows = Callable[[list[str]], str]
@@ -169,6 +172,17 @@ def test_rows_limit_the_batches_in_flight() -> None:
     slow = [in_flight(0, ImageRef("a.png"))] * (MAX_ROWS // 8)
     assert not _has_room(slow, current, client, len(slow) + 1)
     assert _has_room(slow[1:], current, client, len(slow) + 1)
+
+
+@pytest.mark.parametrize("workers", [2, 46, MAX_WORKERS])
+def test_there_is_room_for_two_batches_for_each_worker(workers: int) -> None:
+    told = Workers(workers=workers, engine="processes")
+    size = rows_per_batch(Limits(), told)
+    prompts = tuple(Prompt(row=row, key=f"{row}", where="?") for row in range(size))
+    most = [Batch(1, "key", prompts, (0,) * size) for _ in range(2 * workers - 1)]
+    current: Any = SimpleNamespace(batch_size=size)
+    crew: Any = SimpleNamespace(max_in_flight=10**6, stats=SimpleNamespace(in_flight=0, queued=0))
+    assert _has_room(most, current, crew, MAX_BATCHES)
 
 
 def pending_pass(batch_size: int) -> OpenPass:

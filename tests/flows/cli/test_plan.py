@@ -1,11 +1,13 @@
 """`plan`: what a run will take, and what was counted in real runs of some sizes."""
 
 import json
+from math import ceil
 from pathlib import Path
 
 import pytest
 from prefect_imageqa.flows.cli import slopes
 from prefect_imageqa.flows.cli.sizes import Figure, Size, ceiling, figures, sizes_table
+from prefect_imageqa.tasks.runs.workers import MAX_WORKERS
 
 from .conftest import Call
 
@@ -72,6 +74,9 @@ def test_fast_servers_and_large_images_need_workers() -> None:
     assert "worker_memory" in fast
     assert slow["processes_large"].value < fast["processes_large"].value
     assert fast["cores_large"].value > 10 * fast["cores"].value
+    runs = ceil(fast["processes_large"].value / MAX_WORKERS)
+    assert f"{runs} runs of parts of the dataset" in fast["processes_large"].note
+    assert f"--workers {MAX_WORKERS}" in fast["processes_large"].note
 
 
 def test_more_servers_than_one_run_can_feed_are_named() -> None:
