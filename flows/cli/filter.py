@@ -2,8 +2,8 @@
 
 import json as json_
 import sys
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
@@ -18,8 +18,10 @@ from ...tasks.runs.exports import Exports
 from ...tasks.runs.run_record import completed_run
 from ..filtering import filtered, planned_filter
 from ..open_store import open_store
-from .options import Flag, Output, Store
+from .options import Flag, Output, Store, UsageError
 from .source import open_source, write_report
+
+T = TypeVar("T")
 
 _WIDTH = 60
 """Characters of the first column; what is longer is cut."""
@@ -75,14 +77,9 @@ def filter_output(
     """
     keep = keep.strip()
     if not keep and not keep_best and not max_per:
-        return _usage_error("give --keep, --keep-best or --max-per; --keep true keeps all pairs")
-    flag = "--max-per"
-    try:
-        caps = list(dict.fromkeys(map(Cap.parse, max_per)))
-        flag = "--keep-best"
-        best = list(dict.fromkeys(map(Best.parse, keep_best)))
-    except ValueError as error:
-        return _usage_error(f"{flag}: {error}")
+        raise UsageError("give --keep, --keep-best or --max-per; --keep true keeps all pairs")
+    caps = _parsed("--max-per", Cap.parse, max_per)
+    best = _parsed("--keep-best", Best.parse, keep_best)
     output_store = open_store(output, store)
     if dry_run:
         split = planned_filter(output_store, keep, caps, best)
@@ -102,9 +99,12 @@ def filter_output(
     return 0
 
 
-def _usage_error(message: str) -> int:
-    print(f"prefect-imageqa: {message}", file=sys.stderr)
-    return 2
+def _parsed(flag: str, parse: Callable[[str], T], given: Iterable[str]) -> list[T]:
+    """What an option was given, each once."""
+    try:
+        return list(dict.fromkeys(map(parse, given)))
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None
 
 
 def _rewrite_exports(source: ExportSource, *, with_dataset: bool) -> None:

@@ -55,19 +55,14 @@ def review(
         Also fetch web images from private and loopback addresses.
     """
     from ...tasks.reporting.review import render_review, sample_pairs
-    from ...tasks.reporting.row_images import ImageSource, RowImages
     from ...tasks.runs.run_record import completed_run
     from ..open_store import open_store
-    from .source import open_source
+    from .source import open_source, row_images
 
     output_store = open_store(output, store)
     names = completed_run(output_store).parameters.checks.names
     with open_source(output_store, dataset, image_root, allow_private_hosts) as source:
-        images = None
-        if source.rows is not None:
-            found = ImageSource(source.rows, source.columns, source.base)
-            images = RowImages(found, source.reader, source.limits)
-        pairs = sample_pairs(output_store, sample, seed, names, images)
+        pairs = sample_pairs(output_store, sample, seed, names, row_images(source))
     page = render_review(pairs, output_store.uri)
     try:
         with to.open("xb") as file:

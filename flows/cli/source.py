@@ -39,8 +39,12 @@ def open_source(
 
 def write_report(source: ExportSource) -> None:
     """Write the report and the dataset card of an output."""
-    images = None
-    if source.rows is not None:
-        found = ImageSource(source.rows, source.columns, source.base)
-        images = RowImages(found, source.reader, source.limits)
-    make_report(source.output, images)
+    make_report(source.output, row_images(source))
+
+
+def row_images(source: ExportSource) -> RowImages | None:
+    """The images of the rows of an output; None if no dataset was named."""
+    if source.rows is None:
+        return None
+    found = ImageSource(source.rows, source.columns, source.base)
+    return RowImages(found, source.reader, source.limits)

@@ -105,39 +105,32 @@ def _join(
     reasons: Counter[str] = Counter()
     with ExitStack() as stack:
         answers = QAJsonWriter(folder, stack, columns, json_array=json_array)
-        known = (columns.image, columns.conversation, columns.answer)
-        left_out = [name for name in known if name]
-        tables = ParquetWriter(folder, stack, DatasetColumns(left_out, own_names))
-        distinct = DistinctPairs()
+        left_out = filter(None, (columns.image, columns.conversation, columns.answer))
+        tables = ParquetWriter(folder, stack, DatasetColumns([*left_out], own_names))
         quarantine = QuarantineWriter(folder, stack, columns)
+        distinct = DistinctPairs()
         for row, outcome in zip(rows, outcomes, strict=False):
             read += 1
+            if outcome is None:
+                raise StoreError(f"{row.where} is neither answered nor quarantined")
             if isinstance(outcome, Answered):
                 answers.add(row, outcome)
                 pairs = distinct.of(row, outcome)
                 digest = images_digest(row, columns) if pairs else ""
                 tables.add(row, outcome, pairs, image_names(row, columns), digest)
                 for failure in outcome.unanswered:
-                    unanswered += 1
                     quarantine.add(row, failure)
-                if outcome.lost:
-                    lost_pairs += outcome.lost
-                    first_loss = first_loss or row.where
-            elif outcome is not None:
-                reasons[outcome.kind] += 1
-                quarantine.add(row, outcome)
+                unanswered += len(outcome.unanswered)
+                lost_pairs += outcome.lost
+                if outcome.lost and not first_loss:
+                    first_loss = row.where
             else:
-                raise StoreError(f"{row.where} is neither answered nor quarantined")
+                quarantine.add(row, outcome)
+                reasons[outcome.kind] += 1
         answers.finish()
         tables.finish()
     if lost_pairs:
-        _LOGGER.warning(
-            "%s in the replies of answered rows could not be read (a question without an answer, "
-            "or damaged JSON), the first in that of %s; the replies are in %s",
-            f"{lost_pairs:,} pair{'' if lost_pairs == 1 else 's'}",
-            first_loss,
-            QA_JSONL,
-        )
+        _warn_of_lost(lost_pairs, first_loss)
     return RunCounts(
         rows=read,
         ok=read - reasons.total(),
@@ -147,6 +140,16 @@ def _join(
         lost_pairs=lost_pairs,
         unanswered=unanswered,
         reasons=reasons,
+    )
+
+
+def _warn_of_lost(pairs: int, first: str) -> None:
+    _LOGGER.warning(
+        "%s in the replies of answered rows could not be read (a question without an answer, "
+        "or damaged JSON), the first in that of %s; the replies are in %s",
+        f"{pairs:,} pair{'' if pairs == 1 else 's'}",
+        first,
+        QA_JSONL,
     )
 
 
