@@ -1,4 +1,4 @@
-"""The records passed between the steps: plain and frozen, without I/O."""
+"""The records passed between the steps: plain data without I/O, frozen except for `Batch`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
