@@ -13,7 +13,7 @@ from ...tasks.exporting.trainers.export_record import export_folder, split_lines
 from ...tasks.exporting.trainers.write import warning_lines
 from ...tasks.runs.exports import ExportFormat, ExportImages, Exports
 from ..open_store import open_store
-from .options import Count, Flag, Output, Store, UsageError
+from .options import Count, Output, PrivateHosts, Store, UsageError
 from .run import validation_message
 from .source import open_source, write_report
 
@@ -31,7 +31,7 @@ def export(
     validation: float = 0.0,
     seed: int = 0,
     store: Store = None,
-    allow_private_hosts: Flag = False,
+    allow_private_hosts: PrivateHosts = False,
 ) -> int:
     """Write the pairs of an output in a format that trainers load, without asking the model.
 
@@ -63,8 +63,6 @@ def export(
         in both.
     seed:
         Another seed gives another validation split.
-    allow_private_hosts:
-        Also fetch web images from private and loopback addresses.
     """
     if format is None:
         raise UsageError(f"give --format: {', '.join(FORMATS)}")

@@ -18,7 +18,7 @@ from ...tasks.runs.exports import Exports
 from ...tasks.runs.run_record import completed_run
 from ..filtering import filtered, planned_filter
 from ..open_store import open_store
-from .options import Flag, Output, Store, UsageError
+from .options import Flag, ImageRoot, Output, PrivateHosts, Store, UsageError
 from .source import open_source, write_report
 
 T = TypeVar("T")
@@ -37,9 +37,9 @@ def filter_output(
     dry_run: Flag = False,
     json: Flag = False,
     dataset: str | None = None,
-    image_root: str | None = None,
+    image_root: ImageRoot = None,
     store: Store = None,
-    allow_private_hosts: Flag = False,
+    allow_private_hosts: PrivateHosts = False,
 ) -> int:
     """Decide anew which pairs of an output are kept, without asking the model.
 
@@ -70,10 +70,6 @@ def filter_output(
         Print one line of JSON.
     dataset:
         The dataset of the run, from which the images of exports and report are read.
-    image_root:
-        As --image-root of the run.
-    allow_private_hosts:
-        Also fetch web images from private and loopback addresses.
     """
     keep = keep.strip()
     if not keep and not keep_best and not max_per:

@@ -15,6 +15,11 @@ Store = Annotated[
         "AWS environment, profile or role."
     ),
 ]
+ImageRoot = Annotated[str | None, Parameter(help="As --image-root of the run.")]
+PrivateHosts = Annotated[
+    bool,
+    Parameter(negative=(), help="Also fetch web images from private and loopback addresses."),
+]
 
 
 class UsageError(Exception):

@@ -4,7 +4,7 @@ import sys
 
 from cyclopts import App
 
-from .options import Flag, Output, Store
+from .options import ImageRoot, Output, PrivateHosts, Store
 
 reports = App()
 """Commands that the main app includes."""
@@ -16,9 +16,9 @@ def report(
     /,
     *,
     dataset: str | None = None,
-    image_root: str | None = None,
+    image_root: ImageRoot = None,
     store: Store = None,
-    allow_private_hosts: Flag = False,
+    allow_private_hosts: PrivateHosts = False,
 ) -> int:
     """Recreate report.html and README.md of an output, without asking the model.
 
@@ -32,10 +32,6 @@ def report(
     dataset:
         The dataset of the run, from which the images are read; without it, the report has none. An
         output is not asked where images are: if it is someone else's, it could name any file.
-    image_root:
-        As --image-root of the run.
-    allow_private_hosts:
-        Also fetch web images from private and loopback addresses.
     """
     from ...tasks.reporting.report import REPORT
     from ..open_store import open_store

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from ...serving.errors import ImageQAError
-from .options import Flag, Output, Store
+from .options import ImageRoot, Output, PrivateHosts, Store
 
 reviews = App()
 """Commands that `main` adds to its own."""
@@ -26,9 +26,9 @@ def review(
     sample: Sample = 100,
     seed: int = 0,
     dataset: str | None = None,
-    image_root: str | None = None,
+    image_root: ImageRoot = None,
     store: Store = None,
-    allow_private_hosts: Flag = False,
+    allow_private_hosts: PrivateHosts = False,
 ) -> int:
     """Write a page on which people judge a sample of pairs.
 
@@ -49,10 +49,6 @@ def review(
         Another seed draws other pairs.
     dataset:
         The dataset of the run, from which the images are read; without it, the page has none.
-    image_root:
-        As --image-root of the run.
-    allow_private_hosts:
-        Also fetch web images from private and loopback addresses.
     """
     from ...tasks.reporting.review import render_review, sample_pairs
     from ...tasks.runs.run_record import completed_run
