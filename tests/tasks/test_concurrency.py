@@ -86,10 +86,12 @@ def test_results_are_freed_without_the_garbage_collector() -> None:
     def run() -> int:
         results = [result() for _ in range(6)]
         for _ in results:
-            assert called.acquire(timeout=10)
-        deadline = time.monotonic() + 5  # a task's thread may still be at its last lines
-        while (alive := sum(ref() is not None for ref in results)) and time.monotonic() < deadline:
+            assert called.acquire(timeout=60)
+        deadline = time.monotonic() + 30  # a task's thread may still be at its last lines
+        alive = 6
+        while alive > 2 and time.monotonic() < deadline:
             time.sleep(0.05)
+            alive = sum(ref() is not None for ref in results)
         return alive
 
     gc.disable()

@@ -79,6 +79,8 @@ def test_requests_are_not_blamed_for_a_server_that_hangs_longer_than_they_may_ta
             server.frozen = False
             assert texts(outcomes.result(30)) == ROWS
         assert client.stats.requests == len(ROWS)
+        (state,) = client._pool.servers
+        assert state.back > state.since > 0
 
 
 @pytest.mark.parametrize(

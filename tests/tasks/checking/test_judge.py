@@ -153,9 +153,9 @@ def test_the_reason_is_one_bounded_line_or_none() -> None:
 
 @pytest.mark.parametrize("piece", ["{", '{"truth": 4, ', "[{", "\\", '"'])
 def test_hostile_replies_are_read_in_linear_time(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert values_of(piece * 100_000) == NOTHING
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 5
 
 
 def test_replies_of_a_run_that_was_killed_are_read_by_the_rubric_that_asked() -> None:

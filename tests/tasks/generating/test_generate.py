@@ -3,10 +3,12 @@
 import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat import noted, wait_until
 from PIL import Image
 from prefect.states import Failed
 from prefect_imageqa.serving.client import sender
@@ -185,12 +187,17 @@ def test_a_retry_sends_only_rows_without_a_reply(client: ChatClient) -> None:
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(start_stub: Any) -> None:
     """A row that it dies with every time is the only one that is not answered."""
-    # Away for so long that even on a busy machine it is found gone, and not only disconnected.
-    stub = start_stub("--respawn=2")
+    stub = start_stub()
     prompts = [prompt(number, f"STUB text {number}") for number in range(30)]
     prompts[7] = prompt(7, "STUB die")
-    with ChatClient(VLLMEndpoint(urls=[stub.url], model="stub"), max_in_flight=1) as client:
-        replies = generate(batch(*prompts), client)
+    endpoint = VLLMEndpoint(urls=[stub.url], model="stub")
+    with ThreadPoolExecutor(1) as pool, ChatClient(endpoint, max_in_flight=1) as client:
+        generating = pool.submit(generate, batch(*prompts), client)
+        for _ in range(2):
+            stub.process.wait(60)
+            wait_until(noted(client, "does not answer"))
+            stub.start()
+        replies = generating.result(60)
         assert client.stats.requests <= 31 + 2  # after each loss, one more finds it gone
     lost = replies[7]
     assert isinstance(lost, Problem)
@@ -199,7 +206,7 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(start_stub: Any) -> No
     others = {reply.kind for reply in replies if isinstance(reply, Problem)} - {Kind.CRASH}
     assert not others
     assert lost.message.startswith("the server went down while it worked on this row (")
-    assert stub.stats()["starts"] == 3
+    assert stub.process.poll() is None
 
 
 def test_a_server_that_stays_away_stops_the_batch_and_replies_are_retained(
@@ -214,14 +221,14 @@ def test_a_server_that_stays_away_stops_the_batch_and_replies_are_retained(
         with pytest.raises(EndpointLostError) as lost:
             generate(pending, client)
         assert client.stats.requests <= 3 + 2  # one dies with it, one more finds it gone
-    assert 0.5 < time.monotonic() - started < 10
+    assert time.monotonic() - started > 0.5
     message = str(lost.value)
     assert message.startswith(f"{mortal.url} does not answer")
     assert message.endswith(
         ": waited 0 s; when a server is back, run the same command again to resume"
     )
     assert set(pending.replies) == {prompt.key for prompt in prompts[:3]}
-    assert mortal.process.wait(5) == 1
+    assert mortal.process.wait(60) == 1
 
 
 def test_a_rejected_key_stops_the_batch(keyed_stub: Any) -> None:

@@ -106,6 +106,6 @@ def test_a_text_of_more_than_300_characters_is_not_looked_for() -> None:
 def test_hostile_texts_take_no_time() -> None:
     almost = ("a" * 299 + "b") * 3 + "a" * 299 + "c"
     texts = [" " * 1_000_000 + "x", "ab" * 500_000 + "x", almost * 1000, "\U0001f600" * 10**6 + "x"]
-    start = time.perf_counter()
+    start = time.process_time()
     assert not any(map(is_runaway, texts))
-    assert time.perf_counter() - start < 0.5  # measured: 2 ms for all of them
+    assert time.process_time() - start < 2  # measured: 2 ms for all of them

@@ -145,9 +145,9 @@ def test_known_digests_are_found_and_added_while_another_thread_uses_the_databas
     digests.add("/a.png", "1", digest_of("a"))
     digests.preload(["/b.png"])
     with ThreadPoolExecutor(1) as pool, digests._lock:
-        pool.submit(digests.add, "/b.png", "1", digest_of("b")).result(timeout=10)
+        pool.submit(digests.add, "/b.png", "1", digest_of("b")).result(timeout=60)
         for name in "ab":
-            found = pool.submit(digests.get, f"/{name}.png", "1").result(timeout=10)
+            found = pool.submit(digests.get, f"/{name}.png", "1").result(timeout=60)
             assert found == digest_of(name)
     digests.close()
     assert rows_in(tmp_path / "digests.sqlite") == 2
@@ -187,7 +187,7 @@ def test_processes_can_share_the_digests(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in "abcd"
     ]
-    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
+    assert [process.communicate(timeout=240)[1] for process in processes] == [""] * 4
     assert rows_in(path) == 12_000
 
 

@@ -175,9 +175,9 @@ def test_large_files_wait_while_others_are_held(budget: MemoryBudget, tmp_path: 
             waiting = [reader.executor.submit(length, refs[0]) for _ in range(3)]
             while budget.waiting < 3:
                 time.sleep(0.001)
-            assert reader.executor.submit(length, refs[1]).result(5) == 5
+            assert reader.executor.submit(length, refs[1]).result(60) == 5
             assert not any(future.done() for future in waiting)
-        assert [future.result(5) for future in waiting] == [60] * 3
+        assert [future.result(60) for future in waiting] == [60] * 3
     with ImageReader(59) as reader, pytest.raises(RowError, match="larger than the limit"):
         length(refs[0])
 
@@ -287,7 +287,7 @@ def test_nothing_is_started_before_it_is_needed(old_file: Path, tmp_path: Path) 
     with ImageReader(9, digests=FileDigests(tmp_path / "new" / "d.sqlite")) as reader:
         assert reader.read(ImageRef(path=str(old_file))) == b"a"
         assert reader.identify(ImageRef(data=b"a")) == sha256(b"a")
-        assert set(threading.enumerate()) == before
+        assert not set(threading.enumerate()) - before
         assert not (tmp_path / "new").exists()
         with pytest.raises(RowError):
             reader.read(ImageRef(path="http://127.0.0.1:1/"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tenacity
+from chat import wait_until
 from fault_proxy import FaultProxy, Rule
 from prefect_imageqa.tasks.images import skipped_hosts
 from prefect_imageqa.tasks.images import web as web_images
@@ -77,12 +78,13 @@ def test_a_host_that_has_answered_is_waited_for(
         with host.away():
             reading = [pool.submit(client.read, url) for _ in range(15)]
             identifying = pool.submit(client.identify, url)
-            time.sleep(0.5)
+            wait_until(lambda: patience.notes)
+            time.sleep(0.2)
             (note,) = patience.notes
             assert not identifying.done()
             assert not any(future.done() for future in reading)
-        assert {future.result(20) for future in reading} == {b"image"}
-        assert identifying.result(20) == identity
+        assert {future.result(60) for future in reading} == {b"image"}
+        assert identifying.result(60) == identity
     name = host.url.removeprefix("http://")
     assert note.startswith(f"{name} does not answer (no connection): waiting, ")
     log = [r.getMessage() for r in caplog.records if r.name == "prefect_imageqa.store"]
@@ -97,12 +99,12 @@ def test_a_host_that_stays_away_fails_its_rows_and_is_waited_for_once(
     with host.away():
         error, seconds = fails(client.read, url)
         assert "waited" in str(error)
-        assert 0.5 <= seconds < 5
+        assert seconds >= 0.5
         error, _ = fails(client.read, url)
         assert "was unreachable a moment ago" in str(error)
         client._skipped = SkippedHosts()  # a minute later
-        _, seconds = fails(client.read, url)
-        assert seconds < 0.5
+        error, _ = fails(client.read, url)
+        assert "waited" not in str(error)
     client._skipped = SkippedHosts()
     assert client.read(url) == b"image"
 
@@ -116,7 +118,11 @@ def test_a_silent_host_that_has_answered_is_waited_for(
     monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.5)
     monkeypatch.setattr(web_images, "CONNECT_SECONDS", 0.4)
     host.set_rules([Rule("hang", count=MAX_ATTEMPTS + 1)])
-    assert client.read(url) == b"image"
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(client.read, url)
+        wait_until(lambda: host.faults["hang"] == MAX_ATTEMPTS + 1)
+        monkeypatch.setattr(web_images, "TOTAL_SECONDS", 60.0)
+        assert reading.result(60) == b"image"
     assert host.faults["hang"] == MAX_ATTEMPTS + 1
 
 
@@ -126,7 +132,7 @@ def test_a_host_that_never_answered_is_not_waited_for(
     client = open_client(Patience(60))
     with host.away():
         error, seconds = fails(client.read, f"{host.url}/a.png")
-    assert seconds < 20
+    assert seconds < 50
     assert "waited" not in str(error)
 
 
@@ -141,8 +147,8 @@ def test_stopping_ends_the_wait(
         while not patience.notes:
             time.sleep(0.01)
         patience.stop()
-        _, seconds = reading.result(20)
-    assert seconds < 20
+        _, seconds = reading.result(60)
+    assert seconds < 50
 
 
 def test_the_number_of_skipped_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

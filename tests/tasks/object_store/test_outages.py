@@ -1,20 +1,23 @@
 """A real S3 server that is away for a while: what is done meanwhile is done once it is back."""
 
+import asyncio
 import gzip
 import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fault_proxy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat import wait_until
 from fault_proxy import FaultProxy
 from prefect_imageqa.tasks.errors import (
     AccessDeniedError,
@@ -81,14 +84,12 @@ def during_outage(proxy: FaultProxy, patience: Patience, action: Callable[[], An
         with proxy.away():
             doing = pool.submit(action)
             time.sleep(AWAY_SECONDS)
-            deadline = time.monotonic() + 10
-            while not patience.notes and time.monotonic() < deadline:
-                time.sleep(0.05)
+            wait_until(lambda: patience.notes)
             assert not doing.done()
             (note,) = patience.notes
         assert note.startswith(f"S3 at {proxy.url} does not answer (connection ")
         assert note.endswith(" s of 60")
-        return doing.result(20)
+        return doing.result(60)
 
 
 def put(store: ObjectStore, folder: Path) -> None:
@@ -136,9 +137,10 @@ def test_without_patience_a_store_that_is_away_is_an_error_at_once(
     with proxy.away():
         for copy in copies:
             started = time.monotonic()
-            with pytest.raises(StoreUnavailableError, match="refused"):
+            with pytest.raises(StoreUnavailableError, match="refused") as raised:
                 copy.read("x")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 50
+            assert "waited" not in str(raised.value)
 
 
 def test_a_store_that_is_away_for_too_long_is_an_error(
@@ -147,24 +149,22 @@ def test_a_store_that_is_away_for_too_long_is_an_error(
     hasty = store.with_patience(Patience(0.5))
     with proxy.away():
         started = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match=r"connection refused.*; waited \d s$"):
+        with pytest.raises(StoreUnavailableError, match=r"connection refused.*; waited \d+ s$"):
             hasty.write("y", NEW)
-        assert 0.5 <= time.monotonic() - started < 10
+        assert 0.5 <= time.monotonic() - started < 50
 
 
 def test_a_stopped_run_does_not_go_on_waiting(
     store: ObjectStore, proxy: FaultProxy, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "FIRST_PAUSE", 30.0)
-    monkeypatch.setattr(waiting, "MAX_PAUSE", 30.0)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 120.0)
+    monkeypatch.setattr(waiting, "MAX_PAUSE", 120.0)
     with proxy.away(), ThreadPoolExecutor(4) as pool:
         doing = [pool.submit(store.write, f"y{number}", NEW) for number in range(4)]
         while not patience.notes:
             time.sleep(0.01)
-        started = time.monotonic()
         patience.stop()
-        assert {type(future.exception(10)) for future in doing} == {StoreUnavailableError}
-    assert time.monotonic() - started < 5
+        assert {type(future.exception(30)) for future in doing} == {StoreUnavailableError}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_mistake_is_not_waited_for(
     started = time.monotonic()
     with pytest.raises(error):
         store.read("x")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 LINES = b"".join(b'{"image": "%d.png"}\n' % number for number in range(20_000))
@@ -239,23 +239,36 @@ def test_images_are_waited_for(
 
 
 def test_an_outage_in_the_middle_of_a_reply_is_waited_for(
-    store: ObjectStore, proxy: FaultProxy, patience: Patience
+    store: ObjectStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = os.urandom(24 << 20)  # more than the buffers of the connections
+    data = os.urandom(1 << 20)
     store.write("large", data)
-    sent = proxy.bytes_sent
+    sent, pieces = threading.Event(), fault_proxy._body
+
+    async def first_piece(*given: Any) -> AsyncIterator[bytes]:
+        """Of the first reply, which is cut off after it, and all of the others."""
+        async for piece in pieces(*given):
+            yield piece
+            if len(piece) > 1000 and not sent.is_set():
+                sent.set()
+                await asyncio.sleep(600)
+
+    monkeypatch.setattr(fault_proxy, "_body", first_piece)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(store.read, "large")
-        while proxy.bytes_sent == sent:
-            time.sleep(0.001)
+        assert sent.wait(60)
         with proxy.away():
-            assert not reading.done()
             time.sleep(AWAY_SECONDS)
+            assert not reading.done()
         assert reading.result(60) == data
 
 
 def test_threads_that_meet_an_outage_all_finish(
-    store: ObjectStore, plain: ObjectStore, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    store: ObjectStore,
+    plain: ObjectStore,
+    proxy: FaultProxy,
+    patience: Patience,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     started = threading.Barrier(17)
 
@@ -268,8 +281,9 @@ def test_threads_that_meet_an_outage_all_finish(
             writing = [pool.submit(write, number) for number in range(16)]
             started.wait()
             time.sleep(AWAY_SECONDS)
+            wait_until(lambda: patience.notes)
         for future in writing:
-            future.result(20)
+            future.result(60)
     assert {name: plain.read(name) for name in plain.list("many")} == {
         f"many/{number}": b"%d" % number for number in range(16)
     }

@@ -131,10 +131,10 @@ def test_which_pairs_are_filtered_is_found_in_linear_time() -> None:
     filtered = Filtered(np.arange(0, 3_000_000, 3, dtype=np.int64) << 32)
     table = table_of([{"row": row, "pair": row % 2} for row in range(12)])
     [batch] = table.to_batches()
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(20):
         assert np.flatnonzero(filtered.has(batch)).tolist() == [0, 6]
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert not Filtered().has(batch).any()
 
 
