@@ -5,7 +5,7 @@ are as good as the worst one that is kept are kept, too: so the choice depends o
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...serving.printable import printable
 from ..errors import ConditionError
+from .catalogue import missing_check
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,7 +59,7 @@ class Best:
         """What is kept, in words."""
         return f"best {100 * self.share:.10g} % by {printable(self.column, 100)}"
 
-    def check(self, fields: Iterable[pa.Field]) -> None:
+    def check(self, fields: Collection[pa.Field]) -> None:
         """Make sure that there is such a column.
 
         Args:
@@ -74,9 +75,12 @@ class Best:
         ]
         if self.column not in names:
             known = printable(", ".join(names), 1000) or "none"
+            remedy = f"those that there are: {known}"
+            if check := missing_check(self.column, (field.name for field in fields)):
+                remedy = f"run with --check {check}"
             raise ConditionError(
                 f"keep-best {printable(str(self), 100)!r}: there is no such column of numbers; "
-                f"those that there are: {known}"
+                f"{remedy}"
             )
 
     def bound(self, values: Array) -> float:

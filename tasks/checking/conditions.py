@@ -157,7 +157,7 @@ class Condition:
         if tree["error"] and "depth" in tree["error_message"]:
             raise ConditionError("it is nested too deeply")
         if tree["error"] and tree["error_type"] == "parser":
-            raise ConditionError(tree["error_message"])
+            raise ConditionError(_syntax_error(sql, tree))
         if tree["error"] or len(tree["statements"]) != 1:
             raise ConditionError(_NOT_ONE)
         node: dict[str, Any] = tree["statements"][0]["node"]
@@ -188,6 +188,16 @@ def _database() -> "duckdb.DuckDBPyConnection":
     database = duckdb.connect(":memory:", config=dict(_SETTINGS))
     database.execute("SET lock_configuration = true").fetchall()
     return database
+
+
+def _syntax_error(sql: str, tree: Mapping[str, Any]) -> str:
+    """What is wrong with the text of a user, and not with what is written around it."""
+    rest = sql.encode()[int(tree.get("position", 0)) :]
+    if rest.startswith(b";"):
+        return _NOT_ONE
+    if rest == b")":  # ours
+        return "its brackets do not match, or something is missing at its end"
+    return str(tree["error_message"])
 
 
 def _is_usable(field: pa.Field) -> bool:

@@ -188,7 +188,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "condition": ({"names": ("consistency",), "keep": "consistency >="}, "consistency >="),
     "best by a check that is not made": (
         {"names": ("consistency",), "keep_best": ("confidence=0.9",)},
-        "no such column of numbers; those that there are: consistency",
+        "no such column of numbers; run with --check confidence",
     ),
     "column of a check that is not made": ({"keep": "consistency > 0.5"}, "consistency"),
     "benchmarks": ({"names": ("contamination",)}, "benchmark"),

@@ -272,7 +272,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         assert "none.json" in refused("--keep", "consistency = 1", "--dataset", "none.json")
     for keep, message in (
         ("clarity > 1", "there is no column clarity (texts are in single quotes); the columns"),
-        ("row > 0; DROP TABLE pairs", "syntax error"),
+        ("row > 0; DROP TABLE pairs", "it must be one condition"),
         ("(SELECT count(*) FROM read_csv('/etc/passwd')) > 0", "a subquery cannot be part"),
         ("CAST(answer AS INTEGER) > 1", "TRY_CAST gives NULL instead"),
     ):

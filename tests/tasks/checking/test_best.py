@@ -42,6 +42,8 @@ def test_a_column_must_hold_numbers() -> None:
     for name in ("form", "blind_answerable", "confidenc"):
         with pytest.raises(ConditionError, match="those that there are: confidence, judge_visual"):
             Best(name, 0.5).check(fields)
+    with pytest.raises(ConditionError, match="no such column of numbers; run with --check fluency"):
+        Best("fluency", 0.5).check(fields)
 
 
 @given(
