@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from ...serving.errors import ImageQAError
 from ...serving.printable import printable_traceback
@@ -152,4 +152,10 @@ def _usage_error(error: CycloptsError) -> str:
         from .run import validation_message
 
         return validation_message(error.__cause__, error.argument.name if error.argument else "")
+    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+        command = " ".join(["prefect-imageqa", *(error.command_chain or ())])
+        return f"{error.argument.name} is missing: see {command} --help"
+    if isinstance(error, UnusedCliTokensError):
+        tokens = " ".join(map(repr, error.unused_tokens or ()))
+        return f"unexpected {tokens}: repeat an option for each value, and quote what has spaces"
     return " ".join(str(error).split())

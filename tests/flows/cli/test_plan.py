@@ -149,7 +149,8 @@ def test_lines_name_value_basis_and_what_was_measured(call: Call) -> None:
         (["--rows=3", "--rate-per-gpu=0", "--gpus=1"], 2, "--rate-per-gpu"),
         (["--rows=3", "--rate-per-gpu=3", "--gpus=0"], 2, "--gpus"),
         (["--rows=0", *GPUS], 2, "--rows"),
-        (["--rows=3", "--gpus=1"], 2, "--rate-per-gpu"),
+        (["--rows=3", "--gpus=1"], 2, "--rate-per-gpu is missing: see prefect-imageqa plan --help"),
+        (["a", "b", *GPUS], 2, "unexpected 'b': repeat an option for each value, and quote"),
     ],
 )
 def test_bad_input_gets_one_line(call: Call, arguments: list[str], code: int, reason: str) -> None:
