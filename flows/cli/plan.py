@@ -19,7 +19,7 @@ Rate = Annotated[
     float,
     Parameter(
         validator=Number(gt=0),
-        help="Requests that one GPU answers in a second: that of a run over a few hundred rows.",
+        help="Requests that one GPU answers in a second, such as a pilot (run --pilot 200) tells.",
     ),
 ]
 Gpus = Annotated[int, Parameter(validator=Number(gte=1), help="GPUs that answer.")]
@@ -43,7 +43,7 @@ def plan(
 
     It is computed from the rows, from how fast the GPUs answer, and from what runs were measured to
     take. Each line says whether runs of that size were measured, or of fewer rows. Samples, checks
-    and separate answers multiply the rows that are asked: give their number.
+    and separate answers ask more than once about a row: give the number of requests as --rows.
 
     Exit code 0: planned; 1: the dataset cannot be read; 2: usage error.
 

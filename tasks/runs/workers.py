@@ -7,7 +7,7 @@ from pydantic import Field
 from .form_types import Group, OptionalText
 
 MAX_WORKERS = 64
-"""The run has two batches in flight for each. More workers than it can hand batches to were idle."""
+"""The run has two batches in flight for each; more workers than it has batches for were idle."""
 
 EngineName = Literal["threads", "processes", "work-pool", "ray", "dask"]
 
@@ -19,7 +19,7 @@ class Workers(Group):
         default=1,
         ge=1,
         le=MAX_WORKERS,
-        description="Number of workers; 1 means that the run does everything itself.",
+        description="Number of workers; with 1 and threads, the run does everything itself.",
     )
     engine: EngineName = Field(
         default="threads",
