@@ -16,7 +16,7 @@ import pytest
 from auto_limit import ClientProcess, stub_counters
 from chat import ask, completing, endpoint, logged, texts, wait_until
 from fake_vllm import FakeVLLM
-from prefect_imageqa.serving.client import ChatClient, steering
+from prefect_imageqa.serving.client import ChatClient, servers, steering
 from prefect_imageqa.serving.client.auto_limit import FIRST_LIMIT, MIN_LIMIT, AutoLimit
 from prefect_imageqa.serving.client.throughput import Observation
 from prefect_imageqa.serving.metrics import Counters
@@ -257,13 +257,19 @@ def test_a_page_that_does_not_show_our_requests_is_not_believed() -> None:
     assert engine.run(60, counters=Counters(2, 0, 1)) > 200
 
 
-def test_requests_that_a_gateway_gives_up_at_the_same_time_halve_the_limit_once() -> None:
-    with FakeVLLM() as server, ChatClient(endpoint(server.url), request_timeout=1) as client:
-        server.latency = 0.1
+def test_requests_that_a_gateway_gives_up_at_the_same_time_halve_the_limit_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(servers, "_SLOW", math.inf)
+    monkeypatch.setattr(steering, "_TICK_SECONDS", 600.0)
+    with FakeVLLM() as server, ChatClient(endpoint(server.url)) as client:
         assert texts(client.complete([ask("hello")])) == ["hello"]
-        server.statuses = [504] * 20
-        assert len(texts(client.complete(map(ask, map(str, range(24)))))) == 24
-        assert FIRST_LIMIT // 8 < client.max_in_flight <= FIRST_LIMIT // 2
+        server.frozen, server.statuses = True, [504] * 20
+        with completing(client, map(str, range(24))) as outcomes:
+            wait_until(lambda: len(server.active) == 24)
+            server.frozen = False
+            assert len(texts(outcomes.result(30))) == 24
+        assert client.max_in_flight == FIRST_LIMIT // 2
 
 
 def test_an_error_while_a_limit_is_adapted_is_logged_once_and_does_no_harm(

@@ -66,7 +66,7 @@ class HTTPServer:
             self._run(site.stop())
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=1 << 26)
