@@ -42,7 +42,7 @@ def call_api(path: str, body: Any = None) -> str:
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urlopen(request, timeout=30) as response:  # noqa: S310
+    with urlopen(request, timeout=120) as response:  # noqa: S310
         answer: bytes = response.read()
     return answer.decode()
 
@@ -140,7 +140,7 @@ def test_saving_the_values_of_the_form_keeps_the_secrets() -> None:
         {"Content-Type": "application/json"},
         method="PATCH",
     )
-    urlopen(request, timeout=30).close()  # noqa: S310
+    urlopen(request, timeout=120).close()  # noqa: S310
     loaded = VLLMEndpoint.load("edited")
     assert isinstance(loaded, VLLMEndpoint)
     assert loaded.connect_timeout == 7

@@ -113,10 +113,11 @@ def test_a_cancelled_run_stops_soon_and_can_be_resumed(
     record_property: Callable[[str, object], None],
 ) -> None:
     output, texts, answer = tmp_path / "out", tmp_path / "texts", tmp_path / "answer"
-    # In the middle of the second batch: most of its rows are answered, but it is not stored.
-    held = BATCH_SIZE + 24
-    rows = [f"Row {number}?" for number in range(held)]
-    rows += [f"STUB until {answer} {number}" for number in range(held, ROWS)]
+    # Two batches are not stored before the end: rows of theirs are held, the others are answered.
+    held = [row for row in range(BATCH_SIZE, 3 * BATCH_SIZE) if row % BATCH_SIZE >= 24]
+    rows = [f"Row {number}?" for number in range(ROWS)]
+    for number in held:
+        rows[number] = f"STUB until {answer} {number}"
     parameters = {
         "dataset": write_rows(rows),
         "output": str(output),
@@ -126,11 +127,12 @@ def test_a_cancelled_run_stops_soon_and_can_be_resumed(
 
     def times_sent() -> "Counter[str]":
         lines = texts.read_text().splitlines() if texts.exists() else []
-        return Counter(json.loads(line)[0] for line in lines)
+        found = Counter(json.loads(line)[0] for line in lines)
+        return Counter({text: found[text] for text in rows if text in found})  # no test requests
 
     (tmp_path / "latency").write_text("0.02")
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
-    wait_until(lambda: times_sent().total() == held + IN_FLIGHT)
+    wait_until(lambda: times_sent().keys() >= {*rows[: 3 * BATCH_SIZE]})
     processes = psutil.Process(worker.pid).children(recursive=True)
     assert len(processes) >= 4  # the run, the supervisor, the server and its child
     client.set_flow_run_state(run.id, Cancelling())  # what the button in the UI does
@@ -147,7 +149,6 @@ def test_a_cancelled_run_stops_soon_and_can_be_resumed(
     expected = ["cancelled: run it again with the same parameters to resume"]
     wait_until(lambda: warnings_of(client, run) == expected, seconds=60)
     before = times_sent().total()
-    assert before == held + IN_FLIGHT
 
     answer.touch()
     again = client.create_flow_run_from_deployment(deployment, parameters=parameters)
@@ -156,7 +157,7 @@ def test_a_cancelled_run_stops_soon_and_can_be_resumed(
     twice = sent.total() - ROWS
     assert len(sent) == ROWS
     assert max(sent.values()) == 2
-    assert 0 < twice <= IN_FLIGHT
+    assert len(held) <= twice <= len(held) + IN_FLIGHT
     assert len((output / "qa.jsonl").read_text().splitlines()) == ROWS
     of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[again.id]))
     assert not [log for log in client.read_logs(of_run, limit=200) if log.task_run_id]

@@ -21,7 +21,8 @@ from prefect_imageqa.flows.filtering import filtered
 from prefect_imageqa.tasks.exporting.pairs_parquet import PAIRS
 from prefect_imageqa.tasks.exporting.row_pairs import read_pairs
 from prefect_imageqa.tasks.exporting.verify_output import verify
-from prefect_imageqa.tasks.runs.run_record import RunCounts, completed_run
+from prefect_imageqa.tasks.runs.run_counts import RunCounts
+from prefect_imageqa.tasks.runs.run_record import completed_run
 from prefect_imageqa.tasks.storing.layout import ALL_PAIRS, FILTERED, JUDGED
 
 pytestmark = pytest.mark.timeout(600)
@@ -30,8 +31,9 @@ COMMAND = Path(sys.executable).with_name("prefect-imageqa")
 BATCH_SIZE, IN_FLIGHT = 16, 32
 LATENCY = 0.15
 KILLS = 20
-AT_RISK = 2 * IN_FLIGHT + BATCH_SIZE
-"""Rows of the batches in flight at any moment: sent, being prepared, and about to be stored."""
+AT_RISK = 2 * (IN_FLIGHT + BATCH_SIZE) + BATCH_SIZE
+"""Rows sent but not stored at most, even if nothing can be stored: no batch is started while
+IN_FLIGHT + BATCH_SIZE rows are asked, or as many replies wait; one batch may be of either kind."""
 PLACES = re.compile(r"Row \d+, (?:left|right)\.")
 
 
@@ -70,9 +72,7 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
     process.communicate()
 
 
-def kill_at(
-    proxy: FaultProxy, hangs: Rule, begin: Callable[[], "subprocess.Popen[str]"]
-) -> None:
+def kill_at(proxy: FaultProxy, hangs: Rule, begin: Callable[[], "subprocess.Popen[str]"]) -> None:
     """Begin a run and SIGKILL it when a request to its store hangs."""
     proxy.set_rules([hangs])
     kill_when(begin(), lambda: proxy.faults["hang"] > 0)
@@ -239,7 +239,7 @@ def test_a_run_killed_in_a_check_goes_on_where_it_was(
     finished = {f"STUB text {place}" for place in PLACES.findall(replies)}
     assert 0 < len(finished) < 216 * 2
     at_risk = len(sent() - rows) - len(finished)
-    kill_at(s3_proxy, Rule("hang", method="PUT", path=f"/{PAIRS}"), begin)
+    kill_at(s3_proxy, Rule("hang", method="PUT", path=f"/{FILTERED}"), begin)
     assert ObjectStore(uri=output).exists(JUDGED)
     asked = sent() - rows
     assert asked.keys() == questions.keys()

@@ -213,7 +213,7 @@ def test_a_mistake_in_a_parameter_is_reported_in_one_line(
 ) -> None:
     run_id, message = getattr(runs, run), message.format(keyed_stub=keyed_stub.url)
     of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run_id).state
         while True:

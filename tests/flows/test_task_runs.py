@@ -30,7 +30,7 @@ LIMITS = Limits(batch_size=4, server_wait=0.5, max_in_flight=1)
 def steps_of(run: FlowRun, expected: int) -> int:
     """How many task runs a flow run has for the steps of its passes, waiting for so many."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:  # the server takes them in with a delay
             names = [each.name for each in client.read_task_runs(flow_run_filter=chosen)]

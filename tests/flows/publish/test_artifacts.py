@@ -50,7 +50,7 @@ def _without_plots() -> Iterator[None]:
         yield
 
 
-def wait_for(read: Callable[[], Any], fits: Callable[[Any], bool], seconds: float = 60) -> Any:
+def wait_for(read: Callable[[], Any], fits: Callable[[Any], bool], seconds: float = 120) -> Any:
     """Poll until the value fits: logs, events and task runs reach the API with a delay."""
     deadline = time.monotonic() + seconds
     while not fits(value := read()):

@@ -18,7 +18,7 @@ MATERIALIZED = "prefect.asset.materialization.succeeded"
 def materializations(asset: str) -> list[dict[str, Any]]:
     """The materialization events of an asset, as soon as there is one."""
     wanted = {"event": {"name": [MATERIALIZED]}, "resource": {"id": [asset]}}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         reply = httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json={"filter": wanted})
         events: list[dict[str, Any]] = reply.raise_for_status().json()["events"]

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prefect_imageqa.flows.workers.messages import BatchResult, WorkerStatus, er
 from prefect_imageqa.flows.workers.processes import ProcessWorker
 from prefect_imageqa.flows.workers.threads import ThreadWorker
 from prefect_imageqa.tasks.errors import ImageQAError, ObjectMissingError
-from prefect_imageqa.tasks.runs.run_record import RunRecord
+from prefect_imageqa.tasks.runs.run_record import RunRecord, read_run
 
 
 @pytest.fixture
@@ -50,20 +50,19 @@ def _quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _beating(channel: Channel, record_of: Callable[..., RunRecord]) -> Iterator[None]:
-    """A run whose clock is an hour late."""
-    ended = threading.Event()
+def beats(
+    channel: Channel, record_of: Callable[..., RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> list[datetime]:
+    """Heartbeats of a run whose clock is an hour late: one before each time that it is checked."""
+    beats: list[datetime] = []
 
-    def beat() -> None:
-        while not ended.wait(0.1):
-            updated = datetime.now(UTC) - timedelta(hours=1)
-            record_of(run="r", state="running", updated=updated).write(channel.store)
+    def read(store: ObjectStore, name: str) -> RunRecord:
+        beats.append(datetime.now(UTC) - timedelta(hours=1))
+        record_of(run="r", state="running", updated=beats[-1]).write(channel.store)
+        return read_run(store, name)
 
-    thread = threading.Thread(target=beat)
-    thread.start()
-    yield
-    ended.set()
-    thread.join()
+    monkeypatch.setattr(worker, "read_run", read)
+    return beats
 
 
 def test_a_batch_that_is_gone_is_not_waited_for(job: WorkerJob, channel: Channel) -> None:
@@ -123,7 +122,7 @@ def test_a_worker_that_has_another_folder_says_so_and_writes_nothing(
     assert not channel.store.list()
 
 
-@pytest.mark.usefixtures("_beating")
+@pytest.mark.usefixtures("beats")
 def test_a_batch_that_somebody_removes_is_left_to_others(
     job: WorkerJob, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +149,10 @@ def test_a_batch_that_somebody_removes_is_left_to_others(
     started.stop()
 
 
-@pytest.mark.usefixtures("_quick_checks", "_beating")
-def test_a_wrong_clock_does_not_end_a_worker(job: WorkerJob, channel: Channel) -> None:
+@pytest.mark.usefixtures("_quick_checks")
+def test_a_wrong_clock_does_not_end_a_worker(job: WorkerJob, beats: list[datetime]) -> None:
     started = ThreadWorker(job)
-    wait_until(lambda: channel.store.exists(job.folder.status))
-    time.sleep(1.5)
+    wait_until(lambda: len(beats) > worker._MAX_RUN_CHECKS + 1 or started.ended)
     assert started.ended is None
     started.stop()
     wait_until(lambda: started.ended)
