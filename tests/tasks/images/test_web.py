@@ -787,3 +787,4 @@ def test_a_host_that_sends_other_images_in_time_is_not_skipped(
     for _ in range(MAX_SLOW_IMAGES):
         assert problem_of(local.read, url).problem.kind is Kind.TIMEOUT
     assert "was too slow a moment ago" in problem_of(local.read, good).problem.message
+    assert site.requests.count("GET /a.png") == 2 * MAX_SLOW_IMAGES  # none is asked for again
