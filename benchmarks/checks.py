@@ -77,7 +77,8 @@ def measure(name: str, bench: Bench) -> Result:
     parameters = _parameters(name, folder, items, bench)
     _run("", parameters, folder / COSTS)
     for number, check in enumerate(bench.checks, 1):
-        checks = Checks(names=tuple(bench.checks[:number]), rubric=str(RUBRIC))
+        names = tuple(bench.checks[:number])
+        checks = Checks(names=names, rubric=str(RUBRIC) if "judge" in names else "")
         _run(check, parameters | {"checks": checks}, folder / COSTS)
     judged = pq.read_table(folder / "output" / JUDGED)
     costs = {check: Cost(**cost) for check, cost in read(folder / COSTS).items()}

@@ -81,17 +81,15 @@ def resolve_endpoint(
 
 
 def resolve_judge(checks: Checks) -> VLLMEndpoint | None:
-    """The endpoint of the judge; None if the run's own is asked, or there is no such check.
+    """The endpoint of the judge; None if the run's own is asked.
 
     Raises:
         EndpointError: a URL is malformed, no block has that name, or there is only a model.
     """
-    if "judge" not in checks.names:
-        return None
     endpoint, model = (checks.judge_endpoint or "").strip(), (checks.judge_model or "").strip()
     if not endpoint:
         if model:
-            raise EndpointError(f"check judge: model {model!r} needs an endpoint, judge_endpoint")
+            raise EndpointError(f"check judge: model {model!r} needs an endpoint: --judge-endpoint")
         return None
     try:
         found = resolve_endpoint(endpoint, model or None)

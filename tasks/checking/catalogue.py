@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ..errors import ImageQAError
 from ..images.prepare import ImageSettings
 from ..object_store.store import ObjectStore
 from .check import Check
@@ -140,8 +139,6 @@ def _contamination(settings: CheckSettings) -> Check:
     from .benchmarks import open_benchmark, read_benchmarks
     from .contamination import check
 
-    if not settings.benchmarks:
-        raise ImageQAError("check contamination: name the test sets to compare with (--benchmark)")
     credentials = settings.store.s3_credentials
     for source in settings.benchmarks:
         open_benchmark(source, credentials)  # before anything is asked

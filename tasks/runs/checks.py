@@ -1,6 +1,9 @@
 """How the pairs of a run are checked, and which of them are kept."""
 
-from pydantic import Field, field_validator
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from ..checking.balance import Cap
 from ..checking.best import Best
@@ -12,6 +15,16 @@ NO_CHECKS = (
     "`prefect-imageqa run`, the same flags and an endpoint: it asks for nothing else"
 )
 """Why a run on the results of batch files has none."""
+
+_USED_BY: Mapping[str, tuple[CheckName, ...]] = {
+    "times": ("consistency",),
+    "none_option": ("blind", "swapped"),
+    "rubric": ("judge",),
+    "judge_endpoint": ("judge",),
+    "judge_model": ("judge",),
+    "benchmarks": ("contamination",),
+}
+"""The checks that a field is for."""
 
 
 class Checks(Group):
@@ -85,6 +98,7 @@ class Checks(Group):
     )
     benchmarks: tuple[str, ...] = Field(
         default=(),
+        validate_default=True,
         description="Test sets that contamination compares images and questions with: folders of "
         "images, or tables with images.",
     )
@@ -111,6 +125,17 @@ class Checks(Group):
             Best.parse(each)
         return best
 
+    @field_validator(*_USED_BY)
+    @classmethod
+    def _check_is_made(cls, given: Any, info: ValidationInfo) -> Any:
+        """Nobody may believe that pairs were compared with a test set, or rated by a rubric."""
+        field = str(info.field_name)
+        names = info.data.get("names", _USED_BY[field])  # not there if they are wrong themselves
+        is_given = given not in (cls.model_fields[field].default, None)
+        if is_given and not set(names).intersection(_USED_BY[field]):
+            raise ValueError(f"this is for check {' or '.join(_USED_BY[field])}, which is not made")
+        return given
+
     @field_validator("rubric")
     @classmethod
     def _check_rubric(cls, rubric: str | None) -> str | None:
@@ -118,7 +143,11 @@ class Checks(Group):
 
     @field_validator("benchmarks")
     @classmethod
-    def _check_benchmarks(cls, benchmarks: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_benchmarks(
+        cls, benchmarks: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        if not benchmarks and "contamination" in info.data.get("names", ()):
+            raise ValueError("name the test sets that check contamination compares with")
         for uri in benchmarks:
             plain_uri(uri)
         return benchmarks

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from .form_types import Group, OptionalText
 
@@ -32,6 +32,14 @@ class Workers(Group):
         "image-qa-worker/worker; of ray or dask, the address of the cluster, by default a local "
         "one that ends with the run.",
     )
+
+    @field_validator("engine_address")
+    @classmethod
+    def _check_address(cls, address: str | None, info: ValidationInfo) -> str | None:
+        engine = info.data.get("engine")
+        if (address or "").strip() and engine in ("threads", "processes"):
+            raise ValueError(f"engine {engine} has no address")
+        return address
 
     @property
     def are_wanted(self) -> bool:

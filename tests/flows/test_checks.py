@@ -191,7 +191,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "no such column of numbers; run with --check confidence",
     ),
     "column of a check that is not made": ({"keep": "consistency > 0.5"}, "consistency"),
-    "benchmarks": ({"names": ("contamination",)}, "benchmark"),
     "rubric": ({"names": ("judge",), "rubric": "nowhere.md"}, "nowhere.md"),
 }
 
@@ -215,6 +214,30 @@ def test_a_mistake_is_one_line_before_any_request(
 def test_unknown_names_and_limits_are_no_parameters(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Checks(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"names": ("form",), "benchmarks": ("mmbench",)}, "for check contamination, which is not"),
+        ({"names": ("contamination",)}, "name the test sets that check contamination compares"),
+        ({"rubric": "nowhere.md"}, "for check judge, which is not made"),
+        ({"names": ("form",), "judge_endpoint": "http://gpu:8000"}, "for check judge"),
+        ({"names": ("form",), "judge_model": "arbiter"}, "for check judge"),
+        ({"names": ("judge",), "times": 3}, "for check consistency"),
+        ({"none_option": True}, "for check blind or swapped"),
+    ],
+)
+def test_what_no_check_uses_and_what_one_needs_is_refused(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Checks(**given)
+
+
+def test_the_form_may_send_what_no_check_uses_as_it_is_by_default() -> None:
+    shown = Checks().model_dump()
+    assert Checks(**shown | {"names": ("form",), "rubric": None}).names == ("form",)
 
 
 def test_the_results_of_batch_files_have_no_checks(run: dict[str, Any], tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_too_many_failures_stop_the_run(
         ({"judge_endpoint": "http://user:pass-5f2c@gpu:8000"}, "must not contain a user"),
         ({"judge_endpoint": "ftp://gpu"}, "is not an http:// or https:// URL"),
         ({"judge_endpoint": "no-such-block"}, "no vLLM Endpoint block named 'no-such-block'"),
-        ({"judge_model": "arbiter"}, "needs an endpoint"),
+        ({"judge_model": "arbiter"}, "needs an endpoint: --judge-endpoint"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_request(

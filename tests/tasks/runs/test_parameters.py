@@ -5,7 +5,7 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
 from prefect.utilities.schema_tools.validation import validate
-from prefect_imageqa import Columns, Images, ImageSettings, Limits, Sampling, image_qa
+from prefect_imageqa import Columns, Images, ImageSettings, Limits, Sampling, Workers, image_qa
 from prefect_imageqa.tasks.runs.form_types import DatasetLike
 from prefect_imageqa.tasks.runs.parameters import RESERVED_OPTIONS
 from pydantic import TypeAdapter, ValidationError
@@ -157,3 +157,9 @@ def test_requests_in_flight_are_a_number_or_found_automatically(value: Any, take
 def test_other_numbers_of_requests_in_flight_are_refused(value: Any, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         Limits(max_in_flight=value)
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_workers_of_the_own_machine_have_no_address(engine: Any) -> None:
+    with pytest.raises(ValidationError, match=f"engine {engine} has no address"):
+        Workers(workers=2, engine=engine, engine_address="ray://head:10001")
