@@ -329,6 +329,13 @@ def test_the_slots_of_a_real_server_are_found(start_stub: Any) -> None:
     assert max(limits) <= 3 * 96  # so that the queue is at most twice the slots
 
 
+def test_clients_that_share_a_server_begin_with_their_share_of_the_first_limit() -> None:
+    with FakeVLLM() as server, ChatClient(endpoint(server.url), sharers=4) as client:
+        assert client.max_in_flight == FIRST_LIMIT // 4
+        assert texts(client.complete([ask("hello")])) == ["hello"]
+        assert client.max_in_flight == FIRST_LIMIT // 4
+
+
 def test_clients_in_two_processes_share_a_real_server(start_stub: Any) -> None:
     """They send until ten looks have found all slots in use and a short queue."""
     stub = start_stub("--metrics", latency=0.4, slots=64)
