@@ -51,6 +51,7 @@ from .progress import RunProgress
 from .publish.artifacts import show_progress
 from .summary import RunSummary, total_counts
 from .task_runs import StepRunner
+from .termination import terminated_once
 from .workers.channel import remove_messages
 from .workers.crew import Crew
 from .workers.open_crew import check_workers, open_crew, rows_per_batch
@@ -97,6 +98,7 @@ class Run:
         self._id = str(flow_run.id or uuid4())
         self._loop = loop
         self._stack = stack
+        self._ignore_terminations = stack.enter_context(terminated_once())
         limits = parameters.images.settings
         self.checks = open_checks(parameters.checks, output, limits, self.image_source)
         self.passes: list[OpenPass] = []
@@ -120,6 +122,7 @@ class Run:
 
     def stop(self) -> None:
         """Send no more requests, and wait for no store: the run is stopped from outside."""
+        self._ignore_terminations()
         if self.crew is not None:
             self.crew.stop()
         self.client.stop()

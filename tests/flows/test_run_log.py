@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect_imageqa import EndpointError, ImageQAError, Limits, StoreError, image_qa
+from prefect_imageqa import EndpointError, ImageQAError, Limits, Pilot, StoreError, image_qa
+from prefect_imageqa.flows import batches
 from prefect_imageqa.flows.run_log import error_is_printed, forward_logs
 
 WriteRows = Callable[[list[str]], str]
 BATCHES = Limits(batch_size=2, max_in_flight=8, server_wait=1)
+NO_PROOF = Pilot(image_proof=False)
 
 
 def once_asked(stub: Any, act: Callable[[], object], requests: int = 4) -> None:
@@ -49,6 +52,43 @@ def test_an_interrupted_run(
         image_qa(rows, str(tmp_path / "out"), endpoint=stub.url, limits=BATCHES)
     expected = "interrupted: run it again with the same parameters to resume"
     assert said(caplog, logging.WARNING) == [expected]
+
+
+def test_a_run_that_is_terminated_again_stores_the_replies_that_it_has(
+    start_stub: Any, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect may send the signal several times when it cancels a run."""
+
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminate_once_answered() -> None:
+        while stub.stats()["replies"].get("200", 0) < 6:
+            time.sleep(0.02)
+        time.sleep(1)  # until the replies have arrived, too
+        terminate()
+
+    def store_replies(*arguments: Any) -> None:
+        terminate()
+        store(*arguments)
+
+    store = batches._store_replies
+    monkeypatch.setattr(batches, "_store_replies", store_replies)
+    stub = start_stub()
+    answer = tmp_path / "answer"
+    rows = write_rows([*map(str, range(6)), f"STUB until {answer} 6", f"STUB until {answer} 7"])
+    limits = Limits(batch_size=8, max_in_flight=8)
+    run: dict[str, Any] = {"endpoint": stub.url, "limits": limits, "pilot": NO_PROOF}
+    once_asked(stub, terminate_once_answered, requests=8)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # Prefect calls this one, too
+    try:
+        with pytest.raises(TerminationSignal):
+            image_qa(rows, str(tmp_path / "out"), **run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    answer.touch()
+    summary = image_qa(rows, str(tmp_path / "out"), **run)
+    assert (summary.ok, summary.requests) == (8, 2)
 
 
 def test_a_run_whose_server_is_lost(

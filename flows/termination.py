@@ -1,0 +1,29 @@
+"""A run that is told to end more than once: it ends in order all the same."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def terminated_once() -> Iterator[Callable[[], None]]:
+    """Ignore SIGTERM inside the block from the time on that what this yields is called.
+
+    A run that is cancelled stores the replies that it has. Prefect gives it 30 s for that, and may
+    send the signal again meanwhile: for each message that the run is to be cancelled, of which
+    there are several when a connection to its server was lost. Ctrl-C still ends it at once.
+    """
+    ignored: list[Any] = []  # the handler that it had before
+
+    def ignore() -> None:
+        if not ignored and threading.current_thread() is threading.main_thread():
+            # Not SIG_IGN, which the processes that a run starts would inherit.
+            ignored.append(signal.signal(signal.SIGTERM, lambda *_: None))
+
+    try:
+        yield ignore
+    finally:
+        if ignored:
+            signal.signal(signal.SIGTERM, ignored[0])
