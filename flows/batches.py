@@ -76,13 +76,14 @@ def run_batches(
     storing: Step = {}
     completed: SimpleQueue[Pending[Any]] = SimpleQueue()
     error: Exception | None = None
-    more = True
 
     def follow(future: Pending[Any], batch: Batch, step: Step) -> None:
         step[future] = batch
         future.add_done_callback(completed.put)
 
     try:
+        # Not the loop first: until Python 3.13, a signal at its jump back would pass by `except`.
+        more = True
         while True:
             # 1. Start batches as long as the servers would soon be idle without them.
             in_flight = [*generating.values(), *storing.values()]

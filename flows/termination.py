@@ -11,9 +11,9 @@ from typing import Any
 def terminated_once() -> Iterator[Callable[[], None]]:
     """Ignore SIGTERM inside the block from the time on that what this yields is called.
 
-    A run that is cancelled stores the replies that it has. Prefect gives it 30 s for that, and may
-    send the signal again meanwhile: for each message that the run is to be cancelled, of which
-    there are several when a connection to its server was lost. Ctrl-C still ends it at once.
+    A run that is cancelled stores the replies that it has, for which Prefect gives it 30 s. It may
+    send the signal again meanwhile: when it has lost the connection by which it was told, it looks
+    for runs that are being cancelled, and finds this one. Ctrl-C still ends the run at once.
     """
     ignored: list[Any] = []  # the handler that it had before
 

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,12 @@ from typing import Any
 import pytest
 from prefect_imageqa import Limits, image_qa
 from prefect_imageqa.flows import batches
-from prefect_imageqa.flows.batches import MAX_EMBEDDED_BYTES, _has_room, row_chunks
+from prefect_imageqa.flows.batches import (
+    MAX_EMBEDDED_BYTES,
+    _has_room,
+    row_chunks,
+    run_batches,
+)
 from prefect_imageqa.flows.open_pass import OpenPass
 from prefect_imageqa.flows.progress import RunProgress
 from prefect_imageqa.flows.task_runs import MAX_BATCHES, MAX_ROWS
@@ -301,3 +308,34 @@ def test_an_unexpected_error_is_retried_and_costs_no_reply(
     monkeypatch.undo()
     again = image_qa(str(dataset), str(tmp_path / "out"), endpoint=stub.url, limits=limits)
     assert (again.ok, again.requests) == (12, 1)
+
+
+class _Stopped(BaseException):
+    """What a signal raises, at whatever place the program is."""
+
+
+def test_a_signal_at_any_moment_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While batches wait, above all: Python looks for signals where a loop jumps back."""
+    stops: list[None] = []
+    run: Any = SimpleNamespace(client=None, stop=lambda: stops.append(None))
+    current: Any = SimpleNamespace(answered_part=lambda _: None)
+    never_stored: Any = None
+    monkeypatch.setattr(batches, "POLL_SECONDS", 0)
+    monkeypatch.setattr(batches, "_has_room", lambda in_flight, *_: not in_flight)
+
+    def raise_stopped(*_: object) -> None:
+        raise _Stopped
+
+    def generate(batch: Batch) -> "Future[None]":
+        signal.setitimer(signal.ITIMER_REAL, 0.001 + len(stops) / 1_000_000)
+        return Future()
+
+    before = signal.signal(signal.SIGALRM, raise_stopped)
+    try:
+        for times in range(1, 301):
+            batch = Batch(1, "key", (), ())
+            with pytest.raises(_Stopped):
+                run_batches(iter([batch]), generate, never_stored, current, run)
+            assert len(stops) == times
+    finally:
+        signal.signal(signal.SIGALRM, before)
