@@ -270,8 +270,8 @@ def test_a_run_whose_rows_all_fail_is_stopped(
     output = str(tmp_path / "out")
     with pytest.raises(ImageQAError, match=f"{WINDOW} of the last {WINDOW} rows failed"):
         image_qa(dataset, output, endpoint=stub.url, limits=batches)
-    # Three batches can be in flight, and two wait to be stored. Each row is asked once more.
-    assert stub.stats()["requests"] <= 2 * (WINDOW + 5 * 64)
+    # Batches that were started before it was known are finished. Each row is asked once more.
+    assert stub.stats()["requests"] <= 2 * (WINDOW + 8 * 64) < 2 * 1000
     record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
     assert (record["state"], record["counts"]["quarantined"] >= WINDOW) == ("failed", True)
     assert "max_error_rate" in record["error"]
