@@ -20,7 +20,8 @@ def terminated_once() -> Iterator[Callable[[], None]]:
     def ignore() -> None:
         if not ignored and threading.current_thread() is threading.main_thread():
             # Not SIG_IGN, which the processes that a run starts would inherit.
-            ignored.append(signal.signal(signal.SIGTERM, lambda *_: None))
+            before = signal.signal(signal.SIGTERM, lambda *_: None)
+            ignored.append(before or signal.SIG_DFL)  # None: a handler that is not Python's
 
     try:
         yield ignore
